@@ -1,0 +1,95 @@
+"""The errors a user can cause and fix, each with the exit code the command line ends with.
+
+A message is one line: what file, what was found, what was expected, what to do next. Programmer's mistakes stay
+ValueError or TypeError and end with a traceback and exit code 1.
+"""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+
+class AerialsegError(Exception):
+    """A failure with a clear cause outside the program; `exit_code` follows BSD sysexits where one fits."""
+
+    exit_code = 1
+
+
+class UsageError(AerialsegError):
+    """The command line asks for something contradictory or refused by design."""
+
+    exit_code = 2
+
+
+class SomeScenesFailed(AerialsegError):
+    """At least one scene succeeded and at least one failed; the report says which."""
+
+    exit_code = 3
+
+
+class Diverged(AerialsegError):
+    """Loss or gradients became NaN or infinite."""
+
+    exit_code = 4
+
+
+class BadDataError(AerialsegError):
+    """An input file can be reached but its content cannot be used."""
+
+    exit_code = 65
+
+
+class NoInputError(AerialsegError):
+    """No usable input was found at all."""
+
+    exit_code = 66
+
+
+class DeviceError(AerialsegError):
+    """The device asked for, or found, cannot be used."""
+
+    exit_code = 69
+
+
+class ResourceError(AerialsegError):
+    """Out of memory, or a worker was lost."""
+
+    exit_code = 71
+
+
+class OutputError(AerialsegError):
+    """An output cannot be created, or belongs to someone else."""
+
+    exit_code = 73
+
+
+class StorageError(AerialsegError):
+    """Reading or writing failed half-way: disk full, I/O error."""
+
+    exit_code = 74
+
+
+class ConfigError(AerialsegError):
+    """A configuration file or override is wrong."""
+
+    exit_code = 78
+
+
+class ModelError(AerialsegError):
+    """A model file is damaged, foreign, or does not fit the work."""
+
+    exit_code = 78
+
+
+class Stopped(AerialsegError):
+    """A signal asked for a clean stop; what was finished is kept and the same command goes on from there."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}; run the same command again to go on from here")
+        self.exit_code = 128 + signum
+
+
+def one_line(text: str | Path) -> str:
+    """Return `text` with control characters and undecodable bytes escaped, so that a message stays on one line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text))
