@@ -1,0 +1,46 @@
+"""The list of commands, each loaded when it is called for: `aerialseg --help` imports no torch and no GDAL."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from aerialseg import __version__
+
+COMMANDS = ("tile", "train", "predict", "evaluate", "models", "doctor", "sample", "demo")
+
+
+def build_app() -> typer.core.TyperGroup:
+    """Return the command line as a click group."""
+    app = typer.Typer(
+        name="aerialseg",
+        help="Cut aerial scenes into tiles, train a building segmenter, and map whole scenes.",
+        no_args_is_help=True,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_common)
+    for name in COMMANDS:
+        module = __import__(f"aerialseg.cli.{name}", fromlist=[name])
+        app.command(name)(getattr(module, name))
+    group = typer.main.get_command(app)
+    if not isinstance(group, typer.core.TyperGroup):
+        raise TypeError("the application must be a group of commands")
+    return group
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"aerialseg {__version__}")
+        raise typer.Exit
+
+
+def _common(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and stop.")
+    ] = False,
+) -> None:
+    """Cut aerial scenes into tiles, train a building segmenter, and map whole scenes."""

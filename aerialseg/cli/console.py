@@ -1,0 +1,148 @@
+"""What the commands show: results on stdout, progress and warnings on stderr, and what a signal does.
+
+On a terminal a progress bar; elsewhere one line per finished scene and at most one progress line a minute, so that a
+log of a thousand scenes stays readable.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from aerialseg.errors import Stopped
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
+MINUTE = 60.0
+
+
+@contextmanager
+def console_progress() -> Iterator[ConsoleProgress]:
+    """Yield the Progress of a command, with SIGINT and SIGTERM turned into a clean stop.
+
+    The first signal lets the verb reach its next safe point, where `advance` raises Stopped; the second one ends the
+    process at once.
+    """
+    progress = ConsoleProgress()
+    previous = {number: signal.signal(number, progress.on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield progress
+    finally:
+        progress.finish()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class ConsoleProgress:
+    """Implements `aerialseg.progress.Progress` for a person at a terminal or a log file."""
+
+    def __init__(self) -> None:
+        self._signum: int | None = None
+        self._bar: RichProgress | None = None
+        self._task: TaskID | None = None
+        self._label, self._unit = "", ""
+        self._done = self._total = 0.0
+        self._began = self._spoke = time.monotonic()
+
+    def on_signal(self, signum: int, frame: FrameType | None) -> None:
+        """Remember the first signal; leave at once on the second."""
+        if self._signum is not None:
+            os._exit(128 + signum)
+        self._signum = signum
+        os.write(sys.stderr.fileno(), b"\nstopping cleanly; press again to stop at once\n")
+
+    def start(self, label: str, total: float, unit: str) -> None:
+        """Begin a piece of work."""
+        self.finish()
+        self._label, self._unit, self._total, self._done = label, unit, float(total), 0.0
+        self._began = self._spoke = time.monotonic()
+        if sys.stderr.isatty():
+            self._bar = _new_bar()
+            self._task = self._bar.add_task(label, total=total, unit=unit, note="")
+            self._bar.start()
+        self._raise_if_stopped()
+
+    def advance(self, amount: float = 1, note: str = "") -> None:
+        """Count work as done; raises Stopped after a signal."""
+        self._done += amount
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, advance=amount, note=note)
+        elif time.monotonic() - self._spoke >= MINUTE:
+            self._spoke = time.monotonic()
+            self.say(self._status(note))
+        self._raise_if_stopped()
+
+    def say(self, line: str) -> None:
+        """Show one line."""
+        if self._bar is not None:
+            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+    def finish(self) -> None:
+        """End the piece of work."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = self._task = None
+
+    def _raise_if_stopped(self) -> None:
+        if self._signum is not None:
+            raise Stopped(self._signum)
+
+    def _status(self, note: str) -> str:
+        rate = self._done / max(time.monotonic() - self._began, 1e-9)
+        left = (self._total - self._done) / rate if rate > 0 else float("inf")
+        counted = f"{self._label}: {self._done:,.0f}/{self._total:,.0f} {self._unit}"
+        return f"{counted}, {rate:,.1f} {self._unit}/s, {left / 60:,.1f} min left{f', {note}' if note else ''}"
+
+
+def print_json(value: Any) -> None:
+    """Print `value` as JSON on stdout; NaN becomes null."""
+    print(json.dumps(_without_nan(value), indent=2))  # noqa: T201
+
+
+def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """Print a table on stdout; the first column is left-aligned, the others are numbers."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and value != value else value
+
+
+def _new_bar() -> RichProgress:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", style="dim"),
+        console=Console(stderr=True),
+        transient=False,
+    )

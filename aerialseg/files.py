@@ -1,0 +1,175 @@
+"""What the program promises about files: whole or absent, never over the user's own, never through a link.
+
+Every output is written under a temporary name in its own folder, flushed to the disk and renamed. Temporary names
+start with `TEMPORARY`, so that what a killed run left behind can be recognised and swept.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aerialseg.errors import AerialsegError, OutputError, StorageError, UsageError, one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+TEMPORARY = ".aerialseg-"
+LOCK = f"{TEMPORARY}lock"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def staged(final: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `final`; on success flush it and rename it to `final`, on failure remove it.
+
+    The temporary name keeps the suffix (drivers look at it) and is short, so that a `final` of 255 bytes works. A
+    symbolic link at `final` is replaced, never followed. Raises StorageError when the disk is full and OutputError for
+    any other refusal of the operating system.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with _output_errors(final):
+        handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=final.suffix[-16:], dir=final.parent)
+        os.close(handle)
+    temporary = Path(name)
+    try:
+        with _output_errors(final):
+            yield temporary
+            commit(temporary, final)
+    finally:
+        temporary.unlink(missing_ok=True)
+        Path(f"{temporary}.aux.xml").unlink(missing_ok=True)
+
+
+def commit(temporary: Path, final: Path) -> None:
+    """Flush `temporary` to the disk and rename it to `final` in the same folder, with the umask's permissions."""
+    with temporary.open("rb+") as stream:
+        os.fsync(stream.fileno())
+    umask = os.umask(0)
+    os.umask(umask)
+    temporary.chmod(0o666 & ~umask)
+    temporary.replace(final)
+
+
+def write_bytes(final: Path, content: bytes) -> None:
+    """Write `content` to `final` as a whole, or not at all."""
+    with staged(final) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(final: Path, text: str) -> None:
+    """Write UTF-8 `text` to `final` as a whole, or not at all."""
+    write_bytes(final, text.encode())
+
+
+def write_json(final: Path, value: Any) -> None:
+    """Write `value` as indented JSON to `final`; NaN is refused, for JSON has none."""
+    write_text(final, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of the file's bytes as hex; raises StorageError when it cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise StorageError(f"{one_line(path)}: cannot be read: {error.strerror}") from error
+
+
+def prepare_output_folder(folder: Path) -> None:
+    """Create `folder` and prove that files can be written in it; raises OutputError otherwise."""
+    with _output_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=TEMPORARY, dir=folder)
+        os.close(handle)
+        Path(name).unlink()
+
+
+def refuse_input_as_output(inputs: Iterable[Path], outputs: Iterable[Path]) -> None:
+    """Raise UsageError when an output is an input: by name, by link, or with only the case differing."""
+    known = {identity: path for path in inputs for identity in _identities(path)}
+    for output in outputs:
+        for identity in _identities(output):
+            if identity in known:
+                raise UsageError(
+                    f"{one_line(output)}: this output would overwrite the input {one_line(known[identity])};"
+                    " give another folder with -o"
+                )
+
+
+def refuse_foreign(path: Path, *, ours: bool, overwrite: bool) -> None:
+    """Raise OutputError when `path` exists, was not written by this program, and `overwrite` was not asked for."""
+    if os.path.lexists(path) and not ours and not overwrite:
+        raise OutputError(
+            f"{one_line(path)}: exists and was not written by aerialseg; give another folder with -o, or --overwrite"
+        )
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the one writer's place in `folder`; raises OutputError when a living process holds it.
+
+    The kernel drops the lock with its process, so a killed run never leaves one behind.
+    """
+    with (folder / LOCK).open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise OutputError(
+                f"{one_line(folder)}: another aerialseg run is writing here; wait for it, or give another -o"
+            ) from error
+        yield
+
+
+def sweep(folder: Path) -> int:
+    """Remove the temporaries that killed runs left below `folder`, and return how many; call it with the lock held."""
+    stale = [path for path in folder.rglob(f"{TEMPORARY}*") if path.name != LOCK and not path.is_dir()]
+    for path in stale:
+        path.unlink(missing_ok=True)
+    return len(stale)
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Raise StorageError when the disk under `folder` has fewer than `needed` bytes free."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise StorageError(
+            f"{one_line(folder)}: no space: needs about {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB free;"
+            " free some or give another folder with -o"
+        )
+
+
+def output_error(final: Path, error: OSError) -> AerialsegError:
+    """Return our error for the operating system's refusal to write `final`."""
+    if error.errno in FULL:
+        free = shutil.disk_usage(final.parent).free / 1e6
+        return StorageError(
+            f"{one_line(final)}: no space on {one_line(final.parent)}: {free:,.1f} MB free; free some and run again"
+        )
+    reason = error.strerror or str(error)
+    return OutputError(f"{one_line(final)}: cannot be written: {reason}; give another folder with -o")
+
+
+@contextmanager
+def _output_errors(final: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise output_error(final, error) from error
+
+
+def _identities(path: Path) -> set[object]:
+    """Return what `path` is known by: its resolved name without regard to case and, if it exists, its inode."""
+    identities: set[object] = {str(path.resolve()).casefold()}
+    if path.exists():
+        status = path.stat()
+        identities.add((status.st_dev, status.st_ino))
+    return identities

@@ -1,0 +1,143 @@
+"""Fixtures: small rasters made at test time, the command line in and out of process, and hashes of whole folders."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+import aerialseg.geo  # noqa: F401  (configures GDAL before rasterio is imported)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+AUSTIN = (0.3, 0.0, 616000.0, 0.0, -0.3, 3347000.0)
+"""The six numbers of an Inria-like grid: 0.3 m pixels in EPSG:26914."""
+
+
+@pytest.fixture(autouse=True)
+def _one_torch_thread() -> None:
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def cli() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run `python -m aerialseg ARGUMENTS` in a process of its own."""
+
+    def call(*arguments: Any, env: dict[str, str] | None = None, timeout: float = 120, **options: Any) -> Any:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+        command = [sys.executable, "-m", "aerialseg", *map(str, arguments)]
+        return subprocess.run(
+            command, env=environment, timeout=timeout, capture_output=True, text=True, check=False, **options
+        )
+
+    return call
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run the command line inside this process; returns (exit code, stdout, stderr)."""
+    from aerialseg.cli import main
+
+    def call(*arguments: Any) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def scene_file() -> Callable[..., Path]:
+    """Write a test raster; the arguments are those of `write_raster`."""
+    return write_raster
+
+
+@pytest.fixture(scope="session")
+def mask_file() -> Callable[..., Path]:
+    """Write a mask of rectangles, 0 and 255, on the grid of `scene_file`'s default."""
+
+    def write(path: Path, array: Any = None, *, size: tuple[int, int] = (128, 128), **profile: Any) -> Path:
+        return write_raster(path, rectangles(*size) if array is None else array, **profile)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Save a model with random weights: `tiny_model(path=None, bands=3, tile_size=64, **card)`."""
+
+    def save(path: Path | None = None, *, bands: int = 3, tile_size: int = 64, **card: Any) -> Path:
+        import torch
+
+        from aerialseg.models.catalog import build_network, resolve
+        from aerialseg.models.package import ModelCard, save_model
+        from aerialseg.models.segmenter import Segmenter
+
+        torch.manual_seed(0)
+        spec = resolve(preset="unet-r18", bands=bands, weights="none")
+        mean, std = (100.0,) * bands, (50.0,) * bands
+        values = {
+            "preset": spec.preset, "architecture": spec.architecture, "encoder": spec.encoder,
+            "encoder_arguments": dict(spec.encoder_arguments), "bands": bands, "mean": mean, "std": std,
+            "tile_size": tile_size, "overlap": 0.25, **card,
+        }  # fmt: skip
+        final = path or tmp_path_factory.mktemp("model") / "model.safetensors"
+        save_model(final, Segmenter(build_network(spec), mean, std), ModelCard(**values))
+        return final
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def tree_hashes() -> Callable[[Path], dict[str, str]]:
+    """Return relative path -> SHA-256 for every file below a folder."""
+
+    def hashes(folder: Path) -> dict[str, str]:
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+    return hashes
+
+
+def write_raster(
+    path: Path,
+    array: np.ndarray | None = None,
+    *,
+    size: tuple[int, int] = (128, 128),
+    bands: int = 3,
+    crs: Any = "EPSG:26914",
+    transform: tuple[float, ...] | None = AUSTIN,
+    dtype: str = "uint8",
+    seed: int = 0,
+    **profile: Any,
+) -> Path:
+    """Write (bands, rows, cols) or (rows, cols) pixels, random when `array` is None, as a GeoTIFF (or `driver=`)."""
+    import rasterio
+    from affine import Affine
+
+    if array is None:
+        high = 256 if dtype == "uint8" else 4096
+        array = np.random.default_rng(seed).integers(0, high, (bands, *size)).astype(dtype)
+    stack = array[np.newaxis] if array.ndim == 2 else array
+    grid = {} if transform is None else {"transform": Affine(*transform)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    settings = {"driver": "GTiff", "crs": crs, **grid, **profile}
+    with rasterio.open(
+        path, "w", count=stack.shape[0], height=stack.shape[1], width=stack.shape[2], dtype=stack.dtype, **settings
+    ) as target:
+        target.write(stack)
+    return path
+
+
+def rectangles(height: int, width: int) -> np.ndarray:
+    """Return a 0/255 mask with a building in every 64 px square."""
+    rows, cols = np.mgrid[:height, :width]
+    return np.where((rows % 64 > 16) & (rows % 64 < 48) & (cols % 64 > 8) & (cols % 64 < 40), 255, 0).astype(np.uint8)
