@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from types import FrameType
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,30 +21,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     A user's mistake ends in one line on stderr and the error's exit code; a traceback is shown with `--debug`, or when
     the program itself is at fault.
     """
-    import click
-
     from aerialseg.cli.app import build_app
     from aerialseg.errors import AerialsegError
 
     arguments = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in arguments
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # albumentations calls home on import otherwise
+    handlers = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        result = build_app()(args=arguments, prog_name="aerialseg", standalone_mode=False)
-        return result if isinstance(result, int) else 0
-    except click.exceptions.Exit as exit_request:
-        return exit_request.exit_code
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        print("error: interrupted", file=sys.stderr)  # noqa: T201
-        return 128 + signal.SIGINT
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        build_app()(args=arguments, prog_name="aerialseg")
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else 0
     except AerialsegError as error:
-        if debug:
+        if "--debug" in arguments:
             raise
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return error.exit_code
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return 0
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    """Stop at once: what runs long replaces this by a stop at its next safe point (console.py)."""
+    from aerialseg.errors import Stopped
+
+    raise Stopped(signum)

@@ -17,7 +17,7 @@ def build_app() -> typer.core.TyperGroup:
         name="aerialseg",
         help="Cut aerial scenes into tiles, train a building segmenter, and map whole scenes.",
         no_args_is_help=True,
-        rich_markup_mode="rich",
+        rich_markup_mode=None,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )

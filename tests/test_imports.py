@@ -1,0 +1,98 @@
+"""The import law: modules import downwards only, and the light part of the program stays light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+import aerialseg
+
+PACKAGE = Path(aerialseg.__file__).parent
+LAYERS = (
+    {"errors"},
+    {"counts", "config", "files", "progress"},
+    {"geo"},
+    {"models"},
+    {"sample", "training", "prediction", "evaluation", "export"},
+    {"workflows"},
+    {"cli"},
+)
+RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
+VERBS = LAYERS[4]
+HOMES = {"typer": {"cli"}, "pydantic": {"config"}, "albumentations": {"training/augment"}}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imported(tree: ast.AST) -> list[str]:
+    names: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide the direction"
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+def part_of(dotted: str) -> str | None:
+    pieces = dotted.split(".")
+    return pieces[1] if pieces[0] == "aerialseg" and len(pieces) > 1 and pieces[1] in RANK else None
+
+
+def faults(module: Path) -> list[str]:
+    relative = module.relative_to(PACKAGE).with_suffix("")
+    part = relative.parts[0]
+    found = []
+    for name in imported(ast.parse(module.read_text())):
+        other = part_of(name)
+        if other is not None and part in RANK:
+            upward = RANK[other] > RANK[part]
+            sideways = part in VERBS and other in VERBS and other != part
+            if upward or sideways:
+                found.append(f"{relative} imports {name}")
+        homes = HOMES.get(name.split(".")[0])
+        if homes is not None and not any(str(relative).startswith(home) for home in homes):
+            found.append(f"{relative} imports {name}, which lives in {homes} only")
+        if name.split(".")[0] == "osgeo" or (part == "geo" and name.split(".")[0] == "torch"):
+            found.append(f"{relative} imports {name}")
+    return found
+
+
+def test_modules_import_downwards_only() -> None:
+    assert [fault for module in MODULES for fault in faults(module)] == []
+
+
+def test_the_law_is_broken_by_an_upward_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = tmp_path / "geo" / "x.py"
+    module.parent.mkdir()
+    module.write_text("from aerialseg.cli import main\nimport torch\nimport typer\n")
+    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path)
+    assert len(faults(module)) == 3
+
+
+def test_every_top_level_part_has_its_place_in_the_law() -> None:
+    parts = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert parts - {"__init__", "__main__"} <= set(RANK)
+    assert all(lower.isdisjoint(upper) for lower, upper in pairwise(LAYERS))
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.is_relative_to(PACKAGE / "geo")], ids=lambda m: m.stem)
+def test_geo_modules_do_not_load_torch(module: Path) -> None:
+    dotted = ".".join(module.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+    assert not loaded_by(f"import {dotted}") & {"torch", "albumentations"}
+
+
+def test_help_loads_nothing_heavy() -> None:
+    heavy = {"torch", "rasterio", "numpy", "geopandas", "matplotlib", "pydantic", "rich"}
+    assert not loaded_by("from aerialseg.cli import main; main(['--help'])") & heavy
+
+
+def loaded_by(statement: str) -> set[str]:
+    script = f"import contextlib, io, sys\nwith contextlib.redirect_stdout(io.StringIO()):\n    {statement}\nprint(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(result.stdout.split())
