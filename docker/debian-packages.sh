@@ -8,6 +8,6 @@ done
 [ -z "$missing" ] && exit 0
 become=""
 [ "$(id -u)" = 0 ] || become="sudo"
-$become apt-get update -q
+$become apt-get -o DPkg::Lock::Timeout=600 update -q
 # shellcheck disable=SC2086  # the list is meant to split
-DEBIAN_FRONTEND=noninteractive $become apt-get install -y -q --no-install-recommends $missing
+DEBIAN_FRONTEND=noninteractive $become apt-get -o DPkg::Lock::Timeout=600 install -y -q --no-install-recommends $missing

@@ -93,6 +93,7 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 def loaded_by(statement: str) -> set[str]:
-    script = f"import contextlib, io, sys\nwith contextlib.redirect_stdout(io.StringIO()):\n    {statement}\nprint(*sys.modules)"
+    quietly = f"with contextlib.redirect_stdout(io.StringIO()):\n    {statement}\n"
+    script = f"import contextlib, io, sys\n{quietly}print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     return set(result.stdout.split())
