@@ -1,0 +1,130 @@
+"""Files are whole or absent, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aerialseg import files
+from aerialseg.errors import OutputError, StorageError, UsageError
+
+
+def test_a_failure_while_writing_keeps_the_old_content_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    final = tmp_path / "a.txt"
+    files.write_text(final, "old")
+    with pytest.raises(RuntimeError), files.staged(final) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert final.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_killed_writer_leaves_only_a_temporary_that_sweep_removes(tmp_path: Path) -> None:
+    final = tmp_path / "a.txt"
+    files.write_text(final, "old")
+    script = (
+        "import os, signal, sys; from pathlib import Path; from aerialseg import files\n"
+        "with files.staged(Path(sys.argv[1])) as t: t.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", script, final], check=False).returncode == -signal.SIGKILL
+    assert final.read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 2
+    assert files.sweep(tmp_path) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_link_at_the_final_name_is_replaced_and_its_target_untouched(tmp_path: Path) -> None:
+    target, link = tmp_path / "precious", tmp_path / "out.txt"
+    target.write_text("mine")
+    link.symlink_to(target)
+    files.write_text(link, "new")
+    assert target.read_text() == "mine"
+    assert link.read_text() == "new"
+    assert not link.is_symlink()
+
+
+def test_a_name_of_255_bytes_can_be_written(tmp_path: Path) -> None:
+    final = tmp_path / ("x" * 251 + ".tif")
+    files.write_text(final, "content")
+    assert final.read_text() == "content"
+
+
+def test_permissions_follow_the_umask(tmp_path: Path) -> None:
+    old = os.umask(0o027)
+    try:
+        files.write_text(tmp_path / "a", "x")
+    finally:
+        os.umask(old)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_full_disk_is_a_storage_error_that_names_the_folder(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(StorageError, match=f"no space on {tmp_path}"):
+            files.write_bytes(tmp_path / "a", bytes(5000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("alias", ["link", "hard", "case", "dots"])
+def test_an_output_that_is_an_input_is_refused(tmp_path: Path, alias: str) -> None:
+    scene = tmp_path / "Scene.tif"
+    scene.write_text("pixels")
+    other = {"link": tmp_path / "l.tif", "hard": tmp_path / "h.tif", "case": tmp_path / "scene.TIF"}.get(alias)
+    if alias == "link":
+        (tmp_path / "l.tif").symlink_to(scene)
+    elif alias == "hard":
+        (tmp_path / "h.tif").hardlink_to(scene)
+    output = other or tmp_path / "sub" / ".." / "Scene.tif"
+    with pytest.raises(UsageError, match="overwrite the input"):
+        files.refuse_input_as_output([scene], [output])
+    files.refuse_input_as_output([scene], [tmp_path / "other.tif"])
+
+
+def test_a_strangers_file_is_refused_unless_overwriting(tmp_path: Path) -> None:
+    path = tmp_path / "mask.tif"
+    files.refuse_foreign(path, ours=False, overwrite=False)
+    path.write_text("theirs")
+    with pytest.raises(OutputError, match="--overwrite"):
+        files.refuse_foreign(path, ours=False, overwrite=False)
+    files.refuse_foreign(path, ours=True, overwrite=False)
+    files.refuse_foreign(path, ours=False, overwrite=True)
+
+
+def test_a_file_where_the_folder_should_be_is_an_output_error(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(OutputError, match="out"):
+        files.prepare_output_folder(tmp_path / "out")
+
+
+def test_a_folder_has_one_writer_and_a_dead_one_does_not_block(tmp_path: Path) -> None:
+    script = (
+        "import sys, time; from pathlib import Path; from aerialseg import files\n"
+        "with files.locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, tmp_path], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(OutputError, match="another aerialseg run"), files.locked(tmp_path):
+            pass
+        holder.kill()
+        holder.wait()
+    with files.locked(tmp_path):
+        assert files.sweep(tmp_path) == 0
+
+
+def test_space_is_required_before_work_begins(tmp_path: Path) -> None:
+    files.require_space(tmp_path, 1)
+    with pytest.raises(StorageError, match="needs about"):
+        files.require_space(tmp_path, 10**18)
