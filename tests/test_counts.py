@@ -91,10 +91,10 @@ def test_scores_stay_in_their_range(count: Confusion) -> None:
 def test_pooling_the_cities_gives_the_published_overall_row() -> None:
     """The organisers' own answer to a submission: IoU and accuracy of five cities, and of the whole test set.
 
-    The row is printed in the README of github.com/margokhokhlova/aerial_segmentation. Every city has 36 scenes of
-    5000 x 5000 px, so IoU and accuracy give back the counts: fp + fn = (1 - accuracy) N, tp = iou (fp + fn) / (1 - iou).
-    How fp and fn share the errors is not published and touches neither score. The overall row is the ratio of the
-    summed counts; the mean of the cities would be nearly one point lower.
+    The row is printed in the README of github.com/margokhokhlova/aerial_segmentation. Every city has N = 36 scenes of
+    5000 x 5000 px, so IoU and accuracy give back the counts: errors = fp + fn = (1 - accuracy) N, and
+    tp = iou errors / (1 - iou). How fp and fn share the errors is not published and touches neither score. The
+    overall row is the ratio of the summed counts; the mean of the cities would be nearly one point lower.
     """
     pixels_per_city = 36 * 5000 * 5000
     published = {
