@@ -1,0 +1,1 @@
+"""Fitting a network to tiles: crops in, a model file out."""

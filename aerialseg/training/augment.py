@@ -1,0 +1,67 @@
+"""What is changed at random in a training crop: orientation and colour. albumentations lives here and nowhere else.
+
+Zooming is decided by what window the dataset reads (dataset.py); here that window is only resized.
+Every call is seeded, so the result depends on (run seed, epoch, sample), never on which thread came first.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # read on import; without it the library asks a server for its version
+
+import albumentations
+import cv2
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from aerialseg.config import DataSection
+
+
+class Augmentation:
+    """One chain of changes; it keeps a random state, so each thread builds its own."""
+
+    def __init__(self, section: DataSection, bands: int) -> None:
+        cv2.setNumThreads(0)  # the readers are the parallelism; OpenCV's own pool would fight them and torch
+        steps: list[Any] = [albumentations.D4(p=1.0)] if section.flips else []
+        if section.colour > 0:
+            steps += _colour_steps(section.colour, bands)
+        self._crop = section.crop
+        self._chain = albumentations.Compose(steps)
+
+    def __call__(
+        self, pixels: NDArray[np.uint8], target: NDArray[np.uint8], valid: NDArray[np.bool_], seed: int
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.bool_]]:
+        """Return pixels [crop, crop, bands], target and valid [crop, crop], resized and changed by `seed` alone.
+
+        `pixels` is [rows, cols, bands], `target` and `valid` are [rows, cols], of any one size.
+        """
+        size = (self._crop, self._crop)
+        if target.shape != size:
+            pixels = resize_pixels(pixels, self._crop)
+            target = cv2.resize(target, size, interpolation=cv2.INTER_NEAREST_EXACT)
+            valid = cv2.resize(valid.view(np.uint8), size, interpolation=cv2.INTER_NEAREST_EXACT).view(np.bool_)
+        self._chain.set_random_seed(seed)
+        changed = self._chain(image=pixels, masks=[target, valid.view(np.uint8)])
+        return changed["image"], changed["masks"][0], changed["masks"][1].view(np.bool_)
+
+
+def resize_pixels(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """Resize [rows, cols, bands] to [side, side, bands]: averaged when shrinking, interpolated when growing."""
+    method = cv2.INTER_AREA if pixels.shape[0] > side else cv2.INTER_LINEAR
+    # OpenCV drops the last axis of a single band, and takes four bands at a time.
+    planes = [pixels[..., first : first + 4] for first in range(0, pixels.shape[2], 4)]
+    resized = [cv2.resize(np.ascontiguousarray(plane), (side, side), interpolation=method) for plane in planes]
+    return np.concatenate([plane.reshape(side, side, -1) for plane in resized], axis=2).astype(np.uint8, copy=False)
+
+
+def _colour_steps(strength: float, bands: int) -> list[Any]:
+    """Return the colour changes: hue and saturation exist for three bands only, gain and offset for any number."""
+    steps: list[Any] = [albumentations.RandomBrightnessContrast(strength, strength, p=0.8)]
+    if bands == 3:
+        hue, saturation, value = round(30 * strength), round(120 * strength), 0
+        steps.append(albumentations.HueSaturationValue(hue, saturation, value, p=0.5))
+    return steps

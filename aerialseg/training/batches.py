@@ -1,0 +1,192 @@
+"""Batches made ahead of the network by a few threads, in an order that does not depend on the threads.
+
+Threads, not processes: reading (GDAL) and augmenting (OpenCV) release the interpreter's lock, nothing is pickled, no
+/dev/shm is needed, and no process can be killed or orphaned. They are daemons, so a read that hangs for ever (a lost
+network disk) cannot keep the program from leaving.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass
+from queue import SimpleQueue
+from threading import Thread
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+
+from aerialseg.errors import ResourceError, one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    Arrays = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.bool_]]
+
+AHEAD = 3
+"""Batches that wait ready; enough to ride out one slow read."""
+
+
+class Named(Protocol):
+    """Anything to read that an error message can name."""
+
+    @property
+    def name(self) -> str:
+        """What it is called on disk."""
+
+
+Item = TypeVar("Item", bound=Named)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The memory of one batch: `size` pieces of [height, width] with `bands` bands."""
+
+    size: int
+    bands: int
+    height: int
+    width: int
+    pinned: bool = False
+    """Page-locked, so that the copy to a GPU runs beside the computation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Equal-sized pieces of tiles; `names` says which, in order."""
+
+    pixels: Tensor
+    """uint8 [N, C, H, W], laid out channels last."""
+    target: Tensor
+    """uint8 [N, H, W]: 0 background, 1 building, 255 ignored."""
+    valid: Tensor
+    """bool [N, H, W]: where the scene has data."""
+    names: tuple[str, ...]
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on `device`; from pinned memory this does not wait for the copy."""
+        pixels, target, valid = (x.to(device, non_blocking=True) for x in (self.pixels, self.target, self.valid))
+        return Batch(pixels, target, valid, self.names)
+
+
+class Readers:
+    """A fixed number of daemon threads that run calls in the order they were given."""
+
+    def __init__(self, threads: int) -> None:
+        self._calls: SimpleQueue[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]] | None] = SimpleQueue()
+        self.threads = threads
+        for number in range(threads):
+            Thread(target=self._work, name=f"reader-{number}", daemon=True).start()
+
+    def submit(self, call: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """Have a thread run `call(*arguments)`; its result or error comes through the future."""
+        future: Future[Any] = Future()
+        self._calls.put((future, call, arguments))
+        return future
+
+    def close(self) -> None:
+        """Let the threads end once they are through with what they were given; does not wait for them."""
+        for _ in range(self.threads):
+            self._calls.put(None)
+
+    def _work(self) -> None:
+        while (given := self._calls.get()) is not None:
+            future, call, arguments = given
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(call(*arguments))
+            except BaseException as error:
+                future.set_exception(error)
+
+
+def stream_batches(
+    groups: Iterable[Sequence[Item]],
+    read: Callable[[Item], Arrays],
+    *,
+    layout: Layout,
+    readers: Readers,
+    timeout_s: float,
+) -> Iterator[Batch]:
+    """Yield one batch per group, in order, read a few groups ahead into reused memory.
+
+    `read` turns an item into pixels [H, W, C], target and valid [H, W] of the layout's size, in any thread. A group
+    may be smaller than the layout: the rest of its batch is ignored pixels, so that every batch has the same shape.
+    A batch's memory is filled anew once the next one is asked for, so be through with it by then (on a GPU: have
+    waited for the step that used it). Errors of `read` are raised here, in the order of the items; ResourceError when
+    a batch takes longer than the timeout.
+    """
+    free = deque(_Buffer(layout) for _ in range(AHEAD + 1))
+    waiting: deque[tuple[_Buffer, Sequence[Item], list[Future[None]]]] = deque()
+    source = iter(groups)
+    try:
+        while True:
+            while free and (group := next(source, None)) is not None:
+                buffer = free.popleft()
+                calls = [readers.submit(_fill, buffer, slot, read, item) for slot, item in enumerate(group)]
+                waiting.append((buffer, group, calls))
+            if not waiting:
+                return
+            buffer, group, calls = waiting[0]
+            _wait(group, calls, timeout_s)
+            buffer.ignore_from(len(group))
+            yield buffer.as_batch(tuple(item.name for item in group))
+            waiting.popleft()
+            free.append(buffer)
+    finally:
+        for _, _, calls in waiting:
+            for call in calls:
+                call.cancel()
+
+
+def _fill(buffer: _Buffer, slot: int, read: Callable[[Item], Arrays], item: Item) -> None:
+    buffer.pixels[slot], buffer.target[slot], buffer.valid[slot] = read(item)
+
+
+def _wait(group: Sequence[Item], calls: Sequence[Future[None]], timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    for item, call in zip(group, calls, strict=True):
+        try:
+            call.result(timeout=max(0.0, deadline - time.monotonic()))
+        except TimeoutError as error:
+            if call.done():  # the reader itself ran into a time-out of its own
+                raise
+            raise ResourceError(
+                f"{one_line(item.name)}: not read within {timeout_s:g} s; is the disk still there?"
+                " Run again with --resume, or raise data.timeout_s"
+            ) from error
+
+
+class _Buffer:
+    """One batch's memory, as numpy for the readers and as torch for the network."""
+
+    def __init__(self, layout: Layout) -> None:
+        shape = (layout.size, layout.height, layout.width)
+        tensors = [
+            torch.empty(*sizes, dtype=kind, pin_memory=layout.pinned)
+            for sizes, kind in (((*shape, layout.bands), torch.uint8), (shape, torch.uint8), (shape, torch.bool))
+        ]
+        self._tensors = tensors
+        self.pixels, self.target, self.valid = (tensor.numpy() for tensor in tensors)
+
+    def ignore_from(self, slot: int) -> None:
+        self.pixels[slot:], self.target[slot:], self.valid[slot:] = 0, 255, False
+
+    def as_batch(self, names: tuple[str, ...]) -> Batch:
+        pixels, target, valid = self._tensors
+        return Batch(pixels.permute(0, 3, 1, 2), target, valid, names)
+
+
+@contextlib.contextmanager
+def open_readers(threads: int) -> Iterator[Readers]:
+    """Yield reading threads and let them go at the end."""
+    readers = Readers(threads)
+    try:
+        yield readers
+    finally:
+        readers.close()
