@@ -105,12 +105,23 @@ def read_mask(mask: DatasetReader, rule: ResolvedRule, window: Window) -> tuple[
     return building, valid
 
 
-def row_windows(dataset: DatasetReader, pixels: int = 2**22) -> Iterator[Window]:
-    """Yield windows as wide as the raster, whole blocks high, of about `pixels` pixels each, from top to bottom."""
-    block = dataset.block_shapes[0][0]
-    rows = max(1, pixels // dataset.width // block) * block
-    for row in range(0, dataset.height, rows):
-        yield Window(0, row, dataset.width, min(rows, dataset.height - row))
+def block_windows(dataset: DatasetReader, pixels: int = 2**22) -> Iterator[Window]:
+    """Yield windows that cover the raster once, row after row, of about `pixels` pixels and of whole blocks.
+
+    They are as wide as the raster unless its rows of blocks are far too large for that. Blocks larger than four times
+    `pixels` (a file stored as one strip) are cut, since a block in memory costs less than eight arrays of its size.
+    """
+    block_rows, block_cols = dataset.block_shapes[0]
+    height, width = dataset.height, dataset.width
+    cols = width
+    if block_rows * width > 2 * pixels:
+        cols = min(width, max(1, pixels // block_rows // block_cols) * block_cols)
+    rows = max(1, pixels // cols)
+    if block_rows * cols <= 4 * pixels:
+        rows = max(1, rows // block_rows) * block_rows
+    for row in range(0, height, rows):
+        for col in range(0, width, cols):
+            yield Window(col, row, min(cols, width - col), min(rows, height - row))
 
 
 def _decide_building(values: dict[float, Path], rule: MaskRule) -> tuple[int, ...]:
@@ -157,7 +168,7 @@ def _sample(paths: Sequence[Path]) -> tuple[dict[float, Path], Path | None]:
         if not set(found) <= {0}:
             break
         with open_raster(path) as mask, raster_errors(path):
-            for window in row_windows(mask):
+            for window in block_windows(mask):
                 found = dict.fromkeys(_values_in(mask, window), path) | found
     return found, zero_nodata
 

@@ -13,7 +13,7 @@ from rasterio.enums import ColorInterp
 from rasterio.windows import Window
 
 from aerialseg.errors import BadDataError, UsageError
-from aerialseg.geo.masks import MaskRule, ResolvedRule, _spread, decide_rule, read_mask, row_windows
+from aerialseg.geo.masks import MaskRule, ResolvedRule, _spread, block_windows, decide_rule, read_mask
 from aerialseg.geo.raster import open_raster
 
 if TYPE_CHECKING:
@@ -184,17 +184,21 @@ def test_told_values_are_read_as_a_loop_would(
         assert is_building == (is_valid and pixel in building)
 
 
-@pytest.mark.parametrize("profile", [{}, {"tiled": True, "blockxsize": 256, "blockysize": 256}])
+@pytest.mark.parametrize("profile", [{}, {"tiled": True, "blockxsize": 256, "blockysize": 256}, {"blockysize": 3000}])
 @pytest.mark.parametrize("size", [(1, 1), (31, 700), (1500, 1700), (3000, 800), (7, 300000)])
-def test_windows_stay_inside_and_strips_cover_every_row_once(
-    tmp_path: Path, mask_file: Write, size: tuple[int, int], profile: dict[str, Any]
+@pytest.mark.parametrize("pixels", [10_000, 300_000, 2**22])
+def test_windows_cover_every_pixel_once(
+    tmp_path: Path, mask_file: Write, size: tuple[int, int], profile: dict[str, Any], pixels: int
 ) -> None:
     path = mask_file(tmp_path / "m.tif", np.zeros(size, np.uint8), **profile)
     with open_raster(path) as mask:
-        for window in [*_spread(mask), *row_windows(mask)]:
-            assert 0 <= window.row_off < window.row_off + window.height <= size[0]
-            assert 0 <= window.col_off < window.col_off + window.width <= size[1]
-        strips = list(row_windows(mask, pixels=100_000))
-    assert sum(strip.height for strip in strips) == size[0]
-    assert [strip.row_off for strip in strips] == sorted({strip.row_off for strip in strips})
-    assert all(strip.width == size[1] for strip in strips)
+        block = int(np.prod(mask.block_shapes[0]))
+        sampled, windows = list(_spread(mask)), list(block_windows(mask, pixels))
+    covered = np.zeros(size, dtype=np.uint8)
+    for window in windows:
+        assert window.height * window.width <= max(2 * pixels, 4 * pixels if block > pixels else 0, block)
+        covered[window.toslices()] += 1
+    assert (covered == 1).all()
+    for window in sampled:
+        assert 0 <= window.row_off < window.row_off + window.height <= size[0]
+        assert 0 <= window.col_off < window.col_off + window.width <= size[1]
