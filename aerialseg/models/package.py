@@ -1,0 +1,271 @@
+"""The model file: one .safetensors holding the weights and everything needed to predict; never a pickle.
+
+Its one metadata key is the ModelCard as canonical JSON with a SHA-256 over card and tensors. Several keys would be
+written in random order, one is not, so equal models are equal files. Reading a card imports no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aerialseg.errors import ConfigError, Diverged, ModelError, NoInputError, one_line
+from aerialseg.files import write_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from aerialseg.models.segmenter import Segmenter
+
+FORMAT = 1
+KEY = "aerialseg"
+CLASSES = ("background", "building")
+FILE_NAME = "model.safetensors"
+MAX_HEADER_BYTES = 100_000_000  # the safetensors specification's own limit
+AGAIN = "copy it again, or train the model again"
+PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"(dp", b"}q", b"cos\n")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCard:
+    """What a model was trained as, and all that prediction needs beside the weights."""
+
+    format: int = FORMAT
+    preset: str
+    architecture: str
+    encoder: str
+    encoder_arguments: dict[str, str | int | float | bool] = field(default_factory=dict)
+    bands: int
+    band_indexes: tuple[int, ...] | None = None
+    """The scene's bands, counted from 1, in the order the network takes them; None: all but alpha."""
+    scale: tuple[float, float] | None = None
+    """Values of the scene that became 0 and 255; None: the scenes were uint8."""
+    mean: tuple[float, ...]
+    """Per band, in units of 0..255; `std` likewise."""
+    std: tuple[float, ...]
+    gsd_m: float | None = None
+    tile_size: int
+    overlap: float = 0.25
+    classes: tuple[str, ...] = CLASSES
+    threshold: float = 0.5
+    temperature: float = 1.0
+    training: dict[str, Any] = field(default_factory=dict)
+    scores: dict[str, Any] = field(default_factory=dict)
+    licence: str = ""
+
+    def __post_init__(self) -> None:
+        checks = (
+            (self.bands >= 1, f"bands is {self.bands}, expected 1 or more"),
+            (self.tile_size >= 1, f"tile_size is {self.tile_size}, expected 1 or more"),
+            (len(self.mean) == self.bands, f"mean has {len(self.mean)} values for {self.bands} bands"),
+            (len(self.std) == self.bands, f"std has {len(self.std)} values for {self.bands} bands"),
+            (all(value > 0 for value in self.std), f"std is {list(self.std)}, expected values above 0"),
+            (
+                self.band_indexes is None or len(self.band_indexes) == self.bands,
+                f"band_indexes is {self.band_indexes} for {self.bands} bands",
+            ),
+            (self.classes == CLASSES, f"classes are {list(self.classes)}, expected {list(CLASSES)}"),
+            (0 <= self.overlap < 1, f"overlap is {self.overlap}, expected 0 to below 1"),
+            (0 < self.threshold < 1, f"threshold is {self.threshold}, expected between 0 and 1"),
+            (self.temperature > 0, f"temperature is {self.temperature}, expected above 0"),
+        )
+        for holds, complaint in checks:
+            if not holds:
+                raise ValueError(complaint)
+
+
+def save_model(path: Path, segmenter: Segmenter, card: ModelCard) -> None:
+    """Write the model file as a whole or not at all; equal weights and cards give equal bytes.
+
+    Raises Diverged when a weight is not finite, OutputError or StorageError when the file cannot be written.
+    """
+    import torch
+    from safetensors.torch import save
+
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in segmenter.state_dict().items()}
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise Diverged(f"{one_line(path)}: not saved: weights {name} are not finite; train with a lower rate")
+    if (tensors["mean"].tolist(), tensors["std"].tolist()) != _float32(card.mean, card.std):
+        raise ValueError("the card's mean and std differ from the segmenter's")
+    plain = save(tensors)
+    entries, data = _split(path, plain)
+    described = {**_to_json(card), "digest": _digest(_to_json(card), entries, data)}
+    header = json.dumps({"__metadata__": {KEY: _canonical(described)}, **entries}, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    write_bytes(path, b"".join((len(header).to_bytes(8, "little"), header, data)))
+
+
+def load_model(path: Path) -> tuple[Segmenter, ModelCard]:
+    """Read a model file, or a run folder's model; the Segmenter is on the CPU and in eval mode.
+
+    Raises NoInputError when there is none and ModelError when it is damaged, foreign or of another make.
+    """
+    from safetensors.torch import load
+
+    from aerialseg.models.catalog import ModelSpec, build_network
+    from aerialseg.models.segmenter import Segmenter
+
+    file = find_model(path)
+    content = _read(file)
+    card = _verified_card(file, content)
+    spec = ModelSpec(card.preset, card.architecture, card.encoder, card.encoder_arguments, card.bands, "none")
+    try:
+        network = build_network(spec)
+    except ConfigError as error:
+        raise ModelError(f"{one_line(file)}: {error}") from error
+    segmenter = Segmenter(network, card.mean, card.std)
+    tensors = load(content)
+    _check_tensors(file, segmenter.state_dict(), tensors, card)
+    segmenter.load_state_dict(tensors)
+    return segmenter.eval(), card
+
+
+def read_card(path: Path) -> ModelCard:
+    """Read and verify a model file's card without torch; raises as `load_model` does."""
+    file = find_model(path)
+    return _verified_card(file, _read(file))
+
+
+def find_model(path: Path) -> Path:
+    """Return the model file at `path`, or in the run folder `path`; raises NoInputError when there is none."""
+    path = Path(path)
+    file = path / FILE_NAME if path.is_dir() else path
+    if not file.is_file():
+        raise NoInputError(
+            f"{one_line(file)}: no such model; give a .safetensors file or a run folder of aerialseg train"
+        )
+    return file
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{one_line(file)}: cannot be read: {error.strerror}") from error
+
+
+def _split(file: Path, content: bytes) -> tuple[dict[str, Any], memoryview]:
+    """Part a safetensors file into its header (parsed) and its data; every byte of the data must be accounted for.
+
+    https://huggingface.co/docs/safetensors: 8 bytes of little-endian length, JSON, then the tensors without gaps.
+    """
+    name = one_line(file)
+    if content.startswith(PICKLES):
+        raise ModelError(
+            f"{name}: is a pickle, expected a .safetensors model of aerialseg; pickles can run code and are never"
+            " opened as models: give the .safetensors file of the run"
+        )
+    length = int.from_bytes(content[:8], "little")
+    if len(content) < 8 or not 2 <= length <= MAX_HEADER_BYTES or content[8:9] != b"{":
+        raise ModelError(f"{name}: is not a .safetensors model of aerialseg; give the file that aerialseg train wrote")
+    if len(content) < 8 + length:
+        raise ModelError(f"{name}: is truncated: {len(content)} bytes, its header alone needs {8 + length}; {AGAIN}")
+    try:
+        header = json.loads(content[8 : 8 + length])
+        ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
+        expected = 8 + length + max(ends, default=0)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{name}: its header is damaged; {AGAIN}") from error
+    if len(content) != expected:
+        raise ModelError(f"{name}: is damaged: {len(content)} bytes, its header says {expected}; {AGAIN}")
+    return header, memoryview(content)[8 + length :]
+
+
+def _verified_card(file: Path, content: bytes) -> ModelCard:
+    header, data = _split(file, content)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or KEY not in metadata:
+        raise ModelError(
+            f"{one_line(file)}: has no aerialseg model card, so it is weights of another program; give the file that"
+            " aerialseg train wrote (encoder weights go into the training configuration: model.weights)"
+        )
+    try:
+        described = json.loads(metadata[KEY])
+        version = described["format"]
+        if version != FORMAT:
+            raise ModelError(
+                f"{one_line(file)}: is of format {str(version)[:20]}, this aerialseg reads format {FORMAT};"
+                " update aerialseg"
+            )
+        digest = described.pop("digest")
+        found = _digest(described, header, data)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{one_line(file)}: its model card is damaged; {AGAIN}") from error
+    if digest != found:
+        raise ModelError(f"{one_line(file)}: is damaged: SHA-256 is {found[:16]}, expected {str(digest)[:16]}; {AGAIN}")
+    try:
+        return _from_json(described)
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"{one_line(file)}: this model cannot be used: {one_line(str(error))}") from error
+
+
+def _digest(described: dict[str, Any], entries: dict[str, Any], data: memoryview) -> str:
+    """Hash the card, then each tensor's name, type, shape and bytes in the order of names."""
+    running = hashlib.sha256(_canonical(described).encode())
+    for name in sorted(entries):
+        entry = entries[name]
+        begin, end = entry["data_offsets"]
+        running.update(_canonical([name, entry["dtype"], entry["shape"]]).encode())
+        running.update(data[begin:end])
+    return running.hexdigest()
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def _to_json(card: ModelCard) -> dict[str, Any]:
+    """Return the card as JSON keeps it: lists for tuples, text for keys."""
+    value: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(card), allow_nan=False))
+    return value
+
+
+def _from_json(described: dict[str, Any]) -> ModelCard:
+    """Build the card; raises ValueError or TypeError for unknown, missing or wrongly typed fields."""
+    hints = typing.get_type_hints(ModelCard)
+    unknown = sorted(set(described) - set(hints))
+    if unknown:
+        raise ValueError(f"its card has unknown fields {unknown}")
+    return ModelCard(**{name: _typed(name, value, hints[name]) for name, value in described.items()})
+
+
+def _typed(name: str, value: Any, hint: Any) -> Any:
+    """Return `value` as the field's type wants it."""
+    if isinstance(hint, types.UnionType):
+        options = typing.get_args(hint)
+        return None if value is None else _typed(name, value, next(o for o in options if o is not types.NoneType))
+    origin = typing.get_origin(hint)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_typed(name, item, typing.get_args(hint)[0]) for item in value)
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    plain = origin or hint
+    if isinstance(value, plain) and not (isinstance(value, bool) and plain is int):
+        return value
+    raise TypeError(f"its card's {name} is {str(value)[:60]!r}, expected {getattr(hint, '__name__', hint)}")
+
+
+def _check_tensors(file: Path, wanted: dict[str, Tensor], given: dict[str, Tensor], card: ModelCard) -> None:
+    """Raise ModelError naming the first tensor that is missing, left over, or of another shape."""
+    made = f"expected the tensors of {card.architecture} with {card.encoder} for {card.bands} bands"
+    for name in sorted(wanted.keys() | given.keys()):
+        if name not in given:
+            raise ModelError(f"{one_line(file)}: tensor {name} is missing, {made}; {AGAIN}")
+        if name not in wanted:
+            raise ModelError(f"{one_line(file)}: tensor {one_line(name)} is not of this network, {made}")
+        if given[name].shape != wanted[name].shape:
+            found, shape = tuple(given[name].shape), tuple(wanted[name].shape)
+            raise ModelError(f"{one_line(file)}: tensor {name} is {found}, expected {shape}: {made}")
+
+
+def _float32(*rows: tuple[float, ...]) -> tuple[list[float], ...]:
+    import numpy as np
+
+    return tuple([float(np.float32(value)) for value in row] for row in rows)
