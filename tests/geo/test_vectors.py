@@ -1,0 +1,257 @@
+"""Polygons on a raster's grid, against points in polygons at pixel centres and against gdal_rasterize."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyogrio
+import pytest
+import shapely
+from affine import Affine
+from pyproj import Transformer
+from rasterio.crs import CRS
+from rasterio.windows import Window
+
+from aerialseg.errors import BadDataError, NoInputError
+from aerialseg.geo.geobox import GeoBox
+from aerialseg.geo.vectors import DRIVERS, is_vector, overlay, read_layer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+UTM = "EPSG:26914"
+NORTH_UP = Affine(0.3, 0, 616000, 0, -0.3, 3347000)
+GRIDS = {
+    "north up": NORTH_UP,
+    "south up": Affine(0.3, 0, 616000, 0, 0.3, 3346970),
+    "rotated": NORTH_UP @ Affine.rotation(30),
+    "not square": Affine(0.3, 0, 616000, 0, -0.5, 3347000),
+}
+
+
+def box(transform: Affine = NORTH_UP, height: int = 80, width: int = 100, crs: str | None = UTM) -> GeoBox:
+    return GeoBox(height, width, transform, None if crs is None else CRS.from_user_input(crs))
+
+
+def random_polygons(grid: GeoBox, seed: int = 0, count: int = 12) -> list[shapely.Polygon]:
+    """Draw triangles on the ground of a grid, some of them over its edges."""
+    points = np.random.default_rng(seed).uniform(-0.2, 1.2, (count, 3, 2)) * (grid.width, grid.height)
+    return [shapely.Polygon([grid.transform @ tuple(corner) for corner in triangle]) for triangle in points]
+
+
+def write(path: Path, shapes: Any, crs: str | None = UTM, **columns: Any) -> Path:
+    """Write shapes given in EPSG:26914 to a vector file in `crs`."""
+    shapes = np.array(shapes, dtype=object)
+    if crs not in (None, UTM):
+        to = Transformer.from_crs(UTM, crs, always_xy=True).transform
+        shapes = shapely.transform(shapes, to, interleaved=False)
+    values = {"kind": np.array(["house"] * len(shapes), dtype=object), **columns}
+    types = {shape.geom_type for shape in shapes if shape is not None}
+    options = {"RFC7946": "YES"} if path.suffix == ".geojson" else {}
+    pyogrio.raw.write(
+        path, shapely.to_wkb(shapes), list(values.values()), list(values), driver=DRIVERS[path.suffix], crs=crs,
+        geometry_type=types.pop() if len(types) == 1 else "Unknown", **options,
+    )  # fmt: skip
+    return path
+
+
+def centres_inside(shapes: list[shapely.Polygon], grid: GeoBox) -> np.ndarray:
+    rows, cols = np.mgrid[: grid.height, : grid.width] + 0.5
+    t = grid.transform
+    x, y = t.a * cols + t.b * rows + t.c, t.d * cols + t.e * rows + t.f
+    return shapely.contains_xy(shapely.union_all(shapes), x, y)
+
+
+@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("suffix", DRIVERS)
+def test_a_pixel_is_burned_when_its_centre_lies_in_a_polygon(tmp_path: Path, name: str, suffix: str) -> None:
+    grid = box(GRIDS[name])
+    shapes = random_polygons(grid)
+    crs = "EPSG:4326" if "json" in suffix else UTM
+    layer = read_layer(write(tmp_path / f"labels{suffix}", shapes, crs))
+    burned = overlay([layer], grid).burn(Window(0, 0, grid.width, grid.height))
+    truth = centres_inside(shapes, grid)
+    assert 0.2 < truth.mean() < 0.95
+    assert np.count_nonzero(burned != truth) <= (2 if crs != UTM else 0), "seven decimals of a degree are 1 cm"
+
+
+def test_windows_are_cut_from_one_picture_also_over_the_edge(tmp_path: Path) -> None:
+    grid = box()
+    laid = overlay([read_layer(write(tmp_path / "labels.gpkg", random_polygons(grid)))], grid)
+    whole = laid.burn(Window(-20, -10, 140, 110))
+    for row, col, height, width in [(0, 0, 80, 100), (13, 57, 31, 29), (70, 90, 30, 30), (-10, -20, 5, 5)]:
+        part = laid.burn(Window(col, row, width, height))
+        assert np.array_equal(part, whole[row + 10 : row + 10 + height, col + 20 : col + 20 + width])
+
+
+@pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:3857", "EPSG:2277", "EPSG:32615"])
+def test_labels_in_any_crs_land_on_the_same_pixels(tmp_path: Path, crs: str) -> None:
+    grid = box()
+    shapes = random_polygons(grid)
+    burned = overlay([read_layer(write(tmp_path / "labels.gpkg", shapes, crs))], grid).burn(Window(0, 0, 100, 80))
+    assert np.count_nonzero(burned != centres_inside(shapes, grid)) <= 3
+
+
+def test_labels_in_metres_land_on_a_scene_in_degrees(tmp_path: Path) -> None:
+    to = Transformer.from_crs(UTM, "EPSG:4326", always_xy=True).transform
+    lon, lat = to(616000, 3347000)
+    grid = box(Affine(3e-6, 0, lon, 0, -3e-6, lat), crs="EPSG:4326")
+    shapes = random_polygons(box())
+    burned = overlay([read_layer(write(tmp_path / "labels.gpkg", shapes))], grid).burn(Window(0, 0, 100, 80))
+    truth = centres_inside([shapely.transform(shape, to, interleaved=False) for shape in shapes], grid)
+    assert truth.any() and np.count_nonzero(burned != truth) <= 2
+
+
+def test_several_files_in_different_crs_are_one_overlay(tmp_path: Path) -> None:
+    grid = box()
+    shapes = random_polygons(grid)
+    layers = [
+        read_layer(write(tmp_path / "a.gpkg", shapes[:6])),
+        read_layer(write(tmp_path / "b.fgb", shapes[6:], "EPSG:3857")),
+    ]
+    burned = overlay(layers, grid).burn(Window(0, 0, 100, 80))
+    assert np.count_nonzero(burned != centres_inside(shapes, grid)) <= 2
+
+
+def test_where_chooses_features(tmp_path: Path) -> None:
+    grid = box()
+    shapes = random_polygons(grid, count=2)
+    path = write(tmp_path / "labels.gpkg", shapes, levels=np.array([1, 7]))
+    burned = overlay([read_layer(path, where="levels > 5")], grid).burn(Window(0, 0, 100, 80))
+    assert np.array_equal(burned, centres_inside(shapes[1:], grid))
+    with pytest.raises(BadDataError, match="holds no polygon where levels > 9"):
+        read_layer(path, where="levels > 9")
+    with pytest.raises(BadDataError, match=r"labels\.gpkg: cannot be read: .*check --where"):
+        read_layer(path, where="nonsense >")
+
+
+def test_invalid_polygons_are_repaired_and_other_geometries_left_out(tmp_path: Path) -> None:
+    grid = box(Affine(1, 0, 0, 0, -1, 40), 40, 40)
+    bow_tie = shapely.Polygon([(5, 5.2), (25, 25.2), (25, 5.2), (5, 25.2)])
+    house = shapely.box(30, 30, 35, 35)
+    path = write(
+        tmp_path / "labels.gpkg", [bow_tie, house, shapely.Point(1, 1), shapely.LineString([(0, 0), (40, 40)]), None]
+    )
+    layer = read_layer(path)
+    assert [line.split(": ")[1] for line in layer.warnings] == [
+        "3 of 5 features are no polygons; left out",
+        "1 invalid polygons were repaired",
+    ]
+    burned = overlay([layer], grid).burn(Window(0, 0, 40, 40))
+    assert np.array_equal(burned, centres_inside([shapely.make_valid(bow_tie), house], grid))
+
+
+def test_covered_is_the_share_of_the_scene_within_the_labels_hull(tmp_path: Path) -> None:
+    grid = box(Affine(1, 0, 0, 0, -1, 100), 100, 100)
+    corners = [
+        shapely.box(0, 0, 1, 1),
+        shapely.box(49, 0, 50, 1),
+        shapely.box(0, 99, 1, 100),
+        shapely.box(49, 99, 50, 100),
+    ]
+    laid = overlay([read_layer(write(tmp_path / "labels.gpkg", corners))], grid)
+    assert laid.covered == pytest.approx(0.5)
+    assert overlay([read_layer(tmp_path / "labels.gpkg")], box()).covered == 0
+
+
+def test_share_of_counts_overlapping_polygons_once(tmp_path: Path) -> None:
+    grid = box(Affine(1, 0, 0, 0, -1, 100), 100, 100)
+    area = write(tmp_path / "area.gpkg", [shapely.box(0, 0, 50, 100), shapely.box(10, 0, 50, 100)])
+    laid = overlay([read_layer(area)], grid)
+    assert laid.share_of(Window(0, 0, 100, 100)) == pytest.approx(0.5)
+    assert laid.share_of(Window(60, 0, 10, 10)) == 0
+
+
+def test_a_gpkg_that_qgis_has_styled_still_has_one_layer(tmp_path: Path) -> None:
+    import sqlite3
+
+    path = write(tmp_path / "labels.gpkg", [shapely.box(0, 0, 1, 1)])
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE layer_styles (id INTEGER PRIMARY KEY, styleQML TEXT)")
+    connection.execute(
+        "INSERT INTO gpkg_contents (table_name, data_type, identifier) VALUES ('layer_styles', 'attributes', 's')"
+    )
+    connection.commit()
+    connection.close()
+    assert len(read_layer(path).shapes) == 1
+
+
+def secret_csv(folder: Path) -> Path:
+    path = folder / "secret.csv"
+    path.write_text('id,WKT\n1,"POLYGON((0 0,9 0,9 9,0 0))"\n')
+    return path
+
+
+def ogr_vrt(secret: Path) -> str:
+    layer = f'<OGRVRTLayer name="secret"><SrcDataSource>{secret}</SrcDataSource></OGRVRTLayer>'
+    return f"<OGRVRTDataSource>{layer}</OGRVRTDataSource>"
+
+
+def pipeline(secret: Path) -> str:
+    return json.dumps({"type": "gdal_streamed_alg", "command_line": f"gdal vector pipeline ! read {secret}"})
+
+
+@pytest.mark.parametrize(
+    "content", [ogr_vrt, pipeline, lambda _: "plain text", lambda _: "", lambda _: '{"type": "Nothing"}']
+)
+@pytest.mark.parametrize("suffix", [".geojson", ".gpkg", ".fgb", ".shp"])
+def test_a_file_that_is_not_what_its_name_says_is_refused(
+    tmp_path: Path, content: Callable[[Path], str], suffix: str
+) -> None:
+    path = tmp_path / f"evil{suffix}"
+    path.write_text(content(secret_csv(tmp_path)))
+    with pytest.raises(BadDataError, match=rf"evil\{suffix}: (the content is not|cannot be read)"):
+        read_layer(path)
+
+
+def test_a_disguised_file_is_refused_before_any_driver_sees_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pyogrio, "list_layers", lambda path: pytest.fail("opened"))
+    for content in (ogr_vrt, pipeline):
+        path = tmp_path / "evil.geojson"
+        path.write_text(content(secret_csv(tmp_path)))
+        with pytest.raises(BadDataError):
+            read_layer(path)
+
+
+def test_missing_files_and_unknown_places_are_named(tmp_path: Path) -> None:
+    with pytest.raises(NoInputError, match=r"none\.gpkg: no such file"):
+        read_layer(tmp_path / "none.gpkg")
+    with pytest.raises(BadDataError, match=r"x\.kml: .*\.gpkg, "):
+        (tmp_path / "x.kml").touch()
+        read_layer(tmp_path / "x.kml")
+    with pytest.raises(BadDataError, match="has no CRS"):
+        with pytest.warns(UserWarning, match="crs"):
+            path = write(tmp_path / "nowhere.fgb", [shapely.box(0, 0, 1, 1)], crs=None)
+        read_layer(path)
+    layer = read_layer(write(tmp_path / "labels.gpkg", [shapely.box(0, 0, 1, 1)]))
+    with pytest.raises(BadDataError, match="cannot be placed"):
+        overlay([layer], box(crs=None))
+    with pytest.raises(BadDataError, match="no way"):
+        overlay([layer], box(crs='LOCAL_CS["site",UNIT["metre",1]]'))
+    assert is_vector(Path("A.GPKG")) and not is_vector(Path("a.tif"))
+
+
+@pytest.mark.gdal
+@pytest.mark.parametrize("name", ["north up", "rotated", "not square"])
+def test_gdal_rasterize_burns_the_same_pixels(tmp_path: Path, name: str, scene_file: Callable[..., Path]) -> None:
+    import rasterio
+
+    grid = box(GRIDS[name])
+    path = write(tmp_path / "labels.gpkg", random_polygons(grid, seed=3))
+    blank = np.zeros((grid.height, grid.width), np.uint8)
+    oracle = scene_file(tmp_path / "oracle.tif", blank, transform=tuple(grid.transform)[:6])
+    subprocess.run(["gdal_rasterize", "-q", "-burn", "1", path, oracle], check=True)
+    burned = overlay([read_layer(path)], grid).burn(Window(0, 0, grid.width, grid.height))
+    with rasterio.open(oracle) as dataset:
+        assert np.array_equal(burned, dataset.read(1) == 1)
+
+
+def test_crs_without_a_code_is_understood(tmp_path: Path) -> None:
+    grid = box(crs="+proj=utm +zone=14 +datum=NAD83 +units=m")
+    shapes = random_polygons(grid)
+    burned = overlay([read_layer(write(tmp_path / "labels.gpkg", shapes))], grid).burn(Window(0, 0, 100, 80))
+    assert np.count_nonzero(burned != centres_inside(shapes, grid)) <= 2
