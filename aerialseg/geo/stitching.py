@@ -1,0 +1,107 @@
+"""How overlapping windows become one raster: where they stand, how much each counts, which rows are finished when.
+
+Windows stand on a product grid, so the weight of a pixel is the product of a row weight and a column weight. If each
+axis' weights sum to one, so do their products: no weight raster is kept and nothing is divided at the end. This module
+knows integers and weights only; pixels, files and devices are other modules' business.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Blend = Literal["hann", "linear", "crop"]
+"""How a window's say fades towards its edge; `crop` gives each pixel to the window whose centre is nearest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """The windows along one axis of a raster: each `size` pixels long, `step` apart, the first one at pixel 0.
+
+    The last window may run over the end; what lies there is padding, and the same windows stand on a longer raster.
+    """
+
+    length: int
+    size: int
+    step: int
+
+    def __post_init__(self) -> None:
+        if self.length < 1 or not 1 <= self.step <= self.size:
+            raise ValueError(f"need length >= 1 and 1 <= step <= size, got {self}")
+
+    @classmethod
+    def overlapping(cls, length: int, size: int, overlap: float) -> Axis:
+        """Return the axis whose neighbouring windows share the fraction `overlap`, 0 <= overlap < 1, of their size."""
+        if not 0 <= overlap < 1:
+            raise ValueError(f"overlap must be at least 0 and below 1, got {overlap}")
+        return cls(length, size, max(1, round(size * (1 - overlap))))
+
+    @property
+    def count(self) -> int:
+        """How many windows cover the raster."""
+        return 1 + max(0, math.ceil((self.length - self.size) / self.step))
+
+    @property
+    def starts(self) -> range:
+        """Where each window begins."""
+        return range(0, self.count * self.step, self.step)
+
+    @property
+    def padded(self) -> int:
+        """Where the last window ends: at `length` or beyond."""
+        return self.starts[-1] + self.size
+
+    def finished(self, index: int) -> tuple[int, int]:
+        """Return [start, stop) of the pixels no later window reaches once window `index` has been added.
+
+        These strips follow each other without gap or overlap and end at `length`.
+        """
+        last = index == self.count - 1
+        return index * self.step, self.length if last else (index + 1) * self.step
+
+
+def lattice(length: int, size: int, overlap: float) -> range:
+    """Return the first pixel of every window of `size` that covers `length` pixels with the given overlap."""
+    return Axis.overlapping(length, size, overlap).starts
+
+
+def blend_weights(axis: Axis, kind: Blend = "hann") -> NDArray[np.float32]:
+    """Return one row of weights per window, float32 [count, size]; over each pixel below `padded` they sum to one.
+
+    The windows at both ends differ from those between, for they have a neighbour on one side only.
+    """
+    if kind == "crop":
+        margin = (axis.size - axis.step) // 2
+        owner = np.clip((np.arange(axis.padded) - margin) // axis.step, 0, axis.count - 1)
+        shares = [owner[start : start + axis.size] == index for index, start in enumerate(axis.starts)]
+    else:
+        shape = _fading(axis.size, kind)
+        total = np.zeros(axis.padded)
+        for start in axis.starts:
+            total[start : start + axis.size] += shape
+        shares = [shape / total[start : start + axis.size] for start in axis.starts]
+    return np.stack(shares).astype(np.float32)
+
+
+def reflected(start: int, stop: int, length: int) -> NDArray[np.intp]:
+    """Return, for pixels [start, stop) of an axis padded beyond `length`, the real pixel that each one repeats.
+
+    The last pixel is the mirror and is not doubled (numpy's "reflect"); a raster shorter than its padding is mirrored
+    again and again, and a single pixel repeats itself.
+    """
+    if length == 1:
+        return np.zeros(stop - start, dtype=np.intp)
+    phase = np.arange(start, stop) % (2 * length - 2)
+    return np.minimum(phase, 2 * length - 2 - phase)
+
+
+def _fading(size: int, kind: Literal["hann", "linear"]) -> NDArray[np.float64]:
+    """Return an unscaled window; offset by half a pixel, so that it is symmetric and nowhere zero."""
+    centres = np.arange(size) + 0.5
+    return np.sin(np.pi * centres / size) ** 2 if kind == "hann" else np.minimum(centres, size - centres)
