@@ -1,0 +1,21 @@
+"""Rasters and vectors on the ground: opening, checking, reading, cutting, stitching, writing; no torch from here down.
+
+Importing this package tells GDAL, through the process environment, what it may not do. It happens here because two
+copies of GDAL live in the process (rasterio's and pyogrio's), both read the environment, and drivers are registered
+once, at the first use of either.
+"""
+
+from __future__ import annotations
+
+import os
+
+# Drivers that read other files or the network on behalf of the file they open; each was made to do so in a test.
+_SKIPPED = "VRT OGR_VRT GTI WMS WMTS WCS HTTP"
+os.environ["GDAL_SKIP"] = " ".join(filter(None, (os.environ.get("GDAL_SKIP"), _SKIPPED)))
+# The fast path for whole PNGs returns uninitialised memory for a truncated file, without an error (GDAL 3.10, 3.12).
+os.environ["GDAL_PNG_WHOLE_IMAGE_OPTIM"] = "NO"
+# A truncated JPEG is otherwise filled with grey, with a warning nobody sees.
+os.environ["GDAL_ERROR_ON_LIBJPEG_WARNING"] = "TRUE"
+# The default, 5 % of the machine's memory, costs more than a gigabyte and buys nothing: windows are read in order.
+os.environ.setdefault("GDAL_CACHEMAX", "64")
+os.environ.setdefault("PROJ_NETWORK", "OFF")

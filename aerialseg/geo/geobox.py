@@ -1,0 +1,135 @@
+"""Where a raster's pixels lie on the ground: its size, transform and CRS, as one value.
+
+Nothing here opens a file. Coordinates are the CRS's own; pixel offsets are (rows, cols).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from affine import Affine
+from rasterio._err import CPLE_BaseError
+from rasterio.coords import BoundingBox
+from rasterio.crs import CRS
+from rasterio.errors import CRSError
+from rasterio.warp import transform as reproject_points
+
+if TYPE_CHECKING:
+    from rasterio.io import DatasetReader
+    from rasterio.windows import Window
+
+Gcp = tuple[float, float, float, float, float, str, str]
+"""A ground control point: row, col, x, y, z, id, info."""
+
+EARTH_RADIUS_M = 6378137.0
+EARTH_ECCENTRICITY2 = 0.00669437999014
+"""WGS 84; other ellipsoids differ by less than 0.02 %."""
+TRUE_SCALE_TOLERANCE = 0.01
+"""A projection whose metres are off by more (Web Mercator away from the equator) is measured on the ellipsoid."""
+
+
+@dataclass(frozen=True, slots=True)
+class GeoBox:
+    """The grid of a raster; rotated and south-up grids are kept as they are."""
+
+    height: int
+    width: int
+    transform: Affine
+    """Pixel corner (col, row) to CRS coordinates; the identity when the file has none."""
+    crs: CRS | None
+    gcps: tuple[Gcp, ...] = ()
+    gcps_crs: CRS | None = None
+
+    @classmethod
+    def of(cls, dataset: DatasetReader) -> GeoBox:
+        """Return the grid of an open dataset."""
+        points, points_crs = dataset.gcps
+        gcps = tuple((p.row, p.col, p.x, p.y, p.z or 0.0, p.id or "", p.info or "") for p in points)
+        return cls(dataset.height, dataset.width, dataset.transform, dataset.crs, gcps, points_crs if gcps else None)
+
+    @property
+    def georeferenced(self) -> bool:
+        """Whether pixels have a place on the ground: a CRS and a transform (GCPs alone are not a grid)."""
+        return self.crs is not None and self.transform != Affine.identity()
+
+    @property
+    def bounds(self) -> BoundingBox:
+        """The smallest upright rectangle around the four corners, in CRS units."""
+        xs, ys = zip(*(self.transform * corner for corner in self._corners()), strict=True)
+        return BoundingBox(min(xs), min(ys), max(xs), max(ys))
+
+    @property
+    def gsd_m(self) -> float | None:
+        """Ground sample distance in metres at the centre (the geometric mean of both axes); None when unknown.
+
+        Degrees are measured on the ellipsoid, feet by the CRS's own unit, and a projection with a false scale, such as
+        Web Mercator, on the ellipsoid too.
+        """
+        if self.crs is None or not self.georeferenced:
+            return None
+        unit = float(self.crs.units_factor[1])
+        if self.crs.is_geographic:
+            _, latitude = self.transform * (self.width / 2, self.height / 2)
+            return _ellipsoidal_gsd_m(self.transform, unit, latitude)
+        projected = math.sqrt(abs(self.transform.determinant)) * unit
+        true = self._reprojected_gsd_m()
+        return projected if true is None or abs(projected / true - 1) <= TRUE_SCALE_TOLERANCE else true
+
+    def window_box(self, window: Window) -> GeoBox:
+        """Return the grid of a window of this raster."""
+        row, col = window.row_off, window.col_off
+        gcps = tuple((p[0] - row, p[1] - col, *p[2:]) for p in self.gcps)
+        transform = self.transform if self._is_identity() else self.transform * Affine.translation(col, row)
+        return GeoBox(int(window.height), int(window.width), transform, self.crs, gcps, self.gcps_crs)
+
+    def offset_to(self, other: GeoBox) -> tuple[float, float]:
+        """Return where the origin of `other` lies on this grid, as (rows, cols) in pixels; the CRSs must agree."""
+        col, row = ~self.transform * (other.transform * (0.0, 0.0))
+        return row, col
+
+    def largest_shift(self, other: GeoBox) -> float:
+        """Return by how many pixels the corners of `other` miss those of this grid, the worst of the four."""
+        shifts = []
+        for own, theirs in zip(self._corners(), other._corners(), strict=True):
+            col, row = ~self.transform * (other.transform * theirs)
+            shifts.append(math.hypot(col - own[0], row - own[1]))
+        return max(shifts)
+
+    def describe(self) -> str:
+        """Return the grid in a few words, for a message."""
+        t = self.transform
+        crs = "no CRS" if self.crs is None else self.crs.to_string()
+        crs = crs if len(crs) < 40 else f"{crs[:36]}..."
+        return f"{self.height}x{self.width} px at ({t.c:.10g}, {t.f:.10g}), pixel {t.a:.6g} x {t.e:.6g}, {crs}"
+
+    def _is_identity(self) -> bool:
+        return bool(self.transform == Affine.identity())
+
+    def _corners(self) -> tuple[tuple[float, float], ...]:
+        return (0.0, 0.0), (self.width, 0.0), (0.0, self.height), (self.width, self.height)
+
+    def _reprojected_gsd_m(self) -> float | None:
+        """Measure the centre pixel on the ellipsoid; None when the CRS has no place on the earth."""
+        steps = ((0, 0), (1, 0), (0, 1))
+        points = [self.transform * (self.width / 2 + col, self.height / 2 + row) for col, row in steps]
+        try:
+            lons, lats = reproject_points(self.crs, "EPSG:4326", *map(list, zip(*points, strict=True)))
+        except (CRSError, CPLE_BaseError):
+            return None
+        if not all(map(math.isfinite, (*lons, *lats))):
+            return None
+        columns = lons[1] - lons[0], lats[1] - lats[0]
+        rows = lons[2] - lons[0], lats[2] - lats[0]
+        local = Affine(columns[0], rows[0], 0, columns[1], rows[1], 0)
+        return _ellipsoidal_gsd_m(local, math.pi / 180, lats[0])
+
+
+def _ellipsoidal_gsd_m(transform: Affine, radians: float, latitude: float) -> float:
+    """Return the root of a pixel's area on WGS 84, given its sides in angular units at a latitude in those units."""
+    sine = math.sin(latitude * radians)
+    flattened = 1 - EARTH_ECCENTRICITY2 * sine * sine
+    meridian = EARTH_RADIUS_M * (1 - EARTH_ECCENTRICITY2) / flattened**1.5
+    parallel = EARTH_RADIUS_M / math.sqrt(flattened) * math.sqrt(max(0.0, 1 - sine * sine))
+    return math.sqrt(abs(transform.determinant) * radians**2 * meridian * parallel)

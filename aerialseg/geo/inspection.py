@@ -1,0 +1,232 @@
+"""What a scene is, checked once, before any expensive work; nothing of its pixels but a few blocks is read.
+
+The result, a `Source`, says how the file's bands become the uint8 pixels a network sees. A scene that would need a
+guess (which bands, which value range, where on the ground) is refused with the option that settles it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.windows import Window
+
+from aerialseg.errors import BadDataError, UsageError, one_line
+from aerialseg.geo.geobox import GeoBox
+from aerialseg.geo.opening import is_tiff, open_raster, raster_errors
+
+if TYPE_CHECKING:
+    from rasterio.io import DatasetReader
+
+MAX_BLOCK_BYTES = 1 << 30
+"""A block is decoded whole; one larger than this (a compressed file in a single strip) does not fit small memory."""
+MAX_CHECKED_BLOCKS = 4096
+ALPHA_SAMPLES = 8
+ALPHA_SAMPLE_SIZE = 256
+ALPHA_DATA_SHARE = 0.01
+"""A true alpha band is 0 or opaque but for a few edge pixels."""
+CMYK = {ColorInterp.cyan, ColorInterp.magenta, ColorInterp.yellow, ColorInterp.black}
+HUES = {ColorInterp.hue, ColorInterp.saturation, ColorInterp.lightness}
+BGR = (ColorInterp.blue, ColorInterp.green, ColorInterp.red)
+
+
+@dataclass(frozen=True, slots=True)
+class BandRule:
+    """How a scene's bands become uint8 pixels: which bands, in which order, and which values become 0 and 255."""
+
+    bands: tuple[int, ...] | None = None
+    """Counted from 1, repeats allowed; None takes all but alpha."""
+    scale: tuple[float, float] | None = None
+    """(lo, hi) map linearly to 0 and 255, clipped; None takes uint8 as it is and refuses other types."""
+
+    def __post_init__(self) -> None:
+        if self.bands is not None and (not self.bands or min(self.bands) < 1):
+            raise UsageError(f"--bands {_listed(self.bands)}: bands count from 1, for example --bands 1,2,3")
+        if self.scale is not None and not (all(map(math.isfinite, self.scale)) and self.scale[0] < self.scale[1]):
+            lo, hi = self.scale
+            raise UsageError(f"--scale {lo:g}:{hi:g}: give two numbers LO:HI with LO below HI, for example 0:2047")
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What the user permits."""
+
+    allow_ungeoreferenced: bool = False
+    max_pixels: float = 1e10
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A scene that passed every check; picklable, holds no handle."""
+
+    path: Path
+    box: GeoBox
+    bands: tuple[int, ...]
+    dtype: str
+    scale: tuple[float, float] | None
+    has_mask: bool
+    """Whether nodata, alpha or a mask band marks pixels as invalid."""
+    warnings: tuple[str, ...]
+    """Lines for the user, each naming the file."""
+    block_shape: tuple[int, int]
+
+
+def inspect_scene(
+    path: Path, rule: BandRule | None = None, access: Access | None = None, expected_bands: int | None = None
+) -> Source:
+    """Open a scene, check all that can be checked without reading it, and return what is to be read of it.
+
+    `expected_bands` is what a model wants; None takes what the rule gives. Raises UsageError, NoInputError and
+    BadDataError, each saying what to do.
+    """
+    rule, access = rule or BandRule(), access or Access()
+    with open_raster(path) as dataset:
+        name = one_line(path)
+        _check_size(dataset, name, access.max_pixels)
+        alpha = _alpha_band(dataset)
+        bands = rule.bands or tuple(band for band in dataset.indexes if band != alpha)
+        _check_colours(dataset, name, rule)
+        dtype = _check_bands(dataset, name, bands, rule, expected_bands)
+        box = GeoBox.of(dataset)
+        has_mask, notes = _check_mask(dataset, path, alpha, bands, chosen=rule.bands is not None)
+        warnings = (*_check_place(box, name, access), *_suspicions(dataset, path), *notes)
+        return Source(path, box, bands, dtype, rule.scale, has_mask, warnings, dataset.block_shapes[0])
+
+
+def _check_size(dataset: DatasetReader, name: str, max_pixels: float) -> None:
+    pixels = dataset.height * dataset.width
+    if pixels > max_pixels:
+        raise BadDataError(
+            f"{name}: {dataset.height}x{dataset.width} is {pixels:.3g} pixels, more than --max-pixels {max_pixels:g};"
+            " raise it if the scene is really that large"
+        )
+    interleaved = dataset.count if str(dataset.interleaving).endswith("pixel") else 1
+    rows, cols = dataset.block_shapes[0]
+    block_bytes = rows * cols * interleaved * np.dtype(dataset.dtypes[0]).itemsize
+    if block_bytes > MAX_BLOCK_BYTES:
+        raise BadDataError(
+            f"{name}: stored in blocks of {rows}x{cols} px, {block_bytes / 1e9:.1f} GB each, which cannot be read in"
+            " pieces: gdal_translate -co TILED=YES"
+        )
+
+
+def _check_colours(dataset: DatasetReader, name: str, rule: BandRule) -> None:
+    colours = dataset.colorinterp
+    if ColorInterp.palette in colours:
+        raise BadDataError(f"{name}: its values are palette indexes, not colours: gdal_translate -expand rgb")
+    if CMYK & set(colours) or HUES & set(colours):
+        stored = ", ".join(colour.name for colour in colours)
+        raise BadDataError(f"{name}: its bands are {stored}, not red, green, blue: convert the scene to RGB")
+    if rule.bands is None and tuple(colours[:3]) == BGR:
+        raise BadDataError(f"{name}: its bands are in the order blue, green, red: use --bands 3,2,1")
+
+
+def _check_bands(
+    dataset: DatasetReader, name: str, bands: tuple[int, ...], rule: BandRule, expected: int | None
+) -> str:
+    """Return the selected bands' type; raises when bands or values are not what is wanted."""
+    if not bands or max(bands) > dataset.count:
+        wanted = f"--bands {_listed(bands)}" if bands else "a band that is not alpha"
+        raise BadDataError(f"{name}: scene has {_counted(dataset.count)}, {wanted} asks for others: use --bands")
+    types = {dataset.dtypes[band - 1] for band in bands}
+    dtype = str(dataset.dtypes[bands[0] - 1])
+    usable = dtype == "uint8" if rule.scale is None else np.dtype(dtype).kind in "uif"
+    if len(types) > 1 or not usable or (expected is not None and len(bands) != expected):
+        chosen = "" if rule.bands is None else f" (--bands {_listed(bands)} takes {len(bands)})"
+        wants = "uint8 is wanted" if expected is None else f"model wants {expected} x uint8"
+        found = f"scene has {_counted(dataset.count)} {'/'.join(sorted(types))}{chosen}"
+        raise BadDataError(f"{name}: {found}, {wants}: use --bands / --scale")
+    if rule.scale is not None and np.dtype(dtype).kind in "ui" and rule.scale[1] > np.iinfo(dtype).max:
+        lo, hi = rule.scale
+        raise BadDataError(f"{name}: scene is {dtype}, whose values never reach the upper end of --scale {lo:g}:{hi:g}")
+    return dtype
+
+
+def _check_place(box: GeoBox, name: str, access: Access) -> list[str]:
+    """Return a warning when a scene without a place on the ground was permitted; raises when it was not."""
+    if box.georeferenced:
+        return []
+    if box.gcps:
+        found = f"has {len(box.gcps)} ground control points but no grid: gdalwarp it"
+    elif box.crs is None and box.transform.is_identity:
+        found = "has no georeferencing: add its world file or .aux.xml, or gdal_translate -a_srs EPSG:... -a_ullr ..."
+    elif box.crs is None:
+        found = "has no CRS: gdal_translate -a_srs EPSG:..."
+    else:
+        found = "has a CRS but no transform: add its world file, or gdal_translate -a_ullr ..."
+    if not access.allow_ungeoreferenced:
+        raise BadDataError(f"{name}: {found}, or use --allow-ungeoreferenced")
+    return [f"{name}: {found.split(':')[0]}; used as it is"]
+
+
+def _suspicions(dataset: DatasetReader, path: Path) -> list[str]:
+    found = []
+    for suffix in (".ovr", ".OVR"):
+        overviews = path.with_name(path.name + suffix)
+        if overviews.exists() and not is_tiff(overviews):
+            found.append(f"{one_line(overviews)}: is not a TIFF and is ignored; remove it")
+    if dataset.driver == "GTiff" and dataset.nodata is None and dataset.dtypes[0] == "uint8":
+        missing = _sparse_blocks(dataset)
+        if missing:
+            found.append(f"{one_line(path)}: at least {missing} blocks were never written and read as zeros")
+    return found
+
+
+def _sparse_blocks(dataset: DatasetReader) -> int:
+    """Count blocks without bytes in the file, among an even sample."""
+    rows = math.ceil(dataset.height / dataset.block_shapes[0][0])
+    cols = math.ceil(dataset.width / dataset.block_shapes[0][1])
+    step = math.ceil(rows * cols / MAX_CHECKED_BLOCKS)
+    places = (divmod(index, cols) for index in range(0, rows * cols, step))
+    return sum(dataset.get_tag_item(f"BLOCK_OFFSET_{col}_{row}", "TIFF", bidx=1) is None for row, col in places)
+
+
+def _alpha_band(dataset: DatasetReader) -> int | None:
+    colours = dataset.colorinterp
+    return colours.index(ColorInterp.alpha) + 1 if ColorInterp.alpha in colours else None
+
+
+def _check_mask(
+    dataset: DatasetReader, path: Path, alpha: int | None, bands: tuple[int, ...], *, chosen: bool
+) -> tuple[bool, list[str]]:
+    """Return whether the file's own mask says what is valid, and a line on its alpha band.
+
+    An alpha band that is read as data, or looks like it, marks nothing; unless the user chose the bands the latter is
+    refused.
+    """
+    if alpha is None or MaskFlags.alpha not in dataset.mask_flag_enums[0]:
+        return not all(MaskFlags.all_valid in flags for flags in dataset.mask_flag_enums), []
+    if alpha in bands:
+        return False, []
+    if not _looks_like_data(dataset, path, alpha):
+        return True, [f"{one_line(path)}: band {alpha} is alpha: it marks valid pixels and is not given to the network"]
+    if not chosen:
+        raise BadDataError(f"{one_line(path)}: band {alpha} looks like data, though tagged alpha: use --bands")
+    return False, [f"{one_line(path)}: band {alpha} looks like data, though tagged alpha; every pixel counts as valid"]
+
+
+def _looks_like_data(dataset: DatasetReader, path: Path, alpha: int) -> bool:
+    """Return whether a band tagged alpha holds more than "here" and "not here": near infrared is often tagged so."""
+    height, width = min(ALPHA_SAMPLE_SIZE, dataset.height), min(ALPHA_SAMPLE_SIZE, dataset.width)
+    between = total = 0
+    for index in range(ALPHA_SAMPLES):
+        down, across = index / (ALPHA_SAMPLES - 1), index * 5 / (ALPHA_SAMPLES - 1) % 1
+        window = Window(int(across * (dataset.width - width)), int(down * (dataset.height - height)), width, height)
+        with raster_errors(path, "the alpha band"):
+            values = dataset.read(alpha, window=window)
+        opaque = 255 if values.dtype == np.uint8 else values.max()
+        between += int(np.count_nonzero((values > 0) & (values < opaque)))
+        total += values.size
+    return between > ALPHA_DATA_SHARE * total
+
+
+def _listed(bands: tuple[int, ...]) -> str:
+    return ",".join(map(str, bands))
+
+
+def _counted(count: int) -> str:
+    return f"{count} band" if count == 1 else f"{count} bands"

@@ -1,0 +1,218 @@
+"""The one place that opens raster files, and what keeps a hostile or broken one from doing harm.
+
+A file is opened by its local path alone, by drivers from an allow-list, without the overview files beside it; remote
+paths, driver-prefixed strings and virtual formats are refused before GDAL sees them (see `aerialseg.geo` for the rest).
+Errors of rasterio, of GDAL and of the operating system become one line that names the file.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import threading
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rasterio
+from rasterio._err import CPLE_BaseError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.io import DatasetReader
+
+from aerialseg.errors import AerialsegError, BadDataError, NoInputError, StorageError, UsageError, one_line
+from aerialseg.files import FULL, output_error
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rasterio.io import DatasetWriter
+
+DRIVERS = ("GTiff", "JP2OpenJPEG", "PNG", "JPEG")
+"""What scenes and masks may be; a COG is a GTiff when read."""
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+_PREFIX = re.compile(r"[A-Za-z][A-Za-z0-9_+.-]+:")
+_BLOCK = re.compile(r"band (\d+): IReadBlock failed at X offset (\d+), Y offset (\d+)")
+_CONTENT = (
+    (re.compile(rb"<VRT(Dataset|RasterBand)"), "is a GDAL virtual raster: gdal_translate it to a GeoTIFF"),
+    (re.compile(rb"(?i)^\s*(<!doctype html|<html)"), "is a web page, not a raster: the download went wrong"),
+    (re.compile(rb"^\s*<"), "is XML, not a raster"),
+    (re.compile(rb"^version https://git-lfs"), "is a Git LFS pointer, not the raster itself: git lfs pull"),
+    (re.compile(rb"^PK\x03\x04"), "is a zip archive: unpack it first"),
+)
+_warnings_lock = threading.Lock()
+
+
+@contextmanager
+def open_raster(path: Path) -> Iterator[DatasetReader]:
+    """Open a local raster for reading, guarded; use it in the thread and process that opened it.
+
+    Raises UsageError for a remote or driver-prefixed path, NoInputError for a missing file and BadDataError for
+    anything that is not a raster of an allowed format.
+    """
+    name = checked_path(path)
+    with rasterio.Env():
+        try:
+            with _without_georeferencing_warnings():
+                dataset = DatasetReader(name, driver=list(DRIVERS), OVERVIEW_LEVEL="NONE")
+        except (RasterioError, CPLE_BaseError, OSError) as error:
+            raise BadDataError(f"{one_line(path)}: {_what_it_is(path, error)}") from error
+        with dataset:
+            yield dataset
+
+
+@contextmanager
+def create_raster(path: Path, **profile: Any) -> Iterator[DatasetWriter]:
+    """Create a raster at a temporary path; the caller verifies and renames it. Raises StorageError."""
+    with rasterio.Env(GDAL_PAM_ENABLED="NO", GDAL_TIFF_INTERNAL_MASK="YES"), writing_errors(path):
+        with _without_georeferencing_warnings():
+            dataset = rasterio.open(path, "w", **profile)
+        with dataset:
+            yield dataset
+
+
+@contextmanager
+def update_raster(path: Path) -> Iterator[DatasetWriter]:
+    """Open a raster of our own to change its tags. Raises StorageError."""
+    with rasterio.Env(GDAL_PAM_ENABLED="NO"), writing_errors(path):
+        with _without_georeferencing_warnings():
+            dataset = rasterio.open(path, "r+", driver="GTiff")
+        with dataset:
+            yield dataset
+
+
+def checked_path(path: Path) -> str:
+    """Return the absolute name under which GDAL may see `path`; raises what `open_raster` raises for the path itself.
+
+    An absolute name cannot be taken for a driver's own syntax, whatever characters it holds.
+    """
+    refuse_remote(path)
+    name = os.path.abspath(path)  # noqa: PTH100  (resolve() would follow links and lose side files)
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise BadDataError(f"{one_line(path)}: the file name is not UTF-8; rename it") from error
+    if not os.path.lexists(name):
+        raise NoInputError(f"{one_line(path)}: no such file")
+    if path.is_dir():
+        raise BadDataError(f"{one_line(path)}: is a folder, not a raster")
+    if not path.is_file():
+        reason = "is a link to nothing" if path.is_symlink() else "is not a regular file"
+        raise BadDataError(f"{one_line(path)}: {reason}")
+    _refuse_hostile_mask(path)
+    return name
+
+
+def refuse_remote(path: Path | str) -> None:
+    """Raise UsageError for what GDAL would take as an address or as a driver's syntax instead of a local file."""
+    text = str(path)
+    virtual = re.match(r"/+vsi", os.path.abspath(text)) or re.match(r"/+vsi", text)  # noqa: PTH100
+    if virtual or (_PREFIX.match(text) and not os.path.lexists(text)):
+        raise UsageError(f"{one_line(text)}: only local files are read; download it first and give its path")
+
+
+@contextmanager
+def raster_errors(path: Path, place: str = "") -> Iterator[None]:
+    """Turn what rasterio, GDAL and the system raise while `path` is read into our errors.
+
+    `place` says what was being read, for a message in which GDAL does not.
+    """
+    try:
+        yield
+    except (RasterioError, CPLE_BaseError) as error:
+        raise BadDataError(f"{one_line(path)}: {_reason(error, place)}") from error
+    except FileNotFoundError as error:
+        raise NoInputError(f"{one_line(path)}: no such file") from error
+    except PermissionError as error:
+        raise NoInputError(f"{one_line(path)}: may not be read; check its permissions") from error
+    except OSError as error:
+        raise StorageError(f"{one_line(path)}: cannot be read: {error.strerror or error}") from error
+
+
+@contextmanager
+def writing_errors(path: Path) -> Iterator[None]:
+    """Turn what rasterio, GDAL and the system raise while `path` is written into StorageError or OutputError."""
+    try:
+        yield
+    except (RasterioError, CPLE_BaseError) as error:
+        raise write_error(path, " ".join(_causes(error)[-1:])) from error
+    except OSError as error:
+        raise output_error(path, error) from error
+
+
+def write_error(path: Path, reason: str) -> AerialsegError:
+    """Return the error for a raster that could not be written; GDAL does not say why, a full disk is looked for."""
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    status = os.statvfs(path.parent)
+    if status.f_bavail * status.f_frsize < 1 << 20 or any(os.strerror(code) in reason for code in FULL):
+        return output_error(path, full)
+    return StorageError(f"{one_line(path)}: writing failed: {one_line(reason)}; check the disk and run again")
+
+
+def is_tiff(path: Path) -> bool:
+    """Return whether a file starts like a TIFF; False when it cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            return stream.read(4) in TIFF_MAGIC
+    except OSError:
+        return False
+
+
+def _refuse_hostile_mask(path: Path) -> None:
+    """Refuse a mask file that is no TIFF: GDAL opens it with any driver, so it could name another file."""
+    for suffix in (".msk", ".MSK"):
+        mask = path.with_name(path.name + suffix)
+        if mask.exists() and not is_tiff(mask):
+            raise BadDataError(f"{one_line(mask)}: is not a TIFF mask; remove it or make it again")
+
+
+def _what_it_is(path: Path, error: Exception) -> str:
+    """Say what a file holds that no driver could open: from its first bytes, else in GDAL's words."""
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(1024)
+    except OSError as refusal:
+        return f"may not be read: {refusal.strerror}"
+    if not head:
+        return "is empty (0 bytes)"
+    for pattern, meaning in _CONTENT:
+        if pattern.search(head):
+            return meaning
+    codec = _causes(error)[-1]
+    if "not recognized as being in a supported file format" in codec:
+        return "is not a GeoTIFF, JPEG 2000, PNG or JPEG"
+    return f"cannot be opened: {one_line(codec)}; the file is damaged, copy it again"
+
+
+def _reason(error: BaseException, place: str) -> str:
+    """Say in one line what GDAL could not do: the block where it names one, and the codec's own words."""
+    causes = _causes(error)
+    codec = one_line(causes[-1])
+    block = next(filter(None, map(_BLOCK.search, causes)), None)
+    if block is not None:
+        where = f"block row {block[3]}, column {block[2]} of band {block[1]}"
+        within = f" ({place})" if place else ""
+        return f"{where} cannot be read{within}: {codec}; the file is damaged, copy it again"
+    return f"{place or 'it'} cannot be read: {codec}; the file is damaged, copy it again"
+
+
+def _causes(error: BaseException) -> list[str]:
+    """Return the messages of an error and its causes, outermost first; GDAL's first complaint is the last."""
+    messages: list[str] = []
+    link: BaseException | None = error
+    while link is not None:
+        text = str(getattr(link, "errmsg", "") or link).strip()
+        if text and not text.startswith("Read failed. See previous"):
+            messages.append(text)
+        link = link.__cause__ or link.__context__
+    return messages or [type(error).__name__]
+
+
+@contextmanager
+def _without_georeferencing_warnings() -> Iterator[None]:
+    """Silence rasterio's warning, which `inspect_scene` turns into an error or not; the filters are process-wide."""
+    with _warnings_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        yield

@@ -1,0 +1,88 @@
+"""Reading a scene's pixels as a network wants them: a window of chosen bands as uint8, and where they are valid.
+
+This module is also the door to the rest of the raster layer: opening (`opening`), checking (`inspection`), the grid
+(`geobox`) and writing (`writing`) are imported from here by everything outside `aerialseg.geo`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rasterio.windows import Window
+
+from aerialseg.geo.geobox import GeoBox
+from aerialseg.geo.inspection import Access, BandRule, Source, inspect_scene
+from aerialseg.geo.opening import open_raster, raster_errors, refuse_remote
+from aerialseg.geo.writing import StripWriter, finish_cog, write_geotiff
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from rasterio.io import DatasetReader
+
+__all__ = [
+    "Access",
+    "BandRule",
+    "GeoBox",
+    "Source",
+    "StripWriter",
+    "finish_cog",
+    "inspect_scene",
+    "open_raster",
+    "raster_errors",
+    "read_padded",
+    "read_window",
+    "refuse_remote",
+    "write_geotiff",
+]
+
+
+def read_window(dataset: DatasetReader, source: Source, window: Window) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Read a window that lies inside the scene: pixels (bands, rows, cols) uint8 and valid (rows, cols).
+
+    A pixel is valid where the file's nodata, alpha or mask says so and every chosen band is finite. Raises BadDataError
+    naming the block and the codec's message when the file is damaged there.
+    """
+    row, col = int(window.row_off), int(window.col_off)
+    bottom, right = row + int(window.height), col + int(window.width)
+    if row < 0 or col < 0 or bottom > dataset.height or right > dataset.width:
+        raise ValueError(f"window {window} lies outside a raster of {dataset.height}x{dataset.width}")
+    place = f"rows {row}-{bottom - 1}, columns {col}-{right - 1}"
+    with raster_errors(source.path, place):
+        values = dataset.read(source.bands, window=window)
+        if source.has_mask:
+            valid = dataset.dataset_mask(window=window) != 0
+        else:
+            valid = np.ones(values.shape[1:], dtype=np.bool_)
+    if values.dtype.kind == "f":
+        valid &= np.isfinite(values).all(axis=0)
+    return (values if source.scale is None else _scaled(values, source.scale)), valid
+
+
+def read_padded(dataset: DatasetReader, source: Source, window: Window) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Read a window that may run over the bottom and right edges, continued there by reflection, validity included.
+
+    The edge row and column are not repeated (numpy's "reflect"); a raster smaller than the overhang is reflected again
+    and again. The shapes are always the window's.
+    """
+    row, col, height, width = map(int, (window.row_off, window.col_off, window.height, window.width))
+    inside = Window(col, row, min(width, dataset.width - col), min(height, dataset.height - row))
+    pixels, valid = read_window(dataset, source, inside)
+    below, beside = height - int(inside.height), width - int(inside.width)
+    if below == 0 and beside == 0:
+        return pixels, valid
+    overhang = ((0, below), (0, beside))
+    return np.pad(pixels, ((0, 0), *overhang), mode="reflect"), np.pad(valid, overhang, mode="reflect")
+
+
+def _scaled(values: NDArray[np.generic], scale: tuple[float, float]) -> NDArray[np.uint8]:
+    """Map lo..hi to 0..255, rounded and clipped; NaN becomes 0."""
+    lo, hi = scale
+    exact = np.float32 if values.dtype.itemsize <= 2 or values.dtype == np.float32 else np.float64
+    scaled = np.subtract(values, lo, dtype=exact)
+    scaled *= exact(255 / (hi - lo))
+    np.nan_to_num(scaled, copy=False, nan=0.0, posinf=255.0, neginf=0.0)
+    np.rint(scaled, out=scaled)
+    np.clip(scaled, 0, 255, out=scaled)
+    pixels: NDArray[np.uint8] = scaled.astype(np.uint8)
+    return pixels
