@@ -1,0 +1,3 @@
+"""Whole scenes through a model: `engine` streams one scene, `job` runs many, resumes, and reports."""
+
+from __future__ import annotations

@@ -1,0 +1,129 @@
+"""Batches through the network on one device: pixels there as uint8, float32 probabilities of building on the device.
+
+Out of memory halves the number of windows that run together, down to one, and stays halved for the run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from aerialseg.errors import ModelError, ResourceError
+from aerialseg.models.device import autocast, is_out_of_memory
+from aerialseg.progress import Silent
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from aerialseg.geo.stitching import Blend
+    from aerialseg.models.segmenter import Segmenter
+    from aerialseg.prediction.batches import Batch
+    from aerialseg.progress import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """How scenes are cut, run and blended; decided once for a run."""
+
+    size: int
+    overlap: float
+    batch: int
+    device: torch.device
+    precision: str = "fp32"
+    temperature: float = 1.0
+    """What logits are divided by: above one, less sure of itself."""
+    blend: Blend = "hann"
+
+
+class Forward:
+    """A segmenter on its device with its buffers; a class because `together` and the buffers outlive a scene."""
+
+    def __init__(self, segmenter: Segmenter, settings: EngineSettings, progress: Progress | None = None) -> None:
+        self.segmenter = segmenter.to(settings.device).to(memory_format=torch.channels_last).eval()
+        self.settings = settings
+        self.together = settings.batch
+        """How many windows run together: `settings.batch` until memory runs out."""
+        self._progress = progress or Silent()
+        self._probabilities = torch.empty(0)
+        self._copying = _new_stream(settings.device) if settings.device.type == "cuda" else None
+        self._running: list[torch.cuda.Event] = []
+
+    @torch.inference_mode()
+    def __call__(self, batch: Batch) -> Tensor:
+        """Return the probabilities, float32 [N, size, size], of one batch; they are overwritten by the next call.
+
+        When this returns the batch's buffers may be filled again. Raises ResourceError when a single window does not
+        fit into memory, and ModelError when the network's output has another shape.
+        """
+        pixels, valid = self._to_device(batch)
+        if len(self._probabilities) < len(pixels):
+            self._probabilities = torch.empty((len(pixels), *pixels.shape[2:]), device=self.settings.device)
+        probabilities = self._probabilities[: len(pixels)]
+        while not self._fits(pixels, valid, probabilities):
+            self.together //= 2
+            self._progress.say(f"out of memory: going on with {self.together} windows in a batch")
+            if self._copying is not None:
+                torch.cuda.empty_cache()
+        return probabilities
+
+    def _fits(self, pixels: Tensor, valid: Tensor | None, probabilities: Tensor) -> bool:
+        """Fill `probabilities`; return False when memory runs out and fewer windows together may do."""
+        try:
+            for start in range(0, len(pixels), self.together):
+                part = slice(start, start + self.together)
+                self._run(pixels[part], None if valid is None else valid[part], probabilities[part])
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if self.together == 1:
+                raise ResourceError(
+                    f"out of memory on {self.settings.device} with one {self.settings.size} px window;"
+                    " use --precision bf16, a smaller model, or another --device"
+                ) from error
+            return False
+        return True
+
+    def _run(self, pixels: Tensor, valid: Tensor | None, probabilities: Tensor) -> None:
+        with autocast(self.settings.device, self.settings.precision):
+            logits = self.segmenter(pixels, valid)
+        if logits.shape != (len(pixels), 1, *pixels.shape[2:]):
+            raise ModelError(
+                f"the network gave logits of shape {tuple(logits.shape)} for pixels {tuple(pixels.shape)};"
+                " expected one logit a pixel"
+            )
+        scaled = logits[:, 0] if self.settings.temperature == 1 else logits[:, 0] / self.settings.temperature
+        torch.sigmoid(scaled, out=probabilities)
+
+    def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Copy the batch to the device; on CUDA in a stream of its own, while the batch before it is computed."""
+        device = self.settings.device
+        if self._copying is None:
+            return batch.pixels.to(device), batch.valid.to(device) if batch.masked else None
+        self._wait_for_all_but_one()
+        with torch.cuda.stream(self._copying):
+            pixels = batch.pixels.to(device, non_blocking=True)
+            valid = batch.valid.to(device, non_blocking=True) if batch.masked else None
+        self._copying.synchronize()
+        for tensor in (pixels, valid):
+            if tensor is not None:
+                tensor.record_stream(torch.cuda.current_stream(device))
+        return pixels, valid
+
+    def _wait_for_all_but_one(self) -> None:
+        """Keep the host at most two batches ahead of the device, which bounds the device's memory."""
+        self._running.append(mark(self.settings.device))
+        if len(self._running) > 1:
+            self._running.pop(0).synchronize()
+
+
+def mark(device: torch.device) -> torch.cuda.Event:
+    """Return an event that happens once the CUDA device has done what it has been given so far."""
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def _new_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
