@@ -1,0 +1,1 @@
+"""How good predicted masks are, measured against true ones on the same grid."""

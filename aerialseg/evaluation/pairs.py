@@ -1,0 +1,104 @@
+"""Which prediction is judged by which true mask, and whether the two lie on one grid.
+
+Names decide: `austin/austin3.tif` among the predictions belongs to `austin/austin3.tif` among the masks, whatever the
+suffix. Nothing is resampled; a prediction on another grid is refused, never bent to fit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aerialseg.errors import AerialsegError, NoInputError, UsageError, one_line
+from aerialseg.geo.masks import mask_box
+from aerialseg.geo.scenes import Scene, check_same_grid, find_scenes, pair_masks
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from aerialseg.geo.raster import Access
+
+PROBABILITY = "probability"
+"""The folder in which `predict` keeps probabilities; what lies there does not say building or not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A predicted mask and the true one."""
+
+    name: str
+    prediction: Path
+    truth: Path
+    city: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pairing:
+    """All pairs in natural order, and the masks no prediction asked for."""
+
+    pairs: tuple[Pair, ...]
+    unused: tuple[str, ...] = ()
+    """Names of masks without a prediction; they are left out of the score."""
+
+
+def pair_predictions(
+    predictions: Sequence[str | Path], masks: Sequence[str | Path], pattern: str | None = None
+) -> Pairing:
+    """Pair predicted masks with true ones by relative stem, or by `pattern` ('{stem}_label.tif').
+
+    Both are files, folders or globs; masks may be an Inria root, which stands for its true masks. One file on each
+    side makes a pair whatever the names. Raises NoInputError when a side is empty, BadDataError for predictions
+    without a mask, and UsageError when a prediction is itself the mask.
+    """
+    predicted = [s for s in find_scenes(predictions) if PROBABILITY not in s.name.split("/")[:-1]]
+    if not predicted:
+        raise NoInputError(f"{one_line(predictions[0])}: no predicted masks here; give the folder `predict -o` wrote")
+    known = {(scene.mask or scene.image).resolve(): scene.name for scene in find_scenes(masks)}
+    for scene in predicted:
+        if scene.image.resolve() in known:
+            raise UsageError(f"{one_line(scene.image)}: is among --masks too; a mask cannot be judged by itself")
+    pairs = tuple(_pair(scene, scene.image) for scene in pair_masks(predicted, masks, pattern))
+    used = {pair.truth.resolve() for pair in pairs}
+    return Pairing(pairs, tuple(name for path, name in known.items() if path not in used))
+
+
+def pair_scenes(scenes: Sequence[Scene], predictions: Path) -> tuple[Pair, ...]:
+    """Pair the masks of `scenes` with what `predict` wrote for them: `predictions`/NAME.tif.
+
+    Raises NoInputError for a scene without a prediction or without a mask.
+    """
+    for scene in scenes:
+        if scene.mask is None:
+            raise NoInputError(f"{one_line(scene.image)}: has no mask to judge its prediction by")
+        if not _prediction_of(scene, predictions).is_file():
+            raise NoInputError(f"{one_line(_prediction_of(scene, predictions))}: no such file; predict the scene first")
+    return tuple(_pair(scene, _prediction_of(scene, predictions)) for scene in scenes)
+
+
+def check_pairs(pairs: Sequence[Pair], access: Access) -> tuple[list[str], list[AerialsegError]]:
+    """Compare the grids of every pair from the files' headers; return warnings and faults, each naming its files.
+
+    Up to half a pixel of shift is a warning; `access` says how large a mask may be and whether it needs a place.
+    """
+    warnings: list[str] = []
+    faults: list[AerialsegError] = []
+    for pair in pairs:
+        try:
+            boxes = mask_box(pair.truth, access), mask_box(pair.prediction, access)
+            warning = check_same_grid(*boxes, (pair.truth, pair.prediction))
+        except AerialsegError as fault:
+            faults.append(fault)
+        else:
+            warnings += [] if warning is None else [warning]
+    return warnings, faults
+
+
+def _pair(scene: Scene, prediction: Path) -> Pair:
+    if scene.mask is None:
+        raise ValueError(f"scene {scene.name} has no mask")
+    return Pair(scene.name, prediction, scene.mask, scene.city)
+
+
+def _prediction_of(scene: Scene, predictions: Path) -> Path:
+    return predictions / f"{scene.name}.tif"
