@@ -22,7 +22,7 @@ import torch
 from aerialseg.errors import ResourceError, one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -112,7 +112,7 @@ def stream_batches(
     layout: Layout,
     readers: Readers,
     timeout_s: float,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Yield one batch per group, in order, read a few groups ahead into reused memory.
 
     `read` turns an item into pixels [H, W, C], target and valid [H, W] of the layout's size, in any thread. A group

@@ -1,0 +1,111 @@
+"""The run folder: what may be started in it, and what a start has to respect.
+
+RUN/model.safetensors   the best model so far      RUN/last.ckpt, previous.ckpt   to resume from
+RUN/config.toml         what is being trained      RUN/metrics.csv, curves.png, events.out.tfevents.*
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from aerialseg.config import TrainConfig, differences, to_toml
+from aerialseg.errors import BadDataError, ConfigError, OutputError, one_line
+from aerialseg.files import refuse_foreign, refuse_input_as_output, write_text
+from aerialseg.models.package import FILE_NAME, find_model
+from aerialseg.training.checkpoint import LAST, PREVIOUS, load_checkpoint
+from aerialseg.training.history import CURVES, EVENTS, METRICS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from aerialseg.geo.tileset import TileSet
+    from aerialseg.training.checkpoint import State
+
+CONFIG = "config.toml"
+MARK = "# Written by aerialseg train; a training goes on with --resume.\n"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainOptions:
+    """What the command line decides beside the configuration."""
+
+    device: str = "auto"
+    resume: bool = False
+    """Go on from the run's last checkpoint; without one, start."""
+    start_from: Path | None = None
+    """A model file, or a run folder, whose weights training starts from."""
+    overwrite: bool = False
+    """Start anew in a folder that holds a run; its model stays until the first new one is saved."""
+
+
+def open_run(
+    run: Path, tiles: TileSet, config: TrainConfig, options: TrainOptions, *, say: Callable[[str], None]
+) -> State | None:
+    """Return the state to go on from, or None when a new training may begin in `run`; changes nothing.
+
+    Raises OutputError when the folder holds a run and neither resume nor overwrite was asked for, or files of others;
+    UsageError when an output would be an input; ConfigError and BadDataError when a resumed run was begun with another
+    configuration or other tiles; ModelError when its checkpoints are damaged.
+    """
+    inputs = [tiles.folder] if options.start_from is None else [tiles.folder, find_model(options.start_from)]
+    refuse_input_as_output(inputs, [run, run / FILE_NAME])
+    state = load_checkpoint(run, say) if options.resume and not options.overwrite else None
+    if state is not None:
+        begun = TrainConfig.model_validate(state["config"])
+        if options.start_from is not None:  # the model file named the network, not the configuration
+            config = config.model_copy(update={"model": begun.model})
+        _check_unchanged(run, state, tiles, differences(begun, config))
+        return state
+    if options.resume and not options.overwrite:
+        say(f"{one_line(run)}: nothing to resume yet, starting from the beginning")
+    _claim(run, options)
+    return None
+
+
+def begin_run(run: Path, config: TrainConfig) -> None:
+    """Clear away what an earlier run left, except its model, and write down what is trained now."""
+    for pattern in (LAST, PREVIOUS, METRICS, CURVES, EVENTS):
+        for stale in run.glob(pattern):
+            stale.unlink()
+    write_text(run / CONFIG, MARK + to_toml(config))
+
+
+def stored_config(run: Path) -> Path | None:
+    """Return the configuration a run was begun with, None when the folder holds no run."""
+    return run / CONFIG if _is_ours(run) else None
+
+
+def _claim(run: Path, options: TrainOptions) -> None:
+    """Raise OutputError when the folder holds a run worth keeping, or files that another program wrote."""
+    ours = _is_ours(run)
+    kept = any((run / name).exists() for name in (LAST, PREVIOUS, FILE_NAME))
+    if ours and kept and not options.resume and not options.overwrite:
+        raise OutputError(
+            f"{one_line(run)}: holds a run already; go on with --resume, give another folder with -o, or start anew"
+            " with --overwrite"
+        )
+    for name in (LAST, PREVIOUS, FILE_NAME, CONFIG, METRICS, CURVES):
+        refuse_foreign(run / name, ours=ours, overwrite=options.overwrite)
+
+
+def _is_ours(run: Path) -> bool:
+    path = run / CONFIG
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return stream.read(len(MARK)) == MARK.encode()
+
+
+def _check_unchanged(run: Path, state: State, tiles: TileSet, changed: list[str]) -> None:
+    if changed:
+        raise ConfigError(
+            f"{one_line(run)}: cannot resume with another configuration ({one_line('; '.join(changed))}); leave -c and"
+            " --set away, or start anew with --overwrite"
+        )
+    if state["tiles"] != tiles.digest:
+        raise BadDataError(
+            f"{one_line(tiles.folder)}: the tiles or their split have changed since {one_line(run)} was begun; start"
+            " anew with --overwrite, or fine-tune in a new folder with --from"
+        )

@@ -1,0 +1,148 @@
+"""Everything a training needs, put together once: device, precision, network, optimizer, and what reads the tiles."""
+
+from __future__ import annotations
+
+import copy
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.plugins import MixedPrecision, Precision
+
+from aerialseg.errors import BadDataError, one_line
+from aerialseg.models.catalog import SIZE_MULTIPLE, check_network
+from aerialseg.models.device import pick_precision
+from aerialseg.training.batches import Layout, stream_batches
+from aerialseg.training.dataset import Sampler, TileReader, steps_to_cover
+from aerialseg.training.optimizer import build_optimizer
+from aerialseg.training.start import spec_of
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from pathlib import Path
+
+    from torch import nn
+
+    from aerialseg.config import TrainConfig
+    from aerialseg.geo.tileset import TileRecord, TileSet
+    from aerialseg.models.package import ModelCard
+    from aerialseg.models.segmenter import Segmenter
+    from aerialseg.training.batches import Batch, Readers
+    from aerialseg.training.start import Start
+
+MOST_THREADS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """The parts of one training; the modules change as it goes on, the references do not."""
+
+    run: Path
+    config: TrainConfig
+    tiles: TileSet
+    validation: tuple[TileRecord, ...]
+    sampler: Sampler
+    reader: TileReader
+    readers: Readers
+    fabric: Fabric
+    precision: str
+    """fp32, bf16 or fp16."""
+    model: Segmenter
+    forward: nn.Module
+    """`model` as Fabric wraps it: autocast around its forward pass, logits out in float32."""
+    average: Segmenter | None
+    """The running average of the model's weights; None when it is turned off."""
+    optimizer: torch.optim.AdamW
+    card: ModelCard
+
+    @property
+    def judged(self) -> Segmenter:
+        """The weights that are validated and saved."""
+        return self.model if self.average is None else self.average
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole schedule."""
+        return self.config.schedule.epochs * self.sampler.steps_per_epoch
+
+    def training_batches(self, epoch: int, step: int) -> Generator[Batch, None, None]:
+        """Yield the batches from `step` of `epoch` to the end of the schedule, read ahead across epochs."""
+        section = self.config.data
+        return stream_batches(
+            self.sampler.groups(epoch, step, self.config.schedule.epochs),
+            self.reader.crop,
+            layout=self._layout(section.batch, section.crop),
+            readers=self.readers,
+            timeout_s=section.timeout_s,
+        )
+
+    def validation_batches(self) -> Generator[Batch, None, None]:
+        """Yield whole validation tiles, as many at once as have a training batch's pixels."""
+        side, section = self.reader.validation_side, self.config.data
+        size = min(len(self.validation), max(1, section.batch * section.crop**2 // side**2))
+        groups = [self.validation[first : first + size] for first in range(0, len(self.validation), size)]
+        return stream_batches(
+            groups,
+            self.reader.whole,
+            layout=self._layout(size, side),
+            readers=self.readers,
+            timeout_s=section.timeout_s,
+        )
+
+    def _layout(self, size: int, side: int) -> Layout:
+        return Layout(size, self.card.bands, side, side, pinned=self.fabric.device.type == "cuda")
+
+
+def build_job(run: Path, tiles: TileSet, start: Start, *, device: torch.device, readers: Readers) -> Job:
+    """Put the network on its device and everything else around it.
+
+    Raises BadDataError when no training tile is left, ConfigError when the network does not take whole tiles.
+    """
+    config = start.config
+    everything = config.data.train_on == "all"
+    chosen = tuple(tile for tile in (tiles.tiles if everything else tiles.of_split("train")) if tile.valid > 0)
+    if not chosen:
+        raise BadDataError(f"{one_line(tiles.folder)}: no labelled training tile; look at the split in its index.gpkg")
+    reader = TileReader(tiles, config.data, SIZE_MULTIPLE)
+    if tiles.of_split("val") and not everything:
+        check_network(spec_of(start.card), reader.validation_side)
+    steps = config.schedule.steps_per_epoch or steps_to_cover(chosen, config.data)
+    precision = pick_precision(config.run.precision, device)
+    fabric = build_fabric(device, precision)
+    model = start.segmenter.to(device).to(memory_format=torch.channels_last).train()
+    average = copy.deepcopy(model).eval().requires_grad_(False) if config.run.ema > 0 else None
+    forward, optimizer = fabric.setup(model, build_optimizer(model, config.optimizer))
+    return Job(
+        run=run,
+        config=config,
+        tiles=tiles,
+        validation=() if everything else tiles.of_split("val"),
+        sampler=Sampler(chosen, config.data, tiles.size, config.run.seed, steps),
+        reader=reader,
+        readers=readers,
+        fabric=fabric,
+        precision=precision,
+        model=model,
+        forward=forward,
+        average=average,
+        optimizer=optimizer,
+        card=start.card,
+    )
+
+
+def build_fabric(device: torch.device, precision: str) -> Fabric:
+    """Return Fabric for one device; float16 comes with loss scaling."""
+    plugin = Precision()
+    if precision != "fp32":
+        plugin = MixedPrecision("16-mixed" if precision == "fp16" else "bf16-mixed", device.type)
+    torch.backends.cudnn.benchmark = device.type == "cuda"  # every batch has the same shape
+    devices = [device.index or 0] if device.type == "cuda" else 1
+    return Fabric(accelerator=device.type, devices=devices, plugins=[plugin])
+
+
+def reading_threads(wanted: int) -> int:
+    """Return how many threads read tiles: as many as wanted; for 0, one per processor this process may use, 2 to 16."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return wanted or max(2, min(MOST_THREADS, usable))

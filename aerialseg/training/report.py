@@ -1,0 +1,86 @@
+"""What a training says: before the first step, after each epoch, and at the end."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING
+
+from aerialseg.models.package import FILE_NAME
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from aerialseg.training.history import EpochRecord
+    from aerialseg.training.job import Job
+    from aerialseg.training.standing import Standing
+
+
+@dataclass(frozen=True, slots=True)
+class TrainReport:
+    """How a training went."""
+
+    model: Path
+    best_iou: float
+    """Validation IoU of the saved model at its threshold; nan without validation."""
+    best_epoch: int
+    """The epoch, from 1, whose weights were saved."""
+    threshold: float
+    epochs: int
+    """Epochs trained; fewer than configured when patience ended the run."""
+    steps: int
+    seconds: float
+    """Wall time of this call."""
+    images_per_s: float
+    """Crops per second while training, in the run's median epoch."""
+    device: str
+    precision: str
+    complete_before: bool
+    """The run was complete when it was called, and nothing was done."""
+
+
+def announce(job: Job, standing: Standing, say: Callable[[str], None]) -> None:
+    """Say what is about to be trained, on what, and what is missing."""
+    config, device = job.config, job.fabric.device
+    weights = config.model.weights if job.card.training["started_from"] is None else "a model file"
+    say(
+        f"training {job.card.preset} (weights: {weights}) on {device}, {job.precision}: {config.schedule.epochs} epochs"
+        f" of {job.sampler.steps_per_epoch} steps of {config.data.batch} crops of {config.data.crop} px from"
+        f" {len(job.sampler.tiles)} tiles, {len(job.validation)} tiles to validate"
+    )
+    if standing.taken:
+        say(f"going on after step {standing.taken:,} of {job.total_steps:,}")
+    if not job.validation:
+        why = "train_on is all" if config.data.train_on == "all" else "the tile set has none"
+        say(f"no validation tiles ({why}): every epoch's model is saved, with threshold {config.run.threshold:g}")
+
+
+def epoch_line(job: Job, standing: Standing, record: EpochRecord) -> str:
+    """Return one line on an epoch."""
+    line = f"epoch {record.epoch}/{job.config.schedule.epochs}: loss {record.loss:.4f}"
+    if job.validation:
+        best = ", best so far" if standing.best_epoch == record.epoch else ""
+        line += f", validation IoU {record.iou:.4f} at threshold {record.threshold:.2f}{best}"
+    if record.skipped:
+        line += f", {record.skipped} steps skipped by loss scaling"
+    return f"{line}, {record.images_per_s:.1f} crops/s, {record.seconds:.0f} s"
+
+
+def report(job: Job, standing: Standing, *, seconds: float, complete: bool) -> TrainReport:
+    """Return how the training went."""
+    rates = [record.images_per_s for record in standing.records if not math.isnan(record.images_per_s)]
+    return TrainReport(
+        model=job.run / FILE_NAME,
+        best_iou=math.nan if standing.best_iou is None else standing.best_iou,
+        best_epoch=standing.best_epoch,
+        threshold=standing.threshold,
+        epochs=standing.epoch,
+        steps=standing.taken,
+        seconds=seconds,
+        images_per_s=median(rates) if rates else math.nan,
+        device=str(job.fabric.device),
+        precision=job.precision,
+        complete_before=complete,
+    )

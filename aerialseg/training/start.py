@@ -1,0 +1,159 @@
+"""What a training starts from: a fresh network, a model file (`--from`), or the run's own checkpoint.
+
+Seeds are set here and nowhere else. What cannot work is said here, before the first step.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from aerialseg.config import TrainConfig
+from aerialseg.errors import ModelError, one_line
+from aerialseg.files import sha256_of
+from aerialseg.models.catalog import PRESETS, ModelSpec, build_network, check_network, input_statistics, resolve
+from aerialseg.models.package import ModelCard, find_model, load_model
+from aerialseg.models.segmenter import Segmenter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from aerialseg.geo.tileset import TileSet
+    from aerialseg.training.checkpoint import State
+
+LEAST_SPREAD = 1.0
+"""A standard deviation below one grey level counts as one, so that a constant band is not blown up."""
+GSD_TOLERANCE = 0.1
+VERSIONS = ("aerialseg", "torch", "segmentation-models-pytorch", "timm", "albumentations", "lightning", "numpy")
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A network to train, and the card of the model that will come of it."""
+
+    segmenter: Segmenter
+    card: ModelCard
+    """Without scores, and with the configured threshold."""
+    config: TrainConfig
+    """As given, but naming the network that is really trained."""
+
+
+def start_fresh(tiles: TileSet, config: TrainConfig) -> Start:
+    """Build the configured network with seeded random or pretrained weights.
+
+    Pretrained encoders get the normalisation they were trained with, all others that of the tiles. Raises ConfigError
+    for a network that cannot be built or does not take the crop, NoInputError when weights cannot be had.
+    """
+    torch.manual_seed(config.run.seed)
+    section = config.model
+    spec = resolve(
+        section.preset,
+        section.architecture,
+        section.encoder,
+        encoder_arguments=section.encoder_arguments,
+        bands=len(tiles.mean),
+        weights=section.weights,
+    )
+    check_network(spec, config.data.crop)
+    network = build_network(spec)
+    mean, std = input_statistics(spec) or (tiles.mean, tuple(max(value, LEAST_SPREAD) for value in tiles.std))
+    licence = PRESETS[spec.preset].licence if spec.preset in PRESETS else ""
+    card = _describe(spec, tiles, config, mean=mean, std=std, licence=licence, training=_provenance(tiles, config))
+    return Start(Segmenter(network, mean, std), card, config)
+
+
+def start_from_model(tiles: TileSet, config: TrainConfig, path: Path, say: Callable[[str], None]) -> Start:
+    """Continue from a model file or run folder, keeping its network and normalisation.
+
+    Tells `say` where bands, value range, GSD or network differ. Raises ModelError when the number of bands does.
+    """
+    torch.manual_seed(config.run.seed)
+    segmenter, old = load_model(path)
+    name = one_line(path)
+    if old.bands != len(tiles.mean):
+        raise ModelError(
+            f"{name}: the model takes {old.bands} bands, the tiles have {len(tiles.mean)}; cut tiles with --bands, or"
+            " train without --from"
+        )
+    for difference in _differences(old, tiles, config):
+        say(f"{name}: {difference}")
+    config = config.model_copy(update={"model": _section_of(old, config)})
+    spec = spec_of(old)
+    check_network(spec, config.data.crop)
+    training = {**_provenance(tiles, config), "started_from": sha256_of(find_model(path))}
+    card = _describe(spec, tiles, config, mean=old.mean, std=old.std, licence=old.licence, training=training)
+    return Start(segmenter, card, config)
+
+
+def start_again(state: State) -> Start:
+    """Build the network of a checkpoint, without its weights (checkpoint.py and loop.py put those in)."""
+    card = ModelCard(**state["card"])
+    segmenter = Segmenter(build_network(spec_of(card)), card.mean, card.std)
+    return Start(segmenter, card, TrainConfig.model_validate(state["config"]))
+
+
+def spec_of(card: ModelCard) -> ModelSpec:
+    """Return the card's network, without pretrained weights."""
+    return ModelSpec(card.preset, card.architecture, card.encoder, card.encoder_arguments, card.bands, "none")
+
+
+def _differences(old: ModelCard, tiles: TileSet, config: TrainConfig) -> list[str]:
+    """Say what differs between the model, the tiles and the configuration; a user should know before fine-tuning."""
+    lines = [
+        f"was trained on {label} {before or 'all'}, the tiles hold {now or 'all'}"
+        for label, before, now in (("bands", old.band_indexes, tiles.bands), ("value range", old.scale, tiles.scale))
+        if before != now
+    ]
+    if old.gsd_m and tiles.gsd_m and abs(tiles.gsd_m / old.gsd_m - 1.0) > GSD_TOLERANCE:
+        lines.append(f"was trained at {old.gsd_m:.3g} m per pixel, the tiles have {tiles.gsd_m:.3g} m")
+    wanted = resolve(config.model.preset, config.model.architecture, config.model.encoder)
+    if (wanted.architecture, wanted.encoder) != (old.architecture, old.encoder):
+        lines.append(f"is {old.preset}, and that is trained, not the configuration's {wanted.preset}")
+    return lines
+
+
+def _section_of(card: ModelCard, config: TrainConfig) -> Any:
+    """Return the configuration's [model] as naming the card's network."""
+    known = card.preset in PRESETS and PRESETS[card.preset].encoder == card.encoder
+    named = {"preset": card.preset} if known else {"architecture": card.architecture, "encoder": card.encoder}
+    arguments = dict(card.encoder_arguments)
+    return type(config.model)(**named, encoder_arguments=arguments, weights="none")
+
+
+def _provenance(tiles: TileSet, config: TrainConfig) -> dict[str, Any]:
+    """Return what the card says of a model's making; no times and no places, so that equal runs give equal files."""
+    return {
+        "config": config.model_dump(),
+        "tiles": {
+            "digest": tiles.digest,
+            "train": len(tiles.of_split("train")),
+            "val": len(tiles.of_split("val")),
+            "building_fraction": tiles.building_fraction,
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in VERSIONS},
+        },
+        "started_from": None,
+    }
+
+
+def _describe(spec: ModelSpec, tiles: TileSet, config: TrainConfig, **fields: Any) -> ModelCard:
+    return ModelCard(
+        preset=spec.preset,
+        architecture=spec.architecture,
+        encoder=spec.encoder,
+        encoder_arguments=dict(spec.encoder_arguments),
+        bands=spec.bands,
+        band_indexes=tiles.bands,
+        scale=tiles.scale,
+        gsd_m=tiles.gsd_m,
+        tile_size=config.data.crop,
+        threshold=config.run.threshold,
+        **fields,
+    )
