@@ -131,8 +131,10 @@ def check_network(spec: ModelSpec, tile_size: int) -> None:
             with torch.device(device), torch.inference_mode():
                 network = _construct(bare, pretrained=False).eval()
                 found = tuple(network(torch.zeros(1, spec.bands, tile_size, tile_size)).shape)
-        except (RuntimeError, ValueError, AssertionError, NotImplementedError, IndexError, TypeError) as error:
-            reason = one_line(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
+        except ConfigError:
+            raise
+        except Exception as error:  # a network of another project may raise anything
+            reason = _first_line(error)
             continue
         if found == expected:
             return
@@ -249,15 +251,18 @@ def _construct(spec: ModelSpec, *, pretrained: bool) -> nn.Module:
                 classes=1,
                 **spec.encoder_arguments,
             )
-    except (TypeError, ValueError, KeyError, AssertionError, RuntimeError) as error:
+    except Exception as error:  # a network of another project may raise anything
         if pretrained:
             raise
         given = f" with {dict(spec.encoder_arguments)}" if spec.encoder_arguments else ""
         raise ConfigError(
-            f"encoder {spec.encoder} under {spec.architecture}{given} cannot be built: {one_line(str(error))}"
+            f"encoder {spec.encoder} under {spec.architecture}{one_line(given)} cannot be built: {_first_line(error)};"
+            " choose another encoder or remove the arguments"
         ) from error
     _centre_upsampling(network)
-    network.get_submodule("encoder").register_forward_hook(_match_empty_skip)
+    encoder = network.get_submodule("encoder")
+    if 0 in getattr(encoder, "out_channels", ()):
+        encoder.register_forward_hook(_match_empty_skip)
     return network
 
 
@@ -279,6 +284,11 @@ def _match_empty_skip(encoder: nn.Module, inputs: Any, features: list[Tensor]) -
     """Give an empty half-resolution skip the type of the real ones.
 
     Most transformer encoders have no stride-2 features, so smp adds a float32 tensor of zero channels; under autocast,
-    concatenating it turns UNet's half-resolution block into float32.
+    concatenating it turns the input of UNet's half-resolution block into float32.
     """
-    return [item.to(features[-1].dtype) if item.dim() == 4 and item.shape[1] == 0 else item for item in features]
+    return [item.to(features[-1].dtype) if item.shape[1] == 0 else item for item in features]
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return one_line(text.splitlines()[0][:200] if text else type(error).__name__)

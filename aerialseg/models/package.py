@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ FORMAT = 1
 KEY = "aerialseg"
 CLASSES = ("background", "building")
 FILE_NAME = "model.safetensors"
+MAX_TILE_SIZE = 16_384
 MAX_HEADER_BYTES = 100_000_000  # the safetensors specification's own limit
 AGAIN = "copy it again, or train the model again"
 PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"(dp", b"}q", b"cos\n")
@@ -62,10 +64,15 @@ class ModelCard:
     def __post_init__(self) -> None:
         checks = (
             (self.bands >= 1, f"bands is {self.bands}, expected 1 or more"),
-            (self.tile_size >= 1, f"tile_size is {self.tile_size}, expected 1 or more"),
+            (1 <= self.tile_size <= MAX_TILE_SIZE, f"tile_size is {self.tile_size}, expected 1 to {MAX_TILE_SIZE}"),
+            (
+                all(isinstance(value, str | int | float | bool) for value in self.encoder_arguments.values()),
+                f"encoder_arguments are {self.encoder_arguments}, expected text, numbers and truth values",
+            ),
             (len(self.mean) == self.bands, f"mean has {len(self.mean)} values for {self.bands} bands"),
             (len(self.std) == self.bands, f"std has {len(self.std)} values for {self.bands} bands"),
-            (all(value > 0 for value in self.std), f"std is {list(self.std)}, expected values above 0"),
+            (all(map(math.isfinite, self.mean)), f"mean is {list(self.mean)}, expected finite values"),
+            (all(0 < value < math.inf for value in self.std), f"std is {list(self.std)}, expected values above 0"),
             (
                 self.band_indexes is None or len(self.band_indexes) == self.bands,
                 f"band_indexes is {self.band_indexes} for {self.bands} bands",
@@ -222,8 +229,8 @@ def _canonical(value: Any) -> str:
 
 
 def _to_json(card: ModelCard) -> dict[str, Any]:
-    """Return the card as JSON keeps it: lists for tuples, text for keys."""
-    value: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(card), allow_nan=False))
+    """Return the card as JSON keeps it: lists for tuples, text for keys, null for a score that is not a number."""
+    value: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(card)), parse_constant=lambda _: None)
     return value
 
 

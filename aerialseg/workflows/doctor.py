@@ -1,0 +1,218 @@
+"""Looks at everything the program needs on this machine and says what is missing and what to do about it.
+
+Each look is a fact that was tried, not assumed: packages are imported, a raster is written and read, a kernel runs on
+every device in every precision. Nothing here changes the machine; the one file written is removed again.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from aerialseg.errors import AerialsegError, DeviceError, one_line
+
+if TYPE_CHECKING:
+    from aerialseg.models.machine import System
+
+State = Literal["ok", "warning", "missing"]
+
+MODULES = {"pillow": "PIL", "segmentation-models-pytorch": "segmentation_models_pytorch"}
+"""Packages whose module is not named like them."""
+BINARY = (
+    "torch",
+    "torchvision",
+    "rasterio",
+    "pyogrio",
+    "shapely",
+    "safetensors",
+    "segmentation-models-pytorch",
+    "timm",
+)
+"""Packages whose parts come from several builds, so that a version alone proves nothing."""
+RASTER_DRIVERS = {"GTiff": True, "COG": True, "PNG": True, "JPEG": True, "JP2OpenJPEG": False}
+VECTOR_DRIVERS = {"GPKG": True, "GeoJSON": False, "FlatGeobuf": False}
+"""Driver -> whether the program cannot do without it."""
+LOW_MEMORY, LOW_SHM, LOW_DISK = 4 * 2**30, 512 * 2**20, 5 * 2**30
+REINSTALL = "install aerialseg again in an environment of its own"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at; `advice` says what to do unless `state` is ok."""
+
+    topic: str
+    name: str
+    found: str
+    state: State = "ok"
+    advice: str = ""
+
+
+def examine(folder: Path, *, system: System | None = None) -> tuple[Finding, ...]:
+    """Look at packages, GDAL, devices, memory, and the disk under `folder`; never raises for what it finds."""
+    looks: tuple[tuple[str, Callable[[], Iterator[Finding]]], ...] = (
+        ("packages", _packages),
+        ("gdal", _gdal),
+        ("devices", lambda: _devices(system)),
+        ("memory", _memory),
+        ("disk", lambda: _disk(folder)),
+    )
+    findings: list[Finding] = []
+    for topic, look in looks:
+        try:
+            findings += look()
+        except Exception as error:  # a broken package raises anything on import, and the other looks still count
+            findings.append(Finding(topic, topic, _reason(error), "missing", REINSTALL))
+    return tuple(findings)
+
+
+def require_all(findings: tuple[Finding, ...]) -> None:
+    """Raise DeviceError naming everything that is missing."""
+    missing = [finding for finding in findings if finding.state == "missing"]
+    if missing:
+        listed = "; ".join(f"{finding.name}: {finding.found}: {finding.advice}" for finding in missing)
+        raise DeviceError(f"this machine lacks {len(missing)} of {len(findings)} things looked at: {listed}")
+
+
+def _packages() -> Iterator[Finding]:
+    yield Finding("packages", "python", f"{platform.python_version()} on {platform.platform()}")
+    yield Finding("packages", "aerialseg", importlib.metadata.version("aerialseg"))
+    required = importlib.metadata.requires("aerialseg") or []
+    names = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in required if "extra ==" not in line]
+    for name in (*names, "torchvision"):
+        yield _package(name)
+
+
+def _package(name: str) -> Finding:
+    try:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return Finding("packages", name, "not installed", "missing", REINSTALL)
+    if name in BINARY:
+        try:
+            importlib.import_module(MODULES.get(name, name))
+        except Exception as error:
+            advice = "torch and torchvision must come from one index" if name == "torchvision" else REINSTALL
+            return Finding("packages", name, f"{version} does not import: {_reason(error)}", "missing", advice)
+    return Finding("packages", name, version)
+
+
+def _gdal() -> Iterator[Finding]:
+    import pyogrio
+    import rasterio
+    from pyproj import Transformer
+    from rasterio.crs import CRS
+
+    vector_gdal = ".".join(map(str, pyogrio.__gdal_version__))
+    yield Finding("gdal", "GDAL", f"{rasterio.__gdal_version__} in rasterio, {vector_gdal} in pyogrio")
+    with rasterio.Env() as environment:
+        present = {**environment.drivers(), **pyogrio.list_drivers()}
+    for name, needed in {**RASTER_DRIVERS, **VECTOR_DRIVERS}.items():
+        if name in present:
+            yield Finding("gdal", name, "present")
+        else:
+            state: State = "missing" if needed else "warning"
+            yield Finding("gdal", name, "absent", state, "install rasterio and pyogrio from their PyPI wheels")
+    wkt = CRS.from_epsg(26914).to_wkt()
+    easting, _ = Transformer.from_crs("EPSG:4326", wkt, always_xy=True).transform(-99.0, 30.0)
+    advice = "unset PROJ_LIB, PROJ_DATA and GDAL_DATA: they point at another program's files"
+    right = abs(easting - 500_000) < 0.01
+    yield Finding("gdal", "PROJ", f"EPSG:26914 puts its meridian at {easting:,.2f}", *_judged(right, "missing", advice))
+
+
+def _devices(system: System | None) -> Iterator[Finding]:
+    from aerialseg.models.device import describe_devices, unusable_card
+    from aerialseg.models.machine import Machine
+
+    system = system or Machine()
+    version, architectures = system.cuda_build()
+    yield Finding("devices", "torch build", f"CUDA {version}, {' '.join(architectures)}" if version else "without CUDA")
+    why = unusable_card(system=system)
+    if why:
+        yield Finding("devices", "NVIDIA card", "unusable", "missing", why)
+    for report in describe_devices(system=system):
+        works = [name for name, result in report.precisions.items() if result == "ok"]
+        failed = "; ".join(f"{name}: {result}" for name, result in report.precisions.items() if result != "ok")
+        memory = f", {report.memory_bytes / 2**30:.0f} GiB" if report.memory_bytes else ""
+        capability = f", compute capability {report.capability}" if report.capability else ""
+        found = f"{report.name}{capability}{memory}: runs {' '.join(works) or 'nothing'}, auto is"
+        state: State = "ok" if not failed else "warning" if works else "missing"
+        yield Finding("devices", report.device, f"{found} {report.automatic_precision}", state, failed)
+
+
+def _memory() -> Iterator[Finding]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield Finding("memory", "processors", f"{cores} usable of {os.cpu_count()}")
+    available = _available_memory(Path("/"))
+    if available is not None:
+        advice = "close other programs, or predict with --batch 1"
+        yield Finding(
+            "memory", "memory", f"{_size(available)} free", *_judged(available >= LOW_MEMORY, "warning", advice)
+        )
+    shared = Path("/dev/shm")
+    if shared.is_dir():
+        total = shutil.disk_usage(shared).total
+        advice = "training on several GPUs needs more: docker run --shm-size 1g"
+        yield Finding("memory", "/dev/shm", _size(total), *_judged(total >= LOW_SHM, "warning", advice))
+
+
+def _disk(folder: Path) -> Iterator[Finding]:
+    free = shutil.disk_usage(folder).free
+    name = one_line(folder.resolve())
+    yield Finding(
+        "disk", name, f"{_size(free)} free", *_judged(free >= LOW_DISK, "warning", "free some, or work elsewhere")
+    )
+    try:
+        _write_and_read(folder)
+    except (AerialsegError, OSError) as error:
+        yield Finding("disk", f"writing in {name}", _reason(error), "missing", "work in a folder that can be written")
+    else:
+        yield Finding("disk", f"writing in {name}", "a GeoTIFF was written and read back")
+
+
+def _write_and_read(folder: Path) -> None:
+    """Write a small georeferenced raster with the codec of the tiles; `write_geotiff` compares what it reads back."""
+    import numpy as np
+    from affine import Affine
+    from rasterio.crs import CRS
+
+    from aerialseg.geo.geobox import GeoBox
+    from aerialseg.geo.writing import write_geotiff
+
+    box = GeoBox(16, 16, Affine(0.3, 0, 616_000, 0, -0.3, 3_347_000), CRS.from_epsg(26914))
+    with tempfile.TemporaryDirectory(prefix=".aerialseg-", dir=folder) as temporary:
+        write_geotiff(Path(temporary) / "doctor.tif", np.arange(256, dtype=np.uint8).reshape(16, 16), box)
+
+
+def _available_memory(root: Path) -> int | None:
+    """Return the bytes that can still be used: the kernel's estimate, or what a container's limit leaves."""
+    meminfo = root / "proc/meminfo"
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text() if meminfo.is_file() else "", re.MULTILINE)
+    if found is None:
+        return None
+    available = int(found.group(1)) * 1024
+    limit, used = (root / f"sys/fs/cgroup/memory.{name}" for name in ("max", "current"))
+    if limit.is_file() and used.is_file() and limit.read_text().strip() != "max":
+        available = min(available, int(limit.read_text()) - int(used.read_text()))
+    return available
+
+
+def _judged(good: bool, otherwise: State, advice: str) -> tuple[State, str]:
+    return ("ok", "") if good else (otherwise, advice)
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:,.1f} GiB"
+
+
+def _reason(error: BaseException) -> str:
+    text = str(error).strip()
+    return one_line(text.splitlines()[0][:200] if text else type(error).__name__)
