@@ -143,7 +143,9 @@ def load_config(source: str | Path, overrides: list[str] | tuple[str, ...] = ())
         values = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a plain ValueError
         raise ConfigError(f"{one_line(path)}: not valid TOML: {one_line(str(error) or 'nested too deeply')}") from error
-    origins = {key: f"--set {key}" for key in (_apply(values, override) for override in overrides)}
+    overridden = [_apply(values, override) for override in overrides]
+    _let_overrides_name_the_network(values, overridden)
+    origins = {key: f"--set {key}" for key in overridden}
     try:
         return TrainConfig.model_validate(values)
     except ValidationError as error:
@@ -186,8 +188,7 @@ def _find(source: str | Path) -> Path:
     shipped = shipped_configs()
     if str(source) in shipped:
         return shipped[str(source)]
-    names = ", ".join(shipped)
-    raise ConfigError(f"{one_line(source)}: no such configuration file, and not one of the shipped ones: {names}")
+    raise ConfigError(f"{one_line(source)}: no such configuration file, nor one of the shipped: {', '.join(shipped)}")
 
 
 def _read(path: Path) -> str:
@@ -220,6 +221,14 @@ def _apply(values: dict[str, Any], override: str) -> str:
     return dotted.strip()
 
 
+def _let_overrides_name_the_network(values: dict[str, Any], overridden: list[str]) -> None:
+    """Drop the file's way of naming the network when --set names it the other way."""
+    named = {key.removeprefix("model.") for key in overridden} & {"preset", "architecture", "encoder"}
+    others = {"architecture", "encoder"} if "preset" in named else {"preset"} if named else set()
+    for key in others - named:
+        values["model"].pop(key, None)
+
+
 def _parse_value(text: str) -> Any:
     try:
         parsed = tomllib.loads(f"value = {text}")
@@ -231,15 +240,14 @@ def _parse_value(text: str) -> Any:
 def _explain(path: Path, text: str, error: ValidationError, origins: dict[str, str]) -> str:
     """Return one line for the first of pydantic's complaints: where it stands, what it is, how many more there are."""
     problems = error.errors(include_url=False)
-    first = problems[0]
-    keys = [str(part) for part in first["loc"]]
+    keys = [str(part) for part in problems[0]["loc"]]
     dotted = ".".join(keys[:3] if keys[:2] == ["model", "encoder_arguments"] else keys[:2])
     place = origins.get(dotted)
     if place is None:
         line = _line_of(text, dotted)
         place = f"{one_line(path)}: " + (f"line {line}: {one_line(dotted)}" if line else one_line(dotted or "the file"))
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return f"{place}: {_complaint(first, keys)}{more}"
+    return f"{place}: {_complaint(problems[0], keys)}{more}"
 
 
 def _complaint(problem: Any, keys: list[str]) -> str:

@@ -1,7 +1,88 @@
-"""Placeholder."""
+"""`aerialseg train`: fit a network to tiles."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-def train() -> None:
-    """Not built yet."""
+import typer
+
+if TYPE_CHECKING:
+    from aerialseg.training.report import TrainReport
+
+
+def train(
+    tiles: Annotated[Path, typer.Argument(help="A folder made by aerialseg tile.", show_default=False)],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The run's folder.", show_default=False)],
+    config: Annotated[
+        str | None,
+        typer.Option(
+            "-c",
+            "--config",
+            help="A TOML file, or the name of a shipped one: inria, segformer, small, demo.",
+            show_default="inria; with --resume the run's own",
+        ),
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one value, as optimizer.lr=1e-4; may be repeated."),
+    ] = None,
+    start_from: Annotated[
+        Path | None, typer.Option("--from", metavar="MODEL", help="Fine-tune this model file or run.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where a run stopped; begin one where there is none.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("-f", "--overwrite", help="Begin anew in a folder that holds a run.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Train a segmenter on tiles, by the split drawn in their index.gpkg.
+
+    Writes RUN/model.safetensors (the best weights, with everything predict needs), last.ckpt (to resume from),
+    config.toml, metrics.csv, curves.png and TensorBoard events. Ctrl-C or SIGTERM saves after the current step; the
+    same command with --resume goes on from there and ends with the same weights as if it had not stopped.
+
+    \b
+    Examples:
+      aerialseg train tiles/inria -o runs/inria
+      aerialseg train tiles/mine -c small -o runs/mine --set schedule.epochs=20 --set data.batch=4
+      aerialseg train tiles/mine -c small -o runs/tuned --from runs/inria/model.safetensors
+      aerialseg train tiles/inria -o runs/inria --resume
+    """
+    from aerialseg.cli.console import console_progress, print_json
+    from aerialseg.config import load_config
+
+    begun = out / "config.toml"
+    named = config or (begun if resume and begun.is_file() else "inria")
+    chosen = load_config(named, assignments or [])
+
+    from aerialseg.training.folder import TrainOptions
+    from aerialseg.training.loop import train as train_network
+
+    options = TrainOptions(device=device, resume=resume, start_from=start_from, overwrite=overwrite)
+    with console_progress() as progress:
+        report = train_network(tiles, chosen, out, options=options, progress=progress)
+    if as_json:
+        print_json(_values(report))
+    else:
+        typer.echo(_sentence(report))
+
+
+def _values(report: TrainReport) -> dict[str, object]:
+    from dataclasses import asdict
+
+    return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(report).items()}
+
+
+def _sentence(report: TrainReport) -> str:
+    from aerialseg.errors import one_line
+
+    score = "not validated" if report.best_iou != report.best_iou else f"validation IoU {report.best_iou:.4f}"
+    done = "was complete already" if report.complete_before else f"{report.steps:,} steps in {report.seconds:,.0f} s"
+    return (
+        f"{one_line(report.model)}: {score} at threshold {report.threshold:.2f}, epoch {report.best_epoch} of"
+        f" {report.epochs}; {done}"
+    )

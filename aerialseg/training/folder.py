@@ -49,8 +49,7 @@ def open_run(
     UsageError when an output would be an input; ConfigError and BadDataError when a resumed run was begun with another
     configuration or other tiles; ModelError when its checkpoints are damaged.
     """
-    inputs = [tiles.folder] if options.start_from is None else [tiles.folder, find_model(options.start_from)]
-    refuse_input_as_output(inputs, [run, run / FILE_NAME])
+    refuse_input_as_output([tiles.folder], [run])
     state = load_checkpoint(run, say) if options.resume and not options.overwrite else None
     if state is not None:
         begun = TrainConfig.model_validate(state["config"])
@@ -60,6 +59,8 @@ def open_run(
         return state
     if options.resume and not options.overwrite:
         say(f"{one_line(run)}: nothing to resume yet, starting from the beginning")
+    if options.start_from is not None:
+        refuse_input_as_output([find_model(options.start_from)], [run / FILE_NAME])
     _claim(run, options)
     return None
 
@@ -70,11 +71,6 @@ def begin_run(run: Path, config: TrainConfig) -> None:
         for stale in run.glob(pattern):
             stale.unlink()
     write_text(run / CONFIG, MARK + to_toml(config))
-
-
-def stored_config(run: Path) -> Path | None:
-    """Return the configuration a run was begun with, None when the folder holds no run."""
-    return run / CONFIG if _is_ours(run) else None
 
 
 def _claim(run: Path, options: TrainOptions) -> None:
