@@ -1,7 +1,149 @@
-"""Placeholder."""
+"""`aerialseg tile`: scenes and their labels become tiles to train on."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-def tile() -> None:
-    """Not built yet."""
+import typer
+
+if TYPE_CHECKING:
+    from aerialseg.geo.tiling import TilingReport
+
+
+def tile(
+    scenes: Annotated[list[str], typer.Argument(help="Scenes: files, folders, quoted globs, or an Inria root.")],
+    masks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--masks",
+            help="Masks (files, folder, quoted glob) or polygons (.gpkg .geojson .fgb .shp); may be repeated. "
+            "Not needed for an Inria root.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="The set's folder.", show_default="tiles/NAME, after the scenes' folder"),
+    ] = None,
+    size: Annotated[int, typer.Option(help="Side of a tile in pixels.")] = 1024,
+    overlap: Annotated[float, typer.Option(help="Share of a tile that its neighbour sees too.")] = 0.0,
+    split: Annotated[
+        str,
+        typer.Option(
+            help="Which scenes validate: auto, inria (numbers 1-5 of each city), val=austin1-5,tyrol-w1, a share such "
+            "as 0.2, or 0 for none. blocks=N cuts the scenes into blocks of N x N tiles, with a tile of gap."
+        ),
+    ] = "auto",
+    val_area: Annotated[
+        Path | None, typer.Option(help="Polygons: the tiles in them validate, with a tile of gap.")
+    ] = None,
+    bands: Annotated[str | None, typer.Option(help="Bands to take, as 1,2,3.", show_default="all but alpha")] = None,
+    scale: Annotated[
+        str | None, typer.Option(help="Values that become 0 and 255, as 0:2047, for scenes that are not 8-bit.")
+    ] = None,
+    gsd: Annotated[float | None, typer.Option(help="Resample all scenes to this many metres per pixel.")] = None,
+    labelled_area: Annotated[
+        Path | None, typer.Option(help="Polygons: ground outside them is unlabelled and ignored.")
+    ] = None,
+    keep_empty: Annotated[
+        float, typer.Option(help="Share of the training tiles without a building to keep; validation keeps all.")
+    ] = 1.0,
+    mask_pattern: Annotated[
+        str | None, typer.Option(help="How a mask's name is made from the scene's, as '{stem}_label.tif'.")
+    ] = None,
+    where: Annotated[str | None, typer.Option(help="Which polygons are buildings, as \"kind = 'house'\".")] = None,
+    building_values: Annotated[
+        str | None, typer.Option(help="Values of the masks that mean building, as 1,6; others are background.")
+    ] = None,
+    ignore_values: Annotated[
+        str | None, typer.Option(help="Values of the masks that mean unlabelled ground, as 255.")
+    ] = None,
+    mask_threshold: Annotated[
+        int | None, typer.Option(help="For anti-aliased masks: this value and above is building, as 128.")
+    ] = None,
+    allow_ungeoreferenced: Annotated[
+        bool, typer.Option("--allow-ungeoreferenced", help="Take scenes that have no place on the ground.")
+    ] = False,
+    max_pixels: Annotated[float, typer.Option(help="Refuse scenes with more pixels.", show_default="1e10")] = 1e10,
+    threads: Annotated[int | None, typer.Option(help="Threads.", show_default="one a processor, 16 at most")] = None,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first scene that fails.")] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "-f", "--overwrite", help="Make all tiles anew, forget edits in index.gpkg, use a foreign folder."
+        ),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Cut scenes and their masks or polygons into tiles for training.
+
+    Writes images/, masks/ (0 background, 1 building, 255 unlabelled), index.gpkg and tileset.json. The split is kept in
+    index.gpkg: open it in QGIS, edit the column `split`, and training obeys. The same command again goes on where it
+    was stopped, and does nothing when nothing has changed.
+
+    \b
+    Examples:
+      aerialseg tile AerialImageDataset -o tiles/inria
+      aerialseg tile scenes/ --masks masks/ --mask-pattern '{stem}_label.tif' --size 512 -o tiles/town
+      aerialseg tile mosaic.tif --masks buildings.gpkg --split blocks=4 --labelled-area surveyed.gpkg -o tiles/mosaic
+      aerialseg tile nir/ --masks masks/ --bands 4,1,2 --scale 0:2047 --gsd 0.5 -o tiles/nir
+    """
+    from aerialseg.cli.console import console_progress, print_json
+    from aerialseg.errors import SomeScenesFailed
+    from aerialseg.geo.labels import find_labels
+    from aerialseg.geo.masks import MaskRule
+    from aerialseg.geo.raster import Access, BandRule
+    from aerialseg.geo.scenes import find_scenes
+    from aerialseg.geo.tiling import TilingOptions, tile_scenes
+
+    band_rule = BandRule(_integers("--bands", bands), _range(scale))
+    values, ignored = _integers("--building-values", building_values), _integers("--ignore-values", ignore_values)
+    found, vectors = find_labels(find_scenes(scenes), masks or (), mask_pattern)
+    options = TilingOptions(
+        size, overlap, split, val_area, band_rule, gsd, MaskRule(values, ignored or (), mask_threshold), vectors, where,
+        labelled_area, keep_empty, Access(allow_ungeoreferenced, max_pixels), threads, overwrite, fail_fast,
+    )  # fmt: skip
+    with console_progress() as progress:
+        report = tile_scenes(found, options, out or _default_folder(scenes[0]), progress)
+        progress.say(report.summary())
+    print_json(report.to_json()) if as_json else _print(report)
+    if report.failures:
+        raise SomeScenesFailed(
+            f"{len(report.failures)} of {len(found)} scenes failed; {report.folder} holds the others"
+        )
+
+
+def _integers(option: str, text: str | None) -> tuple[int, ...] | None:
+    try:
+        return None if text is None else tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"{option} {text}: give whole numbers with commas, as 1,2,3") from error
+
+
+def _range(text: str | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    try:
+        lo, hi = text.split(":")
+        return float(lo), float(hi)
+    except ValueError as error:
+        raise typer.BadParameter(f"--scale {text}: give two numbers LO:HI, as 0:2047") from error
+
+
+def _default_folder(scene: str) -> Path:
+    """Return tiles/NAME, NAME being the folder that is given, or that holds the file that is given."""
+    path = Path(scene).resolve()
+    return Path("tiles") / (path.name if path.is_dir() else path.parent.name)
+
+
+def _print(report: TilingReport) -> None:
+    from aerialseg.cli.console import print_table
+    from aerialseg.errors import one_line
+
+    rows = [
+        [split, str(report.scenes[split]), str(report.tiles[split]), f"{report.building[split]:.1%}"]
+        for split in report.tiles
+    ]
+    rows += [[f"left out: {reason}", "", str(count), ""] for reason, count in report.left_out.items() if count]
+    print_table(one_line(report.folder), ["split", "scenes", "tiles", "building"], rows)

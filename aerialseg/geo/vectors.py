@@ -65,11 +65,13 @@ class Overlay:
         """Return (rows, cols): True where a pixel's centre lies in a polygon; the window may run over the raster."""
         (top, bottom), (left, right) = window.toranges()
         found = self.shapes[np.sort(self.tree.query(shapely.box(left, top, right, bottom)))]
-        shape = (bottom - top, right - left)
         if not len(found):
-            return np.zeros(shape, dtype=np.bool_)
-        burned = rasterize(found, out_shape=shape, transform=Affine.translation(left, top), dtype=np.uint8)
-        return np.asarray(burned, dtype=np.bool_)
+            return np.zeros((bottom - top, right - left), dtype=np.bool_)
+        border = int(left == top == 0)  # rasterio warns about the identity as a transform
+        shape = (bottom - top + border, right - left + border)
+        grid = Affine.translation(left - border, top - border)
+        burned: NDArray[np.uint8] = rasterize(found, out_shape=shape, transform=grid, dtype=np.uint8)
+        return burned[border:, border:].view(np.bool_)
 
     def share_of(self, window: Window) -> float:
         """Return the share of a window's area that lies in the polygons."""

@@ -1,0 +1,273 @@
+"""Scenes and their labels become a set of tiles to train on: GeoTIFF pairs, an index to look at, and a manifest.
+
+Scenes are checked first (`survey`), then cut row by row in threads (`cutting`), each finished scene being remembered
+(`records`), so that the same command goes on where a killed one stopped and does nothing when nothing has changed. The
+manifest comes last (`assembly`).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aerialseg.errors import AerialsegError, BadDataError, NoInputError, UsageError, one_line
+from aerialseg.files import locked, prepare_output_folder, sweep, write_json
+from aerialseg.geo.assembly import (
+    REPORT,
+    begin_set,
+    building_share,
+    finish_set,
+    is_finished,
+    look_before,
+    pooled_classes,
+    refuse_outputs,
+    total_left_out,
+)
+from aerialseg.geo.cutting import CutTile, cut_tiles, rows_of
+from aerialseg.geo.index import read_splits
+from aerialseg.geo.masks import MaskRule
+from aerialseg.geo.raster import Access, BandRule
+from aerialseg.geo.records import SceneRecord, load_record, save_record, summarise
+from aerialseg.geo.survey import Job, survey
+from aerialseg.geo.tileset import INDEX
+from aerialseg.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from aerialseg.geo.scenes import Scene
+    from aerialseg.geo.survey import PlannedTile
+
+    Row = Sequence[PlannedTile]
+
+MAX_THREADS = 16
+AHEAD = 3
+"""Pieces of work handed out per thread, so that none waits for the main thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class TilingOptions:
+    """How scenes are cut into tiles; the defaults are the command line's."""
+
+    size: int = 1024
+    overlap: float = 0.0
+    split: str = "auto"
+    """"auto", "inria", "val=austin1-5,...", "blocks=N", a share of the scenes such as "0.2", or "0": all train."""
+    val_area: Path | None = None
+    """A vector file: the tiles in it validate; takes the place of `split`."""
+    bands: BandRule = field(default_factory=BandRule)
+    gsd_m: float | None = None
+    """Metres per pixel to resample all scenes to."""
+    masks: MaskRule = field(default_factory=MaskRule)
+    vectors: tuple[Path, ...] = ()
+    """Vector files with the buildings of all scenes; they take the place of the scenes' masks."""
+    where: str | None = None
+    """An SQL condition on the attributes of `vectors`."""
+    labelled_area: Path | None = None
+    """A vector file: ground outside it is unlabelled."""
+    keep_empty: float = 1.0
+    """The share of the training tiles without any building that is kept."""
+    access: Access = field(default_factory=Access)
+    threads: int | None = None
+    """None means one for each processor, 16 at most."""
+    overwrite: bool = False
+    """Make everything anew, over strangers' files too, and forget what was edited in the index."""
+    fail_fast: bool = False
+
+    def __post_init__(self) -> None:
+        if not 16 <= self.size <= 16384:
+            raise UsageError(f"--size {self.size}: give the side of a tile in pixels, 16 to 16384")
+        if not 0 <= self.overlap <= 0.9:
+            raise UsageError(f"--overlap {self.overlap:g}: give the share that neighbours have in common, 0 to 0.9")
+        if not 0 <= self.keep_empty <= 1:
+            raise UsageError(f"--keep-empty {self.keep_empty:g}: give a share from 0 to 1")
+        if self.gsd_m is not None and not 0 < self.gsd_m < 1000:
+            raise UsageError(f"--gsd {self.gsd_m:g}: give metres per pixel, above 0")
+        if self.threads is not None and self.threads < 1:
+            raise UsageError(f"--threads {self.threads}: give at least 1")
+        if self.val_area is not None and self.split != "auto":
+            raise UsageError(f"--val-area and --split {self.split} contradict each other; give one of them")
+        if self.where is not None and not self.vectors:
+            raise UsageError("--where chooses features of vector labels, but --masks names no vector file")
+
+
+@dataclass(frozen=True, slots=True)
+class TilingReport:
+    """What is in the set, and what this run did."""
+
+    folder: Path
+    scenes: dict[str, int]
+    """Split -> scenes with tiles on that side."""
+    tiles: dict[str, int]
+    """Split -> tiles, edits in the index included."""
+    building: dict[str, float]
+    """Split -> share of building in the labelled pixels."""
+    left_out: dict[str, int]
+    """Reason -> tiles."""
+    cut: int
+    """Scenes that were cut in this run; the others were there already."""
+    failures: dict[str, AerialsegError]
+    mpx: float
+    """Megapixels cut in this run."""
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        building = {split: None if math.isnan(share) else share for split, share in self.building.items()}
+        status = {name: {"status": "failed", "error": str(error)} for name, error in self.failures.items()}
+        return {
+            "folder": str(self.folder), "scenes": self.scenes, "tiles": self.tiles, "building_fraction": building,
+            "left_out": self.left_out, "scenes_cut": self.cut, "failed": status,
+            "mpx": round(self.mpx, 3), "seconds": round(self.seconds, 3),
+            "mpx_per_s": round(self.mpx / self.seconds, 2) if self.seconds else 0.0,
+        }  # fmt: skip
+
+    def summary(self) -> str:
+        """Return what this run did, in a line."""
+        if not self.cut:
+            return f"{one_line(self.folder)}: nothing had changed ({self.seconds:.1f} s)"
+        rate = f"{self.mpx:,.1f} Mpx in {self.seconds:,.1f} s, {self.mpx / self.seconds:,.1f} Mpx/s"
+        return f"{one_line(self.folder)}: {self.cut} scene{'s' if self.cut > 1 else ''} cut, {rate}"
+
+
+def tile_scenes(
+    scenes: Sequence[Scene], options: TilingOptions, out: Path, progress: Progress | None = None
+) -> TilingReport:
+    """Cut scenes, each with its mask unless `options.vectors` is given, into the set `out`, and return what is there.
+
+    A scene that cannot be used is named in the report's `failures` and the others go on. Raises what makes the set as a
+    whole impossible; then `out` has no manifest, or still the old one if nothing was begun.
+    """
+    progress, began = progress or Silent(), time.monotonic()
+    found = survey(scenes, options, progress)
+    for line in (*found.notes, *(f"error: {error}" for error in found.failures.values())):
+        progress.say(line)
+    refuse_outputs(out, found.jobs, overwrite=options.overwrite)
+    prepare_output_folder(out)
+    with locked(out):
+        sweep(out)
+        before, failures = look_before(out, overwrite=options.overwrite), dict(found.failures)
+        digests = _digests(found.jobs, options, progress)
+        records = {} if options.overwrite else _reusable(out, found.jobs, digests)
+        todo = [job for job in found.jobs if job.stem not in records]
+        idle = not todo and is_finished(out, before, list(records.values()), failures)
+        if not idle:
+            begin_set(out, before)
+            for job, cuts in _cut_all(todo, out, options, progress):
+                if isinstance(cuts, AerialsegError):
+                    failures[job.scene.name] = cuts
+                    continue
+                records[job.stem] = summarise(job.scene.name, digests[job.stem], cuts, job.gap)
+                save_record(out, job.stem, records[job.stem])
+            done = [job for job in found.jobs if job.stem in records]
+            if not done:
+                raise next(iter(failures.values()))
+            finish_set(out, done, [records[job.stem] for job in done], failures, options, before.edits)
+            if before.edits:
+                progress.say(
+                    f"kept the split of {len(before.edits)} tiles as edited in {INDEX}; --overwrite forgets it"
+                )
+        cut = [job for job in todo if job.stem in records]
+        report = _report(out, [r for j in found.jobs if (r := records.get(j.stem))], cut, failures, began)
+        if not idle:
+            write_json(out / REPORT, report.to_json())
+    return report
+
+
+def _threads(options: TilingOptions) -> int:
+    return options.threads or min(MAX_THREADS, len(os.sched_getaffinity(0)))
+
+
+def _digests(jobs: Sequence[Job], options: TilingOptions, progress: Progress) -> dict[str, str]:
+    """Return each scene's digest by stem; all input files are read once."""
+    digests = {}
+    progress.start("comparing", len(jobs), "scene")
+    with ThreadPoolExecutor(_threads(options)) as pool:
+        for job, digest in zip(jobs, pool.map(Job.digest, jobs), strict=True):
+            digests[job.stem] = digest
+            progress.advance(1, job.scene.name)
+    progress.finish()
+    return digests
+
+
+def _reusable(out: Path, jobs: Sequence[Job], digests: Mapping[str, str]) -> dict[str, SceneRecord]:
+    """Return the records, by stem, of scenes whose tiles are there and would come out the same."""
+    known = ((job.stem, load_record(out, job.stem)) for job in jobs)
+    return {stem: record for stem, record in known if record and record.digest == digests[stem] and record.holds(out)}
+
+
+def _cut_all(
+    jobs: Sequence[Job], out: Path, options: TilingOptions, progress: Progress
+) -> Iterator[tuple[Job, list[CutTile] | AerialsegError]]:
+    """Cut scenes in threads, and yield each with its tiles, or with the reason it could not be read, in order."""
+    pieces = [(job, row) for job in jobs for row in rows_of(job)]
+    pool = ThreadPoolExecutor(_threads(options), thread_name_prefix="tile")
+    progress.start("cutting", math.ceil(sum(_mpx(row) for _, row in pieces)), "Mpx")
+    try:
+        handed_out = _hand_out(pool, pieces, out, AHEAD * _threads(options))
+        for job, results in groupby(handed_out, key=lambda result: result[0]):
+            yield job, _collect(results, options, progress)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        progress.finish()
+
+
+def _hand_out(
+    pool: ThreadPoolExecutor, pieces: Sequence[tuple[Job, Row]], out: Path, ahead: int
+) -> Iterator[tuple[Job, Row, Future[list[CutTile]]]]:
+    """Yield every piece of work in order once it has been handed out, with at most `ahead` waiting or running."""
+    waiting: deque[tuple[Job, Row, Future[list[CutTile]]]] = deque()
+    for job, row in pieces:
+        waiting.append((job, row, pool.submit(cut_tiles, job, row, out)))
+        if len(waiting) >= ahead:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def _collect(
+    results: Iterable[tuple[Job, Row, Future[list[CutTile]]]], options: TilingOptions, progress: Progress
+) -> list[CutTile] | AerialsegError:
+    """Wait for the pieces of one scene; return its tiles in order, or what was wrong with it."""
+    cuts: list[CutTile] = []
+    failure: AerialsegError | None = None
+    for job, row, future in results:
+        try:
+            cuts += future.result()
+        except (BadDataError, NoInputError) as error:
+            if options.fail_fast:
+                raise
+            if failure is None:
+                progress.say(f"error: {error}")
+            failure = failure or error
+        progress.advance(_mpx(row), job.scene.name)
+    return failure or cuts
+
+
+def _mpx(row: Row) -> float:
+    return sum(int(planned.tile.core.height) * int(planned.tile.core.width) for planned in row) / 1e6
+
+
+def _report(
+    out: Path, records: Sequence[SceneRecord], cut: Sequence[Job], failures: Mapping[str, AerialsegError], began: float
+) -> TilingReport:
+    splits = read_splits(out / INDEX)
+    classes = pooled_classes(records, splits)
+    used = [(record.scene, splits.get(tile.name)) for record in records for tile in record.tiles]
+    return TilingReport(
+        out,
+        scenes={split: len({scene for scene, side in used if side == split}) for split in classes},
+        tiles={split: sum(1 for _, side in used if side == split) for split in classes},
+        building={split: building_share(counts) for split, counts in classes.items()},
+        left_out=total_left_out(records),
+        cut=len(cut),
+        failures=dict(failures),
+        mpx=sum(_mpx(job.tiles) for job in cut),
+        seconds=time.monotonic() - began,
+    )
