@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import inspect
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from aerialseg.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 EncoderArguments: TypeAlias = Mapping[str, str | int | float | bool]
 
@@ -103,14 +102,15 @@ def build_network(spec: ModelSpec) -> nn.Module:
     Raises ConfigError for what cannot be built or may not be used, NoInputError when weights cannot be had.
     """
     from aerialseg.models import weights
+    from aerialseg.models.construction import construct
 
     _check_spec(spec)
     if spec.weights == "imagenet":
         weights.check_licence(spec.encoder)
-        count_parameters(spec)  # what cannot be built is said before anything is downloaded
+        _without_weights(spec, "meta")  # what cannot be built is said before anything is downloaded
         with weights.downloading(spec.encoder):
-            return _construct(spec, pretrained=True)
-    network = _construct(spec, pretrained=False)
+            return construct(spec, pretrained=True)
+    network = construct(spec, pretrained=False)
     if spec.weights != "none":
         weights.load_encoder_weights(network.get_submodule("encoder"), Path(spec.weights), spec.bands)
     return network
@@ -123,18 +123,17 @@ def check_network(spec: ModelSpec, tile_size: int) -> None:
     """
     import torch
 
-    bare = ModelSpec(spec.preset, spec.architecture, spec.encoder, spec.encoder_arguments, spec.bands, "none")
-    _check_spec(bare)
+    from aerialseg.models.construction import first_line
+
     expected = (1, 1, tile_size, tile_size)
+    reason = ""
     for device in ("meta", "cpu"):
+        network = _without_weights(spec, device).eval()
         try:
             with torch.device(device), torch.inference_mode():
-                network = _construct(bare, pretrained=False).eval()
                 found = tuple(network(torch.zeros(1, spec.bands, tile_size, tile_size)).shape)
-        except ConfigError:
-            raise
         except Exception as error:  # a network of another project may raise anything
-            reason = _first_line(error)
+            reason = first_line(error)
             continue
         if found == expected:
             return
@@ -164,13 +163,24 @@ def input_statistics(spec: ModelSpec) -> tuple[tuple[float, ...], tuple[float, .
 
 
 def count_parameters(spec: ModelSpec) -> int:
-    """Count the network's trainable numbers, without making them."""
+    """Count the network's trainable numbers."""
+    return sum(parameter.numel() for parameter in _without_weights(spec, "meta").parameters())
+
+
+def _without_weights(spec: ModelSpec, device: str) -> nn.Module:
+    """Build the network on `device`; on the CPU where it cannot be built on "meta", which takes no memory or time."""
     import torch
 
+    from aerialseg.models.construction import construct
+
     _check_spec(spec)
-    with torch.device("meta"):
-        network = _construct(spec, pretrained=False)
-    return sum(parameter.numel() for parameter in network.parameters())
+    try:
+        with torch.device(device):
+            return construct(spec, pretrained=False)
+    except ConfigError:
+        if device == "cpu":
+            raise
+        return _without_weights(spec, "cpu")
 
 
 def _find_preset(preset: str | None, architecture: str | None, encoder: str | None) -> Preset:
@@ -233,62 +243,3 @@ def _check_arguments(spec: ModelSpec, universal: bool) -> None:
             )
         if name in reserved:
             raise ConfigError(f"encoder argument {one_line(name)!r} is not for the encoder: remove it")
-
-
-def _construct(spec: ModelSpec, *, pretrained: bool) -> nn.Module:
-    """Build with smp, then mend what costs accuracy or speed silently."""
-    import segmentation_models_pytorch as smp
-
-    chosen = (True if spec.encoder.startswith("tu-") else "imagenet") if pretrained else None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            network: nn.Module = smp.create_model(
-                spec.architecture,
-                encoder_name=spec.encoder,
-                encoder_weights=chosen,
-                in_channels=spec.bands,
-                classes=1,
-                **spec.encoder_arguments,
-            )
-    except Exception as error:  # a network of another project may raise anything
-        if pretrained:
-            raise
-        given = f" with {dict(spec.encoder_arguments)}" if spec.encoder_arguments else ""
-        raise ConfigError(
-            f"encoder {spec.encoder} under {spec.architecture}{one_line(given)} cannot be built: {_first_line(error)};"
-            " choose another encoder or remove the arguments"
-        ) from error
-    _centre_upsampling(network)
-    encoder = network.get_submodule("encoder")
-    if 0 in getattr(encoder, "out_channels", ()):
-        encoder.register_forward_hook(_match_empty_skip)
-    return network
-
-
-def _centre_upsampling(network: nn.Module) -> None:
-    """Keep pixel centres in place where smp upsamples logits.
-
-    smp's heads upsample with align_corners=True, which puts the logits at a tile's left edge (factor - 1) / 2 pixels
-    too far left and those at its right edge as much too far right: 1.5 pixels for SegFormer's factor of 4, and the
-    windows of a scene then disagree where they overlap.
-    """
-    from torch import nn
-
-    for module in network.modules():
-        if isinstance(module, nn.Upsample) and module.align_corners:
-            module.align_corners = False
-
-
-def _match_empty_skip(encoder: nn.Module, inputs: Any, features: list[Tensor]) -> list[Tensor]:
-    """Give an empty half-resolution skip the type of the real ones.
-
-    Most transformer encoders have no stride-2 features, so smp adds a float32 tensor of zero channels; under autocast,
-    concatenating it turns the input of UNet's half-resolution block into float32.
-    """
-    return [item.to(features[-1].dtype) if item.shape[1] == 0 else item for item in features]
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return one_line(text.splitlines()[0][:200] if text else type(error).__name__)

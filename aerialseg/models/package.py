@@ -164,13 +164,13 @@ def _split(file: Path, content: bytes) -> tuple[dict[str, Any], memoryview]:
     https://huggingface.co/docs/safetensors: 8 bytes of little-endian length, JSON, then the tensors without gaps.
     """
     name = one_line(file)
-    if content.startswith(PICKLES):
-        raise ModelError(
-            f"{name}: is a pickle, expected a .safetensors model of aerialseg; pickles can run code and are never"
-            " opened as models: give the .safetensors file of the run"
-        )
     length = int.from_bytes(content[:8], "little")
-    if len(content) < 8 or not 2 <= length <= MAX_HEADER_BYTES or content[8:9] != b"{":
+    if not 2 <= length <= MAX_HEADER_BYTES or content[8:9] != b"{":
+        if content.startswith(PICKLES):
+            raise ModelError(
+                f"{name}: is a pickle, expected a .safetensors model of aerialseg; pickles can run code and are never"
+                " opened as models: give the .safetensors file of the run"
+            )
         raise ModelError(f"{name}: is not a .safetensors model of aerialseg; give the file that aerialseg train wrote")
     if len(content) < 8 + length:
         raise ModelError(f"{name}: is truncated: {len(content)} bytes, its header alone needs {8 + length}; {AGAIN}")
