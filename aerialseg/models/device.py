@@ -74,7 +74,7 @@ def pick_precision(wanted: str, device: torch.device, *, system: System | None =
         if wanted == "bf16" and capability < BF16_CAPABILITY:
             found = ".".join(map(str, capability))
             raise DeviceError(
-                f"{device}: bf16 needs compute capability 8.0, this card has {found}; say --precision fp16"
+                f"{device}: bf16 needs compute capability 8.0, the card has {found}; say --precision fp16"
             )
         return wanted if wanted != "auto" else "bf16" if capability >= BF16_CAPABILITY else "fp16"
     if device.type == "cuda":
