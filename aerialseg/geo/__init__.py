@@ -16,6 +16,10 @@ os.environ["GDAL_SKIP"] = " ".join(filter(None, (os.environ.get("GDAL_SKIP"), _S
 os.environ["GDAL_PNG_WHOLE_IMAGE_OPTIM"] = "NO"
 # A truncated JPEG is otherwise filled with grey, with a warning nobody sees.
 os.environ["GDAL_ERROR_ON_LIBJPEG_WARNING"] = "TRUE"
+# A deprecated CRS would be replaced by its successor on reading, and the output would not have the scene's.
+os.environ["OSR_USE_NON_DEPRECATED"] = "NO"
+# A mask band belongs into its file: a .msk beside it would be lost when the file is renamed.
+os.environ["GDAL_TIFF_INTERNAL_MASK"] = "YES"
 # The default, 5 % of the machine's memory, costs more than a gigabyte and buys nothing: windows are read in order.
 os.environ.setdefault("GDAL_CACHEMAX", "64")
 os.environ.setdefault("PROJ_NETWORK", "OFF")

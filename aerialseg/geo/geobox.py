@@ -57,7 +57,7 @@ class GeoBox:
     @property
     def bounds(self) -> BoundingBox:
         """The smallest upright rectangle around the four corners, in CRS units."""
-        xs, ys = zip(*(self.transform * corner for corner in self._corners()), strict=True)
+        xs, ys = zip(*(_at(self.transform, *corner) for corner in self._corners()), strict=True)
         return BoundingBox(min(xs), min(ys), max(xs), max(ys))
 
     @property
@@ -71,7 +71,7 @@ class GeoBox:
             return None
         unit = float(self.crs.units_factor[1])
         if self.crs.is_geographic:
-            _, latitude = self.transform * (self.width / 2, self.height / 2)
+            _, latitude = _at(self.transform, self.width / 2, self.height / 2)
             return _ellipsoidal_gsd_m(self.transform, unit, latitude)
         projected = math.sqrt(abs(self.transform.determinant)) * unit
         true = self._reprojected_gsd_m()
@@ -81,19 +81,20 @@ class GeoBox:
         """Return the grid of a window of this raster."""
         row, col = window.row_off, window.col_off
         gcps = tuple((p[0] - row, p[1] - col, *p[2:]) for p in self.gcps)
-        transform = self.transform if self._is_identity() else self.transform * Affine.translation(col, row)
+        t, (x, y) = self.transform, _at(self.transform, col, row)
+        transform = t if t == Affine.identity() else Affine(t.a, t.b, x, t.d, t.e, y)
         return GeoBox(int(window.height), int(window.width), transform, self.crs, gcps, self.gcps_crs)
 
     def offset_to(self, other: GeoBox) -> tuple[float, float]:
         """Return where the origin of `other` lies on this grid, as (rows, cols) in pixels; the CRSs must agree."""
-        col, row = ~self.transform * (other.transform * (0.0, 0.0))
+        col, row = _at(~self.transform, other.transform.c, other.transform.f)
         return row, col
 
     def largest_shift(self, other: GeoBox) -> float:
         """Return by how many pixels the corners of `other` miss those of this grid, the worst of the four."""
         shifts = []
         for own, theirs in zip(self._corners(), other._corners(), strict=True):
-            col, row = ~self.transform * (other.transform * theirs)
+            col, row = _at(~self.transform, *_at(other.transform, *theirs))
             shifts.append(math.hypot(col - own[0], row - own[1]))
         return max(shifts)
 
@@ -104,16 +105,13 @@ class GeoBox:
         crs = crs if len(crs) < 40 else f"{crs[:36]}..."
         return f"{self.height}x{self.width} px at ({t.c:.10g}, {t.f:.10g}), pixel {t.a:.6g} x {t.e:.6g}, {crs}"
 
-    def _is_identity(self) -> bool:
-        return bool(self.transform == Affine.identity())
-
     def _corners(self) -> tuple[tuple[float, float], ...]:
         return (0.0, 0.0), (self.width, 0.0), (0.0, self.height), (self.width, self.height)
 
     def _reprojected_gsd_m(self) -> float | None:
         """Measure the centre pixel on the ellipsoid; None when the CRS has no place on the earth."""
         steps = ((0, 0), (1, 0), (0, 1))
-        points = [self.transform * (self.width / 2 + col, self.height / 2 + row) for col, row in steps]
+        points = [_at(self.transform, self.width / 2 + col, self.height / 2 + row) for col, row in steps]
         try:
             lons, lats = reproject_points(self.crs, "EPSG:4326", *map(list, zip(*points, strict=True)))
         except (CRSError, CPLE_BaseError):
@@ -124,6 +122,11 @@ class GeoBox:
         rows = lons[2] - lons[0], lats[2] - lats[0]
         local = Affine(columns[0], rows[0], 0, columns[1], rows[1], 0)
         return _ellipsoidal_gsd_m(local, math.pi / 180, lats[0])
+
+
+def _at(transform: Affine, x: float, y: float) -> tuple[float, float]:
+    """Return where a transform takes a point; affine 2 and 3 spell this differently."""
+    return transform.a * x + transform.b * y + transform.c, transform.d * x + transform.e * y + transform.f
 
 
 def _ellipsoidal_gsd_m(transform: Affine, radians: float, latitude: float) -> float:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from affine import Affine
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.windows import Window
 
@@ -20,6 +21,8 @@ from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.opening import is_tiff, open_raster, raster_errors
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rasterio.io import DatasetReader
 
 MAX_BLOCK_BYTES = 1 << 30
@@ -29,8 +32,10 @@ ALPHA_SAMPLES = 8
 ALPHA_SAMPLE_SIZE = 256
 ALPHA_DATA_SHARE = 0.01
 """A true alpha band is 0 or opaque but for a few edge pixels."""
-CMYK = {ColorInterp.cyan, ColorInterp.magenta, ColorInterp.yellow, ColorInterp.black}
-HUES = {ColorInterp.hue, ColorInterp.saturation, ColorInterp.lightness}
+NOT_RGB = {
+    ColorInterp.cyan, ColorInterp.magenta, ColorInterp.yellow, ColorInterp.black,
+    ColorInterp.hue, ColorInterp.saturation, ColorInterp.lightness,
+}  # fmt: skip
 BGR = (ColorInterp.blue, ColorInterp.green, ColorInterp.red)
 
 
@@ -118,9 +123,12 @@ def _check_colours(dataset: DatasetReader, name: str, rule: BandRule) -> None:
     colours = dataset.colorinterp
     if ColorInterp.palette in colours:
         raise BadDataError(f"{name}: its values are palette indexes, not colours: gdal_translate -expand rgb")
-    if CMYK & set(colours) or HUES & set(colours):
-        stored = ", ".join(colour.name for colour in colours)
-        raise BadDataError(f"{name}: its bands are {stored}, not red, green, blue: convert the scene to RGB")
+    structure = dataset.tags(ns="IMAGE_STRUCTURE")
+    space = structure.get("SOURCE_COLOR_SPACE", "YCbCr")
+    if space != "YCbCr" or NOT_RGB & set(colours):
+        raise BadDataError(f"{name}: its colours are stored as {_space(space, colours)}: convert the scene to RGB")
+    if structure.get("MINISWHITE") == "YES":
+        raise BadDataError(f"{name}: its values are inverted (0 is white): convert it so that 0 is black")
     if rule.bands is None and tuple(colours[:3]) == BGR:
         raise BadDataError(f"{name}: its bands are in the order blue, green, red: use --bands 3,2,1")
 
@@ -152,7 +160,7 @@ def _check_place(box: GeoBox, name: str, access: Access) -> list[str]:
         return []
     if box.gcps:
         found = f"has {len(box.gcps)} ground control points but no grid: gdalwarp it"
-    elif box.crs is None and box.transform.is_identity:
+    elif box.crs is None and box.transform == Affine.identity():
         found = "has no georeferencing: add its world file or .aux.xml, or gdal_translate -a_srs EPSG:... -a_ullr ..."
     elif box.crs is None:
         found = "has no CRS: gdal_translate -a_srs EPSG:..."
@@ -177,12 +185,16 @@ def _suspicions(dataset: DatasetReader, path: Path) -> list[str]:
 
 
 def _sparse_blocks(dataset: DatasetReader) -> int:
-    """Count blocks without bytes in the file, among an even sample."""
+    """Count blocks without bytes in the file, among an even sample.
+
+    A compressed file in one strip is presented as blocks of one row of which only the first has an offset.
+    """
     rows = math.ceil(dataset.height / dataset.block_shapes[0][0])
     cols = math.ceil(dataset.width / dataset.block_shapes[0][1])
     step = math.ceil(rows * cols / MAX_CHECKED_BLOCKS)
     places = (divmod(index, cols) for index in range(0, rows * cols, step))
-    return sum(dataset.get_tag_item(f"BLOCK_OFFSET_{col}_{row}", "TIFF", bidx=1) is None for row, col in places)
+    written = [dataset.get_tag_item(f"BLOCK_OFFSET_{col}_{row}", "TIFF", bidx=1) is not None for row, col in places]
+    return 0 if written[0] and not any(written[1:]) and dataset.block_shapes[0][0] == 1 else written.count(False)
 
 
 def _alpha_band(dataset: DatasetReader) -> int | None:
@@ -222,6 +234,10 @@ def _looks_like_data(dataset: DatasetReader, path: Path, alpha: int) -> bool:
         between += int(np.count_nonzero((values > 0) & (values < opaque)))
         total += values.size
     return between > ALPHA_DATA_SHARE * total
+
+
+def _space(space: str, colours: Sequence[ColorInterp]) -> str:
+    return space if space != "YCbCr" else ", ".join(colour.name for colour in colours)
 
 
 def _listed(bands: tuple[int, ...]) -> str:

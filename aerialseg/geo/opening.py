@@ -7,9 +7,9 @@ Errors of rasterio, of GDAL and of the operating system become one line that nam
 
 from __future__ import annotations
 
-import errno
 import os
 import re
+import shutil
 import threading
 import warnings
 from contextlib import contextmanager
@@ -21,8 +21,8 @@ from rasterio._err import CPLE_BaseError
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
 
-from aerialseg.errors import AerialsegError, BadDataError, NoInputError, StorageError, UsageError, one_line
-from aerialseg.files import FULL, output_error
+from aerialseg.errors import BadDataError, NoInputError, StorageError, UsageError, one_line
+from aerialseg.files import TEMPORARY, output_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 DRIVERS = ("GTiff", "JP2OpenJPEG", "PNG", "JPEG")
 """What scenes and masks may be; a COG is a GTiff when read."""
+ALMOST_FULL = 1 << 20
+"""A disk with fewer bytes free than this is full, whatever GDAL says."""
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 _PREFIX = re.compile(r"[A-Za-z][A-Za-z0-9_+.-]+:")
@@ -53,34 +55,34 @@ def open_raster(path: Path) -> Iterator[DatasetReader]:
     anything that is not a raster of an allowed format.
     """
     name = checked_path(path)
-    with rasterio.Env():
-        try:
-            with _without_georeferencing_warnings():
-                dataset = DatasetReader(name, driver=list(DRIVERS), OVERVIEW_LEVEL="NONE")
-        except (RasterioError, CPLE_BaseError, OSError) as error:
-            raise BadDataError(f"{one_line(path)}: {_what_it_is(path, error)}") from error
-        with dataset:
-            yield dataset
+    try:
+        # The Env lasts for the opening only: datasets may be closed in any order, Envs may not.
+        with rasterio.Env(), _without_georeferencing_warnings() as complaints:
+            dataset = DatasetReader(name, driver=list(DRIVERS), OVERVIEW_LEVEL="NONE")
+            if complaints or dataset.gcps[0] or dataset.rpcs:
+                _restore_transform(dataset, name)
+    except (RasterioError, CPLE_BaseError, OSError) as error:
+        raise BadDataError(f"{one_line(path)}: {_what_it_is(path, error)}") from error
+    with dataset:
+        yield dataset
 
 
 @contextmanager
 def create_raster(path: Path, **profile: Any) -> Iterator[DatasetWriter]:
-    """Create a raster at a temporary path; the caller verifies and renames it. Raises StorageError."""
-    with rasterio.Env(GDAL_PAM_ENABLED="NO", GDAL_TIFF_INTERNAL_MASK="YES"), writing_errors(path):
-        with _without_georeferencing_warnings():
-            dataset = rasterio.open(path, "w", **profile)
-        with dataset:
-            yield dataset
+    """Create a raster at a temporary path; the caller verifies and renames it."""
+    with rasterio.Env(), _without_georeferencing_warnings():
+        dataset = rasterio.open(path, "w", **profile)
+    with dataset:
+        yield dataset
 
 
 @contextmanager
 def update_raster(path: Path) -> Iterator[DatasetWriter]:
-    """Open a raster of our own to change its tags. Raises StorageError."""
-    with rasterio.Env(GDAL_PAM_ENABLED="NO"), writing_errors(path):
-        with _without_georeferencing_warnings():
-            dataset = rasterio.open(path, "r+", driver="GTiff")
-        with dataset:
-            yield dataset
+    """Open a GeoTIFF of our own to change its tags."""
+    with rasterio.Env(), _without_georeferencing_warnings():
+        dataset = rasterio.open(path, "r+", driver="GTiff")
+    with dataset:
+        yield dataset
 
 
 def checked_path(path: Path) -> str:
@@ -132,23 +134,27 @@ def raster_errors(path: Path, place: str = "") -> Iterator[None]:
 
 
 @contextmanager
-def writing_errors(path: Path) -> Iterator[None]:
-    """Turn what rasterio, GDAL and the system raise while `path` is written into StorageError or OutputError."""
+def writing_errors(path: Path, needed: int = 0) -> Iterator[None]:
+    """Turn what rasterio, GDAL and the system raise while `path` is written into StorageError or OutputError.
+
+    `needed` is about how many bytes were to be written. A file of ours that does not open again is a writing error too.
+    """
     try:
         yield
-    except (RasterioError, CPLE_BaseError) as error:
-        raise write_error(path, " ".join(_causes(error)[-1:])) from error
+    except (RasterioError, CPLE_BaseError, BadDataError) as error:
+        raise write_error(path, _causes(error)[-1], needed) from error
     except OSError as error:
         raise output_error(path, error) from error
 
 
-def write_error(path: Path, reason: str) -> AerialsegError:
-    """Return the error for a raster that could not be written; GDAL does not say why, a full disk is looked for."""
-    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    status = os.statvfs(path.parent)
-    if status.f_bavail * status.f_frsize < 1 << 20 or any(os.strerror(code) in reason for code in FULL):
-        return output_error(path, full)
-    return StorageError(f"{one_line(path)}: writing failed: {one_line(reason)}; check the disk and run again")
+def write_error(path: Path, reason: str, needed: int = 0) -> StorageError:
+    """Return the error for a raster that could not be written; GDAL hides that a disk is full, so look at it."""
+    shown = one_line(path.parent if path.name.startswith(TEMPORARY) else path)
+    free = shutil.disk_usage(path.parent).free
+    if free < max(needed, ALMOST_FULL):
+        room = f"needs about {max(needed / 1e6, 0.1):,.1f} MB, {free / 1e6:,.1f} MB free"
+        return StorageError(f"{shown}: no space on {one_line(path.parent)}: {room}; free some and run again")
+    return StorageError(f"{shown}: writing failed: {one_line(reason)}; check the disk and run again")
 
 
 def is_tiff(path: Path) -> bool:
@@ -210,9 +216,18 @@ def _causes(error: BaseException) -> list[str]:
     return messages or [type(error).__name__]
 
 
+def _restore_transform(dataset: DatasetReader, name: str) -> None:
+    """Give a dataset without geotransform the identity: GDAL before 3.12 leaves garbage there under OVERVIEW_LEVEL.
+
+    The header alone is read a second time without that option; overviews are only opened when they are asked for.
+    """
+    with DatasetReader(name, driver=list(DRIVERS)) as plain:
+        dataset._transform = plain.get_transform()
+
+
 @contextmanager
-def _without_georeferencing_warnings() -> Iterator[None]:
-    """Silence rasterio's warning, which `inspect_scene` turns into an error or not; the filters are process-wide."""
-    with _warnings_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        yield
+def _without_georeferencing_warnings() -> Iterator[list[warnings.WarningMessage]]:
+    """Collect rasterio's warning, which `inspect_scene` turns into an error or not; the filters are process-wide."""
+    with _warnings_lock, warnings.catch_warnings(record=True) as complaints:
+        warnings.simplefilter("always", NotGeoreferencedWarning)
+        yield complaints

@@ -8,24 +8,27 @@ writer died opens cleanly and reads as zeros, and GDAL does not always report a 
 from __future__ import annotations
 
 import zlib
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import rasterio.shutil
+from affine import Affine
 from rasterio.control import GroundControlPoint
 from rasterio.windows import Window
 
+from aerialseg.errors import BadDataError, one_line
 from aerialseg.files import staged
+from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.opening import create_raster, open_raster, update_raster, write_error, writing_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from pathlib import Path
+    from collections.abc import Mapping
     from types import TracebackType
 
     from numpy.typing import DTypeLike, NDArray
-
-    from aerialseg.geo.geobox import GeoBox
+    from rasterio.io import DatasetReader, DatasetWriter
 
 STRIP_BLOCK = 512
 COMPARED_PIXELS = 1 << 22
@@ -51,18 +54,19 @@ def write_geotiff(
     if stack.shape[1:] != (box.height, box.width):
         raise ValueError(f"array of {stack.shape[1:]} does not fit a grid of {box.height}x{box.width}")
     marked = None if valid is None or valid.all() else valid
+    profile = _profile(box, stack.dtype, stack.shape[0], compress, blocksize)
     with staged(path) as temporary:
-        profile = _profile(box, stack.dtype, stack.shape[0], compress, blocksize)
-        with create_raster(temporary, **profile, nodata=nodata) as target:
+        with writing_errors(path, stack.nbytes), create_raster(temporary, **profile, nodata=nodata) as target:
             _georeference(target, box)
             target.update_tags(**(tags or {}))
             target.write(stack)
             if marked is not None:
                 target.write_mask(marked)
-        with writing_errors(temporary), open_raster(temporary) as written:
+        with writing_errors(path, stack.nbytes), open_raster(temporary) as written:
+            placed = _has_place(written, box)
             same = np.array_equal(written.read(), stack, equal_nan=stack.dtype.kind == "f")
-            if not same or (marked is not None and not np.array_equal(written.dataset_mask() != 0, marked)):
-                raise write_error(path, "the file does not read back as written")
+            same = same and (marked is None or np.array_equal(written.dataset_mask() != 0, marked))
+        _require_intact(path, same=same, placed=placed)
 
 
 class StripWriter:
@@ -78,12 +82,13 @@ class StripWriter:
         self._path, self._box = path, box
         self._strips: dict[int, tuple[int, int]] = {}
         profile = _profile(box, np.dtype(dtype), 1, "ZSTD", STRIP_BLOCK)
-        self._opened = create_raster(path, **profile, nodata=nodata)
+        self._profile = {**profile, "nodata": nodata}
         self._tags = dict(tags or {})
+        self._contexts = ExitStack()
 
     def __enter__(self) -> StripWriter:
-        self._target = self._opened.__enter__()
         with writing_errors(self._path):
+            self._target = self._contexts.enter_context(create_raster(self._path, **self._profile))
             _georeference(self._target, self._box)
             self._target.update_tags(**self._tags)
         return self
@@ -101,7 +106,8 @@ class StripWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._opened.__exit__(kind, error, trace)
+        with writing_errors(self._path):
+            self._contexts.close()
         if error is None:
             self._verify()
 
@@ -110,10 +116,11 @@ class StripWriter:
         if covered != self._box.height:
             raise ValueError(f"{covered} of {self._box.height} rows were written")
         with writing_errors(self._path), open_raster(self._path) as written:
+            placed, same = _has_place(written, self._box), True
             for row, (rows, checksum) in self._strips.items():
                 strip = written.read(1, window=Window(0, row, self._box.width, rows))
-                if zlib.crc32(strip.data) != checksum:
-                    raise write_error(self._path, f"rows {row}-{row + rows - 1} do not read back as written")
+                same = same and zlib.crc32(strip.data) == checksum
+        _require_intact(self._path, same=same, placed=placed)
 
 
 def finish_cog(
@@ -124,19 +131,21 @@ def finish_cog(
     `tags` are added to those of the temporary file. Memory does not grow with the raster; the GIL is released while
     copying. Raises StorageError or OutputError, leaving an older `final` as it was.
     """
-    with update_raster(temporary) as target:
-        target.update_tags(**tags)
     options = {
         "COMPRESS": "DEFLATE",
         "BLOCKSIZE": blocksize,
         "OVERVIEW_RESAMPLING": resampling.upper(),
         "BIGTIFF": "IF_SAFER",
     }
+    needed = temporary.stat().st_size * 4 // 3
+    with writing_errors(final), update_raster(temporary) as target:
+        target.update_tags(**tags)
     with staged(final) as staging:
-        with writing_errors(staging), open_raster(temporary) as source:
+        with writing_errors(final, needed), open_raster(temporary) as source:
             rasterio.shutil.copy(source, staging, driver="COG", **options)
-        if not _same_pixels(temporary, staging):
-            raise write_error(final, "the copy does not read back as written")
+        with writing_errors(final, needed), open_raster(temporary) as source, open_raster(staging) as copy:
+            placed, same = _has_place(copy, GeoBox.of(source)), _same_pixels(source, copy)
+        _require_intact(final, same=same, placed=placed)
 
 
 def _profile(box: GeoBox, dtype: np.dtype[Any], bands: int, compress: str, blocksize: int) -> dict[str, Any]:
@@ -160,27 +169,44 @@ def _profile(box: GeoBox, dtype: np.dtype[Any], bands: int, compress: str, block
     return profile
 
 
-def _georeference(target: Any, box: GeoBox) -> None:
-    if box.gcps:
-        points = [GroundControlPoint(*point) for point in box.gcps]
-        target.gcps = (points, box.gcps_crs)
+def _georeference(target: DatasetWriter, box: GeoBox) -> None:
+    if box.gcps and not box.georeferenced:
+        target.gcps = ([GroundControlPoint(*point) for point in box.gcps], box.gcps_crs)
         return
     if box.crs is not None:
         target.crs = box.crs
-    if not box.transform.is_identity:
+    if box.transform != Affine.identity():
         target.transform = box.transform
 
 
-def _same_pixels(first: Path, second: Path) -> bool:
-    with writing_errors(second), open_raster(first) as one, open_raster(second) as other:
-        if (one.height, one.width, one.crs, one.transform) != (other.height, other.width, other.crs, other.transform):
-            return False
-        return all(
-            np.array_equal(one.read(1, window=strip), other.read(1, window=strip), equal_nan=one.dtypes[0][0] == "f")
-            for strip in _strips(one.height, one.width)
-        )
+def _has_place(written: DatasetReader, box: GeoBox) -> bool:
+    """Return whether a file read back lies where it should, by its own bytes alone.
+
+    What a GeoTIFF cannot hold, GDAL puts into a .aux.xml beside the temporary name, where it would be lost.
+    """
+    found = GeoBox.of(written)
+    if Path(f"{written.name}.aux.xml").exists():
+        return False
+    if box.gcps and not box.georeferenced:
+        return [point[:5] for point in box.gcps] == [point[:5] for point in found.gcps]
+    return bool(found.transform == box.transform and found.crs == box.crs)
 
 
-def _strips(height: int, width: int) -> Iterator[Window]:
+def _require_intact(path: Path, *, same: bool, placed: bool) -> None:
+    """Raise unless a file that was read back has the pixels and the place that were written."""
+    if not same:
+        raise write_error(path, "the file does not read back as written")
+    if not placed:
+        raise BadDataError(f"{one_line(path)}: a GeoTIFF cannot hold the scene's CRS: gdalwarp the scene to another")
+
+
+def _same_pixels(first: DatasetReader, second: DatasetReader) -> bool:
+    height, width = first.height, first.width
+    if (second.height, second.width, second.count) != (height, width, first.count):
+        return False
     rows = max(STRIP_BLOCK, COMPARED_PIXELS // width // STRIP_BLOCK * STRIP_BLOCK)
-    return (Window(0, row, width, min(rows, height - row)) for row in range(0, height, rows))
+    strips = (Window(0, row, width, min(rows, height - row)) for row in range(0, height, rows))
+    nan = first.dtypes[0].startswith("float")
+    return all(
+        np.array_equal(first.read(1, window=strip), second.read(1, window=strip), equal_nan=nan) for strip in strips
+    )
