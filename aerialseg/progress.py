@@ -8,7 +8,7 @@ from typing import Protocol
 class Progress(Protocol):
     """Told by a verb, from the main thread, at points where stopping loses nothing."""
 
-    def start(self, label: str, total: int, unit: str) -> None:
+    def start(self, label: str, total: float, unit: str) -> None:
         """Begin a piece of work of `total` units ("Mpx", "tile", "step")."""
 
     def advance(self, amount: float = 1, note: str = "") -> None:
@@ -24,7 +24,7 @@ class Progress(Protocol):
 class Silent:
     """A Progress that shows nothing: the default when a verb is called from Python."""
 
-    def start(self, label: str, total: int, unit: str) -> None:
+    def start(self, label: str, total: float, unit: str) -> None:
         """Show nothing."""
 
     def advance(self, amount: float = 1, note: str = "") -> None:

@@ -15,15 +15,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from aerialseg.counts import QUANTA
-from aerialseg.errors import ModelError
+from aerialseg.errors import ModelError, one_line
 from aerialseg.geo.stitching import Blend, blend_weights
 from aerialseg.prediction.batches import Batch, Lattice, read_batches
 from aerialseg.prediction.forward import mark
 from aerialseg.prediction.pipeline import read_ahead, write_behind
-from aerialseg.progress import Progress, Silent
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     import numpy as np
     from numpy.typing import NDArray
@@ -65,15 +64,19 @@ class Streamed:
 
 
 def predict_scene(
-    forward: Forward, source: Source, sink: Generator[None, Strip | None], progress: Progress | None = None
+    forward: Forward,
+    source: Source,
+    sink: Generator[None, Strip | None],
+    advance: Callable[[float], None] = lambda amount: None,
 ) -> Streamed:
     """Send the scene's strips, top to bottom, to `sink`, a generator that runs in a thread of its own.
 
-    Memory grows with the scene's width: some window heights of rows, and the batches. Raises what the reader and the
-    sink raise, ModelError when the network gives NaN, and what `forward` and `progress` raise; the sink has then been
-    closed at its `yield`, and nothing is left running.
+    `advance` is called in this thread after every batch with the million pixels done, and may raise. Memory grows with
+    the scene's width: some window heights of rows, and the batches. Raises what the reader, the sink, `forward` and
+    `advance` raise, and ModelError when the network gives NaN; the sink has then been closed at its `yield`, and
+    nothing is left running.
     """
-    settings, progress = forward.settings, progress or Silent()
+    settings = forward.settings
     lattice = Lattice.covering(source.box.height, source.box.width, settings.size, settings.overlap)
     size = min(settings.batch, lattice.count)
     pinned = settings.device.type == "cuda"
@@ -90,11 +93,11 @@ def predict_scene(
                     put(strip)
                 accumulator.add(row, col, probability)
             done += len(batch.places)
-            progress.advance(len(batch.places) * share)
+            advance(len(batch.places) * share)
         for strip in accumulator.finish(lattice.rows.count):
             put(strip)
         accumulator.check(source)
-    progress.advance((lattice.count - done) * share)
+    advance((lattice.count - done) * share)
     return Streamed(lattice.count, done)
 
 
@@ -141,7 +144,7 @@ class Accumulator:
     def check(self, source: Source) -> None:
         """Raise ModelError when any probability was NaN: half precision overflows to it, and it would read as 0."""
         if not torch.isfinite(self._check):
-            raise ModelError(f"{source.path}: the model gave NaN; use --precision fp32")
+            raise ModelError(f"{one_line(source.path)}: the model gave NaN; use --precision fp32")
 
     def _strip(self) -> Strip:
         start, stop = self._lattice.rows.finished(self._row)

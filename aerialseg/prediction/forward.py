@@ -118,6 +118,15 @@ class Forward:
             self._running.pop(0).synchronize()
 
 
+def automatic_batch(device: torch.device, size: int) -> int:
+    """Return how many windows of `size` run together by default: the work of 32 windows of 512 px on a GPU, of 4 else.
+
+    A processor gains nothing from more, and a stop takes effect between two batches.
+    """
+    windows = 32 if device.type == "cuda" else 4
+    return max(1, windows * 512 * 512 // (size * size))
+
+
 def mark(device: torch.device) -> torch.cuda.Event:
     """Return an event that happens once the CUDA device has done what it has been given so far."""
     event = torch.cuda.Event()  # type: ignore[no-untyped-call]

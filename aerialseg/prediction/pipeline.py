@@ -7,6 +7,7 @@ and leaving the block for whatever reason closes the generator, in its thread, b
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -64,6 +65,20 @@ def write_behind(sink: Generator[None, T | None], depth: int, name: str = "write
             pending.popleft().result()
     finally:
         _close(thread, sink, pending)
+
+
+def in_background(work: Callable[[], T], name: str) -> Future[T]:
+    """Call `work` in a thread that does not keep the process alive: a stop need not wait for a long copy."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return future
 
 
 def _send(sink: Generator[None, T | None], item: T | None) -> None:

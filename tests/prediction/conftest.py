@@ -45,7 +45,8 @@ def stream() -> Callable[..., NDArray[np.uint8]]:
         source = inspect_scene(path, rule or BandRule(), Access(allow_ungeoreferenced=True))
         strips: list[tuple[int, NDArray[np.uint8]]] = []
         chosen = EngineSettings(size, overlap, batch, torch.device("cpu"), **settings)
-        predict_scene(Forward(segmenter, chosen), source, keep(strips), progress)
+        told = () if progress is None else (progress.advance,)
+        predict_scene(Forward(segmenter, chosen, progress), source, keep(strips), *told)
         rows = [len(strip) for _, strip in strips]
         assert [row for row, _ in strips] == [0, *np.cumsum(rows)[:-1]]
         joined = np.concatenate([strip for _, strip in strips])

@@ -1,0 +1,122 @@
+"""What a run of predict did, scene by scene: the values behind report.json and the lines a user sees."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from aerialseg import __version__
+from aerialseg.errors import AerialsegError, SomeScenesFailed, one_line
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Status = Literal["done", "skipped", "failed", "not started"]
+
+
+@dataclass(frozen=True, slots=True)
+class SceneResult:
+    """What became of one scene; `skipped` means that its outputs were there already, made from the same bytes."""
+
+    name: str
+    image: Path
+    status: Status
+    height: int | None = None
+    width: int | None = None
+    outputs: dict[str, Path] = field(default_factory=dict)
+    """`mask` and, where asked for, `probability`."""
+    seconds: float | None = None
+    valid_pixels: int | None = None
+    building_pixels: int | None = None
+    windows: int | None = None
+    windows_run: int | None = None
+    hashes: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of `scene`, `mask`, `probability`, and the `key` that all inputs and parameters make together."""
+    warnings: tuple[str, ...] = ()
+    failure: AerialsegError | None = None
+
+    @property
+    def mpx(self) -> float:
+        """Million pixels; 0 when the scene could not even be opened."""
+        return (self.height or 0) * (self.width or 0) / 1e6
+
+    @property
+    def building_fraction(self) -> float | None:
+        """Building pixels over valid ones; None when there are none, or not known."""
+        return (
+            self.building_pixels / self.valid_pixels if self.valid_pixels and self.building_pixels is not None else None
+        )
+
+    def line(self) -> str:
+        """Return what happened, in one line for a person."""
+        name = one_line(self.name)
+        if self.status == "failed":
+            return f"error: {self.failure}"
+        if self.status == "not started":
+            return f"{name}: not started"
+        fraction = self.building_fraction
+        covered = "no valid pixel" if fraction is None else f"{fraction:.1%} building"
+        if self.status == "skipped":
+            return f"{name}: done before, {covered}"
+        seconds = self.seconds or 0.0
+        rate = self.mpx / max(seconds, 1e-9)
+        return f"{name}: {self.height}x{self.width}, {covered}, {seconds:.1f} s, {rate:.2f} Mpx/s"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the scene's entry in report.json."""
+        value = dataclasses.asdict(dataclasses.replace(self, failure=None))
+        for key in ("name", "outputs", "failure"):
+            del value[key]
+        paths = {"image": str(self.image), **{kind: str(path) for kind, path in self.outputs.items()}}
+        rate = self.mpx / self.seconds if self.seconds else None
+        error = None if self.failure is None else {"exit_code": self.failure.exit_code, "message": str(self.failure)}
+        more = {"building_fraction": self.building_fraction, "mpx_per_s": rate, "error": error}
+        return {**value, **paths, "warnings": list(self.warnings), **more}
+
+
+@dataclass(frozen=True, slots=True)
+class PredictReport:
+    """A run over all scenes, in their order."""
+
+    out: Path
+    model: dict[str, Any]
+    settings: dict[str, Any]
+    scenes: tuple[SceneResult, ...]
+    seconds: float
+
+    def of(self, *statuses: Status) -> tuple[SceneResult, ...]:
+        """Return the scenes with one of these statuses."""
+        return tuple(scene for scene in self.scenes if scene.status in statuses)
+
+    def line(self) -> str:
+        """Return the totals, in one line for a person."""
+        done = self.of("done")
+        mpx = sum(scene.mpx for scene in done)
+        counts = f"{len(done)} of {len(self.scenes)} scenes predicted, {len(self.of('skipped'))} done before"
+        failed = f", {len(self.of('failed'))} failed" if self.of("failed") else ""
+        rate = f", {mpx:,.1f} Mpx in {self.seconds:,.1f} s ({mpx / max(self.seconds, 1e-9):,.2f} Mpx/s)" if done else ""
+        return f"{counts}{failed}{rate}; masks in {one_line(self.out)}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return report.json; scenes are found by name."""
+        counts = {status: len(self.of(status)) for status in ("done", "skipped", "failed", "not started")}
+        mpx = sum(scene.mpx for scene in self.of("done"))
+        totals = {**counts, "mpx": mpx, "seconds": self.seconds, "mpx_per_s": mpx / max(self.seconds, 1e-9)}
+        scenes = {scene.name: scene.to_json() for scene in self.scenes}
+        run = {"aerialseg": __version__, "command": "predict", "out": str(self.out)}
+        return {**run, "model": self.model, "settings": self.settings, "totals": totals, "scenes": scenes}
+
+    def raise_failures(self) -> None:
+        """Raise SomeScenesFailed when some scenes failed and others did not, else the first failure's own error."""
+        failed = self.of("failed")
+        if not failed:
+            return
+        first = failed[0].failure or AerialsegError("unknown")
+        if self.of("done", "skipped"):
+            raise SomeScenesFailed(
+                f"{len(failed)} of {len(self.scenes)} scenes failed; {one_line(self.out / 'report.json')} says why"
+            )
+        if len(self.scenes) == 1:
+            raise first
+        raise type(first)(f"no scene could be predicted ({len(failed)} of {len(self.scenes)} failed); first: {first}")
