@@ -17,10 +17,9 @@ def doctor(
     Imports what is needed, writes and reads a small raster, and runs a kernel on every device in every precision. Ends
     with exit code 69 and advice when something needed is missing, also when a GPU is there but cannot be used.
 
+    \b
     Examples:
-
       aerialseg doctor
-
       aerialseg doctor /mnt/scratch --json
     """
     from dataclasses import asdict

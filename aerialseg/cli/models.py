@@ -13,12 +13,11 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print the prese
     Any other architecture and encoder of segmentation_models_pytorch can be named in the configuration, and is tried on
     one tile before training starts.
 
+    \b
     Examples:
-
       aerialseg models
-
-      aerialseg train tiles/inria -c unet-r34 -o runs/convnext --set model.architecture=unet --set
-      model.encoder=tu-convnext_tiny
+      aerialseg models --json
+      aerialseg train tiles/inria -c unet-r34 -o runs/b2 --set model.preset=segformer-pvt2-b2
     """
     from dataclasses import asdict
 

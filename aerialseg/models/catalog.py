@@ -123,7 +123,7 @@ def check_network(spec: ModelSpec, tile_size: int) -> None:
     """
     import torch
 
-    from aerialseg.models.construction import first_line
+    from aerialseg.models.weights import first_line
 
     expected = (1, 1, tile_size, tile_size)
     reason = ""

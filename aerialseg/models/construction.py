@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from aerialseg.errors import ConfigError, one_line
+from aerialseg.models.weights import first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,8 +76,3 @@ def _narrow_empty_skip(encoder: nn.Module, inputs: Any, features: list[Tensor]) 
         return features
     narrow = torch.get_autocast_dtype(kind)
     return [item.to(narrow) if item.shape[1] == 0 else item for item in features]
-
-
-def first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return one_line(text.splitlines()[0][:200] if text else type(error).__name__)

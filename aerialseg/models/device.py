@@ -15,6 +15,7 @@ import torch
 
 from aerialseg.errors import DeviceError, UsageError, one_line
 from aerialseg.models.machine import TYPES, Card, Machine, System, cpu_name
+from aerialseg.models.weights import first_line
 
 OLDEST_DRIVER = {11: "450", 12: "525", 13: "580"}
 """The oldest Linux driver by CUDA's major version (NVIDIA's CUDA compatibility guide)."""
@@ -124,10 +125,10 @@ def _working_cuda(index: int, count: int, system: System) -> torch.device:
         system.run_kernel(device, "fp32")
     except RuntimeError as error:
         capability = ".".join(map(str, system.capability(index)))
-        needs = _needs(system)
+        reason, needs = first_line(error), _needs(system)
         raise DeviceError(
             f"{device}: a kernel does not run on this card of compute capability {capability}:"
-            f" {one_line(str(error).splitlines()[0])}; {needs}; install a torch that has its kernels, free the card,"
+            f" {reason}; {needs}; install a torch that has its kernels, free the card,"
             f" {CPU_INSTEAD}"
         ) from error
     return device
@@ -173,7 +174,7 @@ def _describe(device: torch.device, system: System) -> DeviceReport:
             system.run_kernel(device, precision)
             precisions[precision] = "ok"
         except (RuntimeError, TypeError) as error:
-            precisions[precision] = one_line(str(error).splitlines()[0])
+            precisions[precision] = first_line(error)
     name, capability, memory = cpu_name(), None, None
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)

@@ -55,23 +55,23 @@ def downloading(encoder: str) -> Iterator[None]:
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or not hub_answers(constants.ENDPOINT)
+    constants.HF_HUB_OFFLINE = before or not hub_answers(constants.ENDPOINT, HUB_TIMEOUT_S)
     try:
         yield
     except AerialsegError:
         raise
     except (KeyError, RuntimeError, ValueError) as error:
         raise ConfigError(
-            f"encoder {encoder}: there are no usable imagenet weights ({one_line(str(error))[:200]}); {INSTEAD}"
+            f"encoder {encoder}: there are no usable imagenet weights ({first_line(error)}); {INSTEAD}"
         ) from error
     except Exception as error:  # the client's own errors differ between its versions
-        reach = f"{constants.ENDPOINT} cannot be reached" if constants.HF_HUB_OFFLINE else one_line(str(error))[:200]
+        reach = f"{constants.ENDPOINT} cannot be reached" if constants.HF_HUB_OFFLINE else first_line(error)
         raise NoInputError(f"encoder {encoder}: imagenet weights cannot be downloaded: {reach}; {INSTEAD}") from error
     finally:
         constants.HF_HUB_OFFLINE = before
 
 
-def hub_answers(address: str, timeout_s: float = HUB_TIMEOUT_S) -> bool:
+def hub_answers(address: str, timeout_s: float) -> bool:
     """Return whether anything at `address` answers in time; any answer counts, also a refusal."""
     answered: list[bool] = []
     knock = threading.Thread(target=lambda: answered.append(_knock(address, timeout_s)), daemon=True)
@@ -114,11 +114,13 @@ def load_encoder_weights(encoder: nn.Module, path: Path, bands: int) -> None:
             target.copy_(source)
 
 
-def _read(path: Path) -> Mapping[str, Tensor]:
-    import pickle
+def first_line(error: BaseException) -> str:
+    """Return what another library's error says first, or its kind when it says nothing."""
+    return one_line(str(error).strip().partition("\n")[0][:200]) or type(error).__name__
 
+
+def _read(path: Path) -> Mapping[str, Tensor]:
     import torch
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not path.is_file():
@@ -127,10 +129,10 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # broken bytes bring the reader of pickles down in many ways
         raise ModelError(
-            f"{one_line(path)}: cannot be read as tensors only ({one_line(str(error).splitlines()[0])[:160]});"
-            " files that hold anything else are refused, for they can run code"
+            f"{one_line(path)}: cannot be read as tensors only ({first_line(error)}); files that hold anything else are"
+            " refused, for they can run code"
         ) from error
     for key in ("state_dict", "model", "model_state"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from aerialseg.errors import AerialsegError, DeviceError, one_line
+from aerialseg.models.weights import first_line
 
 if TYPE_CHECKING:
     from aerialseg.models.machine import System
@@ -70,7 +71,7 @@ def examine(folder: Path, *, system: System | None = None) -> tuple[Finding, ...
         try:
             findings += look()
         except Exception as error:  # a broken package raises anything on import, and the other looks still count
-            findings.append(Finding(topic, topic, _reason(error), "missing", REINSTALL))
+            findings.append(Finding(topic, topic, first_line(error), "missing", REINSTALL))
     return tuple(findings)
 
 
@@ -101,7 +102,7 @@ def _package(name: str) -> Finding:
             importlib.import_module(MODULES.get(name, name))
         except Exception as error:
             advice = "torch and torchvision must come from one index" if name == "torchvision" else REINSTALL
-            return Finding("packages", name, f"{version} does not import: {_reason(error)}", "missing", advice)
+            return Finding("packages", name, f"{version} does not import: {first_line(error)}", "missing", advice)
     return Finding("packages", name, version)
 
 
@@ -173,7 +174,9 @@ def _disk(folder: Path) -> Iterator[Finding]:
     try:
         _write_and_read(folder)
     except (AerialsegError, OSError) as error:
-        yield Finding("disk", f"writing in {name}", _reason(error), "missing", "work in a folder that can be written")
+        yield Finding(
+            "disk", f"writing in {name}", first_line(error), "missing", "work in a folder that can be written"
+        )
     else:
         yield Finding("disk", f"writing in {name}", "a GeoTIFF was written and read back")
 
@@ -211,8 +214,3 @@ def _judged(good: bool, otherwise: State, advice: str) -> tuple[State, str]:
 
 def _size(count: int) -> str:
     return f"{count / 2**30:,.1f} GiB"
-
-
-def _reason(error: BaseException) -> str:
-    text = str(error).strip()
-    return one_line(text.splitlines()[0][:200] if text else type(error).__name__)
