@@ -1,0 +1,69 @@
+"""The benchmark scripts run, keep their pages, and say plainly when they cannot measure."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+
+def script(name: str, *arguments: object, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+    """Run a benchmark as a person would."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, str(BENCHMARKS / name), *map(str, arguments)]
+    return subprocess.run(command, env=environment, timeout=timeout, capture_output=True, text=True, check=False)
+
+
+def test_a_rerun_replaces_its_own_rows_and_keeps_those_of_other_machines(tmp_path: Path) -> None:
+    from record import merge
+
+    first = [{"machine": "a", "preset": "x", "iou": 0.1}, {"machine": "b", "preset": "x", "iou": 0.2}]
+    merge(tmp_path / "r.json", first, ("machine", "preset"))
+    merged = merge(tmp_path / "r.json", [{"machine": "a", "preset": "x", "iou": 0.3}], ("machine", "preset"))
+    assert [(row["machine"], row["iou"]) for row in merged] == [("a", 0.3), ("b", 0.2)]
+    assert json.loads((tmp_path / "r.json").read_text()) == merged
+
+
+def test_a_table_shows_what_is_missing_as_a_dash() -> None:
+    from record import table
+
+    assert table({"n": "{n}", "IoU": "{iou:.2f}"}, [{"n": 1, "iou": None}, {"n": 2, "iou": 0.5}]).splitlines()[2:] == [
+        "| 1 | - |",
+        "| 2 | 0.50 |",
+    ]
+
+
+def test_without_the_real_data_the_benchmark_is_skipped_with_a_line(tmp_path: Path) -> None:
+    done = script("real_austin.py", "--data", tmp_path)
+    assert done.returncode == 0
+    assert done.stdout.startswith("skipped: ")
+    assert str(tmp_path) in done.stdout
+
+
+@pytest.mark.slow
+def test_without_a_gpu_nothing_is_measured(tmp_path: Path) -> None:
+    for options in ((), ("--device", "cpu")):
+        done = script("gpu.py", *options, "--out", tmp_path, "--work", tmp_path / "work")
+        assert done.returncode == 69
+        assert done.stderr.startswith("error: no CUDA device is usable here")
+        assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_every_part_of_the_gpu_benchmark_runs_at_toy_size(tmp_path: Path) -> None:
+    parts = [word for part in ("prediction", "feeding", "memory") for word in ("--part", part)]
+    options = ("--device", "cpu", "--smoke", "--out", tmp_path / "results", "--work", tmp_path / "work")
+    done = script("gpu.py", *parts, *options)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "results" / "gpu.json").read_text())
+    assert [row["part"] for row in rows] == ["feeding", "memory", "prediction"]
+    assert all(row["network_windows_per_s"] > 0 for row in rows if row["part"] == "prediction")
+    page = (tmp_path / "results" / "gpu.md").read_text()
+    assert all(f"## {part}" in page for part in ("Prediction", "Feeding", "Memory"))
