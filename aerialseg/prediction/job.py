@@ -109,6 +109,8 @@ class _Journal:
         self.run = run
         self.results = {scene.name: SceneResult(scene.name, scene.image, "not started") for scene in scenes}
         self.settings: dict[str, Any] = {}
+        self.loaded: float | None = None
+        """When the model was ready."""
 
     def record(self, result: SceneResult) -> SceneResult:
         """Note and show a scene's result; raises its failure when the next scene would meet the same disk."""
@@ -139,7 +141,9 @@ class _Journal:
         options = {"window": run.card.tile_size, "probability": run.options.probability}
         settings = {**run.parameters, **options, **self.settings}
         del settings["model"]
-        report = PredictReport(run.out, model, settings, tuple(self.results.values()), time.monotonic() - run.began)
+        seconds = time.monotonic() - run.began
+        loading = seconds if self.loaded is None else self.loaded - run.began
+        report = PredictReport(run.out, model, settings, tuple(self.results.values()), seconds, loading)
         write_json(run.out / REPORT, report.to_json())
         return report
 
@@ -175,6 +179,7 @@ def _predict(journal: _Journal, work: Sequence[Work]) -> None:
     each = MASK_BYTES + (PROBABILITY_BYTES if run.options.probability else 0)
     require_space(run.out, int(each * (sum(pixels) + max(pixels))))
     forward = _load(journal)
+    journal.loaded = time.monotonic()
     run.progress.start("predict", sum(pixels) / 1e6, "Mpx")
     finisher = _Finisher(journal)
     try:

@@ -22,6 +22,7 @@ from aerialseg import __version__
 from aerialseg.counts import QUANTA
 from aerialseg.errors import AerialsegError, UsageError, one_line
 from aerialseg.files import TEMPORARY, sha256_of
+from aerialseg.geo.contents import content_digest
 from aerialseg.geo.qgis import write_mask_sidecars
 from aerialseg.geo.raster import GeoBox, StripWriter, finish_cog, open_raster
 
@@ -98,15 +99,9 @@ class Temporaries:
 
 
 def scene_key(source: Source, parameters: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the done-key and the scene's own SHA-256: the key covers the scene, its side files and all parameters.
-
-    Side files are those GDAL reads with the scene: .aux.xml, masks, world files; overview files are never used.
-    """
-    with open_raster(source.path) as dataset:
-        files = sorted({Path(name) for name in dataset.files} - {source.path.absolute()})
-    scene = sha256_of(source.path)
-    sides = {file.name: sha256_of(file) for file in files if file.suffix.lower() != ".ovr" and file.is_file()}
-    described = {"engine": ENGINE, "scene": scene, "sides": sides, **parameters}
+    """Return the done-key, over the parameters and the scene with its side files, and the digest of the latter."""
+    scene = content_digest(source.path)
+    described = {"engine": ENGINE, "scene": scene, **parameters}
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest(), scene
 
 

@@ -32,7 +32,7 @@ class SceneResult:
     windows: int | None = None
     windows_run: int | None = None
     hashes: dict[str, str] = field(default_factory=dict)
-    """SHA-256 of `scene`, `mask`, `probability`, and the `key` that all inputs and parameters make together."""
+    """SHA-256 of `scene` (with its side files), `mask`, `probability`, and the `key` over all that went into them."""
     warnings: tuple[str, ...] = ()
     failure: AerialsegError | None = None
 
@@ -84,6 +84,14 @@ class PredictReport:
     settings: dict[str, Any]
     scenes: tuple[SceneResult, ...]
     seconds: float
+    loading_seconds: float
+    """Of `seconds`, what passed before the first scene ran: checks, imports, the model."""
+
+    @property
+    def mpx_per_s(self) -> float | None:
+        """Million pixels a second over the scenes of this run, from the first to the last; None when none ran."""
+        mpx = sum(scene.mpx for scene in self.of("done"))
+        return mpx / max(self.seconds - self.loading_seconds, 1e-9) if mpx else None
 
     def of(self, *statuses: Status) -> tuple[SceneResult, ...]:
         """Return the scenes with one of these statuses."""
@@ -92,17 +100,17 @@ class PredictReport:
     def line(self) -> str:
         """Return the totals, in one line for a person."""
         done = self.of("done")
-        mpx = sum(scene.mpx for scene in done)
         counts = f"{len(done)} of {len(self.scenes)} scenes predicted, {len(self.of('skipped'))} done before"
         failed = f", {len(self.of('failed'))} failed" if self.of("failed") else ""
-        rate = f", {mpx:,.1f} Mpx in {self.seconds:,.1f} s ({mpx / max(self.seconds, 1e-9):,.2f} Mpx/s)" if done else ""
+        rate = "" if self.mpx_per_s is None else f", {self.seconds:,.1f} s, {self.mpx_per_s:,.2f} Mpx/s"
         return f"{counts}{failed}{rate}; masks in {one_line(self.out)}"
 
     def to_json(self) -> dict[str, Any]:
         """Return report.json; scenes are found by name."""
         counts = {status: len(self.of(status)) for status in ("done", "skipped", "failed", "not started")}
         mpx = sum(scene.mpx for scene in self.of("done"))
-        totals = {**counts, "mpx": mpx, "seconds": self.seconds, "mpx_per_s": mpx / max(self.seconds, 1e-9)}
+        times = {"seconds": self.seconds, "loading_seconds": self.loading_seconds, "mpx_per_s": self.mpx_per_s}
+        totals = {**counts, "mpx": mpx, **times}
         scenes = {scene.name: scene.to_json() for scene in self.scenes}
         run = {"aerialseg": __version__, "command": "predict", "out": str(self.out)}
         return {**run, "model": self.model, "settings": self.settings, "totals": totals, "scenes": scenes}

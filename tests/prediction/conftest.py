@@ -9,6 +9,9 @@ import pytest
 import torch
 
 from aerialseg.geo.raster import Access, BandRule, inspect_scene
+from aerialseg.models.catalog import build_network, resolve
+from aerialseg.models.package import ModelCard, save_model
+from aerialseg.models.segmenter import Segmenter
 from aerialseg.prediction.engine import predict_scene
 from aerialseg.prediction.forward import EngineSettings, Forward
 
@@ -18,7 +21,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from aerialseg.models.segmenter import Segmenter
     from aerialseg.prediction.engine import Strip
 
 
@@ -54,3 +56,22 @@ def stream() -> Callable[..., NDArray[np.uint8]]:
         return joined
 
     return call
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Save a real model of 0.2 million random weights: `small_model(bands=3, seed=0, **card)`."""
+
+    def save(*, bands: int = 3, seed: int = 0, **card: Any) -> Path:
+        torch.manual_seed(seed)
+        spec = resolve(architecture="linknet", encoder="tu-lcnet_035", bands=bands, weights="none")
+        values = {
+            "preset": spec.preset, "architecture": spec.architecture, "encoder": spec.encoder,
+            "encoder_arguments": dict(spec.encoder_arguments), "bands": bands, "mean": (100.0,) * bands,
+            "std": (50.0,) * bands, "tile_size": 64, "overlap": 0.25, **card,
+        }  # fmt: skip
+        path = tmp_path_factory.mktemp("model") / "model.safetensors"
+        save_model(path, Segmenter(build_network(spec), values["mean"], values["std"]), ModelCard(**values))
+        return path
+
+    return save

@@ -1,0 +1,415 @@
+"""Many scenes: what is written, what is skipped, what a failure does to the others, and what the report says."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import rasterio
+
+from aerialseg.errors import BadDataError, OutputError, SomeScenesFailed, Stopped, StorageError, UsageError
+from aerialseg.geo.raster import BandRule
+from aerialseg.geo.scenes import Scene, find_scenes
+from aerialseg.prediction import job
+from aerialseg.prediction.job import PredictOptions, predict_scenes
+from aerialseg.progress import Silent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from aerialseg.prediction.report import PredictReport
+
+
+class Town:
+    """Three scenes, a model, and a folder for outputs."""
+
+    def __init__(self, root: Path, scene_file: Callable[..., Path], model: Path) -> None:
+        self.scenes, self.out, self.model = root / "scenes", root / "out", model
+        for number, size in enumerate([(150, 110), (70, 200), (64, 64)], start=1):
+            scene_file(self.scenes / f"austin{number}.tif", size=size, seed=number)
+
+    def predict(self, **options: Any) -> PredictReport:
+        progress = options.pop("progress", None)
+        model = options.pop("model", self.model)
+        return predict_scenes(find_scenes([self.scenes]), model, self.out, PredictOptions(**options), progress)
+
+    def statuses(self, **options: Any) -> list[str]:
+        return [scene.status for scene in self.predict(**options).scenes]
+
+    def masks(self) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in sorted(self.out.glob("*.tif"))}
+
+
+@pytest.fixture(scope="session")
+def model(small_model: Callable[..., Path]) -> Path:
+    return small_model()
+
+
+@pytest.fixture
+def town(tmp_path: Path, scene_file: Callable[..., Path], model: Path) -> Town:
+    return Town(tmp_path, scene_file, model)
+
+
+@pytest.fixture
+def no_torch_work(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Make loading a model an error from the call on."""
+
+    def refuse(journal: Any) -> None:
+        raise AssertionError("the model was loaded")
+
+    return lambda: monkeypatch.setattr(job, "_load", refuse)
+
+
+class Lines(Silent):
+    """Keeps what is said, and stops the run at call number `stop_at` of advance with some work in it."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.lines: list[str] = []
+        self.done, self.total, self.calls, self.stop_at = 0.0, 0.0, 0, stop_at
+
+    def start(self, label: str, total: float, unit: str) -> None:
+        self.total = total
+
+    def advance(self, amount: float = 1, note: str = "") -> None:
+        self.done += amount
+        self.calls += amount > 0
+        if self.stop_at is not None and self.calls >= self.stop_at:
+            raise Stopped(15)
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def test_masks_lie_exactly_on_their_scenes(town: Town) -> None:
+    report = town.predict(probability=True)
+    assert [scene.status for scene in report.scenes] == ["done"] * 3
+    for number in (1, 2, 3):
+        name = f"austin{number}.tif"
+        with rasterio.open(town.scenes / name) as scene, rasterio.open(town.out / name) as mask:
+            assert (mask.shape, mask.transform, mask.crs) == (scene.shape, scene.transform, scene.crs)
+            assert (mask.count, mask.dtypes, mask.nodata) == (1, ("uint8",), 255)
+            values = mask.read(1)
+        with rasterio.open(town.out / "probability" / name) as probability:
+            assert (probability.shape, probability.transform, probability.nodata) == (mask.shape, mask.transform, 255)
+            quanta = probability.read(1)
+        assert set(np.unique(values)) == {0, 1}
+        np.testing.assert_array_equal(values, quanta >= 127)
+
+
+def test_the_report_says_what_was_done(town: Town) -> None:
+    report = town.predict(batch=2)
+    written = json.loads((town.out / "report.json").read_text())
+    assert written == json.loads(json.dumps(report.to_json()))
+    first = written["scenes"]["austin1"]
+    with rasterio.open(first["mask"]) as mask:
+        values = mask.read(1)
+        assert mask.tags()["AERIALSEG_KEY"] == first["hashes"]["key"]
+        assert mask.tags()["AERIALSEG_MODEL_SHA256"] == written["model"]["sha256"]
+    assert first["building_fraction"] == pytest.approx((values == 1).mean())
+    assert (first["valid_pixels"], first["height"], first["width"]) == (150 * 110, 150, 110)
+    assert (first["windows"], first["windows_run"]) == (6, 6)
+    assert written["totals"]["done"] == 3
+    assert written["totals"]["mpx"] == pytest.approx((150 * 110 + 70 * 200 + 64 * 64) / 1e6)
+    assert written["settings"] | {"window": 64, "batch": 2, "device": "cpu"} == written["settings"]
+
+
+def test_progress_counts_every_pixel_and_names_every_scene(town: Town) -> None:
+    heard = Lines()
+    town.predict(progress=heard)
+    assert heard.done == pytest.approx(heard.total) == pytest.approx((150 * 110 + 70 * 200 + 64 * 64) / 1e6)
+    assert [line.split(":")[0] for line in heard.lines] == ["austin1", "austin2", "austin3"]
+
+
+def test_reruns_give_equal_bytes_and_overwrite_predicts_again(town: Town) -> None:
+    town.predict()
+    first = town.masks()
+    assert town.statuses(overwrite=True) == ["done"] * 3
+    assert town.masks() == first
+
+
+def test_what_is_done_is_not_done_again_whatever_the_times_say(town: Town, no_torch_work: Callable[[], None]) -> None:
+    town.predict()
+    no_torch_work()
+    before = town.masks()
+    for path in (*town.scenes.iterdir(), *town.out.glob("*.tif")):
+        os.utime(path, (2**31, 2**31))
+    report = town.predict(batch=1, device="cpu")
+    assert [scene.status for scene in report.scenes] == ["skipped"] * 3
+    assert town.masks() == before
+    assert report.scenes[0].building_fraction is not None
+
+
+def test_a_changed_scene_or_side_file_is_predicted_again(town: Town, scene_file: Callable[..., Path]) -> None:
+    town.predict()
+    scene_file(town.scenes / "austin2.tif", size=(70, 200), seed=99)
+    assert town.statuses() == ["skipped", "done", "skipped"]
+    side = town.scenes / "austin3.tif.aux.xml"
+    side.write_text('<PAMDataset><Metadata><MDI key="A">b</MDI></Metadata></PAMDataset>')
+    assert town.statuses() == ["skipped", "skipped", "done"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"overlap": 0.5}, {"precision": "fp32"}, {"rule": BandRule(bands=(3, 2, 1))}], ids=str
+)
+def test_other_parameters_are_other_work(town: Town, change: dict[str, Any]) -> None:
+    town.predict()
+    assert town.statuses(**change) == ["done"] * 3
+    assert town.statuses(**change) == ["skipped"] * 3
+
+
+def test_another_model_is_other_work(town: Town, small_model: Callable[..., Path]) -> None:
+    town.predict()
+    assert town.statuses(model=small_model(seed=1)) == ["done"] * 3
+
+
+def test_probabilities_asked_for_later_are_added(town: Town) -> None:
+    town.predict()
+    assert town.statuses(probability=True) == ["done"] * 3
+    assert town.statuses() == ["skipped"] * 3
+    (town.out / "probability" / "austin1.tif").unlink()
+    assert town.statuses(probability=True) == ["done", "skipped", "skipped"]
+
+
+def test_missing_side_files_come_back_and_edited_ones_stay(town: Town) -> None:
+    town.predict()
+    (town.out / "austin1.qml").unlink()
+    (town.out / "austin1.tif.aux.xml").unlink()
+    (town.out / "austin2.qml").write_text("my own style")
+    assert town.statuses() == ["skipped"] * 3
+    assert (town.out / "austin1.qml").read_bytes() == (town.out / "austin3.qml").read_bytes()
+    assert (town.out / "austin1.tif.aux.xml").exists()
+    town.predict(overwrite=True)
+    assert (town.out / "austin2.qml").read_text() == "my own style"
+
+
+def test_a_failing_scene_does_not_stop_the_others(town: Town) -> None:
+    (town.scenes / "austin2.tif").write_text("no raster")
+    heard = Lines()
+    report = town.predict(progress=heard)
+    assert [scene.status for scene in report.scenes] == ["done", "failed", "done"]
+    assert heard.lines[0].startswith(f"error: {town.scenes / 'austin2.tif'}: is not a GeoTIFF")
+    with pytest.raises(SomeScenesFailed, match="1 of 3 scenes failed"):
+        report.raise_failures()
+
+
+def test_a_scene_damaged_inside_fails_and_leaves_the_older_mask(town: Town) -> None:
+    town.predict()
+    before = town.masks()
+    path = town.scenes / "austin1.tif"
+    path.write_bytes(path.read_bytes()[:-3000])
+    report = town.predict()
+    assert [scene.status for scene in report.scenes] == ["failed", "skipped", "skipped"]
+    assert "cannot be read" in str(report.scenes[0].failure)
+    assert town.masks() == before
+    assert temporaries(town.out) == []
+
+
+def test_fail_fast_stops_at_the_first_failure(town: Town) -> None:
+    path = town.scenes / "austin2.tif"
+    path.write_bytes(path.read_bytes()[:-3000])
+    assert town.statuses(fail_fast=True) == ["done", "failed", "not started"]
+    path.write_text("no raster")
+    assert town.statuses(fail_fast=True) == ["skipped", "failed", "not started"]
+
+
+def test_when_all_fail_the_first_one_s_error_is_raised(town: Town) -> None:
+    for path in town.scenes.iterdir():
+        path.write_text("no raster")
+    with pytest.raises(BadDataError, match=r"3 of 3 failed.*austin1"):
+        town.predict().raise_failures()
+
+
+def test_a_single_failure_is_raised_as_it_is_and_not_said_twice(town: Town) -> None:
+    (town.scenes / "austin1.tif").unlink()
+    (town.scenes / "austin2.tif").unlink()
+    (town.scenes / "austin3.tif").write_text("")
+    heard = Lines()
+    report = town.predict(progress=heard)
+    assert heard.lines == []
+    with pytest.raises(BadDataError, match=r"austin3.tif: is empty"):
+        report.raise_failures()
+
+
+def test_a_scene_that_changes_while_it_is_predicted_fails(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = job.scene_key
+
+    def touched(source: Any, parameters: Any) -> Any:
+        if source.path.name == "austin2.tif":
+            with source.path.open("ab") as stream:
+                stream.write(b"more")
+        return real(source, parameters)
+
+    monkeypatch.setattr(job, "scene_key", touched)
+    report = town.predict()
+    assert [scene.status for scene in report.scenes] == ["done", "failed", "done"]
+    assert "changed while it was predicted" in str(report.scenes[1].failure)
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 8, 9])
+def test_a_stop_keeps_what_is_finished_and_the_next_run_goes_on(town: Town, stop_at: int) -> None:
+    with pytest.raises(Stopped):
+        town.predict(progress=Lines(stop_at=stop_at), batch=1)
+    assert temporaries(town.out) == []
+    statuses = [scene["status"] for scene in json.loads((town.out / "report.json").read_text())["scenes"].values()]
+    done = sorted(town.masks())
+    assert done == ["austin1.tif", "austin2.tif", "austin3.tif"][: statuses.count("done")]
+    assert statuses == ["done"] * len(done) + ["not started"] * (3 - len(done))
+    assert town.statuses(batch=1) == ["skipped"] * len(done) + ["done"] * (3 - len(done))
+    resumed = town.masks()
+    shutil.rmtree(town.out)
+    town.predict(batch=1)
+    assert town.masks() == resumed
+
+
+def test_a_full_disk_ends_the_run_and_keeps_the_scenes_before(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = job.finish
+
+    def full(temporaries: Any, files: Any, *rest: Any, **options: Any) -> Any:
+        if files.mask.name == "austin2.tif":
+            raise StorageError("no space")
+        return real(temporaries, files, *rest, **options)
+
+    monkeypatch.setattr(job, "finish", full)
+    with pytest.raises(StorageError, match="no space"):
+        town.predict()
+    assert "austin1.tif" in town.masks()
+    assert temporaries(town.out) == []
+    scenes = json.loads((town.out / "report.json").read_text())["scenes"]
+    assert [scenes[f"austin{n}"]["status"] for n in (1, 2)] == ["done", "failed"]
+    monkeypatch.undo()
+    assert town.statuses()[:2] == ["skipped", "done"]
+
+
+def test_too_little_room_is_said_before_the_model_loads(
+    town: Town, no_torch_work: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_torch_work()
+    monkeypatch.setattr("aerialseg.files.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
+    with pytest.raises(StorageError, match=r"needs about .* free"):
+        town.predict()
+
+
+def test_the_card_s_bands_and_scale_hold_unless_others_are_given(
+    tmp_path: Path, scene_file: Callable[..., Path], small_model: Callable[..., Path]
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 4096, (4, 80, 70)).astype(np.uint16)
+    path = scene_file(tmp_path / "nir.tif", pixels, photometric="MINISBLACK")
+    scenes = [Scene("nir", path)]
+    model = small_model(band_indexes=(4, 1, 2), scale=(0.0, 4095.0))
+    rule = BandRule((4, 1, 2), (0.0, 4095.0))
+    by_card = predict_scenes(scenes, model, tmp_path / "card")
+    by_hand = predict_scenes(scenes, model, tmp_path / "hand", PredictOptions(rule=rule))
+    other = predict_scenes(scenes, model, tmp_path / "other", PredictOptions(rule=BandRule((1, 2, 3))))
+    masks = [rasterio.open(report.out / "nir.tif").read(1) for report in (by_card, by_hand, other)]
+    np.testing.assert_array_equal(masks[0], masks[1])
+    assert (masks[0] != masks[2]).any()
+
+
+def test_another_ground_sample_distance_is_warned_of(town: Town, small_model: Callable[..., Path]) -> None:
+    heard = Lines()
+    town.predict(model=small_model(gsd_m=0.5), progress=heard)
+    assert sum("its pixels are 0.30 m, the model learned from 0.50 m" in line for line in heard.lines) == 3
+    heard = Lines()
+    town.predict(model=small_model(gsd_m=0.31), progress=heard)
+    assert not any("learned" in line for line in heard.lines)
+
+
+def test_a_run_folder_is_a_model(town: Town, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    shutil.copy(town.model, tmp_path / "run" / "model.safetensors")
+    assert town.statuses(model=tmp_path / "run") == ["done"] * 3
+
+
+def test_outputs_below_the_scenes_are_not_taken_for_scenes(town: Town) -> None:
+    town.out = town.scenes / "out"
+    assert town.statuses() == ["done"] * 3
+    assert town.statuses() == ["skipped"] * 3
+
+
+def test_outputs_mirror_the_scenes_folders(town: Town, scene_file: Callable[..., Path]) -> None:
+    scene_file(town.scenes / "a" / "x.tif", size=(64, 64))
+    scene_file(town.scenes / "b" / "x.tif", size=(64, 64))
+    town.predict(probability=True)
+    assert (town.out / "a" / "x.tif").exists()
+    assert (town.out / "probability" / "b" / "x.tif").exists()
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/../../x", ""])
+def test_a_name_that_leaves_the_folder_is_refused(town: Town, name: str) -> None:
+    with pytest.raises(UsageError, match="relative path"):
+        predict_scenes([Scene(name, town.scenes / "austin1.tif")], town.model, town.out)
+
+
+def test_two_scenes_with_one_output_are_refused(town: Town) -> None:
+    image = town.scenes / "austin1.tif"
+    with pytest.raises(UsageError, match=r"probability/x and x: both would write"):
+        predict_scenes(
+            [Scene("probability/x", image), Scene("x", image)], town.model, town.out, PredictOptions(probability=True)
+        )
+
+
+@pytest.mark.parametrize("options", [{"overlap": 0.8}, {"overlap": -0.1}, {"batch": 0}], ids=str)
+def test_nonsense_options_are_usage_errors(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        PredictOptions(**options)
+
+
+def test_a_stranger_s_file_is_not_replaced(
+    town: Town, scene_file: Callable[..., Path], no_torch_work: Callable[[], None]
+) -> None:
+    no_torch_work()
+    stranger = scene_file(town.out / "austin2.tif", size=(10, 10))
+    before = stranger.read_bytes()
+    with pytest.raises(OutputError, match=r"austin2.tif: exists and was not written by aerialseg"):
+        town.predict()
+    assert stranger.read_bytes() == before
+
+
+def test_overwrite_replaces_a_stranger_s_file_with_its_side_files(town: Town, scene_file: Callable[..., Path]) -> None:
+    scene_file(town.out / "austin2.tif", size=(10, 10))
+    side = town.out / "austin2.tif.aux.xml"
+    side.write_text("<PAMDataset><GeoTransform>0, 1, 0, 0, 0, -1</GeoTransform></PAMDataset>")
+    report = town.predict(overwrite=True)
+    assert [scene.warnings for scene in report.scenes] == [()] * 3
+    with rasterio.open(town.out / "austin2.tif") as mask:
+        assert mask.transform.a == 0.3
+
+
+def test_a_side_file_that_moves_a_mask_is_warned_of(town: Town) -> None:
+    town.out.mkdir()
+    (town.out / "austin2.tif.aux.xml").write_text(
+        "<PAMDataset><GeoTransform>0, 1, 0, 0, 0, -1</GeoTransform></PAMDataset>"
+    )
+    assert "moves it off its scene" in town.predict().scenes[1].warnings[0]
+
+
+def test_a_stranger_s_report_is_not_replaced(town: Town) -> None:
+    town.out.mkdir()
+    (town.out / "report.json").write_text('{"mine": true}')
+    with pytest.raises(OutputError, match=r"report\.json"):
+        town.predict()
+
+
+def test_a_finished_scene_is_heard_of_while_the_next_one_runs(town: Town) -> None:
+    events: list[str] = []
+
+    class Slow(Lines):
+        def advance(self, amount: float = 1, note: str = "") -> None:
+            time.sleep(0.03)
+            events.append("batch")
+
+        def say(self, line: str) -> None:
+            events.append(line.split(":")[0])
+
+    town.predict(progress=Slow(), batch=1)
+    assert events.index("austin1") < len(events) - 1 - events[::-1].index("batch")
+
+
+def temporaries(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob(".aerialseg-*") if path.name != ".aerialseg-lock"]
