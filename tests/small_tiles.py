@@ -53,7 +53,11 @@ def write_tileset(folder: Path, *, train: int = 6, val: int = 2, size: int = 96,
         labelled = mask != 255
         building = float((mask == 1).sum() / labelled.sum())
         window = (0, 0, size, size)
-        tiles.append(TileRecord(f"city{number + 1}_0_0", split, f"city{number + 1}", window, window, building, float(labelled.mean())))
+        tiles.append(
+            TileRecord(
+                f"city{number + 1}_0_0", split, f"city{number + 1}", window, window, building, float(labelled.mean())
+            )
+        )
     body = {"size": size, "overlap": 0.0, "bands": None, "scale": None, "mean": [95.0] * bands, "std": [45.0] * bands}
     write_manifest(folder, {**body, "gsd_m": 0.3, "building_fraction": 0.2}, tiles)
     write_splits(folder, {tile.name: tile.split for tile in tiles})

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 LAST = "last.ckpt"
 PREVIOUS = "previous.ckpt"
 FORMAT = 1
+PLAIN = (type(None), bool, int, float, str)
 
 State = dict[str, Any]
 
@@ -88,7 +89,7 @@ def _feed(update: Callable[[Any], None], value: Any) -> None:
             update(f"list{len(value)}".encode())
             for item in value:
                 _feed(update, item)
-        case None | bool() | int() | float() | str():
+        case _ if type(value) in PLAIN:  # a subclass would be pickled as an object
             update(f"{type(value).__name__}:{value!r};".encode())
         case _:
             raise TypeError(f"a checkpoint holds plain values only, not {type(value)}")

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 LEAST_SPREAD = 1.0
 """A standard deviation below one grey level counts as one, so that a constant band is not blown up."""
 GSD_TOLERANCE = 0.1
-VERSIONS = ("aerialseg", "torch", "segmentation-models-pytorch", "timm", "albumentations", "lightning", "numpy")
+VERSIONS = ("aerialseg", "segmentation-models-pytorch", "timm", "albumentations", "lightning", "numpy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +137,7 @@ def _provenance(tiles: TileSet, config: TrainConfig) -> dict[str, Any]:
         },
         "versions": {
             "python": platform.python_version(),
+            "torch": str(torch.__version__),
             **{name: importlib.metadata.version(name) for name in VERSIONS},
         },
         "started_from": None,

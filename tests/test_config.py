@@ -1,0 +1,115 @@
+"""Configuration: every shipped file loads, overrides count, what is written reads back, and mistakes are named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aerialseg.config import TrainConfig, differences, load_config, shipped_configs, to_toml
+from aerialseg.errors import ConfigError
+from aerialseg.models.catalog import resolve
+
+MINIMAL = '[model]\npreset = "unet-r18"\n'
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "c.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("name", sorted(shipped_configs()))
+def test_every_shipped_configuration_is_short_complete_and_names_a_network(name: str) -> None:
+    config = load_config(name)
+    path = shipped_configs()[name]
+    assert len(path.read_text().splitlines()) <= 30
+    assert resolve(config.model.preset, config.model.architecture, config.model.encoder).encoder
+    assert config.data.crop % 32 == 0
+    for section in ("model", "data", "optimizer", "schedule", "run"):
+        assert f"[{section}]" in path.read_text()
+
+
+def test_the_default_configurations_are_shipped() -> None:
+    assert {"inria", "segformer", "small"} <= set(shipped_configs())
+    assert load_config("inria").model.preset == "unet-r34"
+
+
+def test_a_configuration_is_frozen(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, MINIMAL))
+    with pytest.raises(Exception, match="frozen"):
+        config.data.crop = 64
+
+
+def test_overrides_are_toml_or_text(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL)
+    words = (
+        "optimizer.lr=1e-4",
+        "schedule.epochs = 3",
+        "model.weights=none",
+        'data.train_on="all"',
+        "data.flips=false",
+    )
+    config = load_config(path, words)
+    assert (config.optimizer.lr, config.schedule.epochs, config.model.weights) == (1e-4, 3, "none")
+    assert (config.data.train_on, config.data.flips) == ("all", False)
+    assert differences(load_config(path), config) == [
+        "model.weights: 'imagenet' -> 'none'",
+        "data.train_on: 'train' -> 'all'",
+        "data.flips: True -> False",
+        "optimizer.lr: 0.0003 -> 0.0001",
+        "schedule.epochs: 50 -> 3",
+    ]
+
+
+def test_an_override_names_another_network_than_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL)
+    pair = load_config(path, ("model.architecture=unet", "model.encoder=tu-convnext_tiny")).model
+    assert (pair.preset, pair.architecture, pair.encoder) == (None, "unet", "tu-convnext_tiny")
+    back = load_config(
+        write(tmp_path, to_toml(load_config(path)).replace("unet-r18", "unet-r50")), ("model.preset=unet-r34",)
+    )
+    assert back.model.preset == "unet-r34"
+    arguments = load_config(path, ("model.encoder_arguments.img_size=512",)).model.encoder_arguments
+    assert arguments == {"img_size": 512}
+
+
+def test_half_a_network_or_two_are_refused(tmp_path: Path) -> None:
+    for text in (
+        '[model]\nencoder = "resnet18"\n',
+        MINIMAL + 'encoder = "resnet18"\narchitecture = "unet"\n',
+        "[model]\n",
+    ):
+        with pytest.raises(ConfigError, match="give preset"):
+            load_config(write(tmp_path, text))
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
+SCALARS = TEXT | st.integers(-(2**60), 2**60) | st.booleans() | st.floats(allow_nan=False, allow_infinity=False)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    weights=TEXT,
+    arguments=st.dictionaries(TEXT, SCALARS, max_size=3),
+    lr=st.floats(1e-12, 1.0),
+    seed=st.integers(0, 2**31 - 1),
+    flips=st.booleans(),
+)
+def test_what_is_written_reads_back_equal(
+    tmp_path_factory: pytest.TempPathFactory, weights: str, arguments: dict, lr: float, seed: int, flips: bool
+) -> None:
+    config = TrainConfig.model_validate(
+        {
+            "model": {"preset": "unet-r18", "weights": weights, "encoder_arguments": arguments},
+            "optimizer": {"lr": lr},
+            "data": {"flips": flips},
+            "run": {"seed": seed},
+        }
+    )
+    path = tmp_path_factory.getbasetemp() / "round.toml"
+    path.write_bytes(to_toml(config).encode())
+    assert load_config(path) == config
+    assert TrainConfig.model_validate(config.model_dump()) == config
