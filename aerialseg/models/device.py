@@ -17,7 +17,7 @@ from aerialseg.errors import DeviceError, UsageError, one_line
 from aerialseg.models.machine import TYPES, Card, Machine, System, cpu_name
 from aerialseg.models.weights import first_line
 
-OLDEST_DRIVER = {11: "450", 12: "525", 13: "580"}
+OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
 """The oldest Linux driver by CUDA's major version (NVIDIA's CUDA compatibility guide)."""
 CPU_BF16 = frozenset({"avx512_bf16", "amx_bf16"})
 BF16_CAPABILITY = (8, 0)
@@ -150,9 +150,10 @@ def _needs(system: System) -> str:
     version, architectures = system.cuda_build()
     if version is None:
         return f"torch {torch.__version__} is a build without CUDA"
-    oldest = OLDEST_DRIVER.get(int(version.partition(".")[0]), "for it")
+    oldest = _oldest_driver(version)
+    driver = f"driver {oldest} or newer" if oldest else "a driver made for it"
     kernels = f" and a card among {' '.join(architectures)}" if architectures else ""
-    return f"torch {torch.__version__} for CUDA {version} needs driver {oldest} or newer{kernels}"
+    return f"torch {torch.__version__} for CUDA {version} needs {driver}{kernels}"
 
 
 def _advice(card: Card, system: System) -> str:
@@ -161,10 +162,15 @@ def _advice(card: Card, system: System) -> str:
         return "install torch with CUDA"
     if card.driver is None:
         return "install NVIDIA's driver, or give the card to the container (docker run --gpus all)"
-    oldest = OLDEST_DRIVER.get(int(version.partition(".")[0]))
-    if oldest and int(card.driver.partition(".")[0]) < int(oldest):
-        return f"update the driver, or install a torch for CUDA {int(version.partition('.')[0]) - 1}"
+    oldest, found = _oldest_driver(version), card.driver.partition(".")[0]
+    if oldest and found.isdigit() and int(found) < oldest:
+        older = [major for major, driver in OLDEST_DRIVER.items() if driver <= int(found)]
+        return "update the driver" + (f", or install a torch for CUDA {max(older)}" if older else "")
     return "give the card to the container (docker run --gpus all), check nvidia-smi"
+
+
+def _oldest_driver(version: str) -> int | None:
+    return OLDEST_DRIVER.get(int(version.partition(".")[0]))
 
 
 def _describe(device: torch.device, system: System) -> DeviceReport:

@@ -114,6 +114,7 @@ def load_model(path: Path) -> tuple[Segmenter, ModelCard]:
 
     Raises NoInputError when there is none and ModelError when it is damaged, foreign or of another make.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
     from aerialseg.models.catalog import ModelSpec, build_network
@@ -128,7 +129,10 @@ def load_model(path: Path) -> tuple[Segmenter, ModelCard]:
     except ConfigError as error:
         raise ModelError(f"{one_line(file)}: {error}") from error
     segmenter = Segmenter(network, card.mean, card.std)
-    tensors = load(content)
+    try:
+        tensors = load(content)
+    except SafetensorError as error:
+        raise ModelError(f"{one_line(file)}: its tensors are damaged: {one_line(str(error))}; {AGAIN}") from error
     _check_tensors(file, segmenter.state_dict(), tensors, card)
     segmenter.load_state_dict(tensors)
     return segmenter.eval(), card
@@ -262,11 +266,11 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
 def _check_tensors(file: Path, wanted: dict[str, Tensor], given: dict[str, Tensor], card: ModelCard) -> None:
     """Raise ModelError naming the first tensor that is missing, left over, or of another shape."""
     made = f"expected the tensors of {card.architecture} with {card.encoder} for {card.bands} bands"
-    for name in sorted(wanted.keys() | given.keys()):
-        if name not in given:
-            raise ModelError(f"{one_line(file)}: tensor {name} is missing, {made}; {AGAIN}")
-        if name not in wanted:
-            raise ModelError(f"{one_line(file)}: tensor {one_line(name)} is not of this network, {made}")
+    for name in sorted(wanted.keys() - given.keys()):
+        raise ModelError(f"{one_line(file)}: tensor {name} is missing, {made}; {AGAIN}")
+    for name in sorted(given.keys() - wanted.keys()):
+        raise ModelError(f"{one_line(file)}: tensor {one_line(name)} is not of this network, {made}")
+    for name in sorted(wanted):
         if given[name].shape != wanted[name].shape:
             found, shape = tuple(given[name].shape), tuple(wanted[name].shape)
             raise ModelError(f"{one_line(file)}: tensor {name} is {found}, expected {shape}: {made}")

@@ -115,13 +115,12 @@ def _gdal() -> Iterator[Finding]:
     vector_gdal = ".".join(map(str, pyogrio.__gdal_version__))
     yield Finding("gdal", "GDAL", f"{rasterio.__gdal_version__} in rasterio, {vector_gdal} in pyogrio")
     with rasterio.Env() as environment:
-        present = {**environment.drivers(), **pyogrio.list_drivers()}
-    for name, needed in {**RASTER_DRIVERS, **VECTOR_DRIVERS}.items():
-        if name in present:
-            yield Finding("gdal", name, "present")
-        else:
-            state: State = "missing" if needed else "warning"
-            yield Finding("gdal", name, "absent", state, "install rasterio and pyogrio from their PyPI wheels")
+        raster_drivers = environment.drivers()
+    for wanted, present in ((RASTER_DRIVERS, raster_drivers), (VECTOR_DRIVERS, pyogrio.list_drivers())):
+        for name, needed in wanted.items():
+            state: State = "ok" if name in present else "missing" if needed else "warning"
+            advice = "" if state == "ok" else "install rasterio and pyogrio from their PyPI wheels"
+            yield Finding("gdal", name, "present" if name in present else "absent", state, advice)
     wkt = CRS.from_epsg(26914).to_wkt()
     easting, _ = Transformer.from_crs("EPSG:4326", wkt, always_xy=True).transform(-99.0, 30.0)
     advice = "unset PROJ_LIB, PROJ_DATA and GDAL_DATA: they point at another program's files"
