@@ -18,6 +18,7 @@ from rasterio.warp import reproject
 from rasterio.windows import Window
 
 from aerialseg.geo.geobox import GeoBox
+from aerialseg.geo.opening import _without_georeferencing_warnings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -78,8 +79,11 @@ def _warp(pixels: NDArray[np.float32], source: GeoBox, target: GeoBox) -> NDArra
     # GDAL would choose the width of the linear kernel from the size of the window read: fixed, all windows agree.
     options: dict[str, Any] = {} if growing else {"XSCALE": 1, "YSCALE": 1}
     warped = np.zeros((pixels.shape[0], target.height, target.width), dtype=np.float32)
-    reproject(
-        pixels, warped, src_transform=source.transform, src_crs=source.crs, dst_transform=target.transform,
-        dst_crs=target.crs, resampling=Resampling.average if growing else Resampling.bilinear, num_threads=1, **options,
-    )  # fmt: skip
+    resampling = Resampling.average if growing else Resampling.bilinear
+    # rasterio sets the process-wide warning filters meanwhile; other threads that open files rely on them
+    with _without_georeferencing_warnings():
+        reproject(
+            pixels, warped, src_transform=source.transform, src_crs=source.crs, dst_transform=target.transform,
+            dst_crs=target.crs, resampling=resampling, num_threads=1, **options,
+        )  # fmt: skip
     return warped

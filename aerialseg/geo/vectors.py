@@ -19,6 +19,7 @@ from pyproj.exceptions import ProjError
 from rasterio.features import rasterize
 
 from aerialseg.errors import BadDataError, NoInputError, one_line
+from aerialseg.geo.opening import _without_georeferencing_warnings, refuse_remote
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -67,11 +68,11 @@ class Overlay:
         found = self.shapes[np.sort(self.tree.query(shapely.box(left, top, right, bottom)))]
         if not len(found):
             return np.zeros((bottom - top, right - left), dtype=np.bool_)
-        border = int(left == top == 0)  # rasterio warns about the identity as a transform
-        shape = (bottom - top + border, right - left + border)
-        grid = Affine.translation(left - border, top - border)
-        burned: NDArray[np.uint8] = rasterize(found, out_shape=shape, transform=grid, dtype=np.uint8)
-        return burned[border:, border:].view(np.bool_)
+        shape, grid = (bottom - top, right - left), Affine.translation(left, top)
+        # rasterio sets the process-wide warning filters while it burns; other threads that open files rely on them
+        with _without_georeferencing_warnings():
+            burned: NDArray[np.uint8] = rasterize(found, out_shape=shape, transform=grid, dtype=np.uint8)
+        return burned.view(np.bool_)
 
     def share_of(self, window: Window) -> float:
         """Return the share of a window's area that lies in the polygons."""
@@ -89,8 +90,9 @@ def is_vector(path: Path) -> bool:
 def read_layer(path: Path, *, where: str | None = None) -> Layer:
     """Read the polygons of a vector file; `where` is an SQL condition on its attributes.
 
-    Invalid polygons are repaired; other geometries are left out with a warning. Raises NoInputError when the file is
-    missing, and BadDataError when its content is of another format, has no CRS, or holds no polygon.
+    Invalid polygons are repaired; other geometries are left out with a warning. Raises UsageError when the path is not
+    local, NoInputError when nothing is there, and BadDataError when the content is of another format, has no CRS, or
+    holds no polygon.
     """
     driver = _check_format(path)
     meta, geometry = _read_geometry(path, driver, where)
@@ -169,6 +171,7 @@ class _Way:
 
 def _check_format(path: Path) -> str:
     """Return the driver for the path's suffix, once the content has shown to be of that format."""
+    refuse_remote(path)
     name = one_line(path)
     if not path.is_file():
         raise NoInputError(f"{name}: no such file")
