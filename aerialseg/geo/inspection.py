@@ -7,6 +7,7 @@ guess (which bands, which value range, where on the ground) is refused with the 
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -174,9 +175,11 @@ def _check_place(box: GeoBox, name: str, access: Access) -> list[str]:
 def _suspicions(dataset: DatasetReader, path: Path) -> list[str]:
     found = []
     for suffix in (".ovr", ".OVR"):
-        overviews = path.with_name(path.name + suffix)
-        if overviews.exists() and not is_tiff(overviews):
+        overviews = Path(f"{path}{suffix}")
+        if os.path.exists(overviews) and not is_tiff(overviews):  # noqa: PTH110  (Path.exists raises on long names)
             found.append(f"{one_line(overviews)}: is not a TIFF and is ignored; remove it")
+    if "OVERVIEW_FILE" in dataset.tags(ns="OVERVIEWS"):
+        found.append(f"{one_line(path)}: names another file as its overviews, which is ignored")
     if dataset.driver == "GTiff" and dataset.nodata is None and dataset.dtypes[0] == "uint8":
         missing = _sparse_blocks(dataset)
         if missing:

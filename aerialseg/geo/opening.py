@@ -7,6 +7,7 @@ Errors of rasterio, of GDAL and of the operating system become one line that nam
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -57,20 +58,24 @@ def open_raster(path: Path) -> Iterator[DatasetReader]:
     name = checked_path(path)
     try:
         # The Env lasts for the opening only: datasets may be closed in any order, Envs may not.
-        with rasterio.Env(), _without_georeferencing_warnings() as complaints:
+        with rasterio.Env(), _complaints() as complaints:
             dataset = DatasetReader(name, driver=list(DRIVERS), OVERVIEW_LEVEL="NONE")
-            if complaints or dataset.gcps[0] or dataset.rpcs:
+            if complaints.unplaced or dataset.gcps[0] or dataset.rpcs:
                 _restore_transform(dataset, name)
     except (RasterioError, CPLE_BaseError, OSError) as error:
         raise BadDataError(f"{one_line(path)}: {_what_it_is(path, error)}") from error
     with dataset:
+        if complaints.damage:
+            raise BadDataError(
+                f"{one_line(path)}: {one_line(complaints.damage[0])}; the file is damaged, copy it again"
+            )
         yield dataset
 
 
 @contextmanager
 def create_raster(path: Path, **profile: Any) -> Iterator[DatasetWriter]:
     """Create a raster at a temporary path; the caller verifies and renames it."""
-    with rasterio.Env(), _without_georeferencing_warnings():
+    with rasterio.Env(), _complaints():
         dataset = rasterio.open(path, "w", **profile)
     with dataset:
         yield dataset
@@ -79,7 +84,7 @@ def create_raster(path: Path, **profile: Any) -> Iterator[DatasetWriter]:
 @contextmanager
 def update_raster(path: Path) -> Iterator[DatasetWriter]:
     """Open a GeoTIFF of our own to change its tags."""
-    with rasterio.Env(), _without_georeferencing_warnings():
+    with rasterio.Env(), _complaints():
         dataset = rasterio.open(path, "r+", driver="GTiff")
     with dataset:
         yield dataset
@@ -169,8 +174,8 @@ def is_tiff(path: Path) -> bool:
 def _refuse_hostile_mask(path: Path) -> None:
     """Refuse a mask file that is no TIFF: GDAL opens it with any driver, so it could name another file."""
     for suffix in (".msk", ".MSK"):
-        mask = path.with_name(path.name + suffix)
-        if mask.exists() and not is_tiff(mask):
+        mask = Path(f"{path}{suffix}")
+        if os.path.exists(mask) and not is_tiff(mask):  # noqa: PTH110  (Path.exists raises on a name that is too long)
             raise BadDataError(f"{one_line(mask)}: is not a TIFF mask; remove it or make it again")
 
 
@@ -225,9 +230,33 @@ def _restore_transform(dataset: DatasetReader, name: str) -> None:
         dataset._transform = plain.get_transform()
 
 
+class _Complaints(logging.Handler):
+    """What rasterio and GDAL only warn about while a file is opened."""
+
+    def __init__(self, unplaced: list[warnings.WarningMessage]) -> None:
+        super().__init__(logging.WARNING)
+        self.unplaced = unplaced
+        """Not empty when the file has neither geotransform nor GCPs nor RPCs; `inspect_scene` decides what follows."""
+        self.damage: list[str] = []
+        """Tags that could not be read: nodata or the CRS may be among them."""
+        self._thread = threading.get_ident()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a message of GDAL's that speaks of a damaged file; other threads log here too."""
+        text = record.getMessage()
+        if record.thread == self._thread and "IO error during reading" in text:
+            self.damage.append(text.rpartition(": ")[2])
+
+
 @contextmanager
-def _without_georeferencing_warnings() -> Iterator[list[warnings.WarningMessage]]:
-    """Collect rasterio's warning, which `inspect_scene` turns into an error or not; the filters are process-wide."""
-    with _warnings_lock, warnings.catch_warnings(record=True) as complaints:
+def _complaints() -> Iterator[_Complaints]:
+    """Collect warnings while a file is opened, and show none; filters and handlers are process-wide, hence the lock."""
+    logger = logging.getLogger("rasterio._env")
+    with _warnings_lock, warnings.catch_warnings(record=True) as unplaced:
         warnings.simplefilter("always", NotGeoreferencedWarning)
-        yield complaints
+        handler = _Complaints(unplaced)
+        logger.addHandler(handler)
+        try:
+            yield handler
+        finally:
+            logger.removeHandler(handler)

@@ -64,7 +64,7 @@ def find_scenes(inputs: Sequence[str | Path]) -> tuple[Scene, ...]:
     scenes: dict[Path, Scene] = {}
     for given in inputs:
         for scene in _scenes_of(given):
-            scenes.setdefault(scene.image.resolve(), scene)
+            scenes.setdefault(scene.image.absolute(), scene)
     _refuse_collisions(scenes.values())
     return tuple(sorted(scenes.values(), key=lambda scene: natural_key(scene.name)))
 
@@ -122,7 +122,7 @@ def _in_folder(folder: Path) -> list[Scene]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Yield raster files below a folder, through linked folders once, without hidden ones."""
+    """Yield raster files below a folder, through linked folders once, without hidden ones and masks beside images."""
     seen: set[tuple[int, int]] = set()
     for place, folders, files in os.walk(folder, followlinks=True):
         status = Path(place).stat()
@@ -130,7 +130,8 @@ def _walk(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        skipped = MASK_FOLDERS if "images" in folders else ()
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in skipped)
         for name in sorted(files):
             if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
                 yield Path(place, name)
