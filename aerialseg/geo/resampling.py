@@ -18,7 +18,7 @@ from rasterio.warp import reproject
 from rasterio.windows import Window
 
 from aerialseg.geo.geobox import GeoBox
-from aerialseg.geo.opening import _without_georeferencing_warnings
+from aerialseg.geo.quiet import in_memory
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -80,8 +80,7 @@ def _warp(pixels: NDArray[np.float32], source: GeoBox, target: GeoBox) -> NDArra
     options: dict[str, Any] = {} if growing else {"XSCALE": 1, "YSCALE": 1}
     warped = np.zeros((pixels.shape[0], target.height, target.width), dtype=np.float32)
     resampling = Resampling.average if growing else Resampling.bilinear
-    # rasterio sets the process-wide warning filters meanwhile; other threads that open files rely on them
-    with _without_georeferencing_warnings():
+    with in_memory():
         reproject(
             pixels, warped, src_transform=source.transform, src_crs=source.crs, dst_transform=target.transform,
             dst_crs=target.crs, resampling=resampling, num_threads=1, **options,

@@ -19,7 +19,8 @@ from pyproj.exceptions import ProjError
 from rasterio.features import rasterize
 
 from aerialseg.errors import BadDataError, NoInputError, one_line
-from aerialseg.geo.opening import _without_georeferencing_warnings, refuse_remote
+from aerialseg.geo.opening import refuse_remote
+from aerialseg.geo.quiet import in_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -69,8 +70,7 @@ class Overlay:
         if not len(found):
             return np.zeros((bottom - top, right - left), dtype=np.bool_)
         shape, grid = (bottom - top, right - left), Affine.translation(left, top)
-        # rasterio sets the process-wide warning filters while it burns; other threads that open files rely on them
-        with _without_georeferencing_warnings():
+        with in_memory():
             burned: NDArray[np.uint8] = rasterize(found, out_shape=shape, transform=grid, dtype=np.uint8)
         return burned.view(np.bool_)
 
