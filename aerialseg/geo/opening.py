@@ -12,23 +12,20 @@ import os
 import re
 import shutil
 import threading
-import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rasterio
 from rasterio._err import CPLE_BaseError
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
-from rasterio.io import DatasetReader
+from rasterio.errors import RasterioError
+from rasterio.io import DatasetReader, DatasetWriter
 
 from aerialseg.errors import BadDataError, NoInputError, StorageError, UsageError, one_line
 from aerialseg.files import TEMPORARY, output_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from rasterio.io import DatasetWriter
 
 DRIVERS = ("GTiff", "JP2OpenJPEG", "PNG", "JPEG")
 """What scenes and masks may be; a COG is a GTiff when read."""
@@ -46,6 +43,7 @@ _CONTENT = (
     (re.compile(rb"^PK\x03\x04"), "is a zip archive: unpack it first"),
 )
 _warnings_lock = threading.Lock()
+"""Held around calls that change Python's process-wide warning filters (`aerialseg.geo.quiet`); opening does not."""
 
 
 @contextmanager
@@ -56,27 +54,25 @@ def open_raster(path: Path) -> Iterator[DatasetReader]:
     anything that is not a raster of an allowed format.
     """
     name = checked_path(path)
+    complaints = _Complaints()
     try:
         # The Env lasts for the opening only: datasets may be closed in any order, Envs may not.
-        with rasterio.Env(), _complaints() as complaints:
-            dataset = DatasetReader(name, driver=list(DRIVERS), OVERVIEW_LEVEL="NONE")
-            if complaints.unplaced or dataset.gcps[0] or dataset.rpcs:
-                _restore_transform(dataset, name)
+        with rasterio.Env(), complaints.listening():
+            dataset = _Reader(name, driver=list(DRIVERS), OVERVIEW_LEVEL="NONE")
     except (RasterioError, CPLE_BaseError, OSError) as error:
         raise BadDataError(f"{one_line(path)}: {_what_it_is(path, error)}") from error
     with dataset:
         if complaints.damage:
-            raise BadDataError(
-                f"{one_line(path)}: {one_line(complaints.damage[0])}; the file is damaged, copy it again"
-            )
+            damage = one_line(complaints.damage[0])
+            raise BadDataError(f"{one_line(path)}: {damage}; the file is damaged, copy it again")
         yield dataset
 
 
 @contextmanager
 def create_raster(path: Path, **profile: Any) -> Iterator[DatasetWriter]:
     """Create a raster at a temporary path; the caller verifies and renames it."""
-    with rasterio.Env(), _complaints():
-        dataset = rasterio.open(path, "w", **profile)
+    with rasterio.Env():
+        dataset = _Writer(path, "w", **profile)
     with dataset:
         yield dataset
 
@@ -84,8 +80,8 @@ def create_raster(path: Path, **profile: Any) -> Iterator[DatasetWriter]:
 @contextmanager
 def update_raster(path: Path) -> Iterator[DatasetWriter]:
     """Open a GeoTIFF of our own to change its tags."""
-    with rasterio.Env(), _complaints():
-        dataset = rasterio.open(path, "r+", driver="GTiff")
+    with rasterio.Env():
+        dataset = _Writer(path, "r+", driver="GTiff")
     with dataset:
         yield dataset
 
@@ -221,42 +217,53 @@ def _causes(error: BaseException) -> list[str]:
     return messages or [type(error).__name__]
 
 
-def _restore_transform(dataset: DatasetReader, name: str) -> None:
-    """Give a dataset without geotransform the identity: GDAL before 3.12 leaves garbage there under OVERVIEW_LEVEL.
+class _Reader(DatasetReader):  # type: ignore[misc]
+    """A dataset that knows whether it has a geotransform, and says so without a warning.
 
-    The header alone is read a second time without that option; overviews are only opened when they are asked for.
+    Under OVERVIEW_LEVEL GDAL before 3.12 leaves uninitialised memory where a missing geotransform should be identity.
+    rasterio asks for GCPs and RPCs, before it warns, exactly when GDAL reported that there is no geotransform.
     """
-    with DatasetReader(name, driver=list(DRIVERS)) as plain:
-        dataset._transform = plain.get_transform()
+
+    _unplaced = False
+
+    def _has_gcps_or_rpcs(self) -> bool:
+        self._unplaced = True
+        return True
+
+    def read_transform(self) -> list[float]:
+        """Return the geotransform in GDAL's order; the identity when the file has none."""
+        found: list[float] = super().read_transform()
+        return [0.0, 1.0, 0.0, 0.0, 0.0, 1.0] if self._unplaced else found
+
+
+class _Writer(DatasetWriter):  # type: ignore[misc]
+    """A dataset to be written, without rasterio's warning when it has no place on the ground yet."""
+
+    def _has_gcps_or_rpcs(self) -> bool:
+        return True
 
 
 class _Complaints(logging.Handler):
-    """What rasterio and GDAL only warn about while a file is opened."""
+    """What GDAL only warns about while a file is opened, although the file is damaged."""
 
-    def __init__(self, unplaced: list[warnings.WarningMessage]) -> None:
+    def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.unplaced = unplaced
-        """Not empty when the file has neither geotransform nor GCPs nor RPCs; `inspect_scene` decides what follows."""
         self.damage: list[str] = []
         """Tags that could not be read: nodata or the CRS may be among them."""
         self._thread = threading.get_ident()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep a message of GDAL's that speaks of a damaged file; other threads log here too."""
+        """Keep a message that speaks of damage; files that other threads open are logged here too."""
         text = record.getMessage()
         if record.thread == self._thread and "IO error during reading" in text:
             self.damage.append(text.rpartition(": ")[2])
 
-
-@contextmanager
-def _complaints() -> Iterator[_Complaints]:
-    """Collect warnings while a file is opened, and show none; filters and handlers are process-wide, hence the lock."""
-    logger = logging.getLogger("rasterio._env")
-    with _warnings_lock, warnings.catch_warnings(record=True) as unplaced:
-        warnings.simplefilter("always", NotGeoreferencedWarning)
-        handler = _Complaints(unplaced)
-        logger.addHandler(handler)
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Receive rasterio's log while a file is opened."""
+        logger = logging.getLogger("rasterio._env")
+        logger.addHandler(self)
         try:
-            yield handler
+            yield
         finally:
-            logger.removeHandler(handler)
+            logger.removeHandler(self)
