@@ -11,6 +11,7 @@ The crop is then mapped and scored; it selects nothing. Everything is done by th
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from record import RESULTS, ROOT, SCRATCH, Row, aerialseg, machine, merge, table, versions
 
@@ -34,8 +36,7 @@ SETTINGS = {"model.weights": "none", "data.crop": 256, "data.batch": 8, "schedul
 EPOCHS = 10
 """Times the selecting run validates; the refit stops where the best of these did."""
 PROBE_STEPS = {"cpu": 4, "cuda": 40}
-RESERVE = 0.95
-"""Share of a run's time that goes into steps; the rest validates and saves."""
+"""Steps an epoch of the run that measures how fast this machine trains; it is not part of the budget."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,14 @@ class Experiment:
     """Training time in all: selecting and refitting, start-up of both included."""
     tiles: Path
     work: Path
+    changes: tuple[str, ...] = ()
+    """What to set otherwise than SETTINGS and the shipped configuration do, as KEY=VALUE."""
 
     def train(self, name: str, **settings: object) -> tuple[Row, float]:
         """Run `aerialseg train` afresh into the folder `name`; returns its report and wall time."""
         chosen = {**SETTINGS, "model.preset": self.preset, "run.precision": self.precision, **settings}
-        assignments = [word for key, value in chosen.items() for word in ("--set", f"{key}={value}")]
+        settings_given = [f"{key}={value}" for key, value in chosen.items()] + list(self.changes)
+        assignments = [word for setting in settings_given for word in ("--set", setting)]
         options = ("-c", "small", "--device", self.device, "--overwrite", *assignments)
         return aerialseg("train", self.tiles, "-o", self.work / name, *options)
 
@@ -74,28 +78,28 @@ def cut_tiles(data: Path, work: Path) -> Path:
 def measure(experiment: Experiment, data: Path) -> Row:
     """Select, refit, map and score; returns everything the table shows."""
     shutil.rmtree(experiment.work, ignore_errors=True)
-    steps_per_epoch = plan_steps(experiment)
-    selected, select_s = experiment.train(
-        "select", **{"schedule.epochs": EPOCHS, "schedule.steps_per_epoch": steps_per_epoch}
-    )
+    epochs, steps_per_epoch = plan(experiment)
+    schedule = {"schedule.epochs": epochs, "schedule.steps_per_epoch": steps_per_epoch}
+    selected, select_s = experiment.train("select", **schedule)
     refitted, refit_s = experiment.train(
         "refit",
         **{
             "data.train_on": "all",
             "schedule.epochs": selected["best_epoch"],
             "schedule.steps_per_epoch": steps_per_epoch,
-            "run.threshold": selected["threshold"],
+            "run.threshold": min(selected["threshold"], 0.99),
         },
     )
     scene, maps = data / SCENE, experiment.work / "maps"
-    device = ("--device", experiment.device)
-    _, predict_s = aerialseg("predict", scene, "-m", experiment.work / "refit", "-o", maps, *device)
+    options = ("--device", experiment.device, "--precision", experiment.precision)
+    _, predict_s = aerialseg("predict", scene, "-m", experiment.work / "refit", "-o", maps, *options)
     mask = maps / Path(SCENE).name
     scores, _ = aerialseg("evaluate", mask, "--masks", data / TRUTH)
     return {
         "preset": experiment.preset,
         "arithmetic": refitted["precision"],
         "device": experiment.family,
+        "changes": list(experiment.changes),
         "machine": machine(experiment.device),
         "minutes": experiment.minutes,
         "validation_iou": selected["best_iou"],
@@ -112,15 +116,24 @@ def measure(experiment: Experiment, data: Path) -> Row:
     }
 
 
-def plan_steps(experiment: Experiment) -> int:
-    """Return how many steps an epoch of the selecting run may have, from the rate of a few steps."""
+def plan(experiment: Experiment) -> tuple[int, int]:
+    """Return how many epochs of how many steps fill half the budget, from a short run at the same settings."""
     few = PROBE_STEPS[experiment.family]
-    schedule = {"data.train_on": "all", "schedule.epochs": 3, "schedule.steps_per_epoch": few}
-    probed, wall_s = experiment.train("probe", **schedule)
-    steps_per_s = probed["images_per_s"] / int(SETTINGS["data.batch"])
-    start_up_s = max(0.0, wall_s - probed["steps"] / steps_per_s)
-    half_s = experiment.minutes * 60 / 2
-    return max(1, int((half_s - start_up_s) * RESERVE * steps_per_s / EPOCHS))
+    _, wall_s = experiment.train("probe", **{"schedule.epochs": 3, "schedule.steps_per_epoch": few})
+    with (experiment.work / "probe" / "metrics.csv").open() as stream:
+        epochs = [(float(row["seconds"]), float(row["images_per_s"])) for row in csv.DictReader(stream)]
+    later = epochs[1:]  # the first one is slower: buffers are touched, kernels are chosen
+    crops = few * int(SETTINGS["data.batch"])
+    step_s = median(crops / rate for _, rate in later) / few
+    judge_s = median(seconds - crops / rate for seconds, rate in later)
+    start_up_s = wall_s - len(epochs) * median(seconds for seconds, _ in later)
+    return share_out(experiment.minutes * 30 - start_up_s, step_s=step_s, judge_s=judge_s)
+
+
+def share_out(seconds: float, *, step_s: float, judge_s: float) -> tuple[int, int]:
+    """Return (epochs, steps an epoch) that take `seconds`: EPOCHS of them, fewer when that leaves no step for each."""
+    epochs = max(1, min(EPOCHS, int(seconds // (step_s + judge_s))))
+    return epochs, max(1, int((seconds / epochs - judge_s) / step_s))
 
 
 def compare_grids(scene: Path, mask: Path) -> str:
@@ -159,13 +172,17 @@ def page(rows: list[Row]) -> str:
         "crops/s": "{crops_per_s:.1f}",
         "training wall, s": "{training_s:.0f}",
         "predict, s": "{predict_s:.0f}",
+        "changes": "{changed}",
         "validation IoU": "{validation_iou:.3f}",
         "**IoU**": "**{iou:.3f}**",
         "accuracy": "{accuracy:.3f}",
         "precision": "{precision:.3f}",
         "recall": "{recall:.3f}",
     }
-    shown = [{**row, "training_s": row["select_s"] + row["refit_s"]} for row in rows]
+    shown = [
+        {**row, "training_s": row["select_s"] + row["refit_s"], "changed": ", ".join(row["changes"]) or "none"}
+        for row in rows
+    ]
     machines = sorted(
         {f"- {row['device']}: {row['machine']}; {_listed(row['versions'])}; {row['measured']}" for row in rows}
     )
@@ -175,7 +192,8 @@ def page(rows: list[Row]) -> str:
 Made by `python benchmarks/real_austin.py --write`; what it does is written at its top. IoU, accuracy, precision and
 recall are of buildings on a 1000 x 1000 px scene that took no part in training or selection (14.2 % building).
 Training wall is what the two training commands took together, start-up included; the networks start from random
-weights. That the mask has exactly the scene's CRS, transform and size was found by: {"; ".join(grids)}.
+weights. Changes are settings other than the script's own. That the mask has exactly the scene's CRS, transform and size
+was found by: {"; ".join(grids)}.
 
 {table(columns, shown)}
 
@@ -196,7 +214,9 @@ def main() -> None:
         for precision in options.precisions or PRECISIONS[family]:
             minutes = options.minutes or MINUTES[family]
             work = options.work / f"{preset}-{precision}"
-            rows.append(measure(Experiment(preset, precision, options.device, minutes, tiles, work), options.data))
+            changes = tuple(options.set)
+            experiment = Experiment(preset, precision, options.device, minutes, tiles, work, changes)
+            rows.append(measure(experiment, options.data))
             if options.write:
                 keep(rows, options.out)
     print(page(rows))
@@ -210,6 +230,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--presets", nargs="+", default=PRESETS)
     parser.add_argument("--precisions", nargs="+", help="auto, bf16, fp16, fp32 (default: auto on a CPU, all on a GPU)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="train with another setting")
     parser.add_argument("--work", type=Path, default=SCRATCH / "real_austin", help="where tiles, runs and maps go")
     parser.add_argument("--write", action="store_true", help="put the rows into the results")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the results lie")

@@ -40,6 +40,17 @@ def test_a_table_shows_what_is_missing_as_a_dash() -> None:
     ]
 
 
+@pytest.mark.parametrize(("seconds", "expected"), [(295.0, (10, 28)), (9.0, (4, 1)), (1.0, (1, 1)), (-5.0, (1, 1))])
+def test_a_training_budget_is_shared_out_between_steps_and_validations(
+    seconds: float, expected: tuple[int, int]
+) -> None:
+    from real_austin import share_out
+
+    epochs, steps = share_out(seconds, step_s=1.0, judge_s=1.2)
+    assert (epochs, steps) == expected
+    assert seconds < 2.2 or epochs * (steps * 1.0 + 1.2) <= seconds
+
+
 def test_without_the_real_data_the_benchmark_is_skipped_with_a_line(tmp_path: Path) -> None:
     done = script("real_austin.py", "--data", tmp_path)
     assert done.returncode == 0
