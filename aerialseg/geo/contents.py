@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from typing import TYPE_CHECKING
 
 from aerialseg.files import sha256_of
@@ -29,5 +30,7 @@ def content_digest(path: Path) -> str:
     stem_files = [path.with_suffix(suffix) for suffix in REPLACED.get(path.suffix.lower(), ())]
     upper = [file.with_suffix(file.suffix.upper()) for file in stem_files]
     beside = [*(path.with_name(path.name + suffix) for suffix in APPENDED), *stem_files, *upper]
-    parts = [sha256_of(path), *(f"{file.suffix.lower()} {sha256_of(file)}" for file in beside if file.is_file())]
+    # Not Path.is_file: beside a name of 255 bytes it raises "File name too long" instead of answering.
+    there = [file for file in beside if os.path.isfile(file)]  # noqa: PTH113
+    parts = [sha256_of(path), *(f"{file.suffix.lower()} {sha256_of(file)}" for file in there)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
