@@ -173,14 +173,14 @@ class ScoreHistogram:
     def best_threshold(self) -> tuple[float, float]:
         """Return the threshold with the highest pooled IoU, and that IoU.
 
-        Only thresholds that can tell pixels apart are tried (1/254 to 1). Of equal ones the one nearest to 0.5 is
-        taken, and 0.5 itself when no threshold finds a building pixel.
+        Thresholds from 1/254 to 253/254 are tried, so that it always lies between 0 and 1. Of equal ones the one nearest
+        to 0.5 is taken, and 0.5 itself when no threshold finds a building pixel.
         """
         above = self.counts[:, ::-1].cumsum(axis=1)[:, ::-1].astype(np.float64)
-        false_positives, true_positives = above[:, 1:]
+        false_positives, true_positives = above[:, 1:QUANTA]
         union = false_positives + float(self.counts[1].sum())
         iou = np.divide(true_positives, union, out=np.zeros_like(union), where=union > 0)
-        quanta = np.arange(1, QUANTA + 1)
+        quanta = np.arange(1, QUANTA)
         tied = quanta[iou == iou.max()] if iou.max() > 0 else np.array([QUANTA // 2])
         threshold = float(tied[np.argmin(np.abs(tied - QUANTA // 2))]) / QUANTA
         return threshold, self.confusion(threshold).iou

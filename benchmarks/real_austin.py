@@ -87,7 +87,7 @@ def measure(experiment: Experiment, data: Path) -> Row:
             "data.train_on": "all",
             "schedule.epochs": selected["best_epoch"],
             "schedule.steps_per_epoch": steps_per_epoch,
-            "run.threshold": min(selected["threshold"], 0.99),
+            "run.threshold": selected["threshold"],
         },
     )
     scene, maps = data / SCENE, experiment.work / "maps"
