@@ -173,8 +173,8 @@ class ScoreHistogram:
     def best_threshold(self) -> tuple[float, float]:
         """Return the threshold with the highest pooled IoU, and that IoU.
 
-        Thresholds from 1/254 to 253/254 are tried, so that it always lies between 0 and 1. Of equal ones the one nearest
-        to 0.5 is taken, and 0.5 itself when no threshold finds a building pixel.
+        Thresholds from 1/254 to 253/254 are tried, so it is never 0 or 1. Of equal ones the one nearest to 0.5 is taken,
+        and 0.5 itself when no threshold finds a building pixel.
         """
         above = self.counts[:, ::-1].cumsum(axis=1)[:, ::-1].astype(np.float64)
         false_positives, true_positives = above[:, 1:QUANTA]
