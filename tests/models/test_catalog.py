@@ -28,13 +28,12 @@ def test_the_table_states_the_true_parameter_count(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-@pytest.mark.parametrize("bands", [1, 3, 4])
-def test_every_preset_takes_any_bands_at_its_size_rule(name: str, bands: int) -> None:
-    check_network(resolve(name, bands=bands), 3 * PRESETS[name].size_multiple)
+def test_every_preset_takes_four_bands_at_its_size_rule(name: str) -> None:
+    check_network(resolve(name, bands=4), 3 * PRESETS[name].size_multiple)
 
 
 @pytest.mark.parametrize("name", ["unet-r18", "segformer-pvt2-b0"])
-@pytest.mark.parametrize("bands", [1, 4])
+@pytest.mark.parametrize("bands", [1, 3])
 def test_logits_have_one_channel_and_the_full_size(name: str, bands: int) -> None:
     network = build_network(resolve(name, bands=bands)).eval()
     with torch.inference_mode():

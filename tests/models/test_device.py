@@ -93,10 +93,20 @@ def test_the_device_asked_for_or_the_best_one_is_used(wanted: str, system: MadeU
         (
             "auto",
             MadeUp(seen=V100, reason="The NVIDIA driver on your system is too old (found version 11040)."),
-            ["V100", "driver 470.82.01", "compute capability 7.0", "too old", "driver 580", "sm_75 sm_90", "CUDA 12"],
+            [
+                "V100",
+                "driver 470.82.01",
+                "compute capability 7.0",
+                "too old",
+                "driver 580",
+                "sm_75 sm_90",
+                "torch for CUDA 11",
+            ],
         ),
         ("auto", MadeUp(seen=H200, build=None), ["H200", "a build without CUDA", "install torch with CUDA"]),
         ("auto", MadeUp(seen=Card()), ["driver not visible", "install NVIDIA's driver", "--gpus all", "--device cpu"]),
+        ("auto", MadeUp(seen=Card("?", "[N/A]", "[N/A]")), ["driver [N/A]", "check nvidia-smi"]),
+        ("auto", MadeUp(seen=Card(None, "535.1", None), build="14.1"), ["535.1", "a driver made for it"]),
         ("auto", MadeUp(seen=H200), ["H200", "580.65.06", "check nvidia-smi"]),
         (
             "auto",
