@@ -1,4 +1,4 @@
-"""Small sets of tiles for the training tests, written without `aerialseg tile`: textured ground and bright buildings."""
+"""Small sets of tiles for the training tests, written without `aerialseg tile`: noisy ground, bright buildings."""
 
 from __future__ import annotations
 

@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 
 SAVE_EVERY_S = 600.0
 """A killed run loses at most this much, or one epoch if that is shorter."""
+WORTH_A_PICTURE_S = 30.0
+"""Epochs that take longer draw the curves anew; drawing takes about a second. The last epoch always does."""
 MOST_SKIPPED = 24
 """Steps in a row that float16's loss scaling may leave out; from its first scale of 2^16 that ends at 2^-8."""
 
@@ -100,11 +102,11 @@ def fit(job: Job, standing: Standing, progress: Progress) -> None:
                 write_events(events, record)
                 save_checkpoint(job.run, snapshot(job, standing))
                 progress.say(epoch_line(job, standing, record))
+                if standing.finished or record.seconds > WORTH_A_PICTURE_S:
+                    draw_curves(job.run, standing.records)
         except Stopped:
             save_checkpoint(job.run, snapshot(job, standing))
             raise
-        finally:
-            draw_curves(job.run, standing.records)
 
 
 def run_epoch(job: Job, standing: Standing, batches: Iterator[Batch], progress: Progress) -> EpochRecord:

@@ -131,7 +131,7 @@ def test_the_same_seed_gives_the_same_file_whatever_the_threads(
     assert not all(torch.equal(tensor, other[name]) for name, tensor in first.items())
 
 
-# Calls of start and advance: 1 start, 2-4 steps, 5 start of validation, 6-7 tiles, 8 start, 9-11 steps, 12-14 validation.
+# Calls of start and advance: 1 start, 2-4 steps, 5-7 start and tiles of validation; 8-14 the second epoch.
 @pytest.mark.parametrize("stop_at", [1, 3, 6, 10, 14])
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
     tiles_folder: Path, finished: Path, tmp_path: Path, stop_at: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -40,8 +41,8 @@ def test_the_rate_rises_to_its_peak_and_falls_to_nearly_nothing(total: int, warm
     assert max(rates) == pytest.approx(peak, rel=1e-6)
     top = int(np.argmax(rates))
     assert top <= max(0, min(warmup, total // 10))
-    assert all(a <= b for a, b in zip(rates[:top], rates[1 : top + 1], strict=True))
-    assert all(a >= b for a, b in zip(rates[top:], rates[top + 1 :], strict=False))
+    assert all(a <= b for a, b in pairwise(rates[: top + 1]))
+    assert all(a >= b for a, b in pairwise(rates[top:]))
     if total >= 100:
         assert rates[-1] < 0.01 * peak
 
