@@ -16,7 +16,7 @@ grids = st.builds(
     size=st.integers(1, 40),
     overlap=st.floats(0, 0.95),
 )
-CAREFULLY = settings(max_examples=150, deadline=None)
+CAREFULLY = settings(max_examples=80, deadline=None)
 
 
 def pixels(window: object) -> tuple[slice, slice]:

@@ -17,8 +17,6 @@ from affine import Affine
 from pyproj import Transformer
 from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning
-from rasterio.windows import Window
-from rasterio.windows import transform as window_transform
 
 from aerialseg.errors import BadDataError, UsageError
 from aerialseg.geo.labels import find_labels
@@ -81,7 +79,7 @@ def test_tiles_are_the_scene_pixel_by_pixel_on_its_ground(
         for path, whole in ((tiles.image_path(tile), pixels), (tiles.mask_path(tile), labels[np.newaxis] // 255)):
             with rasterio.open(path) as dataset:
                 assert np.array_equal(dataset.read(), whole[:, row : row + height, col : col + width])
-                expected = window_transform(Window(col, row, width, height), Affine(*transform))
+                expected = Affine(*transform) @ Affine.translation(col, row)
                 assert np.abs(np.array(dataset.transform) - expected).max() < 1e-9
                 assert dataset.crs == CRS.from_epsg(26914)
                 assert dataset.profile["compress"] == "zstd"
