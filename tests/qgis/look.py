@@ -52,7 +52,7 @@ def look(path: Path, pictures: Path | None) -> dict:
     return seen
 
 
-def render(layer, width: int, height: int):  # noqa: ANN001, ANN201
+def render(layer, width: int, height: int):
     settings = QgsMapSettings()
     settings.setLayers([layer])
     settings.setBackgroundColor(MAGENTA)
