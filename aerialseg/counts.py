@@ -173,7 +173,7 @@ class ScoreHistogram:
     def best_threshold(self) -> tuple[float, float]:
         """Return the threshold with the highest pooled IoU, and that IoU.
 
-        Thresholds from 1/254 to 253/254 are tried, so it is never 0 or 1. Of equal ones the one nearest to 0.5 is taken,
+        Thresholds from 1/254 to 253/254 are tried, so it is never 0 or 1. Of equal ones the nearest to 0.5 is taken,
         and 0.5 itself when no threshold finds a building pixel.
         """
         above = self.counts[:, ::-1].cumsum(axis=1)[:, ::-1].astype(np.float64)

@@ -53,11 +53,16 @@ class Experiment:
     changes: tuple[str, ...] = ()
     """What to set otherwise than SETTINGS and the shipped configuration do, as KEY=VALUE."""
 
-    def train(self, name: str, **settings: object) -> tuple[Row, float]:
+    @property
+    def settings(self) -> dict[str, object]:
+        """What is set beside the shipped configuration in every run."""
+        changed = dict(change.split("=", 1) for change in self.changes)
+        return {**SETTINGS, "model.preset": self.preset, "run.precision": self.precision, **changed}
+
+    def train(self, name: str, **schedule: object) -> tuple[Row, float]:
         """Run `aerialseg train` afresh into the folder `name`; returns its report and wall time."""
-        chosen = {**SETTINGS, "model.preset": self.preset, "run.precision": self.precision, **settings}
-        settings_given = [f"{key}={value}" for key, value in chosen.items()] + list(self.changes)
-        assignments = [word for setting in settings_given for word in ("--set", setting)]
+        settings = {**self.settings, **schedule}
+        assignments = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
         options = ("-c", "small", "--device", self.device, "--overwrite", *assignments)
         return aerialseg("train", self.tiles, "-o", self.work / name, *options)
 
@@ -123,7 +128,7 @@ def plan(experiment: Experiment) -> tuple[int, int]:
     with (experiment.work / "probe" / "metrics.csv").open() as stream:
         epochs = [(float(row["seconds"]), float(row["images_per_s"])) for row in csv.DictReader(stream)]
     later = epochs[1:]  # the first one is slower: buffers are touched, kernels are chosen
-    crops = few * int(SETTINGS["data.batch"])
+    crops = few * int(str(experiment.settings["data.batch"]))
     step_s = median(crops / rate for _, rate in later) / few
     judge_s = median(seconds - crops / rate for seconds, rate in later)
     start_up_s = wall_s - len(epochs) * median(seconds for seconds, _ in later)
