@@ -9,6 +9,7 @@ import typer
 if TYPE_CHECKING:
     from aerialseg.counts import Confusion
     from aerialseg.evaluation.scores import EvaluationReport
+    from aerialseg.progress import Progress
 
 
 def evaluate(
@@ -62,18 +63,12 @@ def evaluate(
     from aerialseg.geo.masks import MaskRule
     from aerialseg.geo.raster import Access
 
-    rule = MaskRule(
-        _values("--building-values", building_values), _values("--ignore-values", ignore_values) or (), mask_threshold
-    )
+    values, ignored = _values("--building-values", building_values), _values("--ignore-values", ignore_values)
+    rule, access = MaskRule(values, ignored or (), mask_threshold), Access(allow_ungeoreferenced, max_pixels)
     pairing = pair_predictions(predictions, masks, mask_pattern)
     with console_progress() as progress:
-        if pairing.unused:
-            progress.say(
-                f"{len(pairing.unused)} of the masks have no prediction and do not count: {_named(pairing.unused)}"
-            )
-        report = evaluate_pairs(
-            pairing.pairs, rule=rule, access=Access(allow_ungeoreferenced, max_pixels), progress=progress
-        )
+        _say_unused(pairing.unused, progress)
+        report = evaluate_pairs(pairing.pairs, rule=rule, access=access, progress=progress)
     if as_json:
         print_json(report.to_json() | {"unused_masks": list(pairing.unused)})
     else:
@@ -101,11 +96,13 @@ def _row(name: str, counts: Confusion) -> list[str]:
     return [one_line(name), *("-" if score != score else f"{score:.4f}" for score in scores)]
 
 
-def _named(names: tuple[str, ...], most: int = 5) -> str:
+def _say_unused(names: tuple[str, ...], progress: Progress, most: int = 5) -> None:
     from aerialseg.errors import one_line
 
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(one_line, names[:most])) + more
+    if names:
+        more = f" and {len(names) - most} more" if len(names) > most else ""
+        named = ", ".join(map(one_line, names[:most])) + more
+        progress.say(f"{len(names)} of the masks have no prediction and do not count: {named}")
 
 
 def _values(option: str, given: str | None) -> tuple[int, ...] | None:
