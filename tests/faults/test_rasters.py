@@ -119,6 +119,8 @@ def test_flipped_bytes_are_an_error_or_change_pixels_but_never_crash(
         (b"<?xml version='1.0'?><Error>AccessDenied</Error>", "is XML"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS"),
         (b"PK\x03\x04" + bytes(100), "zip archive"),
+        (b"ncols 2\nnrows 2\nxllcorner 0\nyllcorner 0\ncellsize 1\n1 2\n3 4\n", "is not a GeoTIFF"),
+        (b"P5 2 2 255\n1234", "is not a GeoTIFF"),
         (b"II*\0" + bytes(200), "is not a GeoTIFF|damaged"),
         (b"\x89PNG\r\n\x1a\n" + bytes(20), "is not a GeoTIFF|damaged"),
         (b"<VRTDataset rasterXSize='1' rasterYSize='1'></VRTDataset>", "is a GDAL virtual raster"),

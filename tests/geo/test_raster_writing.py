@@ -116,6 +116,13 @@ def test_the_output_has_the_scenes_wkt(tmp_path: Path, text: str) -> None:
             assert written.crs.to_wkt(version="WKT2_2019") == box.crs.to_wkt(version="WKT2_2019")
 
 
+def test_a_deprecated_crs_is_not_replaced_by_its_successor(tmp_path: Path, scene_file: Callable[..., Path]) -> None:
+    box = inspect_scene(scene_file(tmp_path / "scene.tif", crs="EPSG:2036")).box
+    assert box.crs.to_epsg() == 2036
+    write_geotiff(tmp_path / "tile.tif", np.ones((128, 128), np.uint8), box)
+    assert inspect_scene(tmp_path / "tile.tif").box.crs.to_epsg() == 2036
+
+
 def test_a_crs_that_a_geotiff_cannot_hold_is_refused(tmp_path: Path, mask: np.ndarray) -> None:
     rotated_pole = CRS.from_string("+proj=ob_tran +o_proj=longlat +o_lon_p=0 +o_lat_p=30 +lon_0=10 +ellps=WGS84")
     with pytest.raises(BadDataError, match="cannot hold the scene's CRS"):
