@@ -1,0 +1,232 @@
+"""The whole job on drawn scenes, small enough for two processor cores and five minutes.
+
+Draws scenes, tiles most of them, trains a small network, and maps a scene that was neither trained nor validated on;
+the same network untrained maps it too, to compare. Every step is the verb that users call, with the same files left
+behind; run again, each step keeps what it finds done.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from aerialseg import __version__
+from aerialseg.config import TrainConfig, differences, load_config
+from aerialseg.errors import BadDataError, ConfigError, ModelError
+from aerialseg.evaluation.scores import evaluate_scenes
+from aerialseg.files import prepare_output_folder, refuse_foreign, write_bytes, write_json
+from aerialseg.geo.scenes import Scene, find_scenes
+from aerialseg.geo.tiling import TilingOptions, tile_scenes
+from aerialseg.prediction.job import PredictOptions, predict_scenes
+from aerialseg.progress import Progress, Silent
+from aerialseg.sample import write_sample
+from aerialseg.workflows.figure import draw_comparison, read_comparison
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from aerialseg.counts import Confusion
+    from aerialseg.training.report import TrainReport
+
+CONFIG = "demo"
+SCENES, SIZE = 10, 1000
+"""Scenes drawn, and their side in pixels."""
+HELD_OUT = "vienna2"
+TILE = 500
+MINUTES = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class DemoReport:
+    """What the demo found and where it left everything."""
+
+    out: Path
+    scene: Scene
+    held_out: Confusion
+    untrained: Confusion
+    training: TrainReport
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Wall time of each step, and `total`."""
+
+    @property
+    def picture(self) -> Path:
+        """Scene, truth, prediction and errors side by side."""
+        return self.out / "picture.png"
+
+    @property
+    def mask(self) -> Path:
+        """The mask that was predicted for the held-out scene."""
+        return self.out / "out" / f"{self.scene.name}.tif"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON values; a score that is not defined is null."""
+        names = ("iou", "accuracy", "precision", "recall", "f1")
+        scores = {
+            key: {name: _number(getattr(counts, name)) for name in names}
+            for key, counts in (("held_out", self.held_out), ("untrained", self.untrained))
+        }
+        run = self.training
+        return {
+            "aerialseg": __version__,
+            "command": "demo",
+            "scene": self.scene.name,
+            **scores,
+            "validation": {"iou": _number(run.best_iou), "threshold": run.threshold},
+            "training": {"steps": run.steps, "epochs": run.epochs, "device": run.device, "precision": run.precision},
+            "seconds": {step: round(seconds, 1) for step, seconds in self.seconds.items()},
+        }
+
+
+def run_demo(
+    out: Path,
+    *,
+    minutes: float = MINUTES,
+    device: str = "auto",
+    overrides: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> DemoReport:
+    """Do the whole job below `out` and return the scores on the held-out scene.
+
+    `minutes` is what training may take: on a slow machine it makes fewer steps, on any other as many as the shipped
+    configuration `demo` says. Raises what the verbs raise.
+    """
+    progress, clock = progress or Silent(), _Clock()
+    config = load_config(CONFIG, list(overrides))
+    prepare_output_folder(out)
+    _refuse_foreign_report(out)
+    with clock.measure("draw"):
+        write_sample(out / "scenes", SCENES, SIZE, progress=progress)
+        scenes = find_scenes([out / "scenes"])
+        held_out = next(scene for scene in scenes if scene.name == HELD_OUT)
+        others = [scene for scene in scenes if scene.name != HELD_OUT]
+    with clock.measure("tile"):
+        report = tile_scenes(others, TilingOptions(size=TILE, split="inria"), out / "tiles", progress)
+        progress.say(report.summary())
+    with clock.measure("train"):
+        training = _train(out, _within(minutes, config, out / "run", device, progress), device, progress)
+    with clock.measure("predict"):
+        trained = _map(held_out, training.model, out / "out", device, progress)
+    with clock.measure("untrained"):
+        model = _save_untrained(training.model, out / "untrained" / "model.safetensors", config.run.seed)
+        untrained = _map(held_out, model, out / "untrained" / "out", device, progress)
+    with clock.measure("picture"):
+        truth = _copy_truth(held_out, out / "truth")
+        demo = DemoReport(out, held_out, trained, untrained, training)
+        draw_comparison(demo.picture, held_out.name, read_comparison(held_out.image, truth, demo.mask))
+    demo = replace(demo, seconds=clock.total())
+    write_json(out / "report.json", demo.to_json())
+    return demo
+
+
+class _Clock:
+    """Adds up wall time by step; a class because it is all state."""
+
+    def __init__(self) -> None:
+        self._began, self._steps = time.monotonic(), dict[str, float]()
+
+    @contextmanager
+    def measure(self, step: str) -> Iterator[None]:
+        """Count the time inside as `step`."""
+        began = time.monotonic()
+        yield
+        self._steps[step] = time.monotonic() - began
+
+    def total(self) -> dict[str, float]:
+        """Return the steps' seconds, and the time since the beginning as `total`."""
+        return {**self._steps, "total": time.monotonic() - self._began}
+
+
+def _within(minutes: float, config: TrainConfig, run: Path, device: str, progress: Progress) -> TrainConfig:
+    """Return the configuration, with fewer steps if a trial shows that they would take longer than `minutes`.
+
+    A training that was begun with fewer steps, and else the same, goes on with those.
+    """
+    from aerialseg.workflows.trial import seconds_per_step
+
+    wanted, epochs = config.schedule.steps_per_epoch, config.schedule.epochs
+    begun = _begun(run)
+    if begun is not None and begun.schedule.steps_per_epoch <= wanted:
+        shorter = _with_steps(config, begun.schedule.steps_per_epoch)
+        if not differences(begun, shorter):
+            return shorter
+    fitting = int(minutes * 60 / seconds_per_step(config, device) / epochs)
+    if fitting >= wanted:
+        return config
+    progress.say(
+        f"{wanted * epochs} training steps would take longer than {minutes:g} minutes here: taking"
+        f" {max(1, fitting) * epochs}, so expect a worse mask; --minutes gives more time"
+    )
+    return _with_steps(config, max(1, fitting))
+
+
+def _begun(run: Path) -> TrainConfig | None:
+    """Return the configuration of the run in this folder; None when there is none that can be read."""
+    try:
+        return load_config(run / "config.toml")
+    except ConfigError:
+        return None
+
+
+def _with_steps(config: TrainConfig, steps: int) -> TrainConfig:
+    return config.model_copy(update={"schedule": config.schedule.model_copy(update={"steps_per_epoch": steps})})
+
+
+def _train(out: Path, config: TrainConfig, device: str, progress: Progress) -> TrainReport:
+    """Train, or go on with a training that was stopped, or begin anew when it was another one."""
+    from aerialseg.training.folder import TrainOptions
+    from aerialseg.training.loop import train
+
+    run, tiles = out / "run", out / "tiles"
+    try:
+        return train(tiles, config, run, options=TrainOptions(device=device, resume=True), progress=progress)
+    except (BadDataError, ConfigError, ModelError) as error:
+        progress.say(f"training anew: {error}")
+    return train(tiles, config, run, options=TrainOptions(device=device, overwrite=True), progress=progress)
+
+
+def _map(scene: Scene, model: Path, out: Path, device: str, progress: Progress) -> Confusion:
+    """Predict one scene and return how its mask compares with the truth."""
+    predict_scenes([scene], model, out, PredictOptions(device=device), progress).raise_failures()
+    return evaluate_scenes([scene], out, progress=progress).overall
+
+
+def _save_untrained(trained: Path, path: Path, seed: int) -> Path:
+    """Save the trained model's network with the random weights its training began with."""
+    import torch
+
+    from aerialseg.models.catalog import ModelSpec, build_network
+    from aerialseg.models.package import read_card, save_model
+    from aerialseg.models.segmenter import Segmenter
+
+    card = replace(read_card(trained), threshold=0.5, training={}, scores={})
+    torch.manual_seed(seed)
+    spec = ModelSpec(card.preset, card.architecture, card.encoder, card.encoder_arguments, card.bands)
+    save_model(path, Segmenter(build_network(spec), card.mean, card.std), card)
+    return path
+
+
+def _copy_truth(scene: Scene, folder: Path) -> Path:
+    if scene.mask is None:
+        raise ValueError(f"{scene.name} was drawn without a mask")
+    copy = folder / f"{scene.name}.tif"
+    write_bytes(copy, scene.mask.read_bytes())
+    return copy
+
+
+def _refuse_foreign_report(out: Path) -> None:
+    """Raise OutputError before any work when the folder holds results that are not the demo's."""
+    report = out / "report.json"
+    try:
+        ours = json.loads(report.read_bytes()).get("command") == "demo"
+    except (OSError, ValueError, AttributeError):
+        ours = False
+    for path in (report, out / "picture.png"):
+        refuse_foreign(path, ours=ours, overwrite=False)
+
+
+def _number(value: float) -> float | None:
+    return None if value != value else value
