@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import os
 
-# Drivers that read other files or the network on behalf of the file they open; each was made to do so in a test.
-_SKIPPED = "VRT OGR_VRT GTI WMS WMTS WCS HTTP"
-os.environ["GDAL_SKIP"] = " ".join(filter(None, (os.environ.get("GDAL_SKIP"), _SKIPPED)))
+# Drivers that read other files or the network on behalf of the file they open. Each once, also in a child process that
+# inherits the variable: pyogrio's GDAL prints a line for a driver it cannot find any more.
+_given = os.environ.get("GDAL_SKIP", "")
+_separator = "," if "," in _given else " "
+_skipped = dict.fromkeys(filter(None, (name.strip() for name in _given.split(_separator))))
+_skipped |= dict.fromkeys(("VRT", "OGR_VRT", "GTI", "WMS", "WMTS", "WCS", "HTTP"))
+os.environ["GDAL_SKIP"] = _separator.join(_skipped)
 # A PNG's .aux.xml can name a remote file as its overviews, and a decimated read asks for it even with overviews off.
 os.environ.setdefault("CPL_VSIL_CURL_ALLOWED_EXTENSIONS", ".refused")
 # The fast path for whole PNGs returns uninitialised memory for a truncated file, without an error (GDAL 3.10, 3.12).

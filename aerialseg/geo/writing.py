@@ -18,7 +18,7 @@ from affine import Affine
 from rasterio.control import GroundControlPoint
 from rasterio.windows import Window
 
-from aerialseg.errors import BadDataError, one_line
+from aerialseg.errors import AerialsegError, BadDataError, one_line
 from aerialseg.files import staged
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.opening import create_raster, open_raster, update_raster, write_error, writing_errors
@@ -106,8 +106,12 @@ class StripWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with writing_errors(self._path):
-            self._contexts.close()
+        try:
+            with writing_errors(self._path):
+                self._contexts.close()
+        except AerialsegError:
+            if error is None:  # else the caller's own failure says more than that the file could not be closed
+                raise
         if error is None:
             self._verify()
 

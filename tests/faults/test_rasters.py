@@ -5,6 +5,7 @@ The commands' own fault tests run the same files through a subprocess; here ever
 
 from __future__ import annotations
 
+import importlib
 import os
 import resource
 import shutil
@@ -21,6 +22,7 @@ import pytest
 import rasterio
 from rasterio.windows import Window
 
+import aerialseg.geo
 from aerialseg.errors import AerialsegError, BadDataError, NoInputError, UsageError
 from aerialseg.geo.raster import Access, inspect_scene, open_raster, read_window
 
@@ -316,6 +318,46 @@ def test_the_holes_are_real_and_the_oracle_sees_them(hostile: tuple[Path, str, l
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("GDAL_", "CPL_"))}
     subprocess.run([sys.executable, "-c", script, path], env={**clean, "GDAL_HTTP_TIMEOUT": "2"}, check=True)
     assert hits
+
+
+def test_the_allow_list_holds_when_rasterio_was_used_before(hostile: tuple[Path, str, list[int], Path]) -> None:
+    """A notebook may have opened files first; drivers are registered only once and the skip then comes too late."""
+    folder, _, _, secret = hostile
+    path = folder / "local.tif"
+    path.write_text(vrt(str(secret), 128))
+    script = """
+import os, sys
+os.environ.pop("GDAL_SKIP")
+import rasterio
+rasterio.open(sys.argv[1]).close()
+from pathlib import Path
+from aerialseg.errors import BadDataError
+from aerialseg.geo.raster import inspect_scene
+with rasterio.Env() as env:
+    print("VRT" in env.drivers())
+try:
+    inspect_scene(Path(sys.argv[2]))
+except BadDataError:
+    print("refused")
+"""
+    command = [sys.executable, "-c", script, secret, path]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "refused"]
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [("", "VRT OGR_VRT"), ("PDF VRT", "PDF VRT OGR_VRT"), ("PDF,ESRI Shapefile", "PDF,ESRI Shapefile,VRT,OGR_VRT")],
+)
+def test_the_users_own_skipped_drivers_are_kept_and_none_is_named_twice(
+    monkeypatch: pytest.MonkeyPatch, given: str, expected: str
+) -> None:
+    monkeypatch.setenv("GDAL_SKIP", given)
+    for _ in range(2):  # the second time stands for a child process that inherits the variable
+        importlib.reload(aerialseg.geo)
+        assert os.environ["GDAL_SKIP"].startswith(expected)
+        assert os.environ["GDAL_SKIP"].count("WCS") == 1
 
 
 def test_remote_and_driver_paths_touch_nothing(

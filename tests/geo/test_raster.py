@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -199,6 +200,15 @@ def test_datasets_may_be_closed_in_any_order(tmp_path: Path, scene_file: Callabl
     first.__exit__(None, None, None)
     assert dataset.read(1).shape == (128, 128)
     second.__exit__(None, None, None)
+
+
+def test_threads_read_with_handles_of_their_own(tmp_path: Path, scene_file: Callable[..., Path]) -> None:
+    paths = [scene_file(tmp_path / f"{seed}.tif", size=(200, 300), seed=seed, compress="deflate") for seed in range(4)]
+    expected = [whole(inspect_scene(path))[0] for path in paths]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            found = pool.map(lambda path: whole(inspect_scene(path))[0], paths * 4)
+            assert all(np.array_equal(one, other) for one, other in zip(found, expected * 4, strict=True))
 
 
 def test_colour_tags_survive_the_guarded_opening(tmp_path: Path, scene_file: Callable[..., Path]) -> None:

@@ -60,6 +60,7 @@ def test_ground_sample_distance_is_in_metres_whatever_the_unit(box: GeoBox, expe
     assert box.gsd_m == (None if expected is None else pytest.approx(expected, rel=1e-5))
 
 
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning:rasterio")
 @pytest.mark.parametrize("transform", [Affine(0.3, 0, 6e5, 0, -0.3, 3e6), ROTATED, Affine(0.3, 0, 6e5, 0, 0.3, 3e6)])
 def test_a_windows_grid_is_rasterios(transform: Affine) -> None:
     box = GeoBox(200, 300, transform, UTM)
