@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from affine import Affine
@@ -76,13 +76,11 @@ def _source_window(window: Window, factor: float, source: GeoBox) -> Window:
 
 def _warp(pixels: NDArray[np.float32], source: GeoBox, target: GeoBox) -> NDArray[np.float32]:
     growing = abs(target.transform.determinant) > abs(source.transform.determinant)
-    # GDAL would choose the width of the linear kernel from the size of the window read: fixed, all windows agree.
-    options: dict[str, Any] = {} if growing else {"XSCALE": 1, "YSCALE": 1}
     warped = np.zeros((pixels.shape[0], target.height, target.width), dtype=np.float32)
     resampling = Resampling.average if growing else Resampling.bilinear
     with in_memory():
         reproject(
             pixels, warped, src_transform=source.transform, src_crs=source.crs, dst_transform=target.transform,
-            dst_crs=target.crs, resampling=resampling, num_threads=1, **options,
+            dst_crs=target.crs, resampling=resampling, num_threads=1,
         )  # fmt: skip
     return warped

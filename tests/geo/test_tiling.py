@@ -381,3 +381,15 @@ def test_the_report_counts_what_is_there(tmp_path: Path, scene_file: Write, mask
         sqlite3.connect(tmp_path / "set" / INDEX).execute("SELECT split, count(*) FROM tiles GROUP BY split").fetchall()
     )
     assert dict(rows) == {"train": 6, "val": 6}
+
+
+def test_tiles_of_the_gap_are_left_out_and_counted(tmp_path: Path, scene_file: Write, mask_file: Write) -> None:
+    scene = pair(tmp_path, "mosaic", scene_file, mask_file, size=(384, 384))
+    report = tile_scenes([scene], replace(SMALL, split="blocks=2"), tmp_path / "set")
+    tiles = load_tileset(tmp_path / "set")
+    assert report.tiles["val"] == len(tiles.of_split("val")) == 8, "two blocks of nine, 2 x 2 tiles each"
+    assert report.left_out["gap"] > 0 and len(tiles.tiles) + report.left_out["gap"] == 36
+    assert len(list((tmp_path / "set" / "images").iterdir())) == len(tiles.tiles)
+    for val in tiles.of_split("val"):
+        for train in tiles.of_split("train"):
+            assert max(abs(val.window[axis] - train.window[axis]) for axis in (0, 1)) >= 128

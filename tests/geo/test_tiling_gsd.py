@@ -55,7 +55,7 @@ def test_twice_the_distance_is_the_mean_of_four_valid_pixels(transform: Affine) 
     assert np.abs(pixels - expected).max() <= 0.51
 
 
-@pytest.mark.parametrize("factor", [0.37, 0.8, 1.3, 2.0, 3.7])
+@pytest.mark.parametrize("factor", [0.37, 0.8, 0.95, 1.3, 2.0, 3.7])
 def test_windows_are_cut_from_one_resampled_scene(factor: float) -> None:
     source = GeoBox(120, 180, NORTH_UP, UTM)
     target = at_gsd(source, factor * source.gsd_m)
@@ -114,9 +114,8 @@ def test_gdalwarp_makes_the_same_pixels(tmp_path: Path, scene_file: Write, facto
     path, oracle = scene_file(tmp_path / "a.tif", PIXELS), tmp_path / "oracle.tif"
     west, south, east, north = map(str, target.bounds)
     size = [str(target.width), str(target.height)]
-    extras = ["-wo", "XSCALE=1", "-wo", "YSCALE=1"] if factor < 1 else []
     subprocess.run(
-        ["gdalwarp", "-q", "-r", method, *extras, "-te", west, south, east, north, "-ts", *size, path, oracle],
+        ["gdalwarp", "-q", "-r", method, "-te", west, south, east, north, "-ts", *size, path, oracle],
         check=True,
     )
     with rasterio.open(oracle) as dataset:

@@ -172,6 +172,8 @@ def test_edits_of_the_split_survive_reruns_and_new_scenes(tmp_path: Path, scenes
     assert state(out) == before and report.tiles == {"train": 4, "val": 6}
     with pytest.raises(Stopped):
         tile_scenes(scenes, OPTIONS, out, StopAfter(1))
+    with pytest.raises(BadDataError, match="no finished set"):
+        load_tileset(out)
     tile_scenes(scenes, OPTIONS, out)
     after = splits(out)
     assert edited.items() <= after.items() and len(after) == len(edited) + 6
