@@ -35,8 +35,8 @@ def staged(final: Path) -> Iterator[Path]:
     symbolic link at `final` is replaced, never followed. Raises StorageError when the disk is full and OutputError for
     any other refusal of the operating system.
     """
-    final.parent.mkdir(parents=True, exist_ok=True)
     with _output_errors(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=final.suffix[-16:], dir=final.parent)
         os.close(handle)
     temporary = Path(name)

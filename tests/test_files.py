@@ -106,6 +106,8 @@ def test_a_file_where_the_folder_should_be_is_an_output_error(tmp_path: Path) ->
     (tmp_path / "out").write_text("a file")
     with pytest.raises(OutputError, match="out"):
         files.prepare_output_folder(tmp_path / "out")
+    with pytest.raises(OutputError, match="cannot be written"):
+        files.write_text(tmp_path / "out" / "report.json", "{}")
 
 
 def test_a_folder_has_one_writer_and_a_dead_one_does_not_block(tmp_path: Path) -> None:
