@@ -94,6 +94,7 @@ def predict_scenes(
             if work:
                 _predict(journal, work)
         except AerialsegError:
+            sweep(out)  # first, for it makes room on a full disk
             with suppress(AerialsegError):
                 journal.write()
             raise

@@ -1,6 +1,6 @@
 """`aerialseg predict` and the fault list: one run over many good scenes, one over many bad ones, and the single faults.
 
-Processes that load torch take seconds, so what can share a run does; what is refused before torch runs alone.
+A process that loads torch takes seconds, so whole runs happen in this one; kills and signals have their own (slow).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from aerialseg.cli import main
 from aerialseg.files import locked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     Command = Callable[..., subprocess.CompletedProcess[str]]
     Run = Callable[..., tuple[int, str, str]]
@@ -77,16 +77,15 @@ def values(size: tuple[int, int] = (80, 70), bands: int = 3) -> np.ndarray:
 class Good:
     """One run over scenes that are odd but good."""
 
-    def __init__(self, root: Path, scene_file: Write, cli: Command, model: Path) -> None:
+    def __init__(self, root: Path, scene_file: Write, model: Path) -> None:
         self.scenes, self.out = root / "scenes", root / "out"
         self._write(scene_file)
         self.before = {path: path.read_bytes() for path in self.scenes.rglob("*") if path.is_file()}
-        self.result = cli(
-            "predict", self.scenes, "-m", model, "-o", self.out, "--probability", "--allow-ungeoreferenced", "--json",
-            "--device", "cpu", "--batch", "2", env={"PYTHONDONTWRITEBYTECODE": "1"},
+        self.code, self.err = in_process(
+            "predict", self.scenes, "-m", model, "-o", self.out, "--probability", "--allow-ungeoreferenced",
+            "--device", "cpu", "--batch", "2",
         )  # fmt: skip
-        assert self.result.stdout, self.result.stderr
-        self.report = json.loads(self.result.stdout)
+        self.report = json.loads((self.out / "report.json").read_text())
 
     def _write(self, write: Write) -> None:
         for name in ODD_NAMES:
@@ -125,14 +124,14 @@ class Good:
 
 
 @pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory, scene_file: Write, cli: Command, model: Path) -> Good:
-    return Good(tmp_path_factory.mktemp("good"), scene_file, cli, model)
+def good(tmp_path_factory: pytest.TempPathFactory, scene_file: Write, model: Path) -> Good:
+    return Good(tmp_path_factory.mktemp("good"), scene_file, model)
 
 
 def test_all_odd_scenes_are_predicted_and_no_input_is_touched(good: Good) -> None:
     failed = {name: scene["error"] for name, scene in good.report["scenes"].items() if scene["status"] != "done"}
     assert failed == {}
-    assert good.result.returncode == 0
+    assert good.code == 0
     assert {path: path.read_bytes() for path in good.scenes.rglob("*") if path.is_file()} == good.before
 
 
@@ -164,11 +163,11 @@ def test_row_9_masked_pixels_are_nodata_in_mask_and_probability(good: Good) -> N
 
 
 def test_row_8_alpha_is_dropped_with_a_line(good: Good) -> None:
-    assert "alpha.tif: band 4 is alpha" in good.result.stderr
+    assert "alpha.tif: band 4 is alpha" in good.err
 
 
 def test_row_10_an_empty_scene_gives_an_empty_mask_and_a_warning(good: Good) -> None:
-    assert "empty.tif: has no valid pixel; its mask is all nodata" in good.result.stderr
+    assert "empty.tif: has no valid pixel; its mask is all nodata" in good.err
     with good.mask("nodata/empty") as mask:
         assert (mask.read(1) == 255).all()
 
@@ -182,11 +181,11 @@ def test_row_19_side_files_stand_beside_odd_names_where_they_fit(good: Good) -> 
         assert (good.out / "names" / f"{name}.qml").exists()
         auxiliary = f"{name}.tif.aux.xml"  # 263 bytes for the longest: no file system takes it
         assert os.path.exists(good.out / "names" / auxiliary) == (len(auxiliary.encode()) <= 255)  # noqa: PTH110
-    assert all("\\n" in line for line in good.result.stderr.splitlines() if "new" in line)
+    assert all("\\n" in line for line in good.err.splitlines() if "new" in line)
 
 
 def test_row_22_a_hostile_overview_is_ignored_with_a_warning(good: Good) -> None:
-    assert "hostile.tif.ovr: is not a TIFF and is ignored" in good.result.stderr
+    assert "hostile.tif.ovr: is not a TIFF and is ignored" in good.err
 
 
 class Bad:
@@ -315,6 +314,14 @@ def test_row_2_nothing_usable(tmp_path: Path, run: Run, model: Path, given: str,
     assert given in err
 
 
+def test_a_process_of_its_own_ends_alike(tmp_path: Path, scene: Path, cli: Command, model: Path) -> None:
+    scene.write_text("<html>")
+    result = cli("predict", scene, "-m", model, "-o", tmp_path / "out", "--json")
+    assert result.returncode == 65
+    assert result.stderr == f"error: {scene}: is a web page, not a raster: the download went wrong\n"
+    assert json.loads(result.stdout)["scenes"]["austin1"]["error"]["exit_code"] == 65
+
+
 def test_row_12_max_pixels_names_the_flag(tmp_path: Path, scene: Path, run: Run, model: Path) -> None:
     code, err = refused(run, scene, "-m", model, "-o", tmp_path / "out", "--max-pixels", 5000)
     assert code == 65
@@ -434,21 +441,42 @@ def test_row_27_cuda_without_a_card(tmp_path: Path, scene: Path, run: Run, model
     assert not (tmp_path / "out" / "austin1.tif").exists()
 
 
-def test_row_14_a_file_that_may_not_grow(tmp_path: Path, scene_file: Write, cli: Command, model: Path) -> None:
-    first = scene_file(tmp_path / "scenes" / "a1.tif", values((64, 64)))
-    scene_file(tmp_path / "scenes" / "a2.tif", values((400, 400)))
+@pytest.fixture(params=["a limit on files", "a small disk"])
+def cramped(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scene_file: Write
+) -> Iterator[Path]:
+    """An output folder in which scene a1 fits and a2 does not, though the estimate says it does."""
+    scene_file(tmp_path / "scenes" / "a1.tif", values((64, 64)))
+    scene_file(tmp_path / "scenes" / "a2.tif", values((500, 500)))
+    monkeypatch.setattr("aerialseg.prediction.job.require_space", lambda folder, needed: None)
+    out = tmp_path / "small" / "out"
+    out.parent.mkdir()
+    if request.param == "a limit on files":
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (24_000, before[1]))
+        yield out
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        return
+    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "none", str(out.parent)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("may not mount a small disk")
+    yield out
+    subprocess.run(["umount", str(out.parent)], check=True)
 
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (24_000, 24_000))
 
-    arguments = ("predict", first.parent, "-m", model, "-o", tmp_path / "out", "--probability", "--device", "cpu")
-    result = cli(*arguments, preexec_fn=limit)
-    assert result.returncode == 74
-    assert f"error: {tmp_path / 'out'}" in result.stderr
-    assert "Traceback" not in result.stderr
-    left = hashes(tmp_path / "out")
-    assert {"a1.tif", "probability/a1.tif"} <= set(left)
-    assert not any("a2" in name or ".aerialseg-" in name for name in left)
+def test_row_14_a_full_disk(tmp_path: Path, cramped: Path, model: Path) -> None:
+    scenes, options = tmp_path / "scenes", ("-m", model, "-o", cramped, "--probability", "--device", "cpu")
+    code, err = in_process("predict", scenes / "a1.tif", *options)
+    assert code == 0, err
+    kept = {path: path.read_bytes() for path in cramped.rglob("*.tif")}
+    code, err = in_process("predict", scenes, *options)
+    assert code == 74
+    assert f"error: {cramped}" in err
+    left = [name for name in hashes(cramped) if "a2" in name or ".aerialseg-" in name]
+    assert set(left) <= {"probability/a2.tif"}  # whole, for it has its final name; the mask comes last
+    assert {path: path.read_bytes() for path in kept} == kept
+    statuses = json.loads((cramped / "report.json").read_text())["scenes"]
+    assert {name: scene["status"] for name, scene in statuses.items()} == {"a1": "skipped", "a2": "failed"}
 
 
 class Killable:
@@ -482,6 +510,7 @@ class Killable:
             time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_rows_15_and_16_stopped_and_killed_runs_go_on_where_they_were(
     tmp_path: Path, scene_file: Write, model: Path
 ) -> None:

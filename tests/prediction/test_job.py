@@ -267,6 +267,17 @@ def test_a_stop_keeps_what_is_finished_and_the_next_run_goes_on(town: Town, stop
     assert town.masks() == resumed
 
 
+def test_what_a_killed_run_left_is_swept_and_done_again(town: Town) -> None:
+    town.predict()
+    before = town.masks()
+    (town.out / "austin2.tif").rename(town.out / ".aerialseg-abc.tif")
+    (town.out / "probability").mkdir()
+    (town.out / "probability" / ".aerialseg-xyz.tif").write_bytes(b"half")
+    assert town.statuses() == ["skipped", "done", "skipped"]
+    assert town.masks() == before
+    assert temporaries(town.out) == []
+
+
 def test_a_full_disk_ends_the_run_and_keeps_the_scenes_before(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     real = job.finish
 
