@@ -106,7 +106,8 @@ def build_network(spec: ModelSpec) -> nn.Module:
 
     _check_spec(spec)
     if spec.weights == "imagenet":
-        weights.check_licence(spec.encoder)
+        if spec.encoder not in {preset.encoder for preset in PRESETS.values()}:  # theirs are in the table
+            weights.check_licence(spec.encoder)
         _without_weights(spec, "meta")  # what cannot be built is said before anything is downloaded
         with weights.downloading(spec.encoder):
             return construct(spec, pretrained=True)

@@ -69,7 +69,7 @@ def test_nvidia_smi_knows_most(tmp_path: Path) -> None:
     assert find_card(tmp_path, program) == Card("Tesla V100-SXM2-16GB", "470.82.01", "7.0")
 
 
-@pytest.mark.parametrize("script", ["echo 'Failed to initialize NVML'; exit 9", "exit 0", "echo garbage", "sleep 9"])
+@pytest.mark.parametrize("script", ["echo 'Failed, driver, version'; exit 9", "exit 0", "echo garbage", "sleep 9"])
 def test_a_failing_nvidia_smi_leaves_the_other_traces(
     tmp_path: Path, script: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

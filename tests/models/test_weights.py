@@ -166,13 +166,22 @@ def test_pretrained_weights_without_a_permissive_licence_are_refused(name: str) 
 
 def test_an_encoder_without_imagenet_weights_is_a_mistake_in_the_configuration(silent_hub: None) -> None:
     with pytest.raises(ConfigError, match="no usable imagenet weights"):
-        build_network(resolve(None, "unet", "resnext101_32x16d", weights="imagenet"))
+        build_network(resolve(None, "unet", "resnext101_32x4d", weights="imagenet"))
 
 
 def test_statistics_are_those_the_encoder_was_trained_with() -> None:
     mean, std = input_statistics(resolve("segformer-pvt2-b0", weights="imagenet")) or ((), ())
     assert mean == pytest.approx((123.675, 116.28, 103.53))
     assert std == pytest.approx((58.395, 57.12, 57.375))
+
+
+def test_statistics_in_units_of_255_stay_as_they_are(silent_hub: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from segmentation_models_pytorch import encoders
+
+    settings = {"mean": [104.0, 117.0, 128.0], "std": [1.0, 1.0, 1.0], "input_range": [0, 255]}
+    monkeypatch.setattr(encoders, "get_preprocessing_params", lambda name: settings)
+    statistics = input_statistics(resolve(None, "unet", "bn-something", weights="imagenet"))
+    assert statistics == ((104.0, 117.0, 128.0), (1.0, 1.0, 1.0))
 
 
 def test_statistics_are_the_tiles_own_without_pretrained_weights_or_with_other_bands() -> None:
