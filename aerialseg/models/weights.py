@@ -60,11 +60,11 @@ def downloading(encoder: str) -> Iterator[None]:
         yield
     except AerialsegError:
         raise
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise ConfigError(
-            f"encoder {encoder}: there are no usable imagenet weights ({first_line(error)}); {INSTEAD}"
-        ) from error
-    except Exception as error:  # the client's own errors differ between its versions
+    except Exception as error:  # the client's own errors differ between its versions; all that mean absence are OSError
+        if isinstance(error, KeyError | RuntimeError | ValueError) and not isinstance(error, OSError):
+            raise ConfigError(
+                f"encoder {encoder}: there are no usable imagenet weights ({first_line(error)}); {INSTEAD}"
+            ) from error
         reach = f"{constants.ENDPOINT} cannot be reached" if constants.HF_HUB_OFFLINE else first_line(error)
         raise NoInputError(f"encoder {encoder}: imagenet weights cannot be downloaded: {reach}; {INSTEAD}") from error
     finally:
