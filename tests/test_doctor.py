@@ -112,6 +112,11 @@ def test_a_card_that_cannot_be_used_is_missing() -> None:
     assert "470.82.01" in found.advice and "driver too old" in found.advice
 
 
+def test_hidden_cards_are_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert named(tuple(doctor._devices(None)), "CUDA_VISIBLE_DEVICES").state == "warning"
+
+
 def test_a_precision_without_kernels_is_a_warning_and_a_dead_device_is_missing() -> None:
     class Failing(Machine):
         def __init__(self, precisions: tuple[str, ...]) -> None:

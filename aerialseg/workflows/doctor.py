@@ -135,6 +135,8 @@ def _devices(system: System | None) -> Iterator[Finding]:
     system = system or Machine()
     version, architectures = system.cuda_build()
     yield Finding("devices", "torch build", f"CUDA {version}, {' '.join(architectures)}" if version else "without CUDA")
+    if system.cards_hidden():
+        yield Finding("devices", "CUDA_VISIBLE_DEVICES", "hides every card", "warning", "unset it to use one")
     why = unusable_card(system=system)
     if why:
         yield Finding("devices", "NVIDIA card", "unusable", "missing", why)
