@@ -41,7 +41,10 @@ def tiny_config(*more: str):
 
 
 def write_tileset(folder: Path, *, train: int = 6, val: int = 2, size: int = 96, bands: int = 3, seed: int = 0) -> Path:
-    """Write a set of `train` + `val` tiles of size x size; a quarter of the last tile of each side has no data."""
+    """Write a set of `train` + `val` tiles of size x size; a quarter of the last tile of each side has no data.
+
+    Four bands are said to come from 16-bit scenes, in another order.
+    """
     rng = np.random.default_rng(seed)
     tiles = []
     for number in range(train + val):
@@ -58,7 +61,8 @@ def write_tileset(folder: Path, *, train: int = 6, val: int = 2, size: int = 96,
                 f"city{number + 1}_0_0", split, f"city{number + 1}", window, window, building, float(labelled.mean())
             )
         )
-    body = {"size": size, "overlap": 0.0, "bands": None, "scale": None, "mean": [95.0] * bands, "std": [45.0] * bands}
+    sixteen_bit = {"bands": [4, 1, 2, 3], "scale": [0.0, 4000.0]} if bands == 4 else {"bands": None, "scale": None}
+    body = {"size": size, "overlap": 0.0, **sixteen_bit, "mean": [95.0] * bands, "std": [45.0] * bands}
     write_manifest(folder, {**body, "gsd_m": 0.3, "building_fraction": 0.2}, tiles)
     write_splits(folder, {tile.name: tile.split for tile in tiles})
     return folder

@@ -50,8 +50,8 @@ class Augmentation:
 
 
 def resize_pixels(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """Resize [rows, cols, bands] to [side, side, bands]: averaged when shrinking, interpolated when growing."""
-    method = cv2.INTER_AREA if pixels.shape[0] > side else cv2.INTER_LINEAR
+    """Resize [rows, cols, bands] to [side, side, bands]: interpolated, or averaged when shrinking to half or less."""
+    method = cv2.INTER_AREA if pixels.shape[0] >= 2 * side else cv2.INTER_LINEAR
     # OpenCV drops the last axis of a single band, and takes four bands at a time.
     planes = [pixels[..., first : first + 4] for first in range(0, pixels.shape[2], 4)]
     resized = [cv2.resize(np.ascontiguousarray(plane), (side, side), interpolation=method) for plane in planes]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from rasterio.enums import MaskFlags
 from rasterio.windows import Window
 
 from aerialseg.geo.opening import open_raster, raster_errors
@@ -143,8 +144,12 @@ def steps_to_cover(tiles: Sequence[TileRecord], section: DataSection) -> int:
 
 
 def _read_image(path: Path, window: Window) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Read pixels [rows, cols, bands] and where there is data, [rows, cols]."""
     with open_raster(path) as source, raster_errors(path):
-        pixels = np.ascontiguousarray(source.read(window=window).transpose(1, 2, 0))
+        pixels = np.empty((window.height, window.width, source.count), np.uint8)
+        source.read(out=pixels.transpose(2, 0, 1), window=window)  # as the file is laid out: no turning afterwards
+        if source.mask_flag_enums[0] == [MaskFlags.all_valid]:
+            return pixels, np.ones(pixels.shape[:2], np.bool_)
         return pixels, source.dataset_mask(window=window) != 0
 
 

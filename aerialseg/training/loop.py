@@ -106,6 +106,7 @@ def fit(job: Job, standing: Standing, progress: Progress) -> None:
                     draw_curves(job.run, standing.records)
         except Stopped:
             save_checkpoint(job.run, snapshot(job, standing))
+            progress.say(f"saved after step {standing.taken:,}; the same command with --resume goes on from there")
             raise
 
 

@@ -136,8 +136,10 @@ def test_the_same_seed_gives_the_same_file_whatever_the_threads(
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
     tiles_folder: Path, finished: Path, tmp_path: Path, stop_at: int
 ) -> None:
+    said = Recorder(stop_at)
     with pytest.raises(Stopped) as caught:
-        train(tiles_folder, config(), tmp_path, options=CPU, progress=Recorder(stop_at))
+        train(tiles_folder, config(), tmp_path, options=CPU, progress=said)
+    assert "with --resume goes on" in said.lines[-1]
     assert caught.value.exit_code == 143 and (tmp_path / "last.ckpt").is_file()
     torch.manual_seed(12345)
     said = Recorder()
@@ -320,7 +322,9 @@ def test_a_set_without_training_tiles_is_refused(tmp_path: Path) -> None:
 def test_other_than_three_bands_are_trained(tmp_path: Path, bands: int) -> None:
     folder = write_tileset(tmp_path / "tiles", bands=bands)
     report = train(folder, config("schedule.epochs=1"), tmp_path / "run", options=CPU)
-    assert read_card(report.model).bands == bands
+    card = read_card(report.model)
+    assert card.bands == bands
+    assert (card.band_indexes, card.scale) == (((4, 1, 2, 3), (0.0, 4000.0)) if bands == 4 else (None, None))
 
 
 def test_fine_tuning_starts_from_the_models_weights_and_keeps_its_network(
