@@ -66,7 +66,7 @@ def tile(
         bool, typer.Option("--allow-ungeoreferenced", help="Take scenes that have no place on the ground.")
     ] = False,
     max_pixels: Annotated[float, typer.Option(help="Refuse scenes with more pixels.", show_default="1e10")] = 1e10,
-    threads: Annotated[int | None, typer.Option(help="Threads.", show_default="one a processor, 16 at most")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads.", show_default="processors + 2, 16 at most")] = None,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first scene that fails.")] = False,
     overwrite: Annotated[
         bool,

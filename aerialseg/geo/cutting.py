@@ -21,11 +21,12 @@ from aerialseg.geo.resampling import Reader, resampled
 from aerialseg.geo.tileset import TileRecord, image_path, mask_path
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from aerialseg.geo.geobox import GeoBox
     from aerialseg.geo.survey import Job, PlannedTile
 
     Arrays = tuple[NDArray[np.uint8], NDArray[np.bool_], NDArray[np.uint8]]
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 TAG = "AERIALSEG_TILE"
 """In both files of a tile, with the tile's name: by this they are known to be ours."""
 BLOCK = 256
+PIECE_BYTES = 1 << 25
+"""Of pixels that a thread reads at once, unless a single tile has more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +72,8 @@ def rows_of(job: Job) -> list[list[PlannedTile]]:
 def cut_tiles(job: Job, tiles: Sequence[PlannedTile], folder: Path) -> list[CutTile]:
     """Write the images and masks of some tiles of a scene below `folder`, and return what became of each.
 
-    Opens its own handles, so that it can run in any thread. Memory: a tile. Raises BadDataError where the scene or its
-    mask is damaged, StorageError and OutputError where a file cannot be written.
+    Opens its own handles, so that it can run in any thread. Memory: a few times `PIECE_BYTES`. Raises BadDataError
+    where the scene or its mask is damaged, StorageError and OutputError where a file cannot be written.
     """
     source = job.source
     with open_raster(source.path) as dataset, open_labels(job.labels, source.box, job.box) as read_labels:
@@ -78,20 +81,47 @@ def cut_tiles(job: Job, tiles: Sequence[PlannedTile], folder: Path) -> list[CutT
         if job.box != source.box:
             read = resampled(read, source.box, job.box)
 
-        def read_both(window: Window) -> Arrays:
-            return *read(window), read_labels(window)
+        cuts = []
+        for piece in _pieces(tiles, len(source.bands)):
+            around = _around(piece, job.box)
+            pixels, valid = read(around)
+            labels = read_labels(around)
+            if not valid.all():
+                pixels[:, ~valid] = 0
+                labels[~valid] = UNLABELLED
+            for planned in piece:
+                own = planned.tile.window
+                part = Window(
+                    own.col_off - around.col_off, own.row_off - around.row_off, own.width, own.height
+                ).toslices()
+                cuts.append(_cut(job, planned, (pixels[:, *part], valid[part], labels[part]), folder))
+        return cuts
 
-        return [_cut(job, planned, read_both, folder) for planned in tiles]
+
+def _pieces(tiles: Sequence[PlannedTile], bands: int) -> Iterator[list[PlannedTile]]:
+    """Yield runs of neighbours in a row that are read at once: a file in strips is decoded across its whole width."""
+    for _, row in groupby(tiles, key=lambda planned: planned.tile.window.row_off):
+        piece: list[PlannedTile] = []
+        for planned in row:
+            window = planned.tile.window
+            first = piece[0].tile.window.col_off if piece else window.col_off
+            if piece and (window.col_off + window.width - first) * window.height * bands > PIECE_BYTES:
+                yield piece
+                piece = []
+            piece.append(planned)
+        yield piece
 
 
-def _cut(job: Job, planned: PlannedTile, read: Callable[[Window], Arrays], folder: Path) -> CutTile:
+def _around(piece: Sequence[PlannedTile], box: GeoBox) -> Window:
+    """Return the window of a run of tiles, as far as the raster goes."""
+    first, last = piece[0].tile.window, piece[-1].tile.window
+    width = min(last.col_off + last.width, box.width) - first.col_off
+    return Window(first.col_off, first.row_off, width, min(first.height, box.height - first.row_off))
+
+
+def _cut(job: Job, planned: PlannedTile, arrays: Arrays, folder: Path) -> CutTile:
+    pixels, valid, labels = arrays
     window, core = planned.tile.window, planned.tile.core
-    row, col = window.row_off, window.col_off
-    inside = Window(col, row, min(window.width, job.box.width - col), min(window.height, job.box.height - row))
-    pixels, valid, labels = read(inside)
-    if not valid.all():
-        pixels[:, ~valid] = 0
-        labels[~valid] = UNLABELLED
     reason = _left_out(planned, valid, labels, job.keep_empty)
     if reason:
         return CutTile(None, reason)
@@ -100,8 +130,8 @@ def _cut(job: Job, planned: PlannedTile, read: Callable[[Window], Arrays], folde
         planned.name, planned.split, job.scene.name, _numbers(window), _numbers(core),
         building=round(building / labelled, 6), valid=round(labelled / (window.height * window.width), 6),
     )  # fmt: skip
-    sizes = _write(job, planned, folder, (pixels, valid, labels))
-    own = Window(core.col_off - col, core.row_off - row, core.width, core.height).toslices()
+    sizes = _write(job, planned, folder, arrays)
+    own = Window(core.col_off - window.col_off, core.row_off - window.row_off, core.width, core.height).toslices()
     pixels, valid, labels = pixels[:, *own], valid[own], labels[own]
     classes = _count(labels == 0), _count(labels == BUILDING), _count(labels == UNLABELLED)
     sums = pixels.sum(axis=(1, 2), dtype=np.uint64).tolist()

@@ -76,7 +76,7 @@ class TilingOptions:
     """The share of the training tiles without any building that is kept."""
     access: Access = field(default_factory=Access)
     threads: int | None = None
-    """None means one for each processor, 16 at most."""
+    """None means two more than there are processors, 16 at most."""
     overwrite: bool = False
     """Make everything anew, over strangers' files too, and forget what was edited in the index."""
     fail_fast: bool = False
@@ -182,7 +182,12 @@ def tile_scenes(
 
 
 def _threads(options: TilingOptions) -> int:
-    return options.threads or min(MAX_THREADS, len(os.sched_getaffinity(0)))
+    # Every tile is flushed to the disk before it gets its name; two more threads keep the processors busy meanwhile.
+    return options.threads or min(MAX_THREADS, _processors() + 2)
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _digests(jobs: Sequence[Job], options: TilingOptions, progress: Progress) -> dict[str, str]:
