@@ -112,16 +112,21 @@ def print_json(value: Any) -> None:
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """Print a table on stdout; the first column is left-aligned, the others are numbers."""
+    """Print a table on stdout; columns of numbers are aligned on the right."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        numbers = index > 0 and all(_is_number(row[index]) for row in rows)
+        table.add_column(column, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+def _is_number(text: str) -> bool:
+    return text.strip(" -+%").replace(",", "").replace(".", "", 1).isdigit() or text in ("", "-", "nan")
 
 
 def _without_nan(value: Any) -> Any:
