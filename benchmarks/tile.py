@@ -135,8 +135,8 @@ def page(rows: list[Row]) -> str:
     """Return the results as Markdown."""
     first = rows[0]
     what = (
-        f"{first['scenes']} scenes of {first['side']} x {first['side']} px (uint8 RGB, striped, as Inria's) with masks, cut "
-        f"into tiles of {first['size']} px. Best of several rounds; the floors are described in `benchmarks/tile.py`."
+        f"{first['scenes']} scenes of {first['side']} x {first['side']} px (uint8 RGB, striped, as Inria's) with masks,"
+        f" cut into tiles of {first['size']} px. Best of several rounds; `benchmarks/tile.py` describes the floors."
     )
     made = "Made by `python benchmarks/tile.py --write`."
     return f"# Cutting scenes into tiles\n\n{what}\n\n{table(COLUMNS, rows)}\n\n{made}\n"

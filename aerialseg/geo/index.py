@@ -14,7 +14,8 @@ from urllib.parse import quote
 import numpy as np
 
 from aerialseg.errors import BadDataError, one_line
-from aerialseg.files import output_error, staged
+from aerialseg.files import staged
+from aerialseg.geo.opening import write_error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,11 +75,11 @@ def write_index(path: Path, tiles: Sequence[TileRecord], boxes: dict[str, GeoBox
                     crs=None if crs is None else crs.to_wkt(), dataset_options={"VERSION": "1.3"},
                 )  # fmt: skip
         except RuntimeError as error:
-            raise output_error(path, OSError(str(error))) from error
+            raise write_error(path, str(error)) from error
         finally:
             pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": None})
         if len(_read_rows(temporary)) != len(tiles):
-            raise output_error(path, OSError("not all rows could be written; is the disk full?"))
+            raise write_error(path, "not all rows read back as written")
         write_index_style(temporary)
 
 

@@ -21,7 +21,7 @@ from aerialseg.errors import BadDataError, UsageError, one_line
 from aerialseg.geo.masks import read_mask
 from aerialseg.geo.raster import open_raster
 from aerialseg.geo.resampling import resampled
-from aerialseg.geo.scenes import pair_masks, require_masks
+from aerialseg.geo.scenes import SUFFIXES, pair_masks, require_masks
 from aerialseg.geo.vectors import is_vector, overlay
 
 if TYPE_CHECKING:
@@ -66,10 +66,7 @@ def find_labels(
     """
     vectors, rasters = [], []
     for item in given:
-        path = Path(item)
-        inside = sorted(file for file in path.iterdir() if is_vector(file)) if path.is_dir() else []
-        globbed = sorted(map(Path, glob.glob(str(item)))) if not os.path.lexists(path) else []  # noqa: PTH207
-        found = inside or [file for file in globbed if is_vector(file)] or ([path] if is_vector(path) else [])
+        found = _vectors_of(Path(item))
         vectors += found
         rasters += [] if found else [item]
     if vectors and (rasters or pattern is not None):
@@ -77,6 +74,16 @@ def find_labels(
     if vectors:
         return tuple(scenes), tuple(vectors)
     return (pair_masks(scenes, rasters, pattern) if rasters else require_masks(scenes)), ()
+
+
+def _vectors_of(path: Path) -> list[Path]:
+    """Return the vector files that a path stands for: itself, a glob's, or those of a folder that holds no raster."""
+    if path.is_dir():
+        rasters = any(file.suffix.lower() in SUFFIXES for file in path.rglob("*"))
+        return [] if rasters else sorted(file for file in path.iterdir() if is_vector(file))
+    if os.path.lexists(path) or not glob.has_magic(str(path)):
+        return [path] if is_vector(path) else []
+    return sorted(file for file in map(Path, glob.glob(str(path))) if is_vector(file))  # noqa: PTH207
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -344,6 +344,8 @@ def test_labels_are_found_among_files_folders_and_globs(tmp_path: Path, scene_fi
         assert find_labels(bare, [given]) == (bare, (vector,))
     for given in (scene.mask, tmp_path / "masks", str(tmp_path / "masks" / "*.tif")):
         assert find_labels(bare, [given]) == ((scene,), ())
+    (tmp_path / "masks" / "about.json").write_text("{}")
+    assert find_labels(bare, [tmp_path / "masks"]) == ((scene,), ()), "a folder with rasters is one of masks"
     assert find_labels((scene,), []) == ((scene,), ())
     with pytest.raises(BadDataError, match="no mask"):
         find_labels(bare, [])
