@@ -81,6 +81,8 @@ def write_index(path: Path, tiles: Sequence[TileRecord], boxes: dict[str, GeoBox
         if len(_read_rows(temporary)) != len(tiles):
             raise write_error(path, "not all rows read back as written")
         write_index_style(temporary)
+        for pending in ("-wal", "-shm"):  # changes to the old file, kept beside it by a QGIS that has it open
+            path.with_name(path.name + pending).unlink(missing_ok=True)
 
 
 def _read_rows(path: Path) -> list[tuple[str, str | None]]:

@@ -163,6 +163,21 @@ def test_the_index_is_readable_while_qgis_has_it_open(tmp_path: Path) -> None:
     connection.close()
 
 
+def test_changes_pending_beside_an_old_index_do_not_enter_the_new_one(tmp_path: Path) -> None:
+    connection = sqlite3.connect(write_set(tmp_path) / INDEX)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("CREATE TABLE notes (text)")
+    connection.commit()
+    assert (tmp_path / f"{INDEX}-wal").stat().st_size > 0
+    write_set(tmp_path, tiles(count=3))
+    fresh = sqlite3.connect(tmp_path / INDEX)
+    assert fresh.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    assert fresh.execute("SELECT count(*) FROM sqlite_master WHERE name = 'notes'").fetchone() == (0,)
+    assert len(read_splits(tmp_path / INDEX)) == 3
+    fresh.close()
+    connection.close()
+
+
 def outlines(path: Path) -> tuple[dict[str, Any], list[Any]]:
     import pyogrio
     import shapely
