@@ -142,8 +142,8 @@ def _print(report: TilingReport) -> None:
     from aerialseg.errors import one_line
 
     rows = [
-        [split, str(report.scenes[split]), str(report.tiles[split]), f"{report.building[split]:.1%}"]
-        for split in report.tiles
+        [split, str(report.scenes[split]), str(tiles), f"{report.building[split]:.1%}" if tiles else "-"]
+        for split, tiles in report.tiles.items()
     ]
     rows += [[f"left out: {reason}", "", str(count), ""] for reason, count in report.left_out.items() if count]
     print_table(one_line(report.folder), ["split", "scenes", "tiles", "building"], rows)

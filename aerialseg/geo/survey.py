@@ -169,7 +169,9 @@ def _plan(
         planned = [PlannedTile(_tile_name(stems[name], t), t, s) for t, s in zip(grid, sides[name], strict=True)]
         tiles[name] = tuple(tile for tile in planned if tile.split != "gap")
     if not any(tile.split == "train" for planned in tiles.values() for tile in planned):
-        raise BadDataError("no training tile: the split leaves none; choose another --split, or a smaller --size")
+        raise BadDataError(
+            "no training tile: validation and the gap around it take all; choose another --split or a smaller --size"
+        )
     return tiles, {name: sides[name].count("gap") for name in grids}
 
 

@@ -66,6 +66,16 @@ def test_the_command_makes_a_set_and_prints_the_split(run: Run, inputs: Path, tm
     assert "train" in out and "val" in out and "%" in out
 
 
+def test_polygons_say_where_validation_is(run: Run, inputs: Path, tmp_path: Path) -> None:
+    east = polygons(tmp_path / "east.gpkg", shapely.box(616000 + 0.3 * 60, 3346900, 616000 + 0.3 * 200, 3347000))
+    arguments = ("tile", inputs, "-o", tmp_path / "set", "--size", 16, "--val-area", east, "--json")
+    code, out, err = run(*arguments)
+    assert code == 0, err
+    assert json.loads(out)["tiles"] == {"train": 48, "val": 64} and json.loads(out)["left_out"]["gap"] == 16
+    code, _, err = run(*arguments, "--split", "inria")
+    assert code == 2 and "--val-area and --split" in one_error(err)
+
+
 def test_without_o_the_set_goes_below_tiles(
     run: Run, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
