@@ -35,7 +35,7 @@ from aerialseg.geo.index import read_splits
 from aerialseg.geo.masks import MaskRule
 from aerialseg.geo.raster import Access, BandRule
 from aerialseg.geo.records import SceneRecord, load_record, save_record, summarise
-from aerialseg.geo.survey import Job, survey
+from aerialseg.geo.survey import Job, Survey, survey
 from aerialseg.geo.tileset import INDEX
 from aerialseg.progress import Progress, Silent
 
@@ -153,32 +153,38 @@ def tile_scenes(
     prepare_output_folder(out)
     with locked(out):
         sweep(out)
-        before, failures = look_before(out, overwrite=options.overwrite), dict(found.failures)
-        digests = _digests(found.jobs, options, progress)
-        records = {} if options.overwrite else _reusable(out, found.jobs, digests)
-        todo = [job for job in found.jobs if job.stem not in records]
-        idle = not todo and is_finished(out, before, list(records.values()), failures)
-        if not idle:
-            begin_set(out, before)
-            for job, cuts in _cut_all(todo, out, options, progress):
-                if isinstance(cuts, AerialsegError):
-                    failures[job.scene.name] = cuts
-                    continue
-                records[job.stem] = summarise(job.scene.name, digests[job.stem], cuts, job.gap)
-                save_record(out, job.stem, records[job.stem])
-            done = [job for job in found.jobs if job.stem in records]
-            if not done:
-                raise next(iter(failures.values()))
-            finish_set(out, done, [records[job.stem] for job in done], failures, options, before.edits)
-            if before.edits:
-                progress.say(
-                    f"kept the split of {len(before.edits)} tiles as edited in {INDEX}; --overwrite forgets it"
-                )
-        cut = [job for job in todo if job.stem in records]
-        report = _report(out, [r for j in found.jobs if (r := records.get(j.stem))], cut, failures, began)
-        if not idle:
+        records, cut, failures, changed = _bring_up_to_date(out, found, options, progress)
+        report = _report(out, records, cut, failures, began)
+        if changed:
             write_json(out / REPORT, report.to_json())
     return report
+
+
+def _bring_up_to_date(
+    out: Path, found: Survey, options: TilingOptions, progress: Progress
+) -> tuple[list[SceneRecord], list[Job], dict[str, AerialsegError], bool]:
+    """Cut what is missing; return the records, the jobs that were cut, the failures, and whether anything changed."""
+    before, failures = look_before(out, overwrite=options.overwrite), dict(found.failures)
+    digests = _digests(found.jobs, options, progress)
+    records = {} if options.overwrite else _reusable(out, found.jobs, digests)
+    todo = [job for job in found.jobs if job.stem not in records]
+    if not todo and is_finished(out, before, list(records.values()), failures):
+        return list(records.values()), [], failures, False
+    begin_set(out, before)
+    for job, cuts in _cut_all(todo, out, options, progress):
+        if isinstance(cuts, AerialsegError):
+            failures[job.scene.name] = cuts
+            continue
+        records[job.stem] = summarise(job.scene.name, digests[job.stem], cuts, job.gap)
+        save_record(out, job.stem, records[job.stem])
+    done = [job for job in found.jobs if job.stem in records]
+    if not done:
+        raise next(iter(failures.values()))
+    in_order = [records[job.stem] for job in done]
+    finish_set(out, done, in_order, failures, options, before.edits)
+    if before.edits:
+        progress.say(f"kept the split of {len(before.edits)} tiles as edited in {INDEX}; --overwrite forgets it")
+    return in_order, [job for job in todo if job.stem in records], failures, True
 
 
 def _threads(options: TilingOptions) -> int:
