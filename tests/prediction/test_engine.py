@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,11 +15,14 @@ from known_networks import LIMIT, Neighbourhood, PixelRule, plain, standardised
 from torch import nn
 
 from aerialseg.errors import ModelError, ResourceError, Stopped
-from aerialseg.geo.raster import BandRule
+from aerialseg.geo.raster import BandRule, inspect_scene
 from aerialseg.geo.stitching import lattice
+from aerialseg.prediction import batches, outputs
+from aerialseg.prediction.engine import predict_scene
+from aerialseg.prediction.forward import EngineSettings, Forward
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -332,3 +337,30 @@ def test_a_network_with_two_outputs_is_refused(
 ) -> None:
     with pytest.raises(ModelError, match="expected one logit a pixel"):
         stream(scene_file(tmp_path / "scene.tif"), plain(Silly(0.0, channels=2)))
+
+
+def test_row_33_each_file_is_opened_and_closed_in_the_one_thread_that_uses_it(
+    tmp_path: Path, scene_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log: list[tuple[str, str]] = []
+
+    def watched(opener: Callable[..., Any], what: str) -> Callable[..., Any]:
+        @contextmanager
+        def call(*arguments: Any) -> Iterator[Any]:
+            log.append((f"open {what}", threading.current_thread().name))
+            with opener(*arguments) as opened:
+                yield opened
+            log.append((f"close {what}", threading.current_thread().name))
+
+        return call
+
+    monkeypatch.setattr(batches, "open_raster", watched(batches.open_raster, "scene"))
+    monkeypatch.setattr(outputs, "StripWriter", watched(outputs.StripWriter, "mask"))
+    source = inspect_scene(scene_file(tmp_path / "scene.tif"))
+    sink = outputs.write_strips(
+        outputs.Temporaries(tmp_path / "mask.tif", None), source.box, 0.5, np.zeros(2, np.int64)
+    )
+    predict_scene(Forward(plain(PixelRule()), EngineSettings(64, 0.25, 2, torch.device("cpu"))), source, sink)
+    assert sorted(log) == [
+        ("close mask", "writer_0"), ("close scene", "reader_0"), ("open mask", "writer_0"), ("open scene", "reader_0"),
+    ]  # fmt: skip
