@@ -7,7 +7,8 @@ stream     read, cut into batches, blend, quantise, write the mask (512 px windo
 finished   the same, then the cloud-optimised copy with overviews, read back and compared
 
 Memory is the peak above what the process held after its imports. Times are the best of `--times` runs, the least
-disturbed one; memory is the largest. The scenes are noise, uncompressed and striped, as Inria's are stored.
+disturbed one; memory is the largest. A load average above one means that others used the machine: wall times are then
+too long, processor times less so. The scenes are noise, uncompressed and striped, as Inria's are stored.
 
     python benchmarks/predict_memory.py [--sizes 5000,20000] [--times 3] [--write]
 """
@@ -34,6 +35,7 @@ COLUMNS = {
     "processor, s": "{cpu_s:.2f}",
     "extra memory, MB": "{extra_mb:.0f}",
     "runs": "{times}",
+    "load average": "{load:.1f}",
     "machine": "{machine}",
 }
 
@@ -157,7 +159,8 @@ def compare(sizes: list[int], times: int) -> list[Row]:
         for kind, found in runs.items():
             best = min(found, key=lambda row: row["wall_s"])
             worst = max(row["extra_mb"] for row in found)
-            rows.append({**best, "extra_mb": worst, "size": size, "kind": kind, "times": times})
+            load = os.getloadavg()[0]
+            rows.append({**best, "extra_mb": worst, "size": size, "kind": kind, "times": times, "load": load})
     return [{**row, "machine": machine("cpu"), "versions": versions()} for row in rows]
 
 
