@@ -61,7 +61,8 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 def test_a_real_sigterm_saves_and_the_resumed_run_ends_with_the_same_weights(
     run: Any, tiles: Path, config: Path, tmp_path: Path
 ) -> None:
-    longer = ("--set", "schedule.steps_per_epoch=40", "--set", "model.encoder_arguments.drop_path_rate=0.2")
+    drops = ("--set", "model.encoder=tu-test_convnext", "--set", "model.encoder_arguments.drop_path_rate=0.5")
+    longer = ("--set", "schedule.steps_per_epoch=40", *drops)
     assert run("train", *arguments(tiles, tmp_path / "whole", config, *longer))[0] == 0
     stopped = tmp_path / "stopped"
     command = [*COMMAND, *arguments(tiles, stopped, config, *longer)]

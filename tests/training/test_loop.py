@@ -61,14 +61,19 @@ def _no_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture(scope="module")
 def finished(tiles_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A complete, uninterrupted run of two epochs of three steps; its network drops paths at random."""
+    """A complete, uninterrupted run of two epochs of three steps."""
     run = tmp_path_factory.mktemp("finished")
-    train(tiles_folder, config(), run, options=CPU)
+    train(tiles_folder, dropping(), run, options=CPU)
     return run
 
 
 def config(*more: str) -> Any:
-    return tiny_config("model.encoder_arguments.drop_path_rate=0.2", "optimizer.lr=0.01", *more)
+    return tiny_config("optimizer.lr=0.01", *more)
+
+
+def dropping(*more: str) -> Any:
+    """Return the configuration of `finished`: its network drops paths at random, so torch's generator matters."""
+    return config("model.encoder=tu-test_convnext", "model.encoder_arguments.drop_path_rate=0.5", *more)
 
 
 def weights(run: Path) -> bytes:
@@ -107,7 +112,7 @@ def test_it_learns_and_leaves_what_it_promises(tiles_folder: Path, tiles: TileSe
 
 def test_the_saved_threshold_and_iou_are_those_of_the_saved_weights(tiles: TileSet, finished: Path) -> None:
     segmenter, card = load_model(finished)
-    reader, histogram = TileReader(tiles, config().data, 32), ScoreHistogram()
+    reader, histogram = TileReader(tiles, dropping().data, 32), ScoreHistogram()
     for tile in tiles.of_split("val"):
         pixels, target, valid = reader.whole(tile)
         with torch.inference_mode():
@@ -124,8 +129,8 @@ def test_the_saved_threshold_and_iou_are_those_of_the_saved_weights(tiles: TileS
 def test_the_same_seed_gives_the_same_file_whatever_the_threads(
     tiles_folder: Path, finished: Path, tmp_path: Path
 ) -> None:
-    train(tiles_folder, config("data.threads=5"), tmp_path / "a", options=CPU)
-    train(tiles_folder, config("run.seed=1"), tmp_path / "b", options=CPU)
+    train(tiles_folder, dropping("data.threads=5"), tmp_path / "a", options=CPU)
+    train(tiles_folder, dropping("run.seed=1"), tmp_path / "b", options=CPU)
     first, again, other = (load_model(run)[0].state_dict() for run in (finished, tmp_path / "a", tmp_path / "b"))
     assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
     assert not all(torch.equal(tensor, other[name]) for name, tensor in first.items())
@@ -138,12 +143,12 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
 ) -> None:
     said = Recorder(stop_at)
     with pytest.raises(Stopped) as caught:
-        train(tiles_folder, config(), tmp_path, options=CPU, progress=said)
+        train(tiles_folder, dropping(), tmp_path, options=CPU, progress=said)
     assert "with --resume goes on" in said.lines[-1]
     assert caught.value.exit_code == 143 and (tmp_path / "last.ckpt").is_file()
     torch.manual_seed(12345)
     said = Recorder()
-    report = train(tiles_folder, config(), tmp_path, options=replace(CPU, resume=True), progress=said)
+    report = train(tiles_folder, dropping(), tmp_path, options=replace(CPU, resume=True), progress=said)
     assert report.steps == 6 and weights(tmp_path) == weights(finished)
     assert untimed(tmp_path) == untimed(finished)
     assert any(line.startswith("going on after step") for line in said.lines) == (stop_at > 1)
@@ -153,7 +158,7 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
 def test_a_run_stopped_at_every_step_still_ends_alike(tiles_folder: Path, finished: Path, tmp_path: Path) -> None:
     for _ in range(20):
         try:
-            train(tiles_folder, config(), tmp_path, options=replace(CPU, resume=True), progress=Recorder(5))
+            train(tiles_folder, dropping(), tmp_path, options=replace(CPU, resume=True), progress=Recorder(5))
         except Stopped:
             continue
         break
@@ -162,17 +167,17 @@ def test_a_run_stopped_at_every_step_still_ends_alike(tiles_folder: Path, finish
 
 def test_a_run_that_lost_its_last_checkpoint_ends_alike(tiles_folder: Path, finished: Path, tmp_path: Path) -> None:
     with pytest.raises(Stopped):
-        train(tiles_folder, config(), tmp_path, options=CPU, progress=Recorder(10))
+        train(tiles_folder, dropping(), tmp_path, options=CPU, progress=Recorder(10))
     (tmp_path / "last.ckpt").write_bytes(b"half a checkp")
     said = Recorder()
-    train(tiles_folder, config(), tmp_path, options=replace(CPU, resume=True), progress=said)
+    train(tiles_folder, dropping(), tmp_path, options=replace(CPU, resume=True), progress=said)
     assert any("last.ckpt: damaged" in line and "previous.ckpt" in line for line in said.lines)
     assert weights(tmp_path) == weights(finished)
 
 
 def test_a_finished_run_is_left_alone(tiles_folder: Path, finished: Path, tree_hashes: Any) -> None:
     before = tree_hashes(finished)
-    report = train(tiles_folder, config(), finished, options=replace(CPU, resume=True))
+    report = train(tiles_folder, dropping(), finished, options=replace(CPU, resume=True))
     assert report.complete_before and report.epochs == 2 and report.best_iou > 0
     assert tree_hashes(finished) == before
 
@@ -182,9 +187,9 @@ def test_half_precision_learns_and_resumes_with_its_scaler(
     tiles_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     monkeypatch.setattr("aerialseg.training.job.pick_precision", lambda wanted, device: precision)
-    short = config("schedule.steps_per_epoch=4")
+    short = config()
     report = train(tiles_folder, short, tmp_path / "a", options=CPU)
-    assert report.precision == precision and report.best_iou > 0.5
+    assert report.precision == precision and report.best_iou > 0.4
     with pytest.raises(Stopped):
         train(tiles_folder, short, tmp_path / "b", options=CPU, progress=Recorder(3))
     saved = torch.load(tmp_path / "b" / "last.ckpt", weights_only=True)["state"]["precision"]
@@ -212,9 +217,10 @@ def test_loss_scaling_may_leave_out_steps_but_not_for_ever(
     train(tiles_folder, config(), tmp_path / "few", options=CPU, progress=said)
     assert [row["skipped"] for row in rows(tmp_path / "few")] == ["3", "0"]  # and 2^16 is too much at first
     assert any("3 steps skipped by loss scaling" in line for line in said.lines)
+    monkeypatch.setattr(loop, "MOST_SKIPPED", 3)
     spoil_steps(monkeypatch, range(2, 10_000))
-    with pytest.raises(Diverged, match=r"step 27 "):
-        train(tiles_folder, config("schedule.steps_per_epoch=40"), tmp_path / "many", options=CPU)
+    with pytest.raises(Diverged, match=r"step 6 "):
+        train(tiles_folder, config("schedule.steps_per_epoch=10"), tmp_path / "many", options=CPU)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_the_last_good_model(
