@@ -144,3 +144,10 @@ def test_a_batch_moves_to_a_device_as_it_is() -> None:
         batch = next(stream_batches(numbered(3), filled, layout=LAYOUT, readers=readers, timeout_s=10))
     moved = batch.to(torch.device("meta"))
     assert moved.pixels.is_meta and moved.valid.dtype == torch.bool and moved.names == batch.names
+
+
+def test_no_reader_outlives_its_block_for_a_thread_in_a_library_aborts_the_process_at_exit() -> None:
+    with open_readers(3) as readers:
+        slow = readers.submit(time.sleep, 0.3)
+    assert slow.done()
+    assert not any(thread.is_alive() for thread in readers.threads)

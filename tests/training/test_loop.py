@@ -198,6 +198,20 @@ def test_half_precision_learns_and_resumes_with_its_scaler(
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
 
 
+def test_the_loss_scale_goes_on_where_it_was(
+    tiles_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aerialseg.training.job.pick_precision", lambda wanted, device: "fp16")
+    spoil_steps(monkeypatch, range(0))  # this loss alone is too much for a scale of 2^16, so step 1 halves it
+    train(tiles_folder, config("schedule.epochs=1"), tmp_path / "whole", options=CPU)
+    with pytest.raises(Stopped):
+        train(tiles_folder, config("schedule.epochs=1"), tmp_path / "b", options=CPU, progress=Recorder(3))
+    assert torch.load(tmp_path / "b" / "last.ckpt", weights_only=True)["state"]["precision"]["scale"] == 2**15
+    train(tiles_folder, config("schedule.epochs=1"), tmp_path / "b", options=replace(CPU, resume=True))
+    assert rows(tmp_path / "b")[0]["skipped"] == rows(tmp_path / "whole")[0]["skipped"] == "1"
+    assert weights(tmp_path / "whole") == weights(tmp_path / "b")
+
+
 def spoil_steps(monkeypatch: pytest.MonkeyPatch, spoiled: range) -> None:
     """Make the loss infinite at the steps of `spoiled`."""
     count = iter(range(10_000))
