@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -131,7 +132,7 @@ class TrainConfig(Section):
     run: RunSection = RunSection()
 
 
-def load_config(source: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> TrainConfig:
+def load_config(source: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """Read a TOML file, or one shipped with the program by name ("inria"), and apply `section.key=value` overrides.
 
     A value of an override is TOML, or else taken as text: `model.weights=none`. Raises ConfigError naming the file, the
