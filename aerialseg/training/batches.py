@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 AHEAD = 3
 """Batches that wait ready; enough to ride out one slow read."""
 
+PARTING_S = 2.0
+"""How long reads that are under way may take to end when nobody wants them any more."""
+
 
 class Named(Protocol):
     """Anything to read that an error message can name."""
@@ -79,9 +82,9 @@ class Readers:
 
     def __init__(self, threads: int) -> None:
         self._calls: SimpleQueue[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]] | None] = SimpleQueue()
-        self.threads = threads
-        for number in range(threads):
-            Thread(target=self._work, name=f"reader-{number}", daemon=True).start()
+        self.threads = [Thread(target=self._work, name=f"reader-{i}", daemon=True) for i in range(threads)]
+        for thread in self.threads:
+            thread.start()
 
     def submit(self, call: Callable[..., Any], *arguments: Any) -> Future[Any]:
         """Have a thread run `call(*arguments)`; its result or error comes through the future."""
@@ -90,9 +93,16 @@ class Readers:
         return future
 
     def close(self) -> None:
-        """Let the threads end once they are through with what they were given; does not wait for them."""
-        for _ in range(self.threads):
+        """Let the threads end once they are through with what they were given, and wait for that a little.
+
+        An interpreter that ends while a thread is inside a C++ library aborts the process ("terminate called without
+        an active exception"); a read that hangs is left behind all the same.
+        """
+        for _ in self.threads:
             self._calls.put(None)
+        deadline = time.monotonic() + PARTING_S
+        for thread in self.threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def _work(self) -> None:
         while (given := self._calls.get()) is not None:

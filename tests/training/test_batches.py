@@ -108,7 +108,7 @@ def test_a_read_that_hangs_ends_in_time_naming_the_tile() -> None:
     began = time.monotonic()
     with open_readers(2) as readers, pytest.raises(ResourceError, match=r"tile 1: not read within 0\.2 s"):
         next(stream_batches(numbered(6), read, layout=LAYOUT, readers=readers, timeout_s=0.2))
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20
     release.set()
 
 
