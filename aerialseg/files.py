@@ -11,13 +11,13 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aerialseg.errors import AerialsegError, OutputError, StorageError, UsageError, one_line
+from aerialseg.errors import AerialsegError, BadDataError, OutputError, StorageError, UsageError, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -37,9 +37,7 @@ def staged(final: Path) -> Iterator[Path]:
     """
     with _output_errors(final):
         final.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=final.suffix[-16:], dir=final.parent)
-        os.close(handle)
-    temporary = Path(name)
+        temporary = reserve(final.parent, final.suffix[-16:])
     try:
         with _output_errors(final):
             yield temporary
@@ -50,13 +48,20 @@ def staged(final: Path) -> Iterator[Path]:
 
 
 def commit(temporary: Path, final: Path) -> None:
-    """Flush `temporary` to the disk and rename it to `final` in the same folder, with the umask's permissions."""
+    """Flush `temporary` to the disk and rename it to `final` in the same folder."""
     with temporary.open("rb+") as stream:
         os.fsync(stream.fileno())
-    umask = os.umask(0)
-    os.umask(umask)
-    temporary.chmod(0o666 & ~umask)
     temporary.replace(final)
+
+
+def reserve(folder: Path, suffix: str) -> Path:
+    """Create an empty file in `folder` under a name that nobody has and `sweep` knows, and return its path.
+
+    Unlike `tempfile.mkstemp` with the permissions of the umask, which a process with threads cannot look up safely.
+    """
+    path = folder / f"{TEMPORARY}{secrets.token_hex(6)}{suffix}"
+    path.touch(exist_ok=False)
+    return path
 
 
 def write_bytes(final: Path, content: bytes) -> None:
@@ -85,12 +90,17 @@ def sha256_of(path: Path) -> str:
 
 
 def prepare_output_folder(folder: Path) -> None:
-    """Create `folder` and prove that files can be written in it; raises OutputError otherwise."""
+    """Create `folder` and prove that files can be written in it; raises OutputError otherwise.
+
+    Raises BadDataError for a name that is not UTF-8: neither GDAL nor a report in JSON can hold it.
+    """
+    try:
+        str(folder.absolute()).encode()
+    except UnicodeEncodeError as error:
+        raise BadDataError(f"{one_line(folder)}: the folder's name is not UTF-8; give another one with -o") from error
     with _output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=TEMPORARY, dir=folder)
-        os.close(handle)
-        Path(name).unlink()
+        reserve(folder, "").unlink()
 
 
 def refuse_input_as_output(inputs: Iterable[Path], outputs: Iterable[Path]) -> None:
@@ -119,7 +129,9 @@ def locked(folder: Path) -> Iterator[None]:
 
     The kernel drops the lock with its process, so a killed run never leaves one behind.
     """
-    with (folder / LOCK).open("a") as stream:
+    with _output_errors(folder / LOCK):
+        stream = (folder / LOCK).open("a")
+    with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

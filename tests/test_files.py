@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from aerialseg import files
-from aerialseg.errors import OutputError, StorageError, UsageError
+from aerialseg.errors import BadDataError, OutputError, StorageError, UsageError
 
 
 def test_a_failure_while_writing_keeps_the_old_content_and_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -62,6 +62,25 @@ def test_permissions_follow_the_umask(tmp_path: Path) -> None:
     finally:
         os.umask(old)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+
+def test_the_umask_is_never_changed_for_other_threads_files_would_be_open_to_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("the umask belongs to the whole process"))
+    files.write_text(tmp_path / "a", "x")
+
+
+def test_an_output_folder_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadDataError, match="not UTF-8"):
+        files.prepare_output_folder(tmp_path / os.fsdecode(b"o\xff"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_that_cannot_be_opened_is_our_error(tmp_path: Path) -> None:
+    (tmp_path / files.LOCK).mkdir()
+    with pytest.raises(OutputError, match="cannot be written"), files.locked(tmp_path):
+        pass
 
 
 def test_a_full_disk_is_a_storage_error_that_names_the_folder(tmp_path: Path) -> None:

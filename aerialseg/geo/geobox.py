@@ -55,6 +55,11 @@ class GeoBox:
         return self.crs is not None and self.transform != Affine.identity()
 
     @property
+    def usable(self) -> bool:
+        """Whether every pixel has a place of its own: six finite numbers, and a pixel has an area."""
+        return all(map(math.isfinite, self.transform)) and self.transform.determinant != 0
+
+    @property
     def bounds(self) -> BoundingBox:
         """The smallest upright rectangle around the four corners, in CRS units."""
         xs, ys = zip(*(_at(self.transform, *corner) for corner in self._corners()), strict=True)

@@ -157,6 +157,8 @@ def _check_bands(
 
 def _check_place(box: GeoBox, name: str, access: Access) -> list[str]:
     """Return a warning when a scene without a place on the ground was permitted; raises when it was not."""
+    if not box.usable:
+        raise BadDataError(f"{name}: its transform gives pixels no place or no area: gdal_translate -a_ullr ...")
     if box.georeferenced:
         return []
     if box.gcps:

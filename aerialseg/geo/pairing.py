@@ -58,9 +58,14 @@ def pair_by_ground(scenes: Sequence[Scene], mask: Path) -> dict[str, Path]:
 
 
 def with_masks(scenes: Sequence[Scene], found: dict[str, Path]) -> tuple[Scene, ...]:
-    """Return the scenes with their masks; those that are another's mask are left out. Raises BadDataError."""
+    """Return the scenes with their masks; those that are another's mask are left out. Raises BadDataError.
+
+    UsageError when nothing is left: scenes and masks are the same files.
+    """
     used = {mask.resolve() for mask in found.values()}
     kept = [scene for scene in scenes if scene.image.resolve() not in used]
+    if scenes and not kept:
+        raise UsageError(f"{one_line(scenes[0].image)}: is given as a scene and as a mask; --masks names true masks")
     missing = [one_line(scene.image) for scene in kept if scene.name not in found]
     if missing:
         more = f" and {len(missing) - NAMED_MISSING} more" if len(missing) > NAMED_MISSING else ""
@@ -80,6 +85,9 @@ def check_same_grid(first: Source | GeoBox, second: Source | GeoBox, names: tupl
     one = first if isinstance(first, GeoBox) else first.box
     other = second if isinstance(second, GeoBox) else second.box
     here, there = (one_line(str(name)) for name in names)
+    for name, box in ((here, one), (there, other)):
+        if not box.usable:
+            raise BadDataError(f"{name}: its transform gives pixels no place or no area: gdal_translate -a_ullr ...")
     grids = f"{here} is {one.describe()}; {there} is {other.describe()}"
     same_size = (one.height, one.width) == (other.height, other.width)
     if not (one.georeferenced and other.georeferenced):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aerialseg.errors import AerialsegError, BadDataError, OutputError, Stopped, StorageError, one_line
+from aerialseg.errors import AerialsegError, BadDataError, NoInputError, OutputError, Stopped, StorageError, one_line
 from aerialseg.files import (
     locked,
     prepare_output_folder,
@@ -80,6 +80,8 @@ def predict_scenes(
     """
     options, progress, model = options or PredictOptions(), progress or Silent(), find_model(model)
     scenes = [scene for scene in scenes if not is_output_in(scene.image, out)]
+    if not scenes:
+        raise NoInputError(f"{one_line(out)}: no scene to predict; what was given are masks that predict wrote here")
     files = {scene.name: SceneFiles.of(scene, out, probability=options.probability) for scene in scenes}
     refuse_input_as_output([model, *(scene.image for scene in scenes)], every_output(files, out))
     for folder in sorted({out, *(path.parent for entry in files.values() for path in entry.rasters)}):

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -21,7 +19,7 @@ import numpy as np
 from aerialseg import __version__
 from aerialseg.counts import QUANTA
 from aerialseg.errors import AerialsegError, UsageError, one_line
-from aerialseg.files import TEMPORARY, sha256_of
+from aerialseg.files import reserve, sha256_of
 from aerialseg.geo.contents import content_digest
 from aerialseg.geo.qgis import write_mask_sidecars
 from aerialseg.geo.raster import GeoBox, StripWriter, finish_cog, open_raster
@@ -84,12 +82,7 @@ class Temporaries:
     @classmethod
     def in_folder(cls, out: Path, *, probability: bool) -> Temporaries:
         """Reserve names in `out` that `aerialseg.files.sweep` knows."""
-        names = []
-        for _ in range(1 + probability):
-            handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=".tif", dir=out)
-            os.close(handle)
-            names.append(Path(name))
-        return cls(names[0], names[1] if probability else None)
+        return cls(reserve(out, ".tif"), reserve(out, ".tif") if probability else None)
 
     def remove(self) -> None:
         """Remove what is there."""

@@ -68,6 +68,15 @@ def test_bands_and_scale_make_such_scenes_fit(tmp_path: Path, scene_file: Callab
     assert inspect_scene(grey, BandRule((1, 1, 1)), expected_bands=3).bands == (1, 1, 1)
 
 
+@pytest.mark.parametrize("numbers", [(0, 0, 6e5, 0, 0, 3e6), (1, 1, 6e5, 1, 1, 3e6)])
+def test_a_transform_without_area_is_refused_even_when_no_place_is_wanted(
+    tmp_path: Path, scene_file: Callable[..., Path], numbers: tuple[float, ...]
+) -> None:
+    path = scene_file(tmp_path / "a.tif", transform=numbers)
+    with pytest.raises(BadDataError, match=r"a\.tif: its transform gives pixels no place or no area"):
+        inspect_scene(path, access=ANYWHERE)
+
+
 @pytest.mark.parametrize("bands", [(), (0, 1), (-1,)])
 def test_bands_count_from_one(bands: tuple[int, ...]) -> None:
     with pytest.raises(UsageError, match="count from 1"):

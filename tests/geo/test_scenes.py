@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from affine import Affine
+from rasterio.crs import CRS
 
 from aerialseg.errors import BadDataError, NoInputError, UsageError
 from aerialseg.geo.geobox import GeoBox
@@ -213,6 +216,12 @@ def test_missing_masks_are_named(tmp_path: Path) -> None:
         pair_masks(find_scenes([tmp_path / "s"]), [tmp_path / "m"])
 
 
+def test_scenes_cannot_be_their_own_masks(tmp_path: Path) -> None:
+    folder = touch(tmp_path, "a.tif", "b.tif")
+    with pytest.raises(UsageError, match=r"a\.tif: is given as a scene and as a mask"):
+        pair_masks(find_scenes([folder]), [folder])
+
+
 def test_an_inria_root_as_masks_means_its_gt(tmp_path: Path) -> None:
     root = inria(tmp_path, numbers=(1, 2))
     paired = pair_masks(find_scenes([root / "train/images"]), [root])
@@ -268,6 +277,22 @@ def test_grids_must_agree_to_half_a_pixel(
     else:
         with pytest.raises(BadDataError, match=outcome):
             check_same_grid(scene, other, labels)
+
+
+DEGENERATE = [
+    Affine(0, 0, 6e5, 0, 0, 3e6),
+    Affine(1, 1, 6e5, 1, 1, 3e6),
+    Affine(math.nan, 0, 6e5, 0, -1, 3e6),
+    Affine(1, 0, math.inf, 0, -1, 3e6),
+]
+
+
+@pytest.mark.parametrize("transform", DEGENERATE)
+def test_a_grid_without_area_or_place_agrees_with_nothing(transform: Affine) -> None:
+    good, bad = (GeoBox(64, 64, t, CRS.from_epsg(26914)) for t in (Affine(1, 0, 6e5, 0, -1, 3e6), transform))
+    for pair in ((good, bad), (bad, good), (bad, bad)):
+        with pytest.raises(BadDataError, match="no place or no area"):
+            check_same_grid(*pair, ("a.tif", "b.tif"))
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")

@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 import rasterio
 
-from aerialseg.errors import BadDataError, OutputError, SomeScenesFailed, Stopped, StorageError, UsageError
+from aerialseg.errors import (
+    BadDataError,
+    NoInputError,
+    OutputError,
+    SomeScenesFailed,
+    Stopped,
+    StorageError,
+    UsageError,
+)
 from aerialseg.geo.raster import BandRule
 from aerialseg.geo.scenes import Scene, find_scenes
 from aerialseg.prediction import job
@@ -54,6 +62,14 @@ def model(small_model: Callable[..., Path]) -> Path:
 @pytest.fixture
 def town(tmp_path: Path, scene_file: Callable[..., Path], model: Path) -> Town:
     return Town(tmp_path, scene_file, model)
+
+
+def test_given_only_its_own_masks_it_says_so_and_keeps_the_report(town: Town) -> None:
+    town.predict()
+    report = (town.out / "report.json").read_bytes()
+    with pytest.raises(NoInputError, match="no scene to predict"):
+        predict_scenes(find_scenes([town.out]), town.model, town.out)
+    assert (town.out / "report.json").read_bytes() == report
 
 
 @pytest.fixture
