@@ -62,7 +62,7 @@ def test_a_real_sigterm_saves_and_the_resumed_run_ends_with_the_same_weights(
     run: Any, tiles: Path, config: Path, tmp_path: Path
 ) -> None:
     drops = ("--set", "model.encoder=tu-test_convnext", "--set", "model.encoder_arguments.drop_path_rate=0.5")
-    longer = ("--set", "schedule.steps_per_epoch=40", *drops)
+    longer = ("--set", "schedule.steps_per_epoch=20", *drops)
     assert run("train", *arguments(tiles, tmp_path / "whole", config, *longer))[0] == 0
     stopped = tmp_path / "stopped"
     command = [*COMMAND, *arguments(tiles, stopped, config, *longer)]
@@ -77,7 +77,7 @@ def test_a_real_sigterm_saves_and_the_resumed_run_ends_with_the_same_weights(
         assert (process.returncode, out) == (143, "")
         assert "error: stopped by SIGTERM; run the same command again" in err
         standing = torch.load(stopped / "last.ckpt", weights_only=True)["state"]["standing"]
-        assert 0 < standing["taken"] < 80
+        assert 0 < standing["taken"] < 40
     code, out, err = run("train", *arguments(tiles, stopped, config, *longer, "--resume"))
     assert code == 0 and "epoch" in out
     assert weights(stopped) == weights(tmp_path / "whole")
@@ -87,7 +87,7 @@ def test_a_real_sigterm_saves_and_the_resumed_run_ends_with_the_same_weights(
 def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(
     run: Any, tiles: Path, config: Path, tmp_path: Path
 ) -> None:
-    longer = ("--set", "schedule.epochs=3", "--set", "schedule.steps_per_epoch=30")
+    longer = ("--set", "schedule.epochs=3", "--set", "schedule.steps_per_epoch=12")
     killed = tmp_path / "killed"
     assert run("train", *arguments(tiles, tmp_path / "whole", config, *longer))[0] == 0
     child = os.fork()
