@@ -21,13 +21,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     A user's mistake ends in one line on stderr and the error's exit code; a traceback is shown with `--debug`, or when
     the program itself is at fault.
     """
+    handlers = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
     from aerialseg.cli.app import build_app
     from aerialseg.errors import AerialsegError
 
     arguments = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads cost tenfold on processors that are shared
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # albumentations calls home on import otherwise
-    handlers = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         build_app()(args=arguments, prog_name="aerialseg")
     except SystemExit as leaving:
@@ -44,7 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
-    """Stop at once: what runs long replaces this by a stop at its next safe point (console.py)."""
-    from aerialseg.errors import Stopped
+    """Leave at once, for nothing is under way: what runs long replaces this by a stop at a safe point (console.py).
 
-    raise Stopped(signum)
+    An exception would be lost wherever an import or a callback catches all of them, and the run would go on to its end.
+    """
+    name = signal.Signals(signum).name
+    os.write(2, f"error: stopped by {name}; run the same command again to go on from here\n".encode())
+    os._exit(128 + signum)

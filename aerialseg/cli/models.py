@@ -17,7 +17,7 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print the prese
     Examples:
       aerialseg models
       aerialseg models --json
-      aerialseg train tiles/inria -c unet-r34 -o runs/b2 --set model.preset=segformer-pvt2-b2
+      aerialseg train tiles/inria -c inria -o runs/b2 --set model.preset=segformer-pvt2-b2
     """
     from dataclasses import asdict
 

@@ -64,6 +64,10 @@ class Access:
     allow_ungeoreferenced: bool = False
     max_pixels: float = 1e10
 
+    def __post_init__(self) -> None:
+        if not self.max_pixels >= 1:
+            raise UsageError(f"--max-pixels {self.max_pixels:g}: give a number of pixels, such as 1e10")
+
 
 @dataclass(frozen=True, slots=True)
 class Source:

@@ -62,7 +62,7 @@ def find_labels(
     """Return the scenes with their masks, or the scenes and the vector files that label them all by their ground.
 
     `given` are masks or vector files: files, folders, globs; without any, the scenes must have come with masks. Raises
-    UsageError when both kinds are given and BadDataError naming scenes without a mask.
+    UsageError when both kinds are given, or a pattern alone, and BadDataError naming scenes without a mask.
     """
     vectors, rasters = [], []
     for item in given:
@@ -73,6 +73,8 @@ def find_labels(
         raise UsageError("--masks names vector files, which pair by ground, and masks as well; give one kind")
     if vectors:
         return tuple(scenes), tuple(vectors)
+    if pattern is not None and not rasters:
+        raise UsageError(f"--mask-pattern {one_line(pattern)}: needs --masks, the place to look for such masks")
     return (pair_masks(scenes, rasters, pattern) if rasters else require_masks(scenes)), ()
 
 

@@ -43,6 +43,8 @@ class MaskRule:
     def __post_init__(self) -> None:
         if self.building_values is not None and self.threshold is not None:
             raise UsageError("--building-values and --mask-threshold contradict each other; give one of them")
+        if self.threshold is not None and not 1 <= self.threshold <= 65535:
+            raise UsageError(f"--mask-threshold {self.threshold}: give a value of the masks above 0, such as 128")
         both = set(self.building_values or ()) & set(self.ignore_values)
         if both:
             raise UsageError(f"value {min(both)} is both in --building-values and in --ignore-values")

@@ -95,7 +95,7 @@ def survey(scenes: Sequence[Scene], options: TilingOptions, progress: Progress) 
     labelled, validation = (read_layer(path) if path else None for path in (options.labelled_area, options.val_area))
     sources, failures, notes = _inspect(scenes if layers else require_masks(scenes), options, progress)
     usable = [scene for scene in scenes if scene.name in sources]
-    boxes = {name: at_gsd(s.box, options.gsd_m) if options.gsd_m else s.box for name, s in sources.items()}
+    boxes = {name: _grid(source, options) for name, source in sources.items()}
     masks = sorted({scene.mask for scene in usable if scene.mask is not None})
     rule = None if layers else decide_rule(masks, options.masks)
     label_source = LabelSource(layers, options.where, rule, labelled)
@@ -152,6 +152,20 @@ def _inspect_one(scene: Scene, options: TilingOptions, bands: int | None, notes:
         notes += [] if warning is None else [warning]
     notes += source.warnings
     return source
+
+
+def _grid(source: Source, options: TilingOptions) -> GeoBox:
+    """Return the grid the tiles are cut from; raises UsageError when resampling would make it too large."""
+    if not options.gsd_m:
+        return source.box
+    box = at_gsd(source.box, options.gsd_m)
+    pixels = box.height * box.width
+    if pixels > options.access.max_pixels:
+        raise UsageError(
+            f"--gsd {options.gsd_m:g}: {one_line(source.path)} would have {pixels:.3g} pixels, more than --max-pixels"
+            f" {options.access.max_pixels:g}; give a coarser one, or raise that"
+        )
+    return box
 
 
 def _plan(

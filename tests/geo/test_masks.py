@@ -157,6 +157,12 @@ def test_a_lone_building_is_found_beside_the_sample(tmp_path: Path, mask_file: W
     assert decide_rule([path]).building_values == (1,)
 
 
+@pytest.mark.parametrize("threshold", [-1, 0, 65536])
+def test_a_threshold_that_all_or_nothing_passes_is_refused(threshold: int) -> None:
+    with pytest.raises(UsageError, match="--mask-threshold"):
+        MaskRule(threshold=threshold)
+
+
 def test_contradicting_options_are_refused() -> None:
     with pytest.raises(UsageError, match="contradict"):
         MaskRule(building_values=(1,), threshold=128)

@@ -68,6 +68,12 @@ def test_bands_and_scale_make_such_scenes_fit(tmp_path: Path, scene_file: Callab
     assert inspect_scene(grey, BandRule((1, 1, 1)), expected_bands=3).bands == (1, 1, 1)
 
 
+@pytest.mark.parametrize("limit", [float("nan"), 0, -5])
+def test_a_limit_that_limits_nothing_or_all_is_refused(limit: float) -> None:
+    with pytest.raises(UsageError, match="--max-pixels"):
+        Access(max_pixels=limit)
+
+
 @pytest.mark.parametrize("numbers", [(0, 0, 6e5, 0, 0, 3e6), (1, 1, 6e5, 1, 1, 3e6)])
 def test_a_transform_without_area_is_refused_even_when_no_place_is_wanted(
     tmp_path: Path, scene_file: Callable[..., Path], numbers: tuple[float, ...]

@@ -351,6 +351,8 @@ def test_labels_are_found_among_files_folders_and_globs(tmp_path: Path, scene_fi
         find_labels(bare, [])
     with pytest.raises(UsageError, match="one kind"):
         find_labels(bare, [vector, scene.mask])
+    with pytest.raises(UsageError, match="needs --masks"):
+        find_labels((scene,), [], "{stem}_x")
 
 
 @pytest.mark.parametrize("change", [{"size": 8}, {"overlap": 1.0}, {"keep_empty": 1.5}, {"gsd_m": 0.0}, {"threads": 0},

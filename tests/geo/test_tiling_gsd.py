@@ -14,6 +14,7 @@ from affine import Affine
 from rasterio.crs import CRS
 from rasterio.windows import Window
 
+from aerialseg.errors import UsageError
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.resampling import at_gsd, resampled
 from aerialseg.geo.scenes import Scene
@@ -104,6 +105,15 @@ def test_tiles_at_another_distance_hold_image_and_mask_on_one_grid(
             assert found.transform == mask.transform and found.transform.a == pytest.approx(0.6, rel=2e-3)
             assert np.array_equal(found.read(1) > 50, mask.read(1) == 1)
     assert sum(tile.building for tile in tiles.tiles) / 2 == pytest.approx((labels > 0).mean(), abs=0.01)
+
+
+def test_a_distance_that_would_blow_a_scene_up_is_refused_before_anything_is_planned(
+    tmp_path: Path, scene_file: Write, mask_file: Write
+) -> None:
+    scene = Scene("a", scene_file(tmp_path / "a.tif"), mask_file(tmp_path / "m.tif", np.zeros((128, 128), np.uint8)))
+    with pytest.raises(UsageError, match=r"--gsd 1e-06: .*a\.tif would have .* more than --max-pixels"):
+        tile_scenes([scene], TilingOptions(size=64, split="0", gsd_m=1e-6), tmp_path / "set")
+    assert not (tmp_path / "set").exists()
 
 
 @pytest.mark.gdal
