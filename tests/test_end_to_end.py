@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import rasterio
-from conftest import rectangles
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,11 +29,11 @@ TINY = (
 )  # fmt: skip
 
 
-def draw(kind: dict[str, Any], seed: int) -> np.ndarray:
+def draw(kind: dict[str, Any], seed: int, buildings: np.ndarray) -> np.ndarray:
     """Return (bands, rows, cols): buildings are bright in the last band, and noise in all of them."""
     top = 255 if kind["dtype"] == "uint8" else 4000
     noise = np.random.default_rng(seed).uniform(0, 0.3 * top, (kind["bands"], SIZE, SIZE))
-    noise[-1] += 0.6 * top * (rectangles(SIZE, SIZE) > 0)
+    noise[-1] += 0.6 * top * (buildings > 0)
     return noise.astype(kind["dtype"])
 
 
@@ -47,8 +46,8 @@ def test_the_four_commands_map_buildings_in_scenes_with(
     if kind["bands"] == 4 and not profile:
         profile = {"photometric": "RGB", "alpha": "unspecified"}
     for number in range(1, 4):
-        scene_file(tmp_path / f"scenes/town{number}.tif", draw(kind, number), **profile)
-        mask_file(tmp_path / f"masks/town{number}.tif", size=(SIZE, SIZE))
+        with rasterio.open(mask_file(tmp_path / f"masks/town{number}.tif", size=(SIZE, SIZE))) as mask:
+            scene_file(tmp_path / f"scenes/town{number}.tif", draw(kind, number, mask.read(1)), **profile)
     tiles, model, out = tmp_path / "tiles", tmp_path / "run", tmp_path / "out"
 
     def succeed(*arguments: Any) -> str:

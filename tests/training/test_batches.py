@@ -128,7 +128,7 @@ def test_a_stream_left_early_gives_up_its_reads_and_threads_end() -> None:
     deadline = time.monotonic() + 5
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
     assert len(begun) < 12
 
 
