@@ -142,8 +142,13 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def sweep(folder: Path) -> int:
-    """Remove the temporaries that killed runs left below `folder`, and return how many; call it with the lock held."""
-    stale = [path for path in folder.rglob(f"{TEMPORARY}*") if path.name != LOCK and not path.is_dir()]
+    """Remove the temporaries that killed runs left below `folder`, and return how many; call it with the lock held.
+
+    A folder further down with a lock of its own is another run's, which may be alive, and is left alone.
+    """
+    found = [path for path in folder.rglob(f"{TEMPORARY}*") if not path.is_dir()]
+    others = [path.parent for path in found if path.name == LOCK and path.parent != folder]
+    stale = [path for path in found if path.name != LOCK and not any(map(path.is_relative_to, others))]
     for path in stale:
         path.unlink(missing_ok=True)
     return len(stale)

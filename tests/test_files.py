@@ -39,6 +39,16 @@ def test_a_killed_writer_leaves_only_a_temporary_that_sweep_removes(tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
+def test_a_sweep_spares_the_temporaries_of_a_run_in_a_folder_below(tmp_path: Path) -> None:
+    inner, dead = tmp_path / "a" / "inner", tmp_path / "a" / f"{files.TEMPORARY}dead"
+    inner.mkdir(parents=True)
+    dead.touch()
+    with files.locked(tmp_path), files.locked(inner), files.staged(inner / "x") as alive:
+        assert files.sweep(tmp_path) == 1
+        assert alive.exists()
+    assert not dead.exists()
+
+
 def test_a_link_at_the_final_name_is_replaced_and_its_target_untouched(tmp_path: Path) -> None:
     target, link = tmp_path / "precious", tmp_path / "out.txt"
     target.write_text("mine")
