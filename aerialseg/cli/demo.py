@@ -15,7 +15,7 @@ def demo(
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder for everything.")] = Path("demo"),
     minutes: Annotated[
         float, typer.Option(help="Minutes that training may take; slow machines make fewer steps.", min=0.01)
-    ] = 3.0,
+    ] = 3.5,
     assignments: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change one value of the training, as run.precision=fp32."),

@@ -22,6 +22,7 @@ from aerialseg.sample.streets import lay_frame, lay_streets
 from aerialseg.sample.values import Dice, Paint, Plan
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -127,19 +128,19 @@ def scene_box(city: Style, number: int, size: int) -> GeoBox:
 
 def write_sample(
     out: Path,
-    scenes: int = 4,
+    scenes: int | Sequence[tuple[Style, int]] = 4,
     size: int = 1000,
     seed: int = 0,
     *,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> list[Path]:
-    """Draw the first `scenes` scenes under `out`/train/images, their masks (0 and 255) under `out`/train/gt.
+    """Draw scenes under `out`/train/images, their masks (0 and 255) under `out`/train/gt; return the pictures' paths.
 
-    Returns the pictures' paths. Scenes drawn before with the same size and seed stay as they are. Raises OutputError
-    when another's file has a scene's name, before anything is drawn.
+    `scenes` is how many of `sample_scenes`, or city and number of each. Those drawn before with the same size and seed
+    stay as they are. Raises OutputError when another's file has a scene's name, before anything is drawn.
     """
-    wanted = sample_scenes(scenes)
+    wanted = sample_scenes(scenes) if isinstance(scenes, int) else scenes
     images, masks = out / "train" / "images", out / "train" / "gt"
     progress = progress or Silent()
     for folder in (images, masks):
