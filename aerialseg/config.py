@@ -239,8 +239,11 @@ def _parse_value(text: str) -> Any:
 
 
 def _explain(path: Path, text: str, error: ValidationError, origins: dict[str, str]) -> str:
-    """Return one line for the first of pydantic's complaints: where it stands, what it is, how many more there are."""
-    problems = error.errors(include_url=False)
+    """Return one line for the first of pydantic's complaints: where it stands, what it is, how many more there are.
+
+    What is wrong comes before what is missing: the misspelt key is often the missing one.
+    """
+    problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] == "missing")
     keys = [str(part) for part in problems[0]["loc"]]
     dotted = ".".join(keys[:3] if keys[:2] == ["model", "encoder_arguments"] else keys[:2])
     place = origins.get(dotted)
