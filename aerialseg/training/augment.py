@@ -59,8 +59,11 @@ def resize_pixels(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
 
 
 def _colour_steps(strength: float, bands: int) -> list[Any]:
-    """Return the colour changes: hue and saturation exist for three bands only, gain and offset for any number."""
-    steps: list[Any] = [albumentations.RandomBrightnessContrast(strength, strength, p=0.8)]
+    """Return the colour changes: hue and saturation exist for three bands only, gain and offset for any number.
+
+    Brightness moves by up to half the strength times 255; more than that drowns dark and bright roofs alike.
+    """
+    steps: list[Any] = [albumentations.RandomBrightnessContrast(strength / 2, strength, p=0.8)]
     if bands == 3:
         hue, saturation, value = round(30 * strength), round(120 * strength), 0
         steps.append(albumentations.HueSaturationValue(hue, saturation, value, p=0.5))
