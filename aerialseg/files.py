@@ -13,17 +13,19 @@ import json
 import os
 import secrets
 import shutil
+import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from aerialseg.errors import AerialsegError, BadDataError, OutputError, StorageError, UsageError, one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
 TEMPORARY = ".aerialseg-"
 LOCK = f"{TEMPORARY}lock"
+SHARING_S = 5.0
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -37,14 +39,21 @@ def staged(final: Path) -> Iterator[Path]:
     """
     with _output_errors(final):
         final.parent.mkdir(parents=True, exist_ok=True)
-        temporary = reserve(final.parent, final.suffix[-16:])
-    try:
-        with _output_errors(final):
+        with temporary_file(final.parent, final.suffix[-16:]) as temporary:
             yield temporary
             commit(temporary, final)
+
+
+@contextmanager
+def temporary_file(folder: Path, suffix: str) -> Iterator[Path]:
+    """Yield the path of an empty file in `folder`, removed at the end with what GDAL may have put beside it."""
+    with _output_errors(folder):
+        path = reserve(folder, suffix)
+    try:
+        yield path
     finally:
-        temporary.unlink(missing_ok=True)
-        Path(f"{temporary}.aux.xml").unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        Path(f"{path}.aux.xml").unlink(missing_ok=True)
 
 
 def commit(temporary: Path, final: Path) -> None:
@@ -124,24 +133,38 @@ def refuse_foreign(path: Path, *, ours: bool, overwrite: bool) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the one writer's place in `folder`; raises OutputError when a living process holds it.
+def locked(folder: Path, *, shared: bool = False) -> Iterator[bool]:
+    """Hold a writer's place in `folder`, with others that share it or alone; yield whether nobody else was there.
 
-    The kernel drops the lock with its process, so a killed run never leaves one behind.
+    Raises OutputError when a living process holds it otherwise. The kernel drops the lock with its process, so a killed
+    run never leaves one behind.
     """
     with _output_errors(folder / LOCK):
         stream = (folder / LOCK).open("a")
     with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        alone = _lock(stream, fcntl.LOCK_EX)
+        held, deadline = alone and not shared, time.monotonic() + SHARING_S
+        while shared and not (held := _lock(stream, fcntl.LOCK_SH)) and time.monotonic() < deadline:
+            time.sleep(SHARING_S / 50)  # another sharer may be alone for a moment, while it looks who is there
+        if not held:
             raise OutputError(
                 f"{one_line(folder)}: another aerialseg run is writing here; wait for it, or give another -o"
-            ) from error
-        yield
+            )
+        yield alone
 
 
-def sweep(folder: Path) -> int:
+def _lock(stream: IO[str], kind: int) -> bool:
+    """Try to lock an open file; return False when somebody holds it otherwise."""
+    try:
+        fcntl.flock(stream, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN):
+            raise output_error(Path(stream.name), error) from error
+        return False
+    return True
+
+
+def sweep(folder: Path, keep: Collection[Path] = ()) -> int:
     """Remove the temporaries that killed runs left below `folder`, and return how many; call it with the lock held.
 
     A folder further down with a lock of its own is another run's, which may be alive, and is left alone.
@@ -149,6 +172,7 @@ def sweep(folder: Path) -> int:
     found = [path for path in folder.rglob(f"{TEMPORARY}*") if not path.is_dir()]
     others = [path.parent for path in found if path.name == LOCK and path.parent != folder]
     stale = [path for path in found if path.name != LOCK and not any(map(path.is_relative_to, others))]
+    stale = [path for path in stale if path not in keep]
     for path in stale:
         path.unlink(missing_ok=True)
     return len(stale)

@@ -49,6 +49,42 @@ def test_a_sweep_spares_the_temporaries_of_a_run_in_a_folder_below(tmp_path: Pat
     assert not dead.exists()
 
 
+HOLDER = """
+import sys
+from pathlib import Path
+from aerialseg import files
+with files.locked(Path(sys.argv[1]), shared=sys.argv[2] == "shared") as alone:
+    print(alone, flush=True)
+    sys.stdin.read()
+"""
+
+
+def hold(folder: Path, how: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", HOLDER, folder, how], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_sharers_share_a_folder_and_nobody_joins_a_run_that_is_alone(tmp_path: Path) -> None:
+    with hold(tmp_path, "shared") as first:
+        assert first.stdout is not None and first.stdout.readline() == "True\n"
+        with files.locked(tmp_path, shared=True) as alone:
+            assert not alone
+        with pytest.raises(OutputError, match="another aerialseg run"), files.locked(tmp_path):
+            pass
+        first.communicate("")
+    with files.locked(tmp_path) as alone:
+        assert alone
+
+
+def test_a_sweep_spares_what_it_is_told_to_keep(tmp_path: Path) -> None:
+    kept, stale = tmp_path / f"{files.TEMPORARY}kept", tmp_path / f"{files.TEMPORARY}stale"
+    kept.touch()
+    stale.touch()
+    assert files.sweep(tmp_path, {kept}) == 1
+    assert kept.exists()
+
+
 def test_a_link_at_the_final_name_is_replaced_and_its_target_untouched(tmp_path: Path) -> None:
     target, link = tmp_path / "precious", tmp_path / "out.txt"
     target.write_text("mine")
