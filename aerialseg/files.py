@@ -192,8 +192,9 @@ def output_error(final: Path, error: OSError) -> AerialsegError:
     """Return our error for the operating system's refusal to write `final`."""
     if error.errno in FULL:
         free = shutil.disk_usage(final.parent).free / 1e6
+        shown = final.parent if final.name.startswith(TEMPORARY) else final
         return StorageError(
-            f"{one_line(final)}: no space on {one_line(final.parent)}: {free:,.1f} MB free; free some and run again"
+            f"{one_line(shown)}: no space on {one_line(final.parent)}: {free:,.1f} MB free; free some and run again"
         )
     reason = error.strerror or str(error)
     return OutputError(f"{one_line(final)}: cannot be written: {reason}; give another folder with -o")
