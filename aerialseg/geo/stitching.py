@@ -65,27 +65,39 @@ class Axis:
         last = index == self.count - 1
         return index * self.step, self.length if last else (index + 1) * self.step
 
+    def touching(self, start: int, stop: int) -> range:
+        """Return the indices of the windows that hold one of the pixels [start, stop), which lie on the raster."""
+        first = max(0, (start - self.size) // self.step + 1)
+        return range(first, min(self.count, (stop - 1) // self.step + 1))
+
 
 def lattice(length: int, size: int, overlap: float) -> range:
     """Return the first pixel of every window of `size` that covers `length` pixels with the given overlap."""
     return Axis.overlapping(length, size, overlap).starts
 
 
-def blend_weights(axis: Axis, kind: Blend = "hann") -> NDArray[np.float32]:
+def blend_weights(axis: Axis, kind: Blend = "hann", windows: range | None = None) -> NDArray[np.float32]:
     """Return one row of weights per window, float32 [count, size]; over each pixel below `padded` they sum to one.
 
-    The windows at both ends differ from those between, for they have a neighbour on one side only.
+    The windows at both ends differ from those between, for they have a neighbour on one side only. `windows` asks for
+    the rows of some neighbouring windows alone; they are the same numbers, and memory grows with these.
     """
+    windows = range(axis.count) if windows is None else windows
+    starts = [index * axis.step for index in windows]
     if kind == "crop":
         margin = (axis.size - axis.step) // 2
-        owner = np.clip((np.arange(axis.padded) - margin) // axis.step, 0, axis.count - 1)
-        shares = [owner[start : start + axis.size] == index for index, start in enumerate(axis.starts)]
+        within = np.arange(axis.size)
+        owners = [np.clip((start + within - margin) // axis.step, 0, axis.count - 1) for start in starts]
+        shares = [owner == index for index, owner in zip(windows, owners, strict=True)]
     else:
         shape = _fading(axis.size, kind)
-        total = np.zeros(axis.padded)
-        for start in axis.starts:
-            total[start : start + axis.size] += shape
-        shares = [shape / total[start : start + axis.size] for start in axis.starts]
+        reach = (axis.size - 1) // axis.step
+        around = range(max(0, windows.start - reach), min(axis.count, windows.stop + reach))
+        origin = around.start * axis.step
+        total = np.zeros(len(around) * axis.step + axis.size)
+        for index in around:
+            total[index * axis.step - origin :][: axis.size] += shape
+        shares = [shape / total[start - origin :][: axis.size] for start in starts]
     return np.stack(shares).astype(np.float32)
 
 

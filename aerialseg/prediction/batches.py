@@ -1,11 +1,12 @@
 """A scene as equal batches of windows: what the reader thread does between the disk and the network.
 
-Rows are read once, the scene's width at a time, into one band as high as a window; windows are copied from it into
-batch buffers that are used in turn. Memory grows with the scene's width, never with its height.
+Rows are read once, the scene's width and its halo at a time, into one band as high as a window; windows are copied from
+it into batch buffers that are used in turn. Memory grows with the scene's width, never with its height or its group.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,41 +14,24 @@ import numpy as np
 import torch
 from rasterio.windows import Window
 
-from aerialseg.geo.raster import open_raster, read_window
-from aerialseg.geo.stitching import Axis, reflected
+from aerialseg.geo.raster import open_raster
+from aerialseg.prediction.ground import open_ground, read_validity
+from aerialseg.prediction.lattice import mirrored
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
+    from contextlib import AbstractContextManager
     from queue import SimpleQueue
 
     from numpy.typing import NDArray
     from rasterio.io import DatasetReader
     from torch import Tensor
 
-    from aerialseg.geo.raster import Source
+    from aerialseg.geo.resampling import Reader
+    from aerialseg.prediction.canvas import Canvas
+    from aerialseg.prediction.lattice import Lattice, Schedule
 
-
-@dataclass(frozen=True, slots=True)
-class Lattice:
-    """The windows over a scene: every row window with every column window, numbered row by row."""
-
-    rows: Axis
-    cols: Axis
-
-    @classmethod
-    def covering(cls, height: int, width: int, size: int, overlap: float) -> Lattice:
-        """Return the lattice of square windows of `size` over a raster, its origin at the top-left."""
-        return cls(Axis.overlapping(height, size, overlap), Axis.overlapping(width, size, overlap))
-
-    @property
-    def size(self) -> int:
-        """The height and width of a window."""
-        return self.rows.size
-
-    @property
-    def count(self) -> int:
-        """How many windows there are."""
-        return self.rows.count * self.cols.count
+    Validity = SimpleQueue[NDArray[np.bool_] | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +43,7 @@ class Batch:
     valid: Tensor
     """bool [N, size, size]; meaningless when not `masked`."""
     places: tuple[tuple[int, int], ...] = ()
-    """Row and column in the lattice of each window, in the lattice's order."""
+    """Row in the group's lattice and column among the scene's windows, of each window, in the lattice's order."""
     masked: bool = False
     """Whether any of the windows has an invalid pixel."""
 
@@ -72,30 +56,44 @@ class Batch:
         )
 
 
-def read_batches(
-    source: Source, lattice: Lattice, buffers: Sequence[Batch], validity: SimpleQueue[NDArray[np.bool_] | None]
-) -> Generator[Batch]:
+@dataclass(frozen=True, slots=True)
+class _Band:
+    """What lies under one row of windows."""
+
+    row: int
+    """The row in the group's lattice."""
+    top: int
+    """Its first pixel row, counted in the group."""
+    pixels: NDArray[np.uint8]
+    """[bands, size, padded width]"""
+    valid: NDArray[np.bool_]
+    whole: bool
+    """Whether every pixel is valid."""
+
+
+def read_batches(canvas: Canvas, schedule: Schedule, buffers: Sequence[Batch], validity: Validity) -> Generator[Batch]:
     """Yield the scene's windows in batches, using `buffers` in turn; windows without a valid pixel are left out.
 
-    For every row of the lattice, in order, `validity` receives which pixels of its finished strip are valid, bool
-    [rows, width], or None when all are, before any batch that holds a window of a later row.
+    For every strip of the schedule, in order, `validity` receives which of its pixels are valid, bool [rows, width], or
+    None when all are, before any batch that holds a window of a later row.
     """
-    with open_raster(source.path) as dataset:
+    lattice = schedule.lattice
+    with open_ground(canvas) as read, _own_validity(canvas) as scene:
         places: list[tuple[int, int]] = []
         masked = False
         turn = 0
-        for row, (pixels, valid) in enumerate(_bands(dataset, source, lattice)):
-            whole = bool(valid.all())
-            validity.put(None if whole else _strip(valid, lattice, row))
-            for col, start in enumerate(lattice.cols.starts):
-                window = np.s_[..., start : start + lattice.size]
-                if not whole and not valid[window].any():
+        for band in _bands(read, len(canvas.source.bands), lattice):
+            for strip in schedule.strips(band.row):
+                validity.put(_strip(canvas, schedule, strip, band, scene))
+            for col, left in enumerate(lattice.starts()):
+                window = np.s_[..., left : left + lattice.size]
+                if not band.whole and not band.valid[window].any():
                     continue
                 batch = buffers[turn]
-                batch.pixels.numpy()[len(places)] = pixels[window]
-                batch.valid.numpy()[len(places)] = valid[window]
-                masked |= not whole
-                places.append((row, col))
+                batch.pixels.numpy()[len(places)] = band.pixels[window]
+                batch.valid.numpy()[len(places)] = band.valid[window]
+                masked |= not band.whole
+                places.append((band.row, col))
                 if len(places) == len(batch.pixels):
                     yield Batch(batch.pixels, batch.valid, tuple(places), masked)
                     places, masked, turn = [], False, (turn + 1) % len(buffers)
@@ -106,44 +104,67 @@ def read_batches(
             yield Batch(batch.pixels, batch.valid, tuple(places), masked)
 
 
-def _strip(valid: NDArray[np.bool_], lattice: Lattice, row: int) -> NDArray[np.bool_]:
-    start, stop = lattice.rows.finished(row)
-    return valid[: stop - start, : lattice.cols.length].copy()
+def _own_validity(canvas: Canvas) -> AbstractContextManager[DatasetReader | None]:
+    """Open a resampled scene once more for its own valid mask, where it has one; its pixels are read with another."""
+    marked = canvas.source.has_mask or canvas.source.dtype.startswith("float")
+    return open_raster(canvas.source.path) if canvas.gsd_m is not None and marked else nullcontext()
 
 
-def _bands(
-    dataset: DatasetReader, source: Source, lattice: Lattice
-) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.bool_]]]:
-    """Yield for each row of the lattice the pixels [bands, size, padded width] and validity under its windows.
+def _strip(
+    canvas: Canvas, schedule: Schedule, strip: tuple[int, int], band: _Band, scene: DatasetReader | None
+) -> NDArray[np.bool_] | None:
+    """Return which pixels of a finished strip are valid, None for all of them."""
+    if canvas.gsd_m is None:
+        start, stop = (row + canvas.row - band.top for row in strip)
+        left = canvas.col - schedule.lattice.first_col
+        valid = band.valid[start:stop, left : left + canvas.source.box.width]
+        return None if band.whole or valid.all() else valid.copy()
+    if scene is None:
+        return None
+    own = read_validity(scene, canvas, *strip)
+    return None if own.all() else own
+
+
+def _bands(read: Reader, count: int, lattice: Lattice) -> Iterator[_Band]:
+    """Yield the pixels and validity under each row of windows that the scene needs.
 
     The same two arrays every time: what two rows share is moved up, the rest is read.
     """
-    pixels = np.empty((len(source.bands), lattice.size, lattice.cols.padded), dtype=np.uint8)
-    valid = np.empty((lattice.size, lattice.cols.padded), dtype=np.bool_)
+    pixels = np.empty((count, lattice.size, lattice.padded), dtype=np.uint8)
+    valid = np.empty((lattice.size, lattice.padded), dtype=np.bool_)
     kept = 0
-    for start in lattice.rows.starts:
+    for row in lattice.down:
+        top = row * lattice.rows.step
         pixels[:, :kept] = pixels[:, lattice.size - kept :]
         valid[:kept] = valid[lattice.size - kept :]
-        _read_rows(dataset, source, start + kept, pixels[:, kept:], valid[kept:])
-        yield pixels, valid
+        _read_rows(read, lattice, top + kept, pixels[:, kept:], valid[kept:])
+        yield _Band(row, top, pixels, valid, bool(valid.all()))
         kept = lattice.size - lattice.rows.step
 
 
-def _read_rows(
-    dataset: DatasetReader, source: Source, first: int, pixels: NDArray[np.uint8], valid: NDArray[np.bool_]
-) -> None:
-    """Fill the arrays with the rows from `first` on; what lies beyond the scene's edges is its reflection."""
-    height, width = source.box.height, source.box.width
+def _read_rows(read: Reader, lattice: Lattice, first: int, pixels: NDArray[np.uint8], valid: NDArray[np.bool_]) -> None:
+    """Fill the arrays with the rows from `first` on; what lies beyond the group's end is its reflection."""
+    height = lattice.rows.length
     inside = min(len(valid), height - first)
-    pixels[:, :inside, :width], valid[:inside, :width] = _read(dataset, source, first, first + inside)
-    if inside < len(valid):
-        rows = reflected(height, first + len(valid), height)
-        top = int(rows.min())  # may lie above the band: the mirror reaches back into rows that were given up
-        mirror, mirror_valid = _read(dataset, source, top, int(rows.max()) + 1)
-        pixels[:, inside:, :width], valid[inside:, :width] = mirror[:, rows - top], mirror_valid[rows - top]
-    columns = reflected(width, valid.shape[1], width)
-    pixels[..., width:], valid[:, width:] = pixels[..., columns], valid[:, columns]
+    _read_columns(read, lattice, (first, first + inside), pixels[:, :inside], valid[:inside])
+    rows = mirrored(height, first + len(valid))
+    if len(rows):
+        top, bottom = int(rows.min()), int(rows.max()) + 1  # may lie above the band, in rows that were given up
+        mirror = np.empty((len(pixels), bottom - top, valid.shape[1]), dtype=np.uint8)
+        mirror_valid = np.empty(mirror.shape[1:], dtype=np.bool_)
+        _read_columns(read, lattice, (top, bottom), mirror, mirror_valid)
+        pixels[:, inside:], valid[inside:] = mirror[:, rows - top], mirror_valid[rows - top]
 
 
-def _read(dataset: DatasetReader, source: Source, top: int, bottom: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    return read_window(dataset, source, Window(0, top, source.box.width, bottom - top))
+def _read_columns(
+    read: Reader, lattice: Lattice, rows: tuple[int, int], pixels: NDArray[np.uint8], valid: NDArray[np.bool_]
+) -> None:
+    """Fill the arrays with the columns under the scene's windows, reflected beyond the group's last one."""
+    left, (top, bottom) = lattice.first_col, rows
+    columns = mirrored(lattice.cols.length, left + valid.shape[1])
+    inside = valid.shape[1] - len(columns)
+    begin = min(left, int(columns.min())) if len(columns) else left
+    seen, seen_valid = read(Window(begin, top, left + inside - begin, bottom - top))
+    pixels[..., :inside], valid[:, :inside] = seen[..., left - begin :], seen_valid[:, left - begin :]
+    if len(columns):
+        pixels[..., inside:], valid[:, inside:] = seen[..., columns - begin], seen_valid[:, columns - begin]

@@ -12,6 +12,7 @@ import torch
 
 from aerialseg.errors import ModelError, ResourceError
 from aerialseg.models.device import autocast, is_out_of_memory
+from aerialseg.prediction.tta import views_of
 from aerialseg.progress import Silent
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from aerialseg.geo.stitching import Blend
     from aerialseg.models.segmenter import Segmenter
     from aerialseg.prediction.batches import Batch
+    from aerialseg.prediction.tta import Symmetry, View
     from aerialseg.progress import Progress
 
 
@@ -35,6 +37,12 @@ class EngineSettings:
     temperature: float = 1.0
     """What logits are divided by: above one, less sure of itself."""
     blend: Blend = "hann"
+    tta: Symmetry = "none"
+    """Which mirrored and turned copies of a window are run too; their probabilities are averaged."""
+    agreement: bool = False
+    """Whether strips also say how far the windows over a pixel disagree."""
+    compile: bool = False
+    """Whether torch.compile translates the network first."""
 
 
 class Forward:
@@ -45,6 +53,7 @@ class Forward:
         self.settings = settings
         self.together = settings.batch
         """How many windows run together: `settings.batch` until memory runs out."""
+        self._views = views_of(settings.tta)
         self._progress = progress or Silent()
         self._probabilities = torch.empty(0)
         self._copying = _new_stream(settings.device) if settings.device.type == "cuda" else None
@@ -86,6 +95,19 @@ class Forward:
         return True
 
     def _run(self, pixels: Tensor, valid: Tensor | None, probabilities: Tensor) -> None:
+        """Fill `probabilities` with the mean over the views of each window."""
+        first, *others = self._views
+        self._look(first, pixels, valid, probabilities)
+        if others:
+            seen = torch.empty_like(probabilities)
+            for view in others:
+                self._look(view, pixels, valid, seen)
+                probabilities += view.undo(seen)
+            probabilities /= len(self._views)
+
+    def _look(self, view: View, pixels: Tensor, valid: Tensor | None, probabilities: Tensor) -> None:
+        """Fill `probabilities` with what the network says of one view, not yet turned back."""
+        pixels, valid = view.look(pixels), None if valid is None else view.look(valid)
         with autocast(self.settings.device, self.settings.precision):
             logits = self.segmenter(pixels, valid)
         if logits.shape != (len(pixels), 1, *pixels.shape[2:]):

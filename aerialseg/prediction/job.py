@@ -248,6 +248,7 @@ class _Finisher:
 
 def _stream(journal: _Journal, work: Work, forward: Forward, finisher: _Finisher) -> None:
     """Run one scene and begin to finish its files; a failure of its own goes into the journal."""
+    from aerialseg.prediction.canvas import Canvas
     from aerialseg.prediction.engine import predict_scene
 
     run, began = journal.run, time.monotonic()
@@ -255,7 +256,7 @@ def _stream(journal: _Journal, work: Work, forward: Forward, finisher: _Finisher
     try:
         temporaries = Temporaries.in_folder(run.out, probability=run.options.probability)
         sink = write_strips(temporaries, work.source.box, run.card.threshold, tally)
-        streamed = predict_scene(forward, work.source, sink, finisher.advance)
+        streamed = predict_scene(forward, Canvas.alone(work.source), sink, finisher.advance)
     except AerialsegError as error:
         if isinstance(error, Stopped) or journal.knows(error):
             raise

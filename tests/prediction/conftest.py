@@ -12,6 +12,7 @@ from aerialseg.geo.raster import Access, BandRule, inspect_scene
 from aerialseg.models.catalog import build_network, resolve
 from aerialseg.models.package import ModelCard, save_model
 from aerialseg.models.segmenter import Segmenter
+from aerialseg.prediction.canvas import Canvas
 from aerialseg.prediction.engine import predict_scene
 from aerialseg.prediction.forward import EngineSettings, Forward
 
@@ -23,15 +24,22 @@ if TYPE_CHECKING:
 
     from aerialseg.prediction.engine import Strip
 
+    Kept = tuple[int, NDArray[np.uint8], NDArray[np.uint8] | None]
 
-def keep(strips: list[tuple[int, NDArray[np.uint8]]]) -> Generator[None, Strip | None]:
+
+def keep(strips: list[Kept]) -> Generator[None, Strip | None]:
     while (strip := (yield)) is not None:
-        strips.append((strip.row, strip.quanta().copy()))
+        agreement = strip.agreement()
+        strips.append((strip.row, strip.quanta().copy(), None if agreement is None else agreement.copy()))
 
 
 @pytest.fixture
 def stream() -> Callable[..., NDArray[np.uint8]]:
-    """Run the engine over a file and return its quanta [rows, cols], joined from strips that must follow each other."""
+    """Run the engine over a file and return its quanta [rows, cols], joined from strips that must follow each other.
+
+    `canvas` gives the file's place among others; `skip` begins at a row, and the rows from there are returned; `strips`
+    is a list that receives (row, quanta, agreement) of each strip.
+    """
 
     def call(
         path: Path,
@@ -39,20 +47,24 @@ def stream() -> Callable[..., NDArray[np.uint8]]:
         *,
         rule: BandRule | None = None,
         progress: Any = None,
+        canvas: Canvas | None = None,
+        skip: int = 0,
+        strips: list[Kept] | None = None,
         size: int = 64,
         overlap: float = 0.25,
         batch: int = 3,
         **settings: Any,
     ) -> NDArray[np.uint8]:
         source = inspect_scene(path, rule or BandRule(), Access(allow_ungeoreferenced=True))
-        strips: list[tuple[int, NDArray[np.uint8]]] = []
+        strips = [] if strips is None else strips
         chosen = EngineSettings(size, overlap, batch, torch.device("cpu"), **settings)
         told = () if progress is None else (progress.advance,)
-        predict_scene(Forward(segmenter, chosen, progress), source, keep(strips), *told)
-        rows = [len(strip) for _, strip in strips]
-        assert [row for row, _ in strips] == [0, *np.cumsum(rows)[:-1]]
-        joined = np.concatenate([strip for _, strip in strips])
-        assert joined.shape == (source.box.height, source.box.width)
+        forward = Forward(segmenter, chosen, progress)
+        predict_scene(forward, canvas or Canvas.alone(source), keep(strips), *told, skip=skip)
+        rows = [len(quanta) for _, quanta, _ in strips]
+        assert [row for row, _, _ in strips] == [skip, *(skip + np.cumsum(rows)[:-1])]
+        joined = np.concatenate([quanta for _, quanta, _ in strips])
+        assert joined.shape == (source.box.height - skip, source.box.width)
         return joined
 
     return call

@@ -17,17 +17,19 @@ from torch import nn
 from aerialseg.errors import ModelError, ResourceError, Stopped
 from aerialseg.geo.raster import BandRule, inspect_scene
 from aerialseg.geo.stitching import lattice
-from aerialseg.prediction import batches, outputs
+from aerialseg.prediction import ground
+from aerialseg.prediction.canvas import Canvas
 from aerialseg.prediction.engine import predict_scene
 from aerialseg.prediction.forward import EngineSettings, Forward
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from aerialseg.models.segmenter import Segmenter
+    from aerialseg.prediction.engine import Strip
 
 SIZES = [(200, 150), (40, 50), (1, 1), (31, 700), (97, 61), (64, 64), (65, 64), (1, 130), (130, 1), (112, 113)]
 
@@ -354,13 +356,16 @@ def test_row_33_each_file_is_opened_and_closed_in_the_one_thread_that_uses_it(
 
         return call
 
-    monkeypatch.setattr(batches, "open_raster", watched(batches.open_raster, "scene"))
-    monkeypatch.setattr(outputs, "StripWriter", watched(outputs.StripWriter, "mask"))
+    monkeypatch.setattr(ground, "open_raster", watched(ground.open_raster, "scene"))
     source = inspect_scene(scene_file(tmp_path / "scene.tif"))
-    sink = outputs.write_strips(
-        outputs.Temporaries(tmp_path / "mask.tif", None), source.box, 0.5, np.zeros(2, np.int64)
-    )
-    predict_scene(Forward(plain(PixelRule()), EngineSettings(64, 0.25, 2, torch.device("cpu"))), source, sink)
+
+    def sink() -> Generator[None, Strip | None]:
+        with watched(open, "mask")(tmp_path / "mask", "wb") as mask:
+            while (strip := (yield)) is not None:
+                mask.write(strip.quanta().tobytes())
+
+    forward = Forward(plain(PixelRule()), EngineSettings(64, 0.25, 2, torch.device("cpu")))
+    predict_scene(forward, Canvas.alone(source), sink())
     assert sorted(log) == [
         ("close mask", "writer_0"), ("close scene", "reader_0"), ("open mask", "writer_0"), ("open scene", "reader_0"),
     ]  # fmt: skip

@@ -1,0 +1,160 @@
+"""Which windows a scene needs, and which of its rows are finished after which of them: integers only.
+
+Rows and columns of the lattice are counted from the group's top-left; a scene needs those windows that hold one of its
+pixels, or of the pixels still to be done when a run goes on at row `skip`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from aerialseg.geo.stitching import Axis, reflected
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from aerialseg.prediction.canvas import Canvas
+
+CHUNK_ROWS = 128
+"""Rows in which a resampled scene's result is brought back to its own grid."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lattice:
+    """The windows over a scene, row by row, as part of those over its group."""
+
+    rows: Axis
+    """The axis of the whole group."""
+    cols: Axis
+    down: range
+    """Which of the group's window rows are needed."""
+    across: range
+    top: int
+    """The scene's pixels that are to be done, on the grid that is run: rows [top, bottom), columns [left, right)."""
+    bottom: int
+    left: int
+    right: int
+
+    @classmethod
+    def of(cls, canvas: Canvas, size: int, overlap: float, skip: int = 0) -> Lattice:
+        """Return the windows that hold a pixel of the scene's rows from `skip` on."""
+        rows, cols = Axis.overlapping(canvas.height, size, overlap), Axis.overlapping(canvas.width, size, overlap)
+        box = canvas.box
+        if canvas.gsd_m is not None:
+            skip = int(Regrid.rows_of(canvas).lower[skip]) if skip < canvas.source.box.height else box.height
+        top, bottom, left, right = canvas.row + skip, canvas.row + box.height, canvas.col, canvas.col + box.width
+        down = rows.touching(top, bottom) if top < bottom else range(rows.count, rows.count)
+        return cls(rows, cols, down, cols.touching(left, right), top, bottom, left, right)
+
+    @property
+    def size(self) -> int:
+        """The height and width of a window."""
+        return self.rows.size
+
+    @property
+    def count(self) -> int:
+        """How many windows there are."""
+        return len(self.down) * len(self.across)
+
+    @property
+    def group_count(self) -> int:
+        """How many windows the whole group has: what a batch is bounded by, so that all its scenes have equal ones."""
+        return self.rows.count * self.cols.count
+
+    @property
+    def first_col(self) -> int:
+        """The group's column at which the first window begins."""
+        return self.across.start * self.cols.step
+
+    @property
+    def padded(self) -> int:
+        """Columns from the first window's first to the last one's last."""
+        return (len(self.across) - 1) * self.cols.step + self.size
+
+    def starts(self) -> list[int]:
+        """Return where each window column begins, from `first_col`."""
+        return [index * self.cols.step for index in range(len(self.across))]
+
+    def finished(self, index: int) -> tuple[int, int]:
+        """Return [start, stop) of the scene's rows, counted in the group, that are final after window row `index`.
+
+        Empty when the windows that are done lie above the rows asked for.
+        """
+        start, stop = self.rows.finished(index)
+        start = max(start, self.top)
+        return start, max(start, min(stop, self.bottom))
+
+
+@dataclass(frozen=True, slots=True)
+class Regrid:
+    """Where the pixels of a scene's own axis lie between the pixel centres of the grid it was run on."""
+
+    lower: NDArray[np.int64]
+    """The model's pixel at or before each of the scene's pixels; at the edges the outermost one."""
+    upper: NDArray[np.int64]
+    share: NDArray[np.float32]
+    """How much of the upper one is taken."""
+
+    @classmethod
+    def between(cls, length: int, model_length: int, factor: float) -> Regrid:
+        """Return the positions on an axis whose `length` pixels are 1 / `factor` of a model pixel long."""
+        places = np.clip((np.arange(length) + 0.5) / factor - 0.5, 0, model_length - 1)
+        lower = np.floor(places).astype(np.int64)
+        upper = np.minimum(lower + 1, model_length - 1)
+        return cls(lower, upper, (places - lower).astype(np.float32))
+
+    @classmethod
+    def rows_of(cls, canvas: Canvas) -> Regrid:
+        """Return the positions of the scene's rows."""
+        return cls.between(canvas.source.box.height, canvas.height, factor_of(canvas))
+
+    @classmethod
+    def cols_of(cls, canvas: Canvas) -> Regrid:
+        """Return the positions of the scene's columns."""
+        return cls.between(canvas.source.box.width, canvas.width, factor_of(canvas))
+
+
+def factor_of(canvas: Canvas) -> float:
+    """Return how many of the scene's pixels one of the model's is long."""
+    own, model = canvas.source.box.transform, canvas.box.transform
+    return float(model.a / own.a if own.a else model.b / own.b)
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Which strips of the scene's own grid leave after which row of windows; the reader and the writer both ask."""
+
+    lattice: Lattice
+    skip: int
+    offset: int
+    """The scene's first row in its group."""
+    rows: Regrid | None
+    """Where the scene's rows lie on the grid that is run, when that is another one."""
+
+    @classmethod
+    def of(cls, canvas: Canvas, lattice: Lattice, skip: int = 0) -> Schedule:
+        """Return the schedule of a run that begins at row `skip`."""
+        return cls(lattice, skip, canvas.row, None if canvas.gsd_m is None else Regrid.rows_of(canvas))
+
+    def strips(self, index: int) -> Iterator[tuple[int, int]]:
+        """Yield [start, stop) of the scene's rows that leave after window row `index`, top to bottom."""
+        if self.rows is None:
+            start, stop = (row - self.offset for row in self.lattice.finished(index))
+            if start < stop:
+                yield start, stop
+            return
+        begin, end = self.lattice.rows.finished(index)
+        first, last = (int(np.searchsorted(self.rows.upper, row)) for row in (begin, end))
+        for start in range(first, last, CHUNK_ROWS):
+            if start >= self.skip:
+                yield start, min(start + CHUNK_ROWS, last)
+
+
+def mirrored(length: int, stop: int) -> NDArray[np.intp]:
+    """Return the pixels that padding from `length` up to `stop` repeats; none when the axis is long enough."""
+    return reflected(length, max(length, stop), length)
