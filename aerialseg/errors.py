@@ -93,3 +93,8 @@ class Stopped(AerialsegError):
 def one_line(text: str | Path) -> str:
     """Return `text` with control characters and undecodable bytes escaped, so that a message stays on one line."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text))
+
+
+def first_line(error: BaseException) -> str:
+    """Return what another library's error says first, or its kind when it says nothing."""
+    return one_line(str(error).strip().partition("\n")[0][:200]) or type(error).__name__

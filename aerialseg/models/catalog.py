@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from aerialseg.errors import ConfigError, one_line
+from aerialseg.errors import ConfigError, first_line, one_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -123,8 +123,6 @@ def check_network(spec: ModelSpec, tile_size: int) -> None:
     The pass computes shapes only (torch's meta device, 0.1 s); a network that cannot run so runs once for real.
     """
     import torch
-
-    from aerialseg.models.weights import first_line
 
     expected = (1, 1, tile_size, tile_size)
     reason = ""

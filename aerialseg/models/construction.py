@@ -12,8 +12,7 @@ import segmentation_models_pytorch as smp
 import torch
 from torch import nn
 
-from aerialseg.errors import ConfigError, one_line
-from aerialseg.models.weights import first_line
+from aerialseg.errors import ConfigError, first_line, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
-from aerialseg.errors import DeviceError, UsageError, one_line
+from aerialseg.errors import DeviceError, UsageError, first_line, one_line
 from aerialseg.models.machine import TYPES, Card, Machine, System, cpu_name
-from aerialseg.models.weights import first_line
 
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
 """The oldest Linux driver by CUDA's major version (NVIDIA's CUDA compatibility guide)."""

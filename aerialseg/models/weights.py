@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aerialseg.errors import AerialsegError, ConfigError, ModelError, NoInputError, one_line
+from aerialseg.errors import AerialsegError, ConfigError, ModelError, NoInputError, first_line, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -112,11 +112,6 @@ def load_encoder_weights(encoder: nn.Module, path: Path, bands: int) -> None:
                     f" {tuple(target.shape)}; give the weights of the encoder named in the configuration"
                 )
             target.copy_(source)
-
-
-def first_line(error: BaseException) -> str:
-    """Return what another library's error says first, or its kind when it says nothing."""
-    return one_line(str(error).strip().partition("\n")[0][:200]) or type(error).__name__
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:

@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from aerialseg.errors import AerialsegError, DeviceError, one_line
-from aerialseg.models.weights import first_line
+from aerialseg.errors import AerialsegError, DeviceError, first_line, one_line
 
 if TYPE_CHECKING:
     from aerialseg.models.machine import System
