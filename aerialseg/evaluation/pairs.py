@@ -31,6 +31,8 @@ class Pair:
     prediction: Path
     truth: Path
     city: str | None = None
+    probability: Path | None = None
+    """What `predict --probability` wrote beside the prediction, if it did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,8 @@ def check_pairs(pairs: Sequence[Pair], access: Access) -> tuple[list[str], list[
         try:
             boxes = mask_box(pair.truth, access), mask_box(pair.prediction, access)
             warning = check_same_grid(*boxes, (pair.truth, pair.prediction))
+            if pair.probability is not None:
+                check_same_grid(boxes[1], mask_box(pair.probability, access), (pair.prediction, pair.probability))
         except AerialsegError as fault:
             faults.append(fault)
         else:
@@ -97,7 +101,10 @@ def check_pairs(pairs: Sequence[Pair], access: Access) -> tuple[list[str], list[
 def _pair(scene: Scene, prediction: Path) -> Pair:
     if scene.mask is None:
         raise ValueError(f"scene {scene.name} has no mask")
-    return Pair(scene.name, prediction, scene.mask, scene.city)
+    depth = scene.name.count("/") + 1
+    above = prediction.absolute().parents
+    beside = above[min(depth, len(above)) - 1] / PROBABILITY / f"{scene.name}{prediction.suffix}"
+    return Pair(scene.name, prediction, scene.mask, scene.city, beside if beside.is_file() else None)
 
 
 def _prediction_of(scene: Scene, predictions: Path) -> Path:

@@ -14,9 +14,10 @@ import rasterio
 
 from aerialseg.counts import Confusion
 from aerialseg.errors import Stopped
-from aerialseg.evaluation import scores
+from aerialseg.evaluation import counting, scores
+from aerialseg.evaluation.counting import Rules, count_pair
 from aerialseg.evaluation.pairs import Pair
-from aerialseg.evaluation.scores import EvaluationReport, SceneScore, count_pair, evaluate_pairs, evaluate_scenes
+from aerialseg.evaluation.scores import EvaluationReport, SceneScore, evaluate_pairs, evaluate_scenes
 from aerialseg.geo.masks import MaskRule, decide_rule
 from aerialseg.geo.scenes import find_scenes
 from aerialseg.progress import Silent
@@ -60,7 +61,7 @@ def dataset(tmp_path: Path, mask_file: Write) -> Path:
 
 
 def test_json_equals_counting_by_hand(dataset: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scores, "STRIP_PIXELS", 5000)
+    monkeypatch.setattr(counting, "STRIP_PIXELS", 5000)
     code, out, err = run("evaluate", dataset / "out", "--masks", dataset / "gt", "--json")
     assert code == 0
     found = json.loads(out)
@@ -166,14 +167,14 @@ def test_a_stop_does_not_wait_for_a_large_scene(
     tmp_path: Path, mask_file: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = [mask_file(tmp_path / f"{side}.tif", size=(2000, 64)) for side in "pt"]
-    reading = scores.read_mask
+    reading = counting.read_mask
 
     def slowly(*arguments: Any) -> Any:
         time.sleep(0.2)
         return reading(*arguments)
 
-    monkeypatch.setattr(scores, "STRIP_PIXELS", 2000)
-    monkeypatch.setattr(scores, "read_mask", slowly)
+    monkeypatch.setattr(counting, "STRIP_PIXELS", 2000)
+    monkeypatch.setattr(counting, "read_mask", slowly)
     monkeypatch.setattr(scores, "POLL_S", 0.05)
     began = time.monotonic()
     with pytest.raises(Stopped):
@@ -182,4 +183,4 @@ def test_a_stop_does_not_wait_for_a_large_scene(
     stop = threading.Event()
     stop.set()
     with pytest.raises(CancelledError):
-        count_pair(Pair("x", *paths), decide_rule(paths), decide_rule(paths), stop)
+        count_pair(Pair("x", *paths), Rules(decide_rule(paths), decide_rule(paths)), stop)

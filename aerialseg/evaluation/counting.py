@@ -1,0 +1,198 @@
+"""One scene's pixels, outlines, objects and probabilities, counted in strips from the top down.
+
+Strips are full-width rows, few enough that their arrays stay in the processor's cache; memory does not grow with a
+scene's height. A pixel is counted where both masks say something.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import CancelledError
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rasterio.windows import Window
+
+from aerialseg.counts import Confusion, ScoreHistogram
+from aerialseg.errors import BadDataError, one_line
+from aerialseg.evaluation.boundary import DISTANCES, BoundaryTally
+from aerialseg.evaluation.objects import ObjectTally
+from aerialseg.evaluation.results import SceneScore
+from aerialseg.geo.masks import read_mask
+from aerialseg.geo.raster import GeoBox, open_raster, raster_errors
+from aerialseg.geo.vectors import overlay
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from threading import Event
+
+    from numpy.typing import NDArray
+    from rasterio.io import DatasetReader
+
+    from aerialseg.evaluation.pairs import Pair
+    from aerialseg.geo.masks import ResolvedRule
+    from aerialseg.geo.vectors import Layer, Overlay
+
+    Flags = NDArray[np.bool_]
+    Both = tuple[Flags, Flags]
+    """Building, and where the mask says something."""
+    Read = Callable[[Window], Both]
+
+STRIP_PIXELS = 2**20
+"""Counted at a time: few enough that their ten arrays stay in the processor's cache."""
+LARGEST_BLOCKS = 2**25
+"""Rows of blocks with more pixels than this are not read whole: a file stored as one piece is cut."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the values of the masks mean, and what is counted."""
+
+    prediction: ResolvedRule
+    truth: ResolvedRule | None
+    """None when the truth is `layers`: polygons burned on the prediction's grid."""
+    details: bool = False
+    """Whether outlines, objects and probabilities are counted too, not pixels alone."""
+    layers: tuple[Layer, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Strip:
+    """Full-width rows of a pair, the first at `row`; both masks are False where either has no data."""
+
+    row: int
+    building: Flags
+    truth: Flags
+    valid: Flags
+    unpredicted: int
+    """Pixels that are labelled and not predicted; `unpredicted_building` of them are true building."""
+    unpredicted_building: int
+    quanta: NDArray[np.uint8] | None
+    """Probability as round(254 p), where there are probabilities."""
+
+
+def count_pair(pair: Pair, rules: Rules, stop: Event | None = None) -> SceneScore:
+    """Count one pair whose grids agree; `stop`, once set, ends it with CancelledError."""
+    with open_pair(pair, rules) as (box, strips):
+        tally = _Tally(box, details=rules.details)
+        for strip in strips:
+            if stop is not None and stop.is_set():
+                raise CancelledError
+            tally.add(strip)
+    return tally.result(pair)
+
+
+@contextmanager
+def open_pair(pair: Pair, rules: Rules) -> Iterator[tuple[GeoBox, Iterator[Strip]]]:
+    """Open a pair; yields its grid and its strips, top to bottom. Probabilities come with the details only."""
+    with ExitStack() as files:
+        predicted = files.enter_context(open_raster(pair.prediction))
+        box, datasets = GeoBox.of(predicted), [predicted]
+        read_truth: Read
+        if rules.truth is None:
+            read_truth = _burned(overlay(rules.layers, box))
+        else:
+            datasets.append(files.enter_context(open_raster(pair.truth)))
+            read_truth = partial(read_mask, datasets[-1], rules.truth)
+        probability = None
+        if rules.details and pair.probability is not None:
+            probability = files.enter_context(open_raster(pair.probability))
+            check_probability(probability, pair.probability)
+            datasets.append(probability)
+        chunks = _chunks(box, [dataset.block_shapes[0][0] for dataset in datasets])
+        yield box, _read_strips(chunks, partial(read_mask, predicted, rules.prediction), read_truth, probability)
+
+
+def check_probability(dataset: DatasetReader, path: Path) -> None:
+    """Raise BadDataError unless the raster can hold what predict writes: one band of uint8."""
+    if dataset.count != 1 or dataset.dtypes[0] != "uint8":
+        found = f"{dataset.count} bands of {dataset.dtypes[0]}"
+        raise BadDataError(
+            f"{one_line(path)}: {found}, expected one band of uint8 as predict --probability writes it; remove it or"
+            " give the masks' folder without it"
+        )
+
+
+def _read_strips(
+    chunks: Iterable[Window], read_prediction: Read, read_truth: Read, probability: DatasetReader | None
+) -> Iterator[Strip]:
+    """Read whole blocks, and yield few rows at a time."""
+    for chunk in chunks:
+        building, valid = read_prediction(chunk)
+        truth, labelled = read_truth(chunk)
+        quanta = None
+        if probability is not None:
+            with raster_errors(Path(probability.name)):
+                quanta = probability.read(1, window=chunk)
+        rows = max(1, STRIP_PIXELS // int(chunk.width))
+        for top in range(0, len(building), rows):
+            part = np.s_[top : top + rows]
+            row, some = int(chunk.row_off) + top, None if quanta is None else quanta[part]
+            yield _joined(row, (building[part], valid[part]), (truth[part], labelled[part]), some)
+
+
+def _chunks(box: GeoBox, block_rows: Sequence[int]) -> Iterator[Window]:
+    """Yield full-width windows of whole rows of blocks, so that no block is decoded twice."""
+    least = max((rows for rows in block_rows if rows * box.width <= LARGEST_BLOCKS), default=1)
+    rows = max(1, STRIP_PIXELS // box.width // least) * least
+    for row in range(0, box.height, rows):
+        yield Window(0, row, box.width, min(rows, box.height - row))
+
+
+def _joined(row: int, prediction: Both, true: Both, quanta: NDArray[np.uint8] | None) -> Strip:
+    (building, valid), (truth, labelled) = prediction, true
+    if valid.all() and labelled.all():
+        return Strip(row, building, truth, valid, 0, 0, quanta)
+    missing = labelled & ~valid
+    lost = int(np.count_nonzero(missing)), int(np.count_nonzero(missing & truth))
+    known = valid & labelled
+    return Strip(row, building & known, truth & known, known, *lost, quanta)
+
+
+def _burned(polygons: Overlay) -> Read:
+    def read(window: Window) -> Both:
+        building = polygons.burn(window)
+        return building, np.ones_like(building)
+
+    return read
+
+
+class _Tally:
+    """Adds up one scene's strips; a class because it is all state."""
+
+    def __init__(self, box: GeoBox, *, details: bool) -> None:
+        gsd_m = box.gsd_m
+        self._confusion, self._pixels, self._lost = Confusion(), 0, (0, 0)
+        self._boundary = BoundaryTally() if details else None
+        self._objects = ObjectTally(box.width, None if gsd_m is None else gsd_m * gsd_m) if details else None
+        self._histogram: ScoreHistogram | None = None
+
+    def add(self, strip: Strip) -> None:
+        """Count a strip's pixels, outlines, objects and probabilities."""
+        self._confusion += Confusion.of(strip.building, strip.truth, strip.valid)
+        self._pixels += strip.valid.size
+        self._lost = self._lost[0] + strip.unpredicted, self._lost[1] + strip.unpredicted_building
+        if self._boundary is not None:
+            self._boundary.add(strip.building, strip.truth, strip.valid)
+        if self._objects is not None:
+            self._objects.add(strip.building, strip.truth, strip.valid)
+        if strip.quanta is not None:
+            known = None if strip.valid.all() else strip.valid
+            self._histogram = (self._histogram or ScoreHistogram()).add(strip.quanta, strip.truth, known)
+
+    def result(self, pair: Pair) -> SceneScore:
+        """Return the sums."""
+        outlines = None if self._boundary is None else self._boundary.finish()
+        return SceneScore(
+            pair.name,
+            pair.city,
+            self._confusion,
+            self._pixels - self._confusion.pixels,
+            None if outlines is None else tuple(outlines[distance] for distance in DISTANCES),
+            None if self._objects is None else self._objects.finish(),
+            self._histogram,
+            *self._lost,
+        )

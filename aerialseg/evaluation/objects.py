@@ -1,0 +1,255 @@
+"""Buildings found, missed and invented: objects matched one to one at IoU 0.5, by size, in one pass down the scene.
+
+An object is a 4-connected part of a mask. A predicted object is right when it shares IoU >= 0.5 with a true one, each
+serving one match only (SpaceNet's rule, https://arxiv.org/abs/1807.01232). Objects of one mask are disjoint, so the
+match is unique but for one case: two halves of exactly half an object each, of which one is taken; any other
+assignment finds as many. Ground without data belongs to no object, and an object that touches it was cut by it: it is
+not counted, neither is its match. An object at the scene's edge is cut alike in both masks and counts.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from aerialseg.evaluation.runs import Ids, Runs, components, overlaps, shared
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Flags = NDArray[np.bool_]
+
+SIZES = ("small", "medium", "large", "unsized")
+LIMITS_M2 = (50.0, 200.0)
+"""Small buildings, on which models fail first, are below 50 m2, large ones above 200 m2; of a scene without
+georeferencing no size is known."""
+Four = tuple[int, int, int, int]
+ZEROS: Four = (0, 0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectCounts:
+    """Objects by size, in the order of SIZES; a score without objects to judge is nan."""
+
+    true: Four = ZEROS
+    found: Four = ZEROS
+    """Of `true`, those that a predicted object matches."""
+    predicted: Four = ZEROS
+    right: Four = ZEROS
+    """Of `predicted`, those that match a true object; sizes are the predicted ones."""
+    cut: int = 0
+    """Objects of either side that were left out, for ground without data cuts them or their match."""
+
+    def __add__(self, other: ObjectCounts) -> ObjectCounts:
+        """Pool two counts."""
+        return ObjectCounts(
+            _sum(self.true, other.true),
+            _sum(self.found, other.found),
+            _sum(self.predicted, other.predicted),
+            _sum(self.right, other.right),
+            self.cut + other.cut,
+        )
+
+    @property
+    def recall(self) -> float:
+        """Share of true objects that were found."""
+        return _ratio(sum(self.found), sum(self.true))
+
+    @property
+    def precision(self) -> float:
+        """Share of predicted objects that are right."""
+        return _ratio(sum(self.right), sum(self.predicted))
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of precision and recall: 2 matches / (true + predicted)."""
+        return _ratio(2 * sum(self.right), sum(self.true) + sum(self.predicted))
+
+    def of_size(self, size: int) -> ObjectCounts:
+        """Return the counts of one size, an index of SIZES, alone; its F1 joins true and predicted sizes."""
+        return ObjectCounts(
+            _only(self.true, size), _only(self.found, size), _only(self.predicted, size), _only(self.right, size)
+        )
+
+
+class ObjectTally:
+    """Counts the objects of a scene's strips, top to bottom; a class because it holds the objects not yet complete.
+
+    Memory grows with the objects that a strip touches, not with those of the scene.
+    """
+
+    def __init__(self, width: int, pixel_m2: float | None) -> None:
+        self._stride, self._pixel_m2 = width + 1, pixel_m2
+        self._sides = (_Side(), _Side())
+        self._pairs = _Pairs.none()
+        self._unknown = Runs.none()
+        self._counts = ObjectCounts()
+
+    def add(self, prediction: Flags, truth: Flags, valid: Flags) -> None:
+        """Take full-width rows (rows, cols); what is not `valid` may hold anything."""
+        rows = len(valid)
+        whole = bool(valid.all())
+        unknown = Runs.none() if whole else Runs.of(~valid).moved(self._stride)
+        masks = (prediction, truth) if whole else (prediction & valid, truth & valid)
+        strips = [Runs.of(mask).moved(self._stride) for mask in masks]  # row 0 is the last row of the strip above
+        around = unknown.after(self._unknown)
+        for side, strip in zip(self._sides, strips, strict=True):
+            side.extend(strip, around, self._stride, rows)
+        self._unknown = around.since(rows * self._stride).moved(-rows * self._stride)
+        self._pairs = self._pairs.joined(self._sides, strips)
+        self._settle()
+
+    def finish(self) -> ObjectCounts:
+        """Complete the objects of the last row and return the counts."""
+        for side in self._sides:
+            side.close()
+        self._settle()
+        return self._counts
+
+    def _settle(self) -> None:
+        """Count and forget the objects that are complete along with all they overlap."""
+        predicted, true = self._sides
+        edges = self._pairs.prediction, self._pairs.truth + len(predicted.area)
+        groups, group = components(len(predicted.area) + len(true.area), edges)
+        pending = np.zeros(groups, dtype=np.bool_)
+        pending[group[np.concatenate((predicted.last_ids, true.last_ids + len(predicted.area)))]] = True
+        done = ~pending[group]
+        done_predicted, done_true = done[: len(predicted.area)], done[len(predicted.area) :]
+        matches = self._pairs.matches(predicted.area, true.area, done_predicted)
+        self._counts += self._judge(matches, done_predicted, done_true)
+        self._pairs = self._pairs.without(done_predicted, done_true)
+        predicted.drop(done_predicted)
+        true.drop(done_true)
+
+    def _judge(self, matches: tuple[Ids, Ids], done_predicted: Flags, done_true: Flags) -> ObjectCounts:
+        predicted, true = self._sides
+        cut = predicted.cut.copy(), true.cut.copy()
+        cut[0][matches[0]] |= true.cut[matches[1]]
+        cut[1][matches[1]] |= predicted.cut[matches[0]]
+        counted = done_predicted & ~cut[0], done_true & ~cut[1]
+        matched = np.zeros_like(done_predicted), np.zeros_like(done_true)
+        for side in (0, 1):
+            matched[side][matches[side]] = True
+        left_out = int(np.count_nonzero(done_predicted & cut[0])) + int(np.count_nonzero(done_true & cut[1]))
+        return ObjectCounts(
+            self._by_size(true.area[counted[1]]),
+            self._by_size(true.area[counted[1] & matched[1]]),
+            self._by_size(predicted.area[counted[0]]),
+            self._by_size(predicted.area[counted[0] & matched[0]]),
+            left_out,
+        )
+
+    def _by_size(self, pixels: Ids) -> Four:
+        if self._pixel_m2 is None:
+            return 0, 0, 0, len(pixels)
+        area = pixels * self._pixel_m2
+        small, large = (area < LIMITS_M2[0]).sum(), (area > LIMITS_M2[1]).sum()
+        return int(small), int(len(area) - small - large), int(large), 0
+
+
+class _Side:
+    """The objects of one mask that are not settled yet, numbered 0, 1, ...; a class because it is all state."""
+
+    def __init__(self) -> None:
+        self.area = np.empty(0, dtype=np.int64)
+        """In pixels, so far."""
+        self.cut = np.empty(0, dtype=np.bool_)
+        """Whether the object touches ground without data."""
+        self.last, self.last_ids = Runs.none(), np.empty(0, dtype=np.int64)
+        """The runs of the last row, moved to row 0, and whose they are."""
+        self.renumbered = np.empty(0, dtype=np.int64)
+        """What the latest strip made of the objects' numbers before it."""
+        self.strip_ids = np.empty(0, dtype=np.int64)
+        """Whose the runs of the latest strip are."""
+
+    def extend(self, strip: Runs, unknown: Runs, stride: int, rows: int) -> None:
+        """Add a strip whose rows are 1 to `rows`; `unknown` are the runs without data in rows 0 to `rows`."""
+        before = len(self.area)
+        runs = strip.after(self.last)
+        nodes = np.concatenate((self.last_ids, before + np.arange(len(strip))))
+        upper, lower = overlaps(runs.moved(stride), runs)
+        count, number = components(before + len(strip), (nodes[upper], nodes[lower]))
+        area = np.zeros(count, dtype=np.int64)
+        np.add.at(area, number, np.concatenate((self.area, strip.ends - strip.starts)))
+        cut = np.zeros(count, dtype=np.bool_)
+        cut[number[:before][self.cut]] = True
+        if len(unknown):
+            for beside in (runs.widened(), runs.moved(stride), runs.moved(-stride)):
+                cut[number[nodes[_touching(beside, unknown)]]] = True
+        self.area, self.cut, self.renumbered, self.strip_ids = area, cut, number[:before], number[before:]
+        self.last = runs.since(rows * stride).moved(-rows * stride)
+        self.last_ids = number[nodes[len(nodes) - len(self.last) :]]
+
+    def close(self) -> None:
+        """Say that nothing follows below the last row."""
+        self.last, self.last_ids = Runs.none(), np.empty(0, dtype=np.int64)
+
+    def drop(self, done: Flags) -> None:
+        """Forget settled objects."""
+        number = np.cumsum(~done) - 1
+        self.area, self.cut, self.last_ids = self.area[~done], self.cut[~done], number[self.last_ids]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pairs:
+    """Predicted and true objects that overlap, and by how many pixels."""
+
+    prediction: Ids
+    truth: Ids
+    pixels: Ids
+
+    @classmethod
+    def none(cls) -> _Pairs:
+        return cls(*(np.empty(0, dtype=np.int64) for _ in range(3)))
+
+    def joined(self, sides: tuple[_Side, _Side], strips: list[Runs]) -> _Pairs:
+        """Return the pairs after a strip that both sides were extended by."""
+        predicted, true = sides
+        i, j = overlaps(*strips)
+        prediction = np.concatenate((predicted.renumbered[self.prediction], predicted.strip_ids[i]))
+        truth = np.concatenate((true.renumbered[self.truth], true.strip_ids[j]))
+        pixels = np.concatenate((self.pixels, shared(strips[0], strips[1], (i, j))))
+        keys, place = np.unique(prediction * max(1, len(true.area)) + truth, return_inverse=True)
+        total = np.zeros(len(keys), dtype=np.int64)
+        np.add.at(total, place, pixels)
+        return _Pairs(*np.divmod(keys, max(1, len(true.area))), total)
+
+    def matches(self, predicted: Ids, true: Ids, done: Flags) -> tuple[Ids, Ids]:
+        """Return the pairs of settled objects with IoU >= 0.5, every object in one of them at most."""
+        union = predicted[self.prediction] + true[self.truth] - self.pixels
+        good = done[self.prediction] & (2 * self.pixels >= union)
+        prediction, truth = self.prediction[good], self.truth[good]
+        for side in (0, 1):  # two halves of one object are alone with it, so the order does not matter
+            first = np.unique((prediction, truth)[side], return_index=True)[1]
+            prediction, truth = prediction[first], truth[first]
+        return prediction, truth
+
+    def without(self, done_predicted: Flags, done_true: Flags) -> _Pairs:
+        """Return the pairs that are left, in the numbers that the sides give the objects that are left."""
+        left = ~done_predicted[self.prediction]
+        numbers = np.cumsum(~done_predicted) - 1, np.cumsum(~done_true) - 1
+        return _Pairs(numbers[0][self.prediction[left]], numbers[1][self.truth[left]], self.pixels[left])
+
+
+def _touching(runs: Runs, others: Runs) -> Flags:
+    """Return which runs overlap any of the others."""
+    last = np.searchsorted(others.starts, runs.ends, side="left")
+    touching: Flags = last > np.searchsorted(others.ends, runs.starts, side="right")
+    return touching
+
+
+def _sum(one: Four, other: Four) -> Four:
+    return one[0] + other[0], one[1] + other[1], one[2] + other[2], one[3] + other[3]
+
+
+def _only(part: Four, size: int) -> Four:
+    kept = [0, 0, 0, 0]
+    kept[size] = part[size]
+    return kept[0], kept[1], kept[2], kept[3]
+
+
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else math.nan
