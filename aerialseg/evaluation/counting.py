@@ -77,7 +77,7 @@ class Strip:
 def count_pair(pair: Pair, rules: Rules, stop: Event | None = None) -> SceneScore:
     """Count one pair whose grids agree; `stop`, once set, ends it with CancelledError."""
     with open_pair(pair, rules) as (box, strips):
-        tally = _Tally(box, details=rules.details)
+        tally = Tally(box, details=rules.details)
         for strip in strips:
             if stop is not None and stop.is_set():
                 raise CancelledError
@@ -160,14 +160,14 @@ def _burned(polygons: Overlay) -> Read:
     return read
 
 
-class _Tally:
+class Tally:
     """Adds up one scene's strips; a class because it is all state."""
 
     def __init__(self, box: GeoBox, *, details: bool) -> None:
         gsd_m = box.gsd_m
         self._confusion, self._pixels, self._lost = Confusion(), 0, (0, 0)
-        self._boundary = BoundaryTally() if details else None
-        self._objects = ObjectTally(box.width, None if gsd_m is None else gsd_m * gsd_m) if details else None
+        self.boundary = BoundaryTally() if details else None
+        self.objects = ObjectTally(box.width, None if gsd_m is None else gsd_m * gsd_m) if details else None
         self._histogram: ScoreHistogram | None = None
 
     def add(self, strip: Strip) -> None:
@@ -175,24 +175,24 @@ class _Tally:
         self._confusion += Confusion.of(strip.building, strip.truth, strip.valid)
         self._pixels += strip.valid.size
         self._lost = self._lost[0] + strip.unpredicted, self._lost[1] + strip.unpredicted_building
-        if self._boundary is not None:
-            self._boundary.add(strip.building, strip.truth, strip.valid)
-        if self._objects is not None:
-            self._objects.add(strip.building, strip.truth, strip.valid)
+        if self.boundary is not None:
+            self.boundary.add(strip.building, strip.truth, strip.valid)
+        if self.objects is not None:
+            self.objects.add(strip.building, strip.truth, strip.valid)
         if strip.quanta is not None:
             known = None if strip.valid.all() else strip.valid
             self._histogram = (self._histogram or ScoreHistogram()).add(strip.quanta, strip.truth, known)
 
     def result(self, pair: Pair) -> SceneScore:
         """Return the sums."""
-        outlines = None if self._boundary is None else self._boundary.finish()
+        outlines = None if self.boundary is None else self.boundary.finish()
         return SceneScore(
             pair.name,
             pair.city,
             self._confusion,
             self._pixels - self._confusion.pixels,
             None if outlines is None else tuple(outlines[distance] for distance in DISTANCES),
-            None if self._objects is None else self._objects.finish(),
+            None if self.objects is None else self.objects.finish(),
             self._histogram,
             *self._lost,
         )
