@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from known_networks import LIMIT, Neighbourhood, PixelRule, plain, standardised
+from known_networks import Counting, Neighbourhood, PixelRule, certain, plain, standardised
 from torch import nn
 
 from aerialseg.errors import ModelError, ResourceError, Stopped
@@ -32,11 +32,6 @@ if TYPE_CHECKING:
     from aerialseg.prediction.engine import Strip
 
 SIZES = [(200, 150), (40, 50), (1, 1), (31, 700), (97, 61), (64, 64), (65, 64), (1, 130), (130, 1), (112, 113)]
-
-
-def certain(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """What PixelRule must give: 254 or 0, no pixel in between."""
-    return np.where(pixels.astype(float).mean(0) > LIMIT, 254, 0).astype(np.uint8)
 
 
 def blended(pixels: NDArray[np.uint8], segmenter: Segmenter, size: int, overlap: float) -> NDArray[np.float64]:
@@ -216,21 +211,6 @@ def test_nodata_pixels_are_invalid(tmp_path: Path, scene_file: Callable[..., Pat
     expected = certain(pixels)
     expected[100:, :50] = 255
     np.testing.assert_array_equal(stream(path, plain(PixelRule())), expected)
-
-
-class Counting(PixelRule):
-    """Remembers the batches it was given."""
-
-    def __init__(self, fail_above: int = 1000) -> None:
-        super().__init__()
-        self.fail_above = fail_above
-        self.sizes: list[int] = []
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        self.sizes.append(len(pixels))
-        if len(pixels) > self.fail_above:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 EiB")
-        return super().forward(pixels)
 
 
 def test_batches_are_equal_and_empty_windows_are_not_run(

@@ -1,0 +1,109 @@
+"""Which scenes are pieces of one raster, on grids made by hand; no file is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from affine import Affine
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rasterio.crs import CRS
+from scipy.ndimage import label
+
+from aerialseg.geo.geobox import GeoBox
+from aerialseg.geo.neighbours import find_groups
+from aerialseg.geo.raster import Source
+
+NORTH_UP = Affine(0.3, 0, 616000, 0, -0.3, 3347000)
+GRIDS = {
+    "north up": NORTH_UP,
+    "south up": Affine(0.3, 0, 616000, 0, 0.3, 3347000),
+    "rotated": Affine(0.2, 0.1, 616000, 0.1, -0.2, 3347000),
+    "degrees": Affine(3.1e-6, 0, 16.123456789, 0, -3.1e-6, 48.987654321),
+}
+
+
+def source(
+    name: str, row: float, col: float, height: int = 100, width: int = 100, grid: Affine = NORTH_UP, **changes: Any
+) -> Source:
+    crs = CRS.from_epsg(changes.pop("epsg", 4326 if abs(grid.a) < 1e-3 else 26914))
+    box = GeoBox(height, width, grid @ Affine.translation(col, row), crs)
+    values = {"bands": (1, 2, 3), "dtype": "uint8", "scale": None, "has_mask": False, "block_shape": (1, 1)}
+    return Source(Path("/scenes") / name, box, warnings=(), **{**values, **changes})
+
+
+def names(sources: list[Source]) -> list[list[str]]:
+    return sorted(sorted(member.source.path.name for member in group.members) for group in find_groups(sources))
+
+
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+def test_an_edge_or_a_corner_makes_neighbours_on_any_grid(grid: Affine) -> None:
+    pieces = [
+        source("a", 0, 0, grid=grid), source("b", 0, 100, 60, 70, grid=grid), source("c", 100, 170, grid=grid),
+        source("d", 60, 170, 40, 30, grid=grid), source("far", 400, 0, grid=grid),
+    ]  # fmt: skip
+    assert names(pieces) == [["a", "b", "c", "d"], ["far"]]
+    group = next(group for group in find_groups(pieces) if len(group.members) == 4)
+    assert [(m.source.path.name, m.row, m.col) for m in group.members] == [
+        ("a", 0, 0), ("b", 0, 100), ("d", 60, 170), ("c", 100, 170),
+    ]  # fmt: skip
+    assert (group.height, group.width) == (200, 270)
+
+
+def test_the_origin_is_the_group_s_top_left_though_no_scene_lies_there() -> None:
+    (group,) = find_groups([source("a", 10, 150), source("b", 110, 50)])
+    assert [(m.row, m.col) for m in group.members] == [(0, 100), (100, 0)]
+
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "half a pixel off": {"col": 100.5},
+    "a gap of one pixel": {"col": 101},
+    "another pixel size": {"grid": NORTH_UP @ Affine.scale(1.01)},
+    "rotated": {"grid": NORTH_UP @ Affine.rotation(1)},
+    "another CRS": {"epsg": 26915},
+    "another type": {"dtype": "uint16"},
+    "other bands": {"bands": (3, 2, 1)},
+    "another scale": {"scale": (0.0, 100.0)},
+    "another folder": {"path": Path("/elsewhere/b")},
+}
+
+
+@pytest.mark.parametrize("difference", OTHERS)
+def test_what_is_not_one_raster_is_not_linked(difference: str) -> None:
+    changes = {"col": 100, **OTHERS[difference]}
+    path = changes.pop("path", Path("/scenes/b"))
+    other = source("b", 0, changes.pop("col"), **changes)
+    moved = Source(path, *(getattr(other, name) for name in Source.__slots__[1:]))
+    assert len(find_groups([source("a", 0, 0), moved])) == 2
+
+
+def test_a_hundredth_of_a_pixel_is_rounding() -> None:
+    assert len(find_groups([source("a", 0, 0), source("b", 1e-4, 99.9999)])) == 1
+
+
+def test_scenes_that_overlap_stay_alone_and_the_rest_does_not_reach_through_them() -> None:
+    pieces = [source("a", 0, 0), source("b", 0, 100), source("b2", 0, 130), source("c", 0, 230), source("d", 100, 0)]
+    assert names(pieces) == [["a", "d"], ["b"], ["b2"], ["c"]]
+
+
+def test_scenes_without_a_place_stay_alone() -> None:
+    box = GeoBox(10, 10, Affine.identity(), None)
+    nowhere = [Source(Path(f"/s/{i}"), box, (1,), "uint8", None, False, (), (1, 1)) for i in range(3)]
+    assert len(find_groups(nowhere)) == 3
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), unique=True, min_size=1, max_size=20), st.randoms())
+def test_groups_are_the_connected_cells_of_a_board(cells: list[tuple[int, int]], random: Any) -> None:
+    board = np.zeros((7, 7), bool)
+    board[tuple(np.transpose(cells))] = True
+    labels, count = label(board, np.ones((3, 3)))
+    pieces = [source(f"{row}-{col}", row * 100, col * 100) for row, col in cells]
+    random.shuffle(pieces)
+    expected = sorted(
+        sorted(f"{row}-{col}" for row, col in cells if labels[row, col] == number) for number in range(1, count + 1)
+    )
+    assert names(pieces) == expected

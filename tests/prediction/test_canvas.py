@@ -1,0 +1,79 @@
+"""What a canvas says of a scene: its halo, its key, and the grid it is run on."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from aerialseg.geo.raster import inspect_scene
+from aerialseg.prediction.canvas import Canvas, make_canvases
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from aerialseg.geo.raster import Source
+
+
+@pytest.fixture
+def row_of_scenes(tmp_path: Path, scene_file: Callable[..., Path]) -> list[Source]:
+    """Four scenes side by side, 100 px wide, and one far away."""
+    lefts = [616000 + 30 * index for index in range(4)] + [700000]
+    return [
+        inspect_scene(scene_file(tmp_path / f"{i}.tif", size=(80, 100), transform=(0.3, 0, left, 0, -0.3, 3347000)))
+        for i, left in enumerate(lefts)
+    ]
+
+
+def test_the_halo_is_what_lies_within_reach(row_of_scenes: list[Source]) -> None:
+    canvases = make_canvases(row_of_scenes, neighbours=True, gsd_m=None, reach=128)
+    assert list(canvases) == [source.path for source in row_of_scenes]
+    halos = [[path.stem for path in canvas.halo] for canvas in canvases.values()]
+    assert halos == [["1", "2"], ["0", "2", "3"], ["0", "1", "3"], ["1", "2"], []]
+    assert {(canvas.height, canvas.width) for canvas in list(canvases.values())[:4]} == {(80, 400)}
+    alone = make_canvases(row_of_scenes, neighbours=False, gsd_m=None)
+    assert all(canvas == Canvas.alone(canvas.source) for canvas in alone.values())
+
+
+def test_a_new_scene_changes_the_keys_of_those_it_can_reach_alone(row_of_scenes: list[Source]) -> None:
+    few, many = (
+        make_canvases(sources, neighbours=True, gsd_m=None, reach=128)
+        for sources in (row_of_scenes[:3], row_of_scenes[:4])
+    )
+    changed = [few[s.path].describe() != many[s.path].describe() for s in row_of_scenes[:3]]
+    assert changed == [False, True, True]
+    assert json.loads(json.dumps(few[row_of_scenes[1].path].describe())) == few[row_of_scenes[1].path].describe()
+
+
+def test_a_scene_without_neighbours_is_described_alike_with_and_without_looking_for_them(
+    row_of_scenes: list[Source],
+) -> None:
+    last = row_of_scenes[-1]
+    described = [
+        make_canvases(row_of_scenes, neighbours=flag, gsd_m=None)[last.path].describe() for flag in (True, False)
+    ]
+    assert described[0] == described[1]
+
+
+@pytest.mark.parametrize(("gsd_m", "expected"), [(0.3, None), (0.32, None), (0.28, None), (0.6, 0.6), (0.15, 0.15)])
+def test_a_scene_is_resampled_when_it_differs_by_more_than_a_tenth(
+    row_of_scenes: list[Source], gsd_m: float, expected: float | None
+) -> None:
+    canvas = next(iter(make_canvases(row_of_scenes, neighbours=True, gsd_m=gsd_m).values()))
+    assert canvas.gsd_m == expected
+    assert bool(canvas.halo) == (expected is None)
+    if expected is not None:
+        assert (canvas.height, canvas.width) == (round(80 * 0.3 / gsd_m), round(100 * 0.3 / gsd_m))
+        assert canvas.describe() != Canvas.alone(canvas.source).describe()
+        assert canvas.box.gsd_m == pytest.approx(gsd_m, rel=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_a_scene_without_a_place_keeps_its_pixels(tmp_path: Path, scene_file: Callable[..., Path]) -> None:
+    from aerialseg.geo.raster import Access
+
+    path = scene_file(tmp_path / "x.tif", crs=None, transform=None)
+    source = inspect_scene(path, access=Access(allow_ungeoreferenced=True))
+    assert make_canvases([source], neighbours=True, gsd_m=0.3) == {path: Canvas.alone(source)}

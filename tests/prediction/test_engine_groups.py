@@ -1,0 +1,177 @@
+"""A raster cut in pieces and predicted as scenes is the raster predicted whole, byte for byte; so is a run resumed."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from known_networks import Counting, Neighbourhood, PixelRule, certain, plain, standardised
+
+from aerialseg.geo.raster import inspect_scene
+from aerialseg.prediction.canvas import Canvas, make_canvases
+from aerialseg.prediction.engine import count_windows, predict_scene
+from aerialseg.prediction.forward import EngineSettings, Forward
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    Place = tuple[slice, slice]
+
+GRIDS: dict[str, dict[str, Any]] = {
+    "metres": {"transform": (0.3, 0.0, 616000.0, 0.0, -0.3, 3347000.0)},
+    "south-up": {"transform": (0.3, 0.0, 616000.0, 0.0, 0.3, 3347000.0)},
+    "rotated": {"transform": (0.2, 0.2, 616000.0, 0.2, -0.2, 3347000.0)},
+    "degrees": {"crs": "EPSG:4326", "transform": (3e-6, 0.0, 16.0, 0.0, -3e-6, 48.0)},
+}
+
+
+def moved(transform: tuple[float, ...], row: int, col: int) -> tuple[float, ...]:
+    a, b, c, d, e, f = transform
+    return a, b, c + a * col + b * row, d, e, f + d * col + e * row
+
+
+def cut(
+    write: Callable[..., Path], folder: Path, pixels: np.ndarray, rows: list[int], cols: list[int], **profile: Any
+) -> list[tuple[Place, Canvas]]:
+    """Write the pieces between the cuts as scenes and return each one's place and canvas."""
+    profile = {**GRIDS["metres"], **profile}
+    transform = profile.pop("transform")
+    places = {}
+    for top, bottom in itertools.pairwise([0, *rows, pixels.shape[1]]):
+        for left, right in itertools.pairwise([0, *cols, pixels.shape[2]]):
+            path = folder / f"{top}-{left}.tif"
+            write(path, pixels[:, top:bottom, left:right], transform=moved(transform, top, left), **profile)
+            places[path] = slice(top, bottom), slice(left, right)
+    canvases = make_canvases([inspect_scene(path) for path in places], neighbours=True, gsd_m=None)
+    return [(place, canvases[path]) for path, place in places.items()]
+
+
+def joined(
+    stream: Callable[..., np.ndarray], pieces: list[tuple[Place, Canvas]], shape: tuple[int, ...], **options: Any
+) -> np.ndarray:
+    whole = np.full(shape, 99, np.uint8)
+    for place, canvas in pieces:
+        whole[place] = stream(canvas.source.path, options["segmenter"](), canvas=canvas, **options["settings"])
+    return whole
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_a_raster_cut_in_four_equals_the_whole(
+    tmp_path: Path, scene_file: Callable[..., Path], stream: Callable[..., np.ndarray], grid: str
+) -> None:
+    pixels = np.random.default_rng(2).integers(0, 256, (3, 230, 190), dtype=np.uint8)
+    whole = stream(scene_file(tmp_path / "whole.tif", pixels, **GRIDS[grid]), standardised(Neighbourhood()))
+    pieces = cut(scene_file, tmp_path / "cut", pixels, [100], [77], **GRIDS[grid])
+    options = {"segmenter": lambda: standardised(Neighbourhood()), "settings": {}}
+    np.testing.assert_array_equal(joined(stream, pieces, whole.shape, **options), whole)
+    alone = stream(pieces[0][1].source.path, standardised(Neighbourhood()))
+    assert (alone != whole[:100, :77]).any()  # without its neighbours a piece has a seam
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    height=st.integers(1, 200), width=st.integers(1, 200), rows=st.sets(st.integers(1, 199), max_size=2),
+    cols=st.sets(st.integers(1, 199), max_size=2), overlap=st.sampled_from([0, 0.25, 0.5, 0.75, 0.6]),
+    blend=st.sampled_from(["hann", "linear", "crop"]), nodata=st.booleans(),
+)  # fmt: skip
+def test_ragged_pieces_equal_the_whole_at_any_settings(
+    tmp_path_factory: pytest.TempPathFactory, scene_file: Callable[..., Path], stream: Callable[..., np.ndarray],
+    height: int, width: int, rows: set[int], cols: set[int], overlap: float, blend: str, nodata: bool,
+) -> None:  # fmt: skip
+    folder = tmp_path_factory.mktemp("ragged")
+    pixels = np.random.default_rng(height + width).integers(1, 256, (3, height, width), dtype=np.uint8)
+    if nodata:
+        pixels[:, height // 4 : height // 2, width // 3 :] = 0
+    profile = {"nodata": 0} if nodata else {}
+    chosen = {"overlap": overlap, "blend": blend, "agreement": True}
+    kept: list[Any] = []
+    whole = stream(
+        scene_file(folder / "whole.tif", pixels, **profile), standardised(Neighbourhood()), strips=kept, **chosen
+    )
+    spread = np.concatenate([agreement for _, _, agreement in kept])
+    cuts = sorted(row for row in rows if row < height), sorted(col for col in cols if col < width)
+    for place, canvas in cut(scene_file, folder / "cut", pixels, *cuts, **profile):
+        found: list[Any] = []
+        quanta = stream(canvas.source.path, standardised(Neighbourhood()), canvas=canvas, strips=found, **chosen)
+        np.testing.assert_array_equal(quanta, whole[place])
+        np.testing.assert_array_equal(np.concatenate([agreement for _, _, agreement in found]), spread[place])
+
+
+def test_missing_ground_inside_the_group_is_invalid_to_the_network(
+    tmp_path: Path, scene_file: Callable[..., Path], stream: Callable[..., np.ndarray]
+) -> None:
+    pixels = np.random.default_rng(2).integers(1, 256, (3, 200, 200), dtype=np.uint8)
+    pieces = cut(scene_file, tmp_path / "cut", pixels, [90], [110])
+    gone = (slice(90, 200), slice(0, 110))
+    sources = [canvas.source for place, canvas in pieces if place != gone]
+    canvases = make_canvases(sources, neighbours=True, gsd_m=None)
+    pixels[(slice(None), *gone)] = 0
+    whole = stream(scene_file(tmp_path / "whole.tif", pixels, nodata=0), standardised(Neighbourhood()))
+    for place, canvas in pieces:
+        if place != gone:
+            path = canvas.source.path
+            found = stream(path, standardised(Neighbourhood()), canvas=canvases[path])
+            np.testing.assert_array_equal(found, whole[place])
+
+
+def test_pieces_of_an_exact_model_have_no_wrong_pixel(
+    tmp_path: Path, scene_file: Callable[..., Path], stream: Callable[..., np.ndarray]
+) -> None:
+    pixels = np.random.default_rng(2).integers(0, 256, (3, 150, 131), dtype=np.uint8)
+    pieces = cut(scene_file, tmp_path, pixels, [1, 60], [40, 41])
+    whole = joined(stream, pieces, (150, 131), segmenter=lambda: plain(PixelRule()), settings={})
+    np.testing.assert_array_equal(whole, certain(pixels))
+
+
+@pytest.mark.parametrize("overlap", [0, 0.25, 0.75])
+@pytest.mark.parametrize("chosen", [{}, {"gsd_m": 0.2}, {"gsd_m": 0.45}, {"row": 70}], ids=str)
+def test_a_run_that_goes_on_at_any_strip_gives_the_same_bytes_and_runs_less(
+    tmp_path: Path, scene_file: Callable[..., Path], stream: Callable[..., np.ndarray], overlap: float, chosen: Any
+) -> None:
+    pixels = np.random.default_rng(2).integers(1, 256, (3, 260, 60), dtype=np.uint8)
+    pixels[:, 100:140, 20:] = 0
+    if "row" in chosen:
+        pieces = cut(scene_file, tmp_path, pixels, [chosen["row"]], [], nodata=0)
+        canvas = pieces[1][1]
+    else:
+        source = inspect_scene(scene_file(tmp_path / "scene.tif", pixels, nodata=0))
+        canvas = Canvas.alone(source, chosen.get("gsd_m"))
+    path, strips = canvas.source.path, []
+    network = Counting()
+    options = {"canvas": canvas, "overlap": overlap, "agreement": True, "batch": 1}
+    whole = stream(path, standardised(Neighbourhood()), strips=strips, **options)
+    stream(path, plain(network), **options)
+    everything = len(network.sizes)
+    for row in [row for row, _, _ in strips[1:]]:
+        again: list[Any] = []
+        if row:
+            rest = stream(path, standardised(Neighbourhood()), skip=row, strips=again, **options)
+            np.testing.assert_array_equal(rest, whole[row:])
+            np.testing.assert_array_equal(
+                np.concatenate([agreement for _, _, agreement in again]),
+                np.concatenate([agreement for first, _, agreement in strips if first >= row]),
+            )
+    network.sizes.clear()
+    stream(path, plain(network), skip=strips[-1][0], **options)
+    assert 0 < len(network.sizes) < everything
+
+
+def test_nothing_is_run_when_every_strip_is_done(tmp_path: Path, scene_file: Callable[..., Path]) -> None:
+    for gsd_m in (None, 0.5):
+        canvas = Canvas.alone(inspect_scene(scene_file(tmp_path / "scene.tif")), gsd_m)
+        settings = EngineSettings(64, 0.25, 2, torch.device("cpu"))
+        sent = []
+
+        def sink() -> Any:
+            while (strip := (yield)) is not None:
+                sent.append(strip)  # noqa: B023
+
+        streamed = predict_scene(Forward(plain(PixelRule()), settings), canvas, sink(), skip=128)
+        assert (streamed.windows, streamed.run, sent) == (0, 0, [])
+        assert count_windows(canvas, settings) == (9 if gsd_m is None else 4)
