@@ -1,7 +1,8 @@
 """Finding scenes: what the user's files, folders, globs and data set roots mean, and what each scene is called.
 
-A scene's name is its path below the folder given, without suffix, with "/"; outputs mirror it. Only names are looked at
-here; whether a file is a usable raster is for `aerialseg.geo.raster.inspect_scene` to say.
+A scene's name is its path below the folder given, without suffix, with "/"; outputs mirror it. A mosaic, `.vrt`, stands
+for its scenes where it is named; in a folder it is passed over. Only names are looked at here, and what a mosaic says;
+whether a file is a usable raster is for `aerialseg.geo.raster.inspect_scene` to say.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aerialseg.errors import BadDataError, NoInputError, UsageError, one_line
+from aerialseg.geo.mosaic import mosaic_sources
 from aerialseg.geo.opening import refuse_remote
 from aerialseg.geo.pairing import check_same_grid, pair_by_ground, pair_by_name, with_masks
 from aerialseg.geo.split import split_scenes
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Scene", "check_same_grid", "find_scenes", "pair_masks", "require_masks", "split_scenes"]
 
 SUFFIXES = frozenset((".tif", ".tiff", ".jp2", ".j2k", ".png", ".jpg", ".jpeg"))
+MOSAIC = ".vrt"
 ROOTS = ("", "AerialImageDataset", "data", "raw")
 """Where Inria's `train/images` stands below what users point at."""
 MASK_FOLDERS = ("gt", "masks", "labels")
@@ -59,14 +62,16 @@ def find_scenes(inputs: Sequence[str | Path]) -> tuple[Scene, ...]:
     """Return the scenes that files, folders, globs and Inria roots stand for, in natural order (austin2 < austin10).
 
     Of a data set root the training scenes are taken, with their masks. Raises UsageError when two scenes would share
-    an output name or a path is remote, BadDataError for a name that is not UTF-8, NoInputError when nothing is found.
+    an output name or a path is remote, BadDataError for a name that is not UTF-8 and for a `.vrt` that is more than a
+    mosaic of files below its folder, NoInputError when nothing is found.
     """
     scenes: dict[Path, Scene] = {}
     for given in inputs:
         for scene in _scenes_of(given):
-            scenes.setdefault(scene.image.absolute(), scene)
-    _refuse_collisions(scenes.values())
-    return tuple(sorted(scenes.values(), key=lambda scene: natural_key(scene.name)))
+            scenes.setdefault(Path(os.path.abspath(scene.image)), scene)  # noqa: PTH100  (links are not followed)
+    once = {(scene.name, scene.image.resolve()): scene for scene in reversed(scenes.values())}
+    _refuse_collisions(once.values())
+    return tuple(sorted(once.values(), key=lambda scene: natural_key(scene.name)))
 
 
 def pair_masks(scenes: Sequence[Scene], masks: Sequence[str | Path], pattern: str | None = None) -> tuple[Scene, ...]:
@@ -104,13 +109,21 @@ def _scenes_of(given: str | Path) -> Iterator[Scene]:
     elif not os.path.lexists(path) and glob.has_magic(str(given)):
         found = _of_glob(str(given))
     elif os.path.lexists(path):
-        found = [_scene(path, path.parent)]
+        found = _in_file(path)
     else:
         raise NoInputError(f"{one_line(path)}: no such file or folder")
     if not found:
         kinds = " ".join(sorted(SUFFIXES))
         raise NoInputError(f"{one_line(path)}: no scene found; looked for {kinds}")
     yield from found
+
+
+def _in_file(path: Path) -> list[Scene]:
+    """Return the scene that a file is, or the scenes of a mosaic, named from the mosaic's folder."""
+    if path.suffix.lower() != MOSAIC:
+        return [_scene(path, path.parent)]
+    folder = path.resolve().parent if path.is_symlink() else path.parent
+    return [_scene(image, folder) for image in mosaic_sources(path)]
 
 
 def _in_folder(folder: Path) -> list[Scene]:
@@ -158,11 +171,16 @@ def _in_layout(images: Path, masks: Path | None) -> list[Scene]:
 
 
 def _of_glob(pattern: str) -> list[Scene]:
-    """Return what a pattern matches, named from the last folder before its first wildcard."""
+    """Return what a pattern matches, named from the last folder before its first wildcard.
+
+    Mosaics count where the pattern itself ends with `.vrt`.
+    """
     parts = Path(pattern).parts
     fixed = next(index for index, part in enumerate(parts) if glob.has_magic(part))
     base = Path(*parts[:fixed])
     paths = (Path(name) for name in glob.glob(pattern, recursive=True))  # noqa: PTH207  (Path.glob refuses absolute ones)
+    if pattern.lower().endswith(MOSAIC):
+        return [scene for path in sorted(paths) if path.suffix.lower() == MOSAIC for scene in _in_file(path)]
     return [_scene(path, base) for path in sorted(paths) if path.suffix.lower() in SUFFIXES]
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import rasterio
 from rasterio.enums import ColorInterp
 
-from aerialseg.geo.qgis import MASK_CLASSES, SPLIT_COLOURS, write_index_style, write_mask_sidecars
+from aerialseg.geo.qgis import write_index_style, write_mask_sidecars
+from aerialseg.geo.styles import MASK_CLASSES, SPLIT_COLOURS
 
 if TYPE_CHECKING:
     from collections.abc import Callable

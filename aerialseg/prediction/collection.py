@@ -1,0 +1,148 @@
+"""What a run leaves behind beside its rasters, so that they are found and look right: mosaics, STAC, a QGIS project.
+
+Everything here follows from the rasters' headers, the scenes and the model card; pixels are not read. The same entries
+give the same bytes, files that are right already are not touched, and what a user has changed stays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from aerialseg.errors import OutputError, one_line
+from aerialseg.geo.opening import open_raster
+from aerialseg.geo.project import Group, Layer, was_ours, write_project
+from aerialseg.geo.qgis import TOP, write_probability_sidecar
+from aerialseg.geo.raster import GeoBox
+from aerialseg.geo.sealed import origin_of
+from aerialseg.geo.styles import building_renderer, mask_pipe, probability_pipe, scene_pipe
+from aerialseg.geo.tables import polygon_tables
+from aerialseg.geo.vrt import Kind, Mosaic, Part, write_mosaics
+from aerialseg.prediction.stac import Sheet, parse_taken, write_stac
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from aerialseg.models.package import ModelCard
+
+PROJECT = "project.qgz"
+STAC = "stac"
+SINGLY = 8
+"""Up to this many scenes have a layer each for mask and probability; more are shown by their mosaics."""
+OVER_SCENES = 0.6
+"""How opaque masks are in the project, where a roof should be seen below its mask."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A scene and its outputs."""
+
+    name: str
+    scene: Path
+    mask: Path
+    probability: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """An entry with what the headers of its files say."""
+
+    sheet: Sheet
+    mask: Part
+    probability: Part | None
+    picture: Layer
+
+
+def write_collection(
+    out: Path,
+    entries: Sequence[Entry],
+    *,
+    card: ModelCard,
+    model_hash: str,
+    buildings: Path | None,
+    say: Callable[[str], None] | None = None,
+) -> tuple[Path, ...]:
+    """Write mosaic*.vrt, stac/ and project.qgz into `out` over the entries, and return all that stand there now.
+
+    `say` is told, a line each, what is left out of a mosaic and what a user has changed and so stays. Raises what
+    `open_raster` raises, OutputError for a stranger's file in the way, StorageError when the disk is full.
+    """
+    say = say or _silent
+    refuse_strangers(out)
+    known = [_known(entry) for entry in entries]
+    parts = [item.probability for item in known if item.probability is not None]
+    masks = write_mosaics(out, [item.mask for item in known], "mask", say)
+    likely = write_mosaics(out / "probability", parts, "probability", say)
+    for path, scale in [(p.path, p.scale) for p in parts] + [(m.path, m.parts[0].scale) for m in likely]:
+        write_probability_sidecar(path, scale)
+    extras = {mosaic.path.stem: mosaic.path for mosaic in masks} | ({"buildings": buildings} if buildings else {})
+    sheets = [item.sheet for item in known]
+    stac = write_stac(out / STAC, sheets, card=card, model_hash=model_hash, extras=extras, say=say)
+    groups = (
+        Group("", _polygons(buildings, say)),
+        Group("masks", _rasters("mask", known, masks)),
+        Group("probability", _rasters("probability", known, likely), visible=False),
+        Group("scenes", tuple(item.picture for item in known)),
+    )
+    write_project(out / PROJECT, groups, [item.mask.box for item in known], say)
+    return *(mosaic.path for mosaic in (*masks, *likely)), *stac, out / PROJECT
+
+
+def refuse_strangers(out: Path) -> None:
+    """Raise OutputError when a file of another origin stands where one of the collection's would go.
+
+    For a caller that wants to know before the work begins; `write_collection` asks again.
+    """
+    for path in (out / "mosaic.vrt", out / STAC / "collection.json", out / STAC / "model.json", out / PROJECT):
+        if origin_of(path, was_ours) == "foreign":
+            raise OutputError(
+                f"{one_line(path)}: exists and was not written by aerialseg; move it away or give another -o"
+            )
+
+
+def _silent(line: str) -> None:
+    """Say nothing."""
+
+
+def _known(entry: Entry) -> _Known:
+    with open_raster(entry.scene) as dataset:
+        box, taken = GeoBox.of(dataset), parse_taken(dataset.tags().get("TIFFTAG_DATETIME"))
+        picture = Layer(entry.name, entry.scene, box.crs, scene_pipe(dataset))
+    sheet = Sheet(entry.name, entry.scene, entry.mask, entry.probability, box, taken)
+    probability = None if entry.probability is None else Part.of(entry.probability)
+    return _Known(sheet, Part.of(entry.mask), probability, picture)
+
+
+def _polygons(buildings: Path | None, say: Callable[[str], None]) -> tuple[Layer, ...]:
+    """Return a layer for each table of building outlines."""
+    if buildings is None:
+        return ()
+    if buildings.suffix.lower() == ".parquet":  # few builds of QGIS read it, and the others complain on every start
+        say(f"{one_line(buildings)}: is not in project.qgz: not every QGIS reads GeoParquet")
+        return ()
+    style = building_renderer()
+    return tuple(
+        Layer(table or "buildings", buildings, crs, style, table, vector=True)
+        for table, crs in polygon_tables(buildings)
+    )
+
+
+def _rasters(kind: Kind, known: Sequence[_Known], mosaics: Sequence[Mosaic]) -> tuple[Layer, ...]:
+    """Return a layer for each mask or probability; of many scenes the mosaics, and what is not part of one."""
+    many = len(known) > SINGLY
+    shown = [
+        Layer(f"{kind} {mosaic.path.stem}", mosaic.path, mosaic.parts[0].box.crs, _pipe(kind, mosaic.parts[0]))
+        for mosaic in mosaics
+        if many
+    ]
+    inside = {part.path for mosaic in mosaics for part in mosaic.parts} if many else set()
+    for item in known:
+        part = item.mask if kind == "mask" else item.probability
+        if part is not None and part.path not in inside:
+            shown.append(Layer(f"{item.sheet.name} {kind}", part.path, part.box.crs, _pipe(kind, part)))
+    return tuple(shown)
+
+
+def _pipe(kind: Kind, part: Part) -> str:
+    return mask_pipe(OVER_SCENES) if kind == "mask" else probability_pipe(TOP * part.scale)

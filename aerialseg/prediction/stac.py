@@ -1,0 +1,260 @@
+"""The STAC catalogue of a run: an item for each scene, one for the model, and the collection that lists them.
+
+STAC 1.1 with the extensions projection, classification and MLM. All links are relative and percent-encoded. Equal runs
+give equal bytes: an item's time is the scene's own TIFFTAG_DATETIME, taken as UTC; a scene without one has no datetime
+and an interval that says "unknown", `UNKNOWN`. https://github.com/radiantearth/stac-spec, https://github.com/stac-extensions
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from aerialseg.errors import one_line
+from aerialseg.geo.place import WGS84, around, crs_code, max_xy, min_xy, outline
+from aerialseg.geo.project import relative_to
+from aerialseg.geo.sealed import BLANK, origin_of, write_sealed
+from aerialseg.geo.styles import MASK_CLASSES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from aerialseg.geo.geobox import GeoBox
+    from aerialseg.models.package import ModelCard
+
+UNKNOWN = (datetime(1900, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC))
+"""Start and end where a scene does not say when it was taken."""
+DIGITS = 8
+"""Of degrees: a millimetre; PROJ's versions differ further behind."""
+COLLECTION = "buildings"
+COG = "image/tiff; application=geotiff; profile=cloud-optimized"
+MEDIA = {
+    ".tif": "image/tiff; application=geotiff",
+    ".tiff": "image/tiff; application=geotiff",
+    ".jp2": "image/jp2",
+    ".j2k": "image/jp2",
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".gpkg": "application/geopackage+sqlite3",
+    ".fgb": "application/vnd.flatgeobuf",
+    ".geojson": "application/geo+json",
+    ".parquet": "application/vnd.apache.parquet",
+}
+GRID = {"nodata": 255, "data_type": "uint8"}
+EXTENSION = "https://stac-extensions.github.io/{}/schema.json"
+PROJECTION, CLASSIFICATION, MLM = map(EXTENSION.format, ("projection/v2.0.0", "classification/v2.0.0", "mlm/v1.4.0"))
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """A scene and its outputs, as an item describes them."""
+
+    name: str
+    scene: Path
+    mask: Path
+    probability: Path | None
+    box: GeoBox
+    taken: datetime | None
+
+    @property
+    def identifier(self) -> str:
+        """The name where it is plain enough for a file name and an address, else a likeness with a digest."""
+        if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
+            return self.name
+        likeness = re.sub(r"[^A-Za-z0-9._-]+", "-", self.name).strip("-.")[:80] or "scene"
+        return f"{likeness}-{hashlib.sha256(self.name.encode()).hexdigest()[:8]}"
+
+
+def parse_taken(tag: str | None) -> datetime | None:
+    """Return the time in a TIFFTAG_DATETIME ("2016:07:14 10:21:05"); None when there is none or it makes no sense."""
+    try:
+        return None if tag is None else datetime.strptime(tag.strip(), "%Y:%m:%d %H:%M:%S").replace(tzinfo=UTC)
+    except ValueError:
+        return None
+
+
+def write_stac(
+    folder: Path,
+    sheets: Sequence[Sheet],
+    *,
+    card: ModelCard,
+    model_hash: str,
+    extras: Mapping[str, Path],
+    say: Callable[[str], None],
+) -> tuple[Path, ...]:
+    """Write collection.json, model.json and items/ID.json into `folder`, and return them.
+
+    `extras` are files over all scenes, which the collection names. Items of ours whose scenes are gone are removed.
+    What a user has changed stays, and `say` is told so. Raises OutputError for a stranger's file in the way.
+    """
+    items = folder / "items"
+    contents = {items / f"{sheet.identifier}.json": _item(items, sheet) for sheet in sheets}
+    contents[folder / "model.json"] = _model(card, model_hash)
+    contents[folder / "collection.json"] = _collection(folder, sheets, extras)
+    for stale in sorted(set(items.glob("*.json")) - set(contents)):
+        if origin_of(stale) == "ours":
+            stale.unlink()
+    for path, value in contents.items():
+        text = json.dumps({**value, "aerialseg:seal": BLANK}, indent=2, allow_nan=False) + "\n"
+        note = write_sealed(path, text.encode())
+        if note is not None:
+            say(note)
+    return tuple(contents)
+
+
+def _item(folder: Path, sheet: Sheet) -> dict[str, Any]:
+    import pystac
+
+    ring = outline(sheet.box, WGS84)
+    start, end = (None, None) if sheet.taken is not None else UNKNOWN
+    item = pystac.Item(
+        sheet.identifier,
+        None if ring is None else {"type": "Polygon", "coordinates": [[_rounded(point) for point in ring]]},
+        None if ring is None else _rounded((*min_xy(ring), *max_xy(ring))),
+        sheet.taken,
+        {"title": one_line(sheet.name), **_projection(sheet.box)},
+        start_datetime=start,
+        end_datetime=end,
+        stac_extensions=[PROJECTION, CLASSIFICATION],
+        collection=COLLECTION,
+    )
+    item.add_asset("mask", _mask_asset(folder, sheet.mask))
+    if sheet.probability is not None:
+        what = "Probability of building; stored as 0 to 254, 255 nodata"
+        item.add_asset("probability", _asset(folder, sheet.probability, "Probability", what, COG, "data"))
+        item.assets["probability"].extra_fields |= GRID
+    source = MEDIA.get(sheet.scene.suffix.lower(), "image/tiff")
+    item.add_asset("scene", _asset(folder, sheet.scene, "Scene", "What the mask was made from", source, "source"))
+    for rel, target, title in (
+        ("root", "../collection.json", None),
+        ("parent", "../collection.json", None),
+        ("collection", "../collection.json", None),
+        ("derived_from", "../model.json", "Model"),
+    ):
+        item.add_link(pystac.Link(rel, target, "application/json", title))
+    return _plain(item)
+
+
+def _projection(box: GeoBox) -> dict[str, Any]:
+    """Return the projection extension's fields; a code of null where only WKT says what the CRS is."""
+    shape: dict[str, Any] = {"proj:shape": [box.height, box.width]}
+    if not box.georeferenced or box.crs is None:
+        return {"proj:code": None, **shape}
+    code, t = crs_code(box.crs), box.transform
+    wkt = {} if code is not None else {"proj:wkt2": box.crs.to_wkt(version="WKT2_2019")}
+    grid = {"proj:transform": [t.a, t.b, t.c, t.d, t.e, t.f], "proj:bbox": list(box.bounds)}
+    return {"proj:code": code, **wkt, **shape, **grid}
+
+
+def _mask_asset(folder: Path, path: Path) -> Any:
+    classes = [
+        {"value": item.value, "name": item.label, "description": item.label, "color_hint": item.hex[1:].upper()}
+        for item in MASK_CLASSES
+    ]
+    asset = _asset(folder, path, "Building mask", "0 background, 1 building, 255 nodata", COG, "data")
+    asset.extra_fields |= {**GRID, "classification:classes": classes}
+    return asset
+
+
+def _asset(folder: Path, path: Path, title: str, description: str, media: str, role: str) -> Any:
+    import pystac
+
+    return pystac.Asset(quote(relative_to(path, folder)), title, description, media, [role])
+
+
+def _model(card: ModelCard, model_hash: str) -> dict[str, Any]:
+    """Return the model's item.
+
+    Its weights are named by their digest (RFC 6920), for the file itself stays where the user has it.
+    """
+    import pystac
+
+    properties = {"title": "Model", **_machine_learning(card)}
+    item = pystac.Item(
+        "aerialseg-model", None, None, None, properties, *UNKNOWN,
+        stac_extensions=[MLM, CLASSIFICATION], collection=COLLECTION,
+    )  # fmt: skip
+    digest = base64.urlsafe_b64encode(bytes.fromhex(model_hash)).decode().rstrip("=")
+    what, fields = f"The model file with SHA-256 {model_hash}", {"mlm:artifact_type": "safetensors.torch.save_file"}
+    item.add_asset(
+        "model",
+        pystac.Asset(
+            f"ni:///sha-256;{digest}", "Weights and card", what, "application/octet-stream", ["mlm:model"], fields
+        ),
+    )
+    for rel in ("root", "parent", "collection"):
+        item.add_link(pystac.Link(rel, "./collection.json", "application/json"))
+    return _plain(item)
+
+
+def _machine_learning(card: ModelCard) -> dict[str, Any]:
+    """Return what the MLM extension wants to know: what the model is called, what it takes and what it gives."""
+    bands = [f"band{index}" for index in (card.band_indexes or range(1, card.bands + 1))]
+    size = card.tile_size
+    source = {
+        "shape": [-1, card.bands, size, size],
+        "dim_order": ["batch", "bands", "height", "width"],
+        "data_type": "uint8",
+    }
+    scaling = [{"type": "z-score", "mean": m, "stddev": s} for m, s in zip(card.mean, card.std, strict=True)]
+    result = {
+        "shape": [-1, 1, size, size],
+        "dim_order": ["batch", "class", "height", "width"],
+        "data_type": "float32",
+    }
+    tasks = ["semantic-segmentation"]
+    classes = [{"value": item.value, "name": item.label, "description": item.label} for item in MASK_CLASSES]
+    output = {"name": "building logit", "tasks": tasks, "result": result, "classification:classes": classes}
+    return {
+        "mlm:name": re.sub(r"[^A-Za-z0-9_.-]+", "-", f"aerialseg-{card.preset or card.architecture}").strip("-_."),
+        "mlm:architecture": f"{card.architecture} with {card.encoder}",
+        "mlm:tasks": tasks,
+        "mlm:framework": "PyTorch",
+        "mlm:input": [{"name": "scene window", "bands": bands, "input": source, "value_scaling": scaling}],
+        "mlm:output": [output],
+        "mlm:hyperparameters": {"threshold": card.threshold, "temperature": card.temperature},
+        "bands": [{"name": name} for name in dict.fromkeys(bands)],
+        **({"gsd": card.gsd_m} if card.gsd_m else {}),
+    }
+
+
+def _collection(folder: Path, sheets: Sequence[Sheet], extras: Mapping[str, Path]) -> dict[str, Any]:
+    import pystac
+
+    rings = [ring for ring in (outline(sheet.box, WGS84) for sheet in sheets) if ring is not None]
+    bounds = around([(*min_xy(ring), *max_xy(ring)) for ring in rings]) or (-180.0, -90.0, 180.0, 90.0)
+    times = [sheet.taken for sheet in sheets]
+    known = [time for time in times if time is not None]
+    interval = [min(known), max(known)] if known and len(known) == len(times) else [None, None]
+    extent = pystac.Extent(pystac.SpatialExtent([_rounded(bounds)]), pystac.TemporalExtent([interval]))
+    collection = pystac.Collection(
+        COLLECTION, "Building masks of aerial scenes, written by aerialseg", extent, "Buildings", license="other"
+    )
+    for name, path in extras.items():
+        media = MEDIA.get(path.suffix.lower(), "application/octet-stream")
+        collection.add_asset(name, _asset(folder, path, name.capitalize(), "Over all scenes", media, "data"))
+    collection.clear_links()
+    collection.add_link(pystac.Link("root", "./collection.json", "application/json"))
+    collection.add_link(pystac.Link("item", "./model.json", "application/geo+json", "Model"))
+    for sheet in sheets:
+        target = f"./items/{quote(sheet.identifier)}.json"
+        collection.add_link(pystac.Link("item", target, "application/geo+json", one_line(sheet.name)))
+    return _plain(collection)
+
+
+def _plain(thing: Any) -> dict[str, Any]:
+    """Return an item or a collection as JSON has it, with links as they were given."""
+    value: dict[str, Any] = thing.to_dict(include_self_link=False, transform_hrefs=False)
+    return value
+
+
+def _rounded(numbers: Sequence[float]) -> list[float]:
+    return [round(number, DIGITS) for number in numbers]
