@@ -1,0 +1,183 @@
+"""Writing footprints to a vector file, a chunk at a time: GeoPackage, FlatGeobuf, GeoJSON (RFC 7946) and GeoParquet.
+
+Equal footprints in equal order make equal bytes: dates are pinned. Every file carries a mark, by which this program
+knows it for its own and what it was made from: as a layer's description in a GeoPackage, else in the first or last
+bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import shapely
+
+from aerialseg.errors import OutputError, UsageError, one_line
+from aerialseg.geo.footprints import CHUNK, join_footprints
+from aerialseg.geo.geopackage import FlatGeobuf, GeoPackage
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pyproj import CRS
+
+    from aerialseg.geo.footprints import Footprints
+
+SUFFIXES = (".gpkg", ".fgb", ".geojson", ".parquet")
+MARK = "aerialseg-buildings"
+"""Followed by ":" and the digest of what the file was made from."""
+MARKED_BYTES = 1 << 16
+GEOJSON_DECIMALS = 9
+"""A tenth of a millimetre."""
+_MARK = re.compile(rf"{MARK}:([0-9a-f]{{64}})".encode())
+
+
+class BuildingFile(Protocol):
+    """A file that is being written under a temporary name."""
+
+    def begin_layer(self, name: str, crs: CRS) -> None:
+        """Begin a layer; what is added from now on belongs to it."""
+
+    def add(self, footprints: Footprints) -> None:
+        """Take footprints in the layer's CRS."""
+
+    def finish(self) -> None:
+        """Write what was held back and close the file."""
+
+
+def create_buildings(temporary: Path, final: Path, digest: str) -> BuildingFile:
+    """Begin the file that the suffix asks for at `temporary`, which exists and is empty; `final` is for messages."""
+    mark = f"{MARK}:{digest}"
+    match final.suffix.lower():
+        case ".gpkg":
+            return GeoPackage(temporary, final, mark)
+        case ".fgb":
+            return FlatGeobuf(temporary, final, mark)
+        case ".geojson":
+            return GeoJson(temporary, mark)
+        case ".parquet":
+            return GeoParquet(temporary, mark)
+    raise UsageError(f"{one_line(final)}: {final.suffix or 'no suffix'} is not one of {', '.join(SUFFIXES)}")
+
+
+def read_mark(path: Path) -> str | None:
+    """Return the digest that a file of ours carries; None for a stranger's, or when there is none."""
+    try:
+        if path.suffix.lower() == ".gpkg":
+            with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+                text = "".join(
+                    row[0] or "" for row in database.execute("SELECT description FROM gpkg_contents")
+                ).encode()
+        else:
+            with path.open("rb") as stream:
+                text = stream.read(MARKED_BYTES)
+                stream.seek(max(0, path.stat().st_size - MARKED_BYTES))
+                text += stream.read()
+    except (OSError, sqlite3.Error):
+        return None
+    found = _MARK.search(text)
+    return found[1].decode() if found else None
+
+
+class GeoJson:
+    """Text, in longitude and latitude, feature by feature."""
+
+    def __init__(self, temporary: Path, mark: str) -> None:
+        self._path, self._between = temporary, "\n"
+        self._append(f'{{"type": "FeatureCollection", "made_by": "{mark}", "features": [')
+
+    def begin_layer(self, name: str, crs: CRS) -> None:
+        """Take WGS 84 as given; the format has no layers and no other CRS."""
+
+    def add(self, footprints: Footprints) -> None:
+        """Write features."""
+        rounded = shapely.transform(footprints.shapes, lambda points: np.round(points, GEOJSON_DECIMALS))
+        unknown = np.isnan(footprints.probability)
+        rows = zip(
+            footprints.id, footprints.scene, footprints.area_m2.tolist(),
+            np.where(unknown, None, footprints.probability.astype(object)), shapely.to_geojson(rounded), strict=True,
+        )  # fmt: skip
+        lines = []
+        for name, scene, area, probability, geometry in rows:
+            about = json.dumps({"id": name, "scene": scene, "area_m2": area, "probability": probability})
+            lines.append(f'{{"type": "Feature", "properties": {about}, "geometry": {geometry}}}')
+        if lines:
+            self._append(self._between + ",\n".join(lines))
+            self._between = ",\n"
+
+    def finish(self) -> None:
+        """End the collection."""
+        self._append("\n]}\n")
+
+    def _append(self, text: str) -> None:
+        with self._path.open("a", encoding="utf-8", newline="\n") as stream:
+            stream.write(text)
+
+
+class GeoParquet:
+    """Version 1.1 of the format, geometry as WKB."""
+
+    def __init__(self, temporary: Path, mark: str) -> None:
+        self._path, self._mark = temporary, mark
+        self._held: list[Footprints] = []
+        self._count = 0
+        self._writer: Any = None
+
+    def begin_layer(self, name: str, crs: CRS) -> None:
+        """Write the schema."""
+        pyarrow, parquet = _pyarrow()
+        geometry = {"encoding": "WKB", "geometry_types": ["Polygon"], "orientation": "counterclockwise"}
+        columns = {"geometry": {**geometry, "crs": json.loads(crs.to_json())}}
+        about = {"version": "1.1.0", "primary_column": "geometry", "columns": columns}
+        fields = [("id", pyarrow.string()), ("scene", pyarrow.string()), ("area_m2", pyarrow.float64()),
+                  ("probability", pyarrow.float64()), ("geometry", pyarrow.binary())]  # fmt: skip
+        metadata = {"geo": json.dumps(about), "made_by": self._mark}
+        self._schema = pyarrow.schema(fields, metadata=metadata)
+        self._writer = parquet.ParquetWriter(self._path, self._schema, compression="zstd")
+
+    def add(self, footprints: Footprints) -> None:
+        """Take footprints; a row group is written when there are enough."""
+        self._held.append(footprints)
+        self._count += len(footprints)
+        if self._count >= CHUNK:
+            self._flush()
+
+    def finish(self) -> None:
+        """Write the rest and the footer."""
+        self._flush()
+        self._writer.close()
+
+    def _flush(self) -> None:
+        if self._count:
+            pyarrow, _ = _pyarrow()
+            rows = join_footprints(self._held)
+            columns = {**rows.columns, "geometry": shapely.to_wkb(rows.shapes)}
+            arrays = [
+                pyarrow.array(column, type=self._schema.field(name).type, from_pandas=True)
+                for name, column in columns.items()
+            ]
+            self._writer.write_table(pyarrow.Table.from_arrays(arrays, schema=self._schema))
+            self._held, self._count = [], 0
+
+
+def require_writer(target: Path) -> None:
+    """Raise before any work when the suffix is unknown or what it needs is missing."""
+    if target.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"{one_line(target)}: {target.suffix or 'no suffix'} is not one of {', '.join(SUFFIXES)}")
+    if target.suffix.lower() == ".parquet":
+        _pyarrow()
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise OutputError(
+            "GeoParquet needs pyarrow, which is not installed: pip install 'aerialseg[parquet]', or write .gpkg"
+        ) from error
+    return pyarrow, pyarrow.parquet

@@ -1,0 +1,163 @@
+"""Masks that are pieces of one raster: on one pixel grid, overlapping or side by side.
+
+Only headers are read here; `strips` reads the pixels.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from aerialseg.errors import BadDataError, one_line
+from aerialseg.geo.geobox import GeoBox
+from aerialseg.geo.opening import open_raster
+from aerialseg.geo.pairing import check_same_grid
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from rasterio.crs import CRS
+
+SAME_GRID_PX = 0.01
+"""Corners of two rasters may miss the pixels of one grid by this much: transforms are stored in decimals."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A mask and where its first pixel lies on the grid of its patchwork."""
+
+    name: str
+    mask: Path
+    probability: Path | None
+    box: GeoBox
+    row: int = 0
+    col: int = 0
+
+    @property
+    def bottom(self) -> int:
+        """The row below its last."""
+        return self.row + self.box.height
+
+    @property
+    def right(self) -> int:
+        """The column right of its last."""
+        return self.col + self.box.width
+
+
+@dataclass(frozen=True, slots=True)
+class Patchwork:
+    """Pieces that hang together, in the order given."""
+
+    pieces: tuple[Piece, ...]
+
+    @property
+    def crs(self) -> CRS:
+        """The CRS that all pieces share."""
+        return self.pieces[0].box.crs
+
+    @property
+    def width(self) -> int:
+        """Columns from the first of any piece to the last of any."""
+        return max(piece.right for piece in self.pieces)
+
+
+def piece_of(name: str, mask: Path, probability: Path | None) -> Piece:
+    """Return a mask as a piece of its own; raises BadDataError when it, or its probability, has no usable place."""
+    with open_raster(mask) as dataset:
+        box = GeoBox.of(dataset)
+    shown = one_line(mask)
+    if not box.georeferenced:
+        raise BadDataError(
+            f"{shown}: has no CRS and transform, so polygons have no place: gdal_translate -a_srs EPSG:... -a_ullr ..."
+        )
+    if not box.usable:
+        raise BadDataError(f"{shown}: its transform gives pixels no place or no area: gdal_translate -a_ullr ...")
+    if probability is not None:
+        _check_probability(probability, mask, box)
+    return Piece(name, mask, probability, box)
+
+
+def patchworks(pieces: Sequence[Piece]) -> tuple[Patchwork, ...]:
+    """Return the pieces in groups that overlap or share a side (a corner is not enough), by their first members."""
+    grids: dict[object, list[int]] = defaultdict(list)
+    for index, piece in enumerate(pieces):
+        grids[_shape_of_pixels(piece.box)].append(index)
+    groups = [group for members in grids.values() for group in _touching(pieces, members)]
+    return tuple(_patchwork([pieces[index] for index in group]) for group in sorted(groups))
+
+
+def _check_probability(path: Path, mask: Path, box: GeoBox) -> None:
+    with open_raster(path) as dataset:
+        check_same_grid(box, GeoBox.of(dataset), (mask, path))
+        if dataset.dtypes[0] != "uint8":
+            raise BadDataError(
+                f"{one_line(path)}: has {dataset.dtypes[0]} values; expected probabilities as uint8, 0 to 254, 255"
+                " nodata, as aerialseg predict --probability writes them"
+            )
+
+
+def _shape_of_pixels(box: GeoBox) -> object:
+    """Return what rasters of one grid have in common, to nine digits; `_touching` looks closer."""
+    crs = "" if box.crs is None else box.crs.to_wkt()
+    return crs, *(f"{number:.9g}" for number in (box.transform.a, box.transform.b, box.transform.d, box.transform.e))
+
+
+def _touching(pieces: Sequence[Piece], members: Sequence[int]) -> list[list[int]]:
+    """Return the members in groups that overlap or share a side on one grid, each in ascending order."""
+    boxes = [pieces[member].box for member in members]
+    places = np.array([(box.transform.f, box.transform.c) for box in boxes])
+    sizes = np.array([(box.height, box.width) for box in boxes])
+    groups: list[list[int]] = []
+    alone = np.ones(len(members), dtype=np.bool_)
+    for first in range(len(members)):
+        if not alone[first]:
+            continue
+        alone[first] = False
+        group = [first]
+        for here in group:  # grows on the way
+            near = np.flatnonzero(alone & _beside(boxes[here], places - places[here], sizes))
+            near = near[[_misses(boxes[first], boxes[other]) <= SAME_GRID_PX for other in near]] if len(near) else near
+            alone[near] = False
+            group += near.tolist()
+        groups.append(sorted(members[index] for index in group))
+    return groups
+
+
+def _beside(here: GeoBox, moves: NDArray[np.float64], sizes: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which rasters, `moves` (y, x) away from this one, overlap it or share a side."""
+    offsets = moves @ _pixels_per_unit(here).T
+    own = np.array([here.height, here.width])
+    shared = np.minimum(own, offsets + sizes) - np.maximum(0, offsets)
+    return (shared.min(axis=1) > -0.5) & (shared.max(axis=1) > 0.5)
+
+
+def _misses(grid: GeoBox, box: GeoBox) -> float:
+    """Return by how many pixels the corners of a raster miss the corners of a grid's pixels, at worst."""
+    t, move = box.transform, np.array([box.transform.f - grid.transform.f, box.transform.c - grid.transform.c])
+    corners = np.array([(0, 0), (0, box.width), (box.height, 0), (box.height, box.width)], dtype=np.float64)
+    ground = corners @ np.array([[t.e, t.d], [t.b, t.a]]).T + move
+    offsets = ground @ _pixels_per_unit(grid).T - corners
+    return float(np.abs(offsets - np.rint(offsets[0])).max())
+
+
+def _pixels_per_unit(box: GeoBox) -> NDArray[np.float64]:
+    """Return the matrix from (y, x) on the ground to (rows, cols)."""
+    t = box.transform
+    inverse: NDArray[np.float64] = np.linalg.inv(np.array([[t.e, t.d], [t.b, t.a]]))
+    return inverse
+
+
+def _patchwork(pieces: Sequence[Piece]) -> Patchwork:
+    offsets = [tuple(round(part) for part in pieces[0].box.offset_to(piece.box)) for piece in pieces]
+    top, left = (min(parts) for parts in zip(*offsets, strict=True))
+    return Patchwork(
+        tuple(
+            Piece(piece.name, piece.mask, piece.probability, piece.box, row - top, col - left)
+            for piece, (row, col) in zip(pieces, offsets, strict=True)
+        )
+    )
