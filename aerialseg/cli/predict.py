@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 if TYPE_CHECKING:
     from aerialseg.geo.raster import BandRule
+    from aerialseg.prediction.options import Shard
 
 
 def predict(
@@ -19,18 +20,46 @@ def predict(
         Path, typer.Option("-m", "--model", help="A model file, or the folder of a training run.", show_default=False)
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder for masks and report.", show_default=False)],
+    window: Annotated[
+        int | None,
+        typer.Option(help="Height and width of the windows, in pixels.", show_default="the model's", metavar="PX"),
+    ] = None,
     overlap: Annotated[
         float | None,
         typer.Option(
             help="Share of a window that its neighbour covers too, 0 to 0.75.", show_default="the model's: 0.25"
         ),
     ] = None,
+    blend: Annotated[
+        Literal["hann", "linear", "crop"], typer.Option(help="How overlapping windows fade into each other.")
+    ] = "hann",
+    tta: Annotated[
+        Literal["none", "flips", "d4"], typer.Option(help="Average over 4 mirrored windows, or 8 also turned.")
+    ] = "none",
+    gsd: Annotated[
+        str,
+        typer.Option(help="Metres per pixel to run at; auto: the model's, where a scene differs by over 10 %; keep."),
+    ] = "auto",
+    neighbours: Annotated[
+        Literal["auto", "off"],
+        typer.Option(help="auto: scenes that touch see into each other, so that no seam shows."),
+    ] = "auto",
     batch: Annotated[str, typer.Option(help="Windows that run together, or auto.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    probability: Annotated[
-        bool, typer.Option("--probability", help="Write probability rasters too: 0 to 254, 255 is nodata.")
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Translate the network first: pays on many scenes.")
     ] = False,
+    probability: Annotated[
+        bool, typer.Option("--probability", help="Write probability rasters too: 0 to 254 for 0 to 1.")
+    ] = False,
+    agreement: Annotated[
+        bool, typer.Option("--agreement", help="Write where overlapping windows disagree: 0 to 254 for 0 to 1.")
+    ] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(help="Predict the I-th of N parts of the scenes; parts may share a folder.", metavar="I/N"),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("-f", "--overwrite", help="Predict again what is done; replace files of other origin.")
     ] = False,
@@ -67,8 +96,11 @@ def predict(
 
     access = Access(allow_ungeoreferenced, max_pixels)
     chosen = PredictOptions(
-        overlap, _batch(batch), precision, device, probability, _rule(bands, scale), access, overwrite, fail_fast
-    )
+        window=window, overlap=overlap, blend=blend, tta=tta, gsd_m=_gsd(gsd),
+        neighbours=neighbours == "auto", batch=_batch(batch), precision=precision, device=device,
+        compiled=compiled, probability=probability, agreement=agreement, rule=_rule(bands, scale), access=access,
+        shard=_shard(shard), overwrite=overwrite, fail_fast=fail_fast,
+    )  # fmt: skip
     with console_progress() as progress:
         report = predict_scenes(find_scenes(scenes), model, out, chosen, progress)
     if as_json:
@@ -103,3 +135,26 @@ def _rule(bands: str | None, scale: str | None) -> BandRule:
     except ValueError as error:
         raise UsageError(f"--scale {one_line(scale)}: give two numbers, as 0:2047") from error
     return BandRule(chosen, (low, high))
+
+
+def _gsd(given: str) -> float | Literal["auto", "keep"]:
+    from aerialseg.errors import UsageError, one_line
+
+    if given in ("auto", "keep"):
+        return given
+    try:
+        return float(given)
+    except ValueError as error:
+        raise UsageError(f"--gsd {one_line(given)}: give metres per pixel, auto, or keep") from error
+
+
+def _shard(given: str | None) -> Shard | None:
+    from aerialseg.errors import UsageError, one_line
+    from aerialseg.prediction.options import Shard
+
+    if given is None:
+        return None
+    number, _, count = given.partition("/")
+    if not (number.isdecimal() and count.isdecimal()):
+        raise UsageError(f"--shard {one_line(given)}: give the part and how many there are, as 1/4")
+    return Shard(int(number), int(count))

@@ -77,15 +77,6 @@ def create_raster(path: Path, **profile: Any) -> Iterator[DatasetWriter]:
         yield dataset
 
 
-@contextmanager
-def update_raster(path: Path) -> Iterator[DatasetWriter]:
-    """Open a GeoTIFF of our own to change its tags."""
-    with rasterio.Env():
-        dataset = _Writer(path, "r+", driver="GTiff")
-    with dataset:
-        yield dataset
-
-
 def checked_path(path: Path) -> str:
     """Return the absolute name under which GDAL may see `path`; raises what `open_raster` raises for the path itself.
 

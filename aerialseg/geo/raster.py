@@ -14,7 +14,7 @@ from rasterio.windows import Window
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.inspection import Access, BandRule, Source, inspect_scene
 from aerialseg.geo.opening import open_raster, raster_errors, refuse_remote
-from aerialseg.geo.writing import StripWriter, finish_cog, write_geotiff
+from aerialseg.geo.writing import Layer, write_cog, write_geotiff
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,15 +24,15 @@ __all__ = [
     "Access",
     "BandRule",
     "GeoBox",
+    "Layer",
     "Source",
-    "StripWriter",
-    "finish_cog",
     "inspect_scene",
     "open_raster",
     "raster_errors",
     "read_padded",
     "read_window",
     "refuse_remote",
+    "write_cog",
     "write_geotiff",
 ]
 

@@ -7,10 +7,9 @@ writer died opens cleanly and reads as zeros, and GDAL does not always report a 
 
 from __future__ import annotations
 
-import zlib
-from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import rasterio.shutil
@@ -18,21 +17,20 @@ from affine import Affine
 from rasterio.control import GroundControlPoint
 from rasterio.windows import Window
 
-from aerialseg.errors import AerialsegError, BadDataError, one_line
-from aerialseg.files import staged
+from aerialseg.errors import BadDataError, one_line
+from aerialseg.files import staged, temporary_file
 from aerialseg.geo.geobox import GeoBox
-from aerialseg.geo.opening import create_raster, open_raster, update_raster, write_error, writing_errors
+from aerialseg.geo.opening import create_raster, open_raster, write_error, writing_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from types import TracebackType
+    from collections.abc import Callable, Iterable, Mapping
 
-    from numpy.typing import DTypeLike, NDArray
+    from numpy.typing import NDArray
     from rasterio.io import DatasetReader, DatasetWriter
 
-STRIP_BLOCK = 512
-COMPARED_PIXELS = 1 << 22
-"""Two rasters are compared in strips of about this many pixels."""
+COG_BLOCK = 512
+PLAIN_ROWS = 16
+"""Rows that lie together in the temporary file; GDAL holds some 64 MB of them while it copies blocks."""
 
 
 def write_geotiff(
@@ -69,87 +67,75 @@ def write_geotiff(
         _require_intact(path, same=same, placed=placed)
 
 
-class StripWriter:
-    """Writes a one-band raster from the top down to a temporary tiled GeoTIFF, for `finish_cog` to copy.
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """How the values of a one-band raster are meant."""
 
-    Use it as a context manager in one thread. Leaving it closes the file and reads every strip back. Memory: one row of
-    blocks. The caller chooses `path` (see `aerialseg.files.TEMPORARY`) and removes it.
-    """
-
-    def __init__(
-        self, path: Path, box: GeoBox, dtype: DTypeLike, nodata: float | None, tags: Mapping[str, str] | None = None
-    ) -> None:
-        self._path, self._box = path, box
-        self._strips: dict[int, tuple[int, int]] = {}
-        profile = _profile(box, np.dtype(dtype), 1, "ZSTD", STRIP_BLOCK)
-        self._profile = {**profile, "nodata": nodata}
-        self._tags = dict(tags or {})
-        self._contexts = ExitStack()
-
-    def __enter__(self) -> StripWriter:
-        with writing_errors(self._path):
-            self._target = self._contexts.enter_context(create_raster(self._path, **self._profile))
-            _georeference(self._target, self._box)
-            self._target.update_tags(**self._tags)
-        return self
-
-    def write(self, row: int, strip: NDArray[Any]) -> None:
-        """Write full-width rows (rows, cols) starting at `row`."""
-        rows, cols = strip.shape
-        if cols != self._box.width or row < 0 or row + rows > self._box.height:
-            raise ValueError(f"strip of {rows}x{cols} at row {row} does not fit {self._box.height}x{self._box.width}")
-        strip = np.ascontiguousarray(strip)
-        self._strips[row] = rows, zlib.crc32(strip.data)
-        with writing_errors(self._path):
-            self._target.write(strip, 1, window=Window(0, row, cols, rows))
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            with writing_errors(self._path):
-                self._contexts.close()
-        except AerialsegError:
-            if error is None:  # else the caller's own failure says more than that the file could not be closed
-                raise
-        if error is None:
-            self._verify()
-
-    def _verify(self) -> None:
-        covered = sum(rows for rows, _ in self._strips.values())
-        if covered != self._box.height:
-            raise ValueError(f"{covered} of {self._box.height} rows were written")
-        with writing_errors(self._path), open_raster(self._path) as written:
-            placed, same = _has_place(written, self._box), True
-            for row, (rows, checksum) in self._strips.items():
-                strip = written.read(1, window=Window(0, row, self._box.width, rows))
-                same = same and zlib.crc32(strip.data) == checksum
-        _require_intact(self._path, same=same, placed=placed)
+    nodata: int
+    resampling: Literal["mode", "average"] = "mode"
+    """How overviews are made: classes by majority, measurements by their mean."""
+    scale: float | None = None
+    """What a stored value is multiplied by to give the real one; GDAL and QGIS apply it."""
 
 
-def finish_cog(
-    temporary: Path, final: Path, *, tags: Mapping[str, str], resampling: str = "mode", blocksize: int = 512
+def write_cog(
+    path: Path,
+    box: GeoBox,
+    strips: Callable[[], Iterable[NDArray[np.uint8]]],
+    layer: Layer,
+    *,
+    tags: Mapping[str, str] | None = None,
 ) -> None:
-    """Copy a finished temporary GeoTIFF to a cloud-optimised one with overviews, verify it, and give it its name.
+    """Write a one-band uint8 raster, given as full-width strips from the top down, as a cloud-optimised GeoTIFF.
 
-    `tags` are added to those of the temporary file. Memory does not grow with the raster; the GIL is released while
-    copying. Raises StorageError or OutputError, leaving an older `final` as it was.
+    `strips` is called twice: to write, and to compare with what the finished file reads back as. A plain temporary file
+    goes first, for GDAL's COG driver copies and cannot be fed; memory does not grow with the raster. The GIL is
+    released while copying. Raises StorageError or OutputError, leaving an older file at `path` as it was, and
+    BadDataError when a GeoTIFF cannot hold the CRS.
     """
-    options = {
-        "COMPRESS": "DEFLATE",
-        "BLOCKSIZE": blocksize,
-        "OVERVIEW_RESAMPLING": resampling.upper(),
-        "BIGTIFF": "IF_SAFER",
-    }
-    needed = temporary.stat().st_size * 4 // 3
-    with writing_errors(final), update_raster(temporary) as target:
+    options = {"COMPRESS": "DEFLATE", "BLOCKSIZE": COG_BLOCK, "OVERVIEW_RESAMPLING": layer.resampling.upper()}
+    needed = box.height * box.width
+    with temporary_file(path.parent, ".tif") as plain:
+        with writing_errors(path, needed):
+            _write_plain(plain, box, strips(), layer, tags or {})
+        with staged(path) as staging:
+            with writing_errors(path, needed), open_raster(plain) as source:
+                rasterio.shutil.copy(source, staging, driver="COG", BIGTIFF="IF_SAFER", **options)
+            with writing_errors(path, needed), open_raster(staging) as copy:
+                placed, same = _has_place(copy, box), _holds(copy, strips())
+            _require_intact(path, same=same, placed=placed)
+
+
+def _write_plain(
+    path: Path, box: GeoBox, strips: Iterable[NDArray[np.uint8]], layer: Layer, tags: Mapping[str, str]
+) -> None:
+    """Write an uncompressed GeoTIFF from the top down; whatever the height of a strip, nothing is written twice."""
+    profile = {**_profile(box, np.dtype(np.uint8), 1, "NONE", COG_BLOCK), "tiled": False, "blockysize": PLAIN_ROWS}
+    del profile["blockxsize"]
+    row = 0
+    with create_raster(path, **profile, nodata=layer.nodata) as target:
+        _georeference(target, box)
         target.update_tags(**tags)
-    with staged(final) as staging:
-        with writing_errors(final, needed), open_raster(temporary) as source:
-            rasterio.shutil.copy(source, staging, driver="COG", **options)
-        with writing_errors(final, needed), open_raster(temporary) as source, open_raster(staging) as copy:
-            placed, same = _has_place(copy, GeoBox.of(source)), _same_pixels(source, copy)
-        _require_intact(final, same=same, placed=placed)
+        if layer.scale is not None:
+            target.scales, target.offsets = (layer.scale,), (0.0,)
+        for strip in strips:
+            rows, cols = strip.shape
+            if cols != box.width or row + rows > box.height:
+                raise ValueError(f"strip of {rows}x{cols} at row {row} does not fit {box.height}x{box.width}")
+            target.write(strip, 1, window=Window(0, row, cols, rows))
+            row += rows
+    if row != box.height:
+        raise ValueError(f"{row} of {box.height} rows were given")
+
+
+def _holds(written: DatasetReader, strips: Iterable[NDArray[np.uint8]]) -> bool:
+    """Return whether a file reads back as the strips that went into it."""
+    row = 0
+    for strip in strips:
+        if not np.array_equal(written.read(1, window=Window(0, row, written.width, len(strip))), strip):
+            return False
+        row += len(strip)
+    return row == written.height
 
 
 def _profile(box: GeoBox, dtype: np.dtype[Any], bands: int, compress: str, blocksize: int) -> dict[str, Any]:
@@ -202,15 +188,3 @@ def _require_intact(path: Path, *, same: bool, placed: bool) -> None:
         raise write_error(path, "the file does not read back as written")
     if not placed:
         raise BadDataError(f"{one_line(path)}: a GeoTIFF cannot hold the scene's CRS: gdalwarp the scene to another")
-
-
-def _same_pixels(first: DatasetReader, second: DatasetReader) -> bool:
-    height, width = first.height, first.width
-    if (second.height, second.width, second.count) != (height, width, first.count):
-        return False
-    rows = max(STRIP_BLOCK, COMPARED_PIXELS // width // STRIP_BLOCK * STRIP_BLOCK)
-    strips = (Window(0, row, width, min(rows, height - row)) for row in range(0, height, rows))
-    nan = first.dtypes[0].startswith("float")
-    return all(
-        np.array_equal(first.read(1, window=strip), second.read(1, window=strip), equal_nan=nan) for strip in strips
-    )

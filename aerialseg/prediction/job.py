@@ -5,6 +5,7 @@ A scene's rasters are finished in a thread of their own while the next scene run
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from concurrent.futures import wait
@@ -12,8 +13,6 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from aerialseg.errors import AerialsegError, BadDataError, NoInputError, OutputError, Stopped, StorageError, one_line
 from aerialseg.files import (
@@ -23,25 +22,28 @@ from aerialseg.files import (
     require_space,
     sha256_of,
     sweep,
-    write_json,
 )
+from aerialseg.geo.raster import inspect_scene
 from aerialseg.models.package import find_model, read_card
-from aerialseg.prediction.outputs import SceneFiles, Temporaries, finish, output_tags, scene_key, write_strips
+from aerialseg.prediction.canvas import make_canvases
+from aerialseg.prediction.journal import Journal
+from aerialseg.prediction.options import PredictOptions, Shard
+from aerialseg.prediction.outputs import SceneFiles, count_pixels, finish, output_tags
+from aerialseg.prediction.parts import Part, part_path
 from aerialseg.prediction.pipeline import in_background
 from aerialseg.prediction.plan import (
-    REPORT,
-    PredictOptions,
     Run,
     Work,
-    check_scene,
+    check_window,
     done_before,
     every_output,
     is_output_in,
     refuse_foreign_rasters,
     refuse_foreign_report,
-    stamp_of,
+    report_name,
+    stamps_of,
 )
-from aerialseg.prediction.report import PredictReport, SceneResult
+from aerialseg.prediction.report import SceneResult
 from aerialseg.progress import Silent
 
 if TYPE_CHECKING:
@@ -49,16 +51,15 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
     from aerialseg.geo.scenes import Scene
-    from aerialseg.prediction.engine import Streamed
     from aerialseg.prediction.forward import Forward
+    from aerialseg.prediction.report import PredictReport
+    from aerialseg.prediction.seams import SeamTally
     from aerialseg.progress import Progress
 
-__all__ = ["PredictOptions", "predict_scenes"]
+__all__ = ["PredictOptions", "Shard", "predict_scenes"]
 
-MASK_BYTES, PROBABILITY_BYTES = 0.1, 1.2
+MASK_BYTES, MEASURE_BYTES = 0.1, 1.2
 """Disk a pixel takes, compressed and with overviews; the pixels of buildings rarely need half of it."""
 POLL_S, PATIENCE_S = 0.2, 5.0
 """How often waiting for a scene's files looks for a stop, and how long a stop waits for them."""
@@ -75,112 +76,80 @@ def predict_scenes(
 
     A scene that fails is reported and the next one is tried: see `PredictReport.raise_failures`. Raises UsageError when
     an output would be an input, OutputError when outputs cannot be written or are not ours, ModelError, DeviceError,
-    StorageError when the disk is full, and Stopped; the scenes finished by then are complete and the same call goes on
-    from there.
+    StorageError when the disk is full, and Stopped; the same call then goes on behind the last finished rows.
     """
     options, progress, model = options or PredictOptions(), progress or Silent(), find_model(model)
     scenes = [scene for scene in scenes if not is_output_in(scene.image, out)]
     if not scenes:
         raise NoInputError(f"{one_line(out)}: no scene to predict; what was given are masks that predict wrote here")
-    files = {scene.name: SceneFiles.of(scene, out, probability=options.probability) for scene in scenes}
+    files = {scene.name: _files_of(scene, out, options) for scene in scenes}
     refuse_input_as_output([model, *(scene.image for scene in scenes)], every_output(files, out))
     for folder in sorted({out, *(path.parent for entry in files.values() for path in entry.rasters)}):
         prepare_output_folder(folder)
-    with locked(out):
-        sweep(out)
-        refuse_foreign_report(out / REPORT, overwrite=options.overwrite)
-        foreign = {name: refuse_foreign_rasters(entry, overwrite=options.overwrite) for name, entry in files.items()}
-        journal = _Journal(Run(model, sha256_of(model), read_card(model), out, options, progress), scenes)
+    parts = {part_path(out, scene.name) for scene in scenes}
+    with locked(out, shared=options.shard is not None) as alone:
+        if alone:
+            sweep(out, parts)
+        refuse_foreign_report(out / report_name(options.shard), overwrite=options.overwrite)
+        journal = Journal(Run(model, sha256_of(model), read_card(model), out, options, progress), scenes)
+        check_window(journal.run)
         try:
-            work = _check(journal, scenes, files, foreign)
+            work = _check(journal, scenes, files)
             if work:
                 _predict(journal, work)
         except AerialsegError:
-            sweep(out)  # first, for it makes room on a full disk
             with suppress(AerialsegError):
                 journal.write()
             raise
-        finally:
-            sweep(out)
         return journal.write()
 
 
-class _Journal:
-    """What has become of each scene so far; a class because it is all state."""
-
-    def __init__(self, run: Run, scenes: Sequence[Scene]) -> None:
-        self.run = run
-        self.results = {scene.name: SceneResult(scene.name, scene.image, "not started") for scene in scenes}
-        self.settings: dict[str, Any] = {}
-        self.loaded: float | None = None
-        """When the model was ready."""
-
-    def record(self, result: SceneResult) -> SceneResult:
-        """Note and show a scene's result; raises its failure when the next scene would meet the same disk."""
-        self.results[result.name] = result
-        for warning in result.warnings:
-            self.run.progress.say(f"warning: {warning}")
-        if isinstance(result.failure, OutputError | StorageError):
-            raise result.failure
-        if result.failure is None or len(self.results) > 1:  # a single scene's failure is raised, and so shown once
-            self.run.progress.say(result.line())
-        return result
-
-    def knows(self, error: AerialsegError) -> bool:
-        """Return whether the error is already noted as a scene's failure."""
-        return any(result.failure is error for result in self.results.values())
-
-    @property
-    def failed(self) -> bool:
-        """Whether a scene has failed."""
-        return any(result.status == "failed" for result in self.results.values())
-
-    def write(self) -> PredictReport:
-        """Write report.json and return it."""
-        run = self.run
-        names = ("preset", "threshold", "temperature", "gsd_m")
-        card = {name: getattr(run.card, name) for name in names}
-        model = {"path": str(run.model), "sha256": run.model_hash, **card}
-        options = {"window": run.card.tile_size, "probability": run.options.probability}
-        settings = {**run.parameters, **options, **self.settings}
-        del settings["model"]
-        seconds = time.monotonic() - run.began
-        loading = seconds if self.loaded is None else self.loaded - run.began
-        report = PredictReport(run.out, model, settings, tuple(self.results.values()), seconds, loading)
-        write_json(run.out / REPORT, report.to_json())
-        return report
+def _files_of(scene: Scene, out: Path, options: PredictOptions) -> SceneFiles:
+    return SceneFiles.of(scene, out, probability=options.probability, agreement=options.agreement)
 
 
-def _check(
-    journal: _Journal, scenes: Sequence[Scene], files: Mapping[str, SceneFiles], foreign: Mapping[str, bool]
-) -> list[Work]:
+def _check(journal: Journal, scenes: Sequence[Scene], files: Mapping[str, SceneFiles]) -> list[Work]:
     """Check every scene and return those to predict; what is done, and what failed, goes into the journal."""
     run, found = journal.run, []
-    for scene in scenes:
+    mine = {scene.name: refuse_foreign_rasters(files[scene.name], overwrite=run.options.overwrite)
+            for scene in scenes if scene.name in journal.results}  # fmt: skip
+    sources = {}
+    for scene in scenes if run.options.neighbours else [scene for scene in scenes if scene.name in mine]:
         run.progress.advance(0)
         try:
-            work = check_scene(run, scene, files[scene.name], foreign=foreign[scene.name])
-            done = done_before(run, work)
-        except (OutputError, Stopped):
-            raise
+            sources[scene.image] = inspect_scene(
+                scene.image, run.rule, run.options.access, expected_bands=run.card.bands
+            )
         except AerialsegError as error:
-            journal.record(SceneResult(scene.name, scene.image, "failed", failure=error))
-            if run.options.fail_fast:
-                return []
-            continue
-        if done is None:
-            found.append(work)
-        else:
-            journal.record(done)
-    return found
+            if scene.name in mine:
+                journal.record(SceneResult(scene.name, scene.image, "failed", failure=error))
+                if run.options.fail_fast:
+                    break
+    canvases = make_canvases(
+        list(sources.values()), neighbours=run.options.neighbours, gsd_m=run.gsd_m, reach=2 * run.window
+    )
+    for scene in scenes:
+        if scene.name in mine and scene.image in canvases:
+            run.progress.advance(0)
+            canvas = canvases[scene.image]
+            work = Work(scene, files[scene.name], canvas, stamps_of(canvas), foreign=mine[scene.name])
+            done = done_before(run, work)
+            if done is None:
+                found.append(work)
+            else:
+                part_path(run.out, scene.name).unlink(missing_ok=True)
+                journal.record(done)
+    return [] if run.options.fail_fast and journal.failed else found
 
 
-def _predict(journal: _Journal, work: Sequence[Work]) -> None:
+def _predict(journal: Journal, work: Sequence[Work]) -> None:
     """Run the scenes through the model, one after the other."""
     run = journal.run
     pixels = [item.pixels for item in work]
-    each = MASK_BYTES + (PROBABILITY_BYTES if run.options.probability else 0)
-    require_space(run.out, int(each * (sum(pixels) + max(pixels))))
+    measures = run.options.probability + run.options.agreement
+    layers = 1 + run.options.agreement
+    finished = (MASK_BYTES + MEASURE_BYTES * measures) * sum(pixels)
+    require_space(run.out, int(finished + (2 * layers + 1) * max(pixels)))  # two scenes' parts, and a plain copy
     forward = _load(journal)
     journal.loaded = time.monotonic()
     run.progress.start("predict", sum(pixels) / 1e6, "Mpx")
@@ -196,7 +165,7 @@ def _predict(journal: _Journal, work: Sequence[Work]) -> None:
         run.progress.finish()
 
 
-def _load(journal: _Journal) -> Forward:
+def _load(journal: Journal) -> Forward:
     """Load the model onto its device; this is where torch is imported."""
     # Threads that spin while they wait take the cores from reader and writer: up to ten times slower on two cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -205,20 +174,32 @@ def _load(journal: _Journal) -> Forward:
     from aerialseg.prediction.forward import EngineSettings, Forward, automatic_batch
 
     run = journal.run
+    run.progress.advance(0)  # an import takes seconds; a stop that came meanwhile is heard here
     device = pick_device(run.options.device)
     precision = pick_precision(run.options.precision, device)
-    size = run.card.tile_size
-    batch = run.options.batch or automatic_batch(device, size)
+    batch = run.options.batch or automatic_batch(device, run.window)
     journal.settings |= {"device": str(device), "used_precision": precision}
     segmenter, card = load_model(run.model)
-    settings = EngineSettings(size, run.overlap, batch, device, precision, card.temperature)
+    run.progress.advance(0)
+    settings = EngineSettings(
+        run.window,
+        run.overlap,
+        batch,
+        device,
+        precision,
+        card.temperature,
+        run.options.blend,
+        run.options.tta,
+        run.options.agreement,
+        run.options.compiled,
+    )
     return Forward(segmenter, settings, run.progress)
 
 
 class _Finisher:
     """Finishes one scene's files while the next one runs, and records it as soon as it is done."""
 
-    def __init__(self, journal: _Journal) -> None:
+    def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self._future: Future[SceneResult] | None = None
 
@@ -239,56 +220,77 @@ class _Finisher:
         if future is None:
             return
         try:
-            while not wait([future], POLL_S).done:
-                self._journal.run.progress.advance(0)
+            _wait(future, self._journal.run.progress)
         finally:
             if wait([future], PATIENCE_S).done:
                 self._journal.record(future.result())
 
 
-def _stream(journal: _Journal, work: Work, forward: Forward, finisher: _Finisher) -> None:
+def _stream(journal: Journal, work: Work, forward: Forward, finisher: _Finisher) -> None:
     """Run one scene and begin to finish its files; a failure of its own goes into the journal."""
-    from aerialseg.prediction.canvas import Canvas
     from aerialseg.prediction.engine import predict_scene
+    from aerialseg.prediction.seams import SeamTally
 
     run, began = journal.run, time.monotonic()
-    tally = np.zeros(2, dtype=np.int64)
+    part = Part.of(run.out, work.scene.name, (work.box.height, work.box.width), 1 + run.options.agreement)
+    key = in_background(partial(_part_key, run, work, forward), "hasher")
     try:
-        temporaries = Temporaries.in_folder(run.out, probability=run.options.probability)
-        sink = write_strips(temporaries, work.source.box, run.card.threshold, tally)
-        streamed = predict_scene(forward, Canvas.alone(work.source), sink, finisher.advance)
+        skip = 0
+        if part.keyed and not run.options.overwrite:
+            _wait(key, run.progress)
+            skip = part.finished(key.result())
+        run.progress.advance(skip * work.box.width / 1e6)
+        streamed = predict_scene(forward, work.canvas, part.write(skip, key), finisher.advance, skip=skip)
     except AerialsegError as error:
         if isinstance(error, Stopped) or journal.knows(error):
             raise
+        part.path.unlink(missing_ok=True)  # on a full disk, it makes room
+        if isinstance(error, OutputError | StorageError):
+            raise
         journal.record(replace(work.result, status="failed", failure=error))
         return
-    finisher.begin(partial(_finish, run, work, temporaries, streamed, tally, began))
+    seams = SeamTally.of(work.canvas, forward.settings)
+    partly = replace(work.result, windows=streamed.windows, windows_run=streamed.run, resumed_rows=skip)
+    finisher.begin(partial(_finish, run, replace(work, known=partly), part, seams, began))
 
 
-def _finish(
-    run: Run, work: Work, temporaries: Temporaries, streamed: Streamed, tally: NDArray[np.int64], began: float
-) -> SceneResult:
-    """Give a scene's rasters their names; runs beside the next scene, so what goes wrong is part of the result."""
-    image, (valid, building) = work.scene.image, map(int, tally)
+def _finish(run: Run, work: Work, part: Part, seams: SeamTally, began: float) -> SceneResult:
+    """Write a scene's rasters; runs beside the next scene, so what goes wrong is part of the result."""
+    image, threshold = work.scene.image, run.card.threshold
     try:
-        key, scene_hash = scene_key(work.source, run.parameters)
-        if stamp_of(image) != work.stamp:
+        key = run.key(work.canvas)
+        if not work.unchanged:
+            part.path.unlink(missing_ok=True)
             raise BadDataError(f"{one_line(image)}: changed while it was predicted; run again")
-        tags = output_tags(key, run.model_hash, run.card.threshold, valid, building)
-        hashes, warnings = finish(temporaries, work.files, tags, replace_sides=work.foreign)
+        counts = count_pixels(part, threshold, seams)
+        tags = output_tags(key, run.model_hash, threshold, counts)
+        hashes, warnings = finish(part, work.files, work.box, tags, threshold=threshold, replace_sides=work.foreign)
+        part.path.unlink(missing_ok=True)
     except AerialsegError as error:
         return replace(work.result, status="failed", failure=error)
-    if not valid:
+    if not counts[0]:
         warnings = (*warnings, f"{one_line(image)}: has no valid pixel; its mask is all nodata")
     return replace(
         work.result,
         status="done",
         outputs=work.files.by_kind,
         seconds=time.monotonic() - began,
-        valid_pixels=valid,
-        building_pixels=building,
-        windows=streamed.windows,
-        windows_run=streamed.run,
-        hashes={"key": key, "scene": scene_hash, **hashes},
+        valid_pixels=counts[0],
+        building_pixels=counts[1],
+        seam_index=seams.index,
+        hashes={"key": key, "scene": run.digest(image), **hashes},
         warnings=(*work.warnings, *warnings),
     )
+
+
+def _part_key(run: Run, work: Work, forward: Forward) -> bytes:
+    """Return what a part must be made from to be gone on with: what promises equal bytes, not only equal pixels."""
+    settings = forward.settings
+    exact = (run.key(work.canvas), settings.batch, str(settings.device), settings.precision, run.options.compiled)
+    return hashlib.sha256(repr(exact).encode()).digest()
+
+
+def _wait(future: Future[Any], progress: Progress) -> None:
+    """Wait for a background task, looking for a stop meanwhile."""
+    while not wait([future], POLL_S).done:
+        progress.advance(0)

@@ -1,16 +1,16 @@
 """The files of one scene: where they go, whether they are ours and up to date, and how they come into being.
 
-A mask is finished in two steps. Strips go to temporary GeoTIFFs while the network runs; then, in a thread of its own,
-those are copied to cloud-optimised files, verified, and given their names, the mask last: where it stands, all of the
-scene's outputs do. What was made from what travels in the file's own metadata, under KEY.
+While the network runs, finished strips gather in a part (see `parts`). From it, in a thread of its own, the
+cloud-optimised files are written, verified and given their names, the mask last: where it stands, all of the scene's
+outputs do. What was made from what travels in the file's own metadata, under KEY.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -19,25 +19,29 @@ import numpy as np
 from aerialseg import __version__
 from aerialseg.counts import QUANTA
 from aerialseg.errors import AerialsegError, UsageError, one_line
-from aerialseg.files import reserve, sha256_of
-from aerialseg.geo.contents import content_digest
+from aerialseg.files import sha256_of
 from aerialseg.geo.qgis import write_mask_sidecars
-from aerialseg.geo.raster import GeoBox, StripWriter, finish_cog, open_raster
+from aerialseg.geo.raster import GeoBox, Layer, open_raster, write_cog
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
-    from aerialseg.geo.raster import Source
     from aerialseg.geo.scenes import Scene
-    from aerialseg.prediction.engine import Strip
+    from aerialseg.prediction.parts import Part
+    from aerialseg.prediction.seams import SeamTally
 
 NODATA = 255
 KEY = "AERIALSEG_KEY"
 COUNTS = ("AERIALSEG_VALID_PIXELS", "AERIALSEG_BUILDING_PIXELS")
-ENGINE = 1
+ENGINE = 2
 """Part of every key: raise it when the same inputs and parameters come to give other pixels."""
+MASK = Layer(NODATA)
+MEASURE = Layer(NODATA, "average", scale=1 / QUANTA)
+"""A probability, or the windows' disagreement: 0 to 254 stand for 0 to 1."""
+LAYERS = {"probability": 0, "agreement": 1}
+"""Which layer of a part holds what."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +50,25 @@ class SceneFiles:
 
     mask: Path
     probability: Path | None
+    agreement: Path | None = None
 
     @classmethod
-    def of(cls, scene: Scene, out: Path, *, probability: bool) -> SceneFiles:
+    def of(cls, scene: Scene, out: Path, *, probability: bool, agreement: bool = False) -> SceneFiles:
         """Return the paths below `out` that mirror the scene's name; raises UsageError for a name that leaves it."""
         name = PurePosixPath(scene.name)
         if name.is_absolute() or ".." in name.parts or not name.name:
             raise UsageError(f"{one_line(scene.name)}: a scene's name must be a relative path without ..")
         file = name.with_name(f"{name.name}.tif")
-        return cls(out / file, out / "probability" / file if probability else None)
+        beside = {kind: out / kind / file for kind in LAYERS}
+        return cls(
+            out / file, beside["probability"] if probability else None, beside["agreement"] if agreement else None
+        )
 
     @property
     def by_kind(self) -> dict[str, Path]:
         """The files that carry pixels, the mask last."""
-        return ({} if self.probability is None else {"probability": self.probability}) | {"mask": self.mask}
+        found = {"probability": self.probability, "agreement": self.agreement, "mask": self.mask}
+        return {kind: path for kind, path in found.items() if path is not None}
 
     @property
     def rasters(self) -> tuple[Path, ...]:
@@ -72,30 +81,10 @@ class SceneFiles:
         return *self.rasters, self.mask.with_name(f"{self.mask.name}.aux.xml"), self.mask.with_suffix(".qml")
 
 
-@dataclass(frozen=True, slots=True)
-class Temporaries:
-    """A scene's rasters while they are being written."""
-
-    mask: Path
-    probability: Path | None
-
-    @classmethod
-    def in_folder(cls, out: Path, *, probability: bool) -> Temporaries:
-        """Reserve names in `out` that `aerialseg.files.sweep` knows."""
-        return cls(reserve(out, ".tif"), reserve(out, ".tif") if probability else None)
-
-    def remove(self) -> None:
-        """Remove what is there."""
-        for path in (self.mask, self.probability):
-            if path is not None:
-                path.unlink(missing_ok=True)
-
-
-def scene_key(source: Source, parameters: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the done-key, over the parameters and the scene with its side files, and the digest of the latter."""
-    scene = content_digest(source.path)
+def done_key(scene: str, parameters: Mapping[str, Any]) -> str:
+    """Return the key over the digest of a scene with its side files and everything else that decides its pixels."""
     described = {"engine": ENGINE, "scene": scene, **parameters}
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest(), scene
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
 def read_tags(path: Path) -> dict[str, str]:
@@ -108,66 +97,70 @@ def read_tags(path: Path) -> dict[str, str]:
     return tags if KEY in tags else {}
 
 
-def write_strips(
-    temporaries: Temporaries, box: GeoBox, threshold: float, tally: NDArray[np.int64]
-) -> Generator[None, Strip | None]:
-    """Turn the strips it is sent into a mask and, where wanted, a probability raster; runs in the writer's thread.
-
-    The mask is a function of the quantised probability: building where q >= round(254 x threshold). `tally` counts
-    valid and building pixels.
-    """
-    limit = round(QUANTA * threshold)
-    with ExitStack() as files:
-        mask = files.enter_context(StripWriter(temporaries.mask, box, "uint8", NODATA))
-        probability = (
-            None
-            if temporaries.probability is None
-            else files.enter_context(StripWriter(temporaries.probability, box, "uint8", NODATA))
-        )
-        while (strip := (yield)) is not None:
-            quanta = strip.quanta()
-            building = quanta >= limit
-            labels = building.view(np.uint8)
-            if strip.valid is not None:
-                labels[~strip.valid] = NODATA
-            counts = (
-                quanta.size if strip.valid is None else np.count_nonzero(strip.valid),
-                np.count_nonzero(labels == 1),
-            )
-            tally += np.array(counts)
-            mask.write(strip.row, labels)
-            if probability is not None:
-                probability.write(strip.row, quanta)
+def count_pixels(part: Part, threshold: float, seams: SeamTally) -> tuple[int, int]:
+    """Return how many pixels of a finished scene are valid, and building; lets `seams` see every strip."""
+    valid = building = 0
+    for row, quanta in part.strips():
+        seams.add(row, quanta)
+        labels = _labels(quanta, threshold)
+        building += int(np.count_nonzero(labels == 1))
+        valid += labels.size - int(np.count_nonzero(labels == NODATA))
+    return valid, building
 
 
 def finish(
-    temporaries: Temporaries, files: SceneFiles, tags: Mapping[str, str], *, replace_sides: bool
+    part: Part, files: SceneFiles, box: GeoBox, tags: Mapping[str, str], *, threshold: float, replace_sides: bool
 ) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Give the scene's finished rasters their names, with overviews and side files.
+    """Write the scene's rasters from its part, under their final names, the mask last.
 
-    Returns their SHA-256 by kind, and warnings. Side files that exist stay, unless `replace_sides`: they may hold a
-    user's changes, or belong to a stranger's raster that is being replaced.
+    Returns their SHA-256 by kind, and warnings. The mask is a function of the quantised probability: building where
+    q >= round(254 x threshold). Side files that exist stay, unless `replace_sides`: they may hold a user's changes, or
+    belong to a stranger's raster that is being replaced. Raises what `write_cog` and `Part.strips` raise.
     """
-    pairs = {"probability": (temporaries.probability, files.probability), "mask": (temporaries.mask, files.mask)}
     hashes = {}
-    for kind, (temporary, final) in pairs.items():
-        if temporary is not None and final is not None:
-            finish_cog(temporary, final, tags=tags, resampling="mode" if kind == "mask" else "average")
-            hashes[kind] = sha256_of(final)
-    write_mask_sidecars(files.mask, replace=replace_sides)
-    with open_raster(temporaries.mask) as alone, open_raster(files.mask) as beside_others:
-        moved = GeoBox.of(alone) != GeoBox.of(beside_others)
-    temporaries.remove()
+    for kind, path in files.by_kind.items():
+        if kind == "mask":
+            write_cog(path, box, partial(_mask_strips, part, threshold), MASK, tags=tags)
+        else:
+            write_cog(path, box, partial(_measured_strips, part, LAYERS[kind]), MEASURE, tags=tags)
+        hashes[kind] = sha256_of(path)
+    write_sides(files, replace=replace_sides)
+    with open_raster(files.mask) as mask:
+        found = GeoBox.of(mask)
+    moved = (found.transform, found.crs) != (box.transform, box.crs)
     name = one_line(files.mask)
     return hashes, (f"{name}: a side file beside it moves it off its scene; remove {name}.*",) if moved else ()
 
 
-def output_tags(key: str, model_hash: str, threshold: float, valid: int, building: int) -> dict[str, str]:
-    """Return what every output says about itself."""
+def write_sides(files: SceneFiles, *, replace: bool = False) -> None:
+    """Write the side files that are missing; with `replace`, all."""
+    write_mask_sidecars(files.mask, replace=replace)
+
+
+def output_tags(key: str, model_hash: str, threshold: float, counts: tuple[int, int]) -> dict[str, str]:
+    """Return what every output says about itself; `counts` are its valid and its building pixels."""
     return {
         KEY: key,
         "AERIALSEG_VERSION": __version__,
         "AERIALSEG_MODEL_SHA256": model_hash,
         "AERIALSEG_THRESHOLD": repr(threshold),
-        **dict(zip(COUNTS, map(str, (valid, building)), strict=True)),
+        **dict(zip(COUNTS, map(str, counts), strict=True)),
     }
+
+
+def _mask_strips(part: Part, threshold: float) -> Iterator[NDArray[np.uint8]]:
+    for _, quanta in part.strips():
+        yield _labels(quanta, threshold)
+
+
+def _measured_strips(part: Part, layer: int) -> Iterator[NDArray[np.uint8]]:
+    for _, values in part.strips(layer):
+        yield values
+
+
+def _labels(quanta: NDArray[np.uint8], threshold: float) -> NDArray[np.uint8]:
+    """Return 0, 1 or NODATA for each quantised probability."""
+    table = (np.arange(256) >= round(QUANTA * threshold)).astype(np.uint8)
+    table[NODATA] = NODATA
+    labels: NDArray[np.uint8] = table[quanta]
+    return labels

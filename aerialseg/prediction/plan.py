@@ -13,44 +13,23 @@ from typing import TYPE_CHECKING, Any
 
 from aerialseg.errors import BadDataError, UsageError, one_line
 from aerialseg.files import refuse_foreign, sha256_of
-from aerialseg.geo.qgis import write_mask_sidecars
-from aerialseg.geo.raster import Access, BandRule, inspect_scene
-from aerialseg.prediction.outputs import COUNTS, KEY, SceneFiles, read_tags, scene_key
+from aerialseg.geo.contents import content_digest
+from aerialseg.geo.raster import BandRule
+from aerialseg.models.catalog import PRESETS, SIZE_MULTIPLE
+from aerialseg.prediction.outputs import COUNTS, KEY, SceneFiles, done_key, read_tags, write_sides
 from aerialseg.prediction.report import SceneResult
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from aerialseg.geo.raster import Source
+    from aerialseg.geo.raster import GeoBox
     from aerialseg.geo.scenes import Scene
     from aerialseg.models.package import ModelCard
+    from aerialseg.prediction.canvas import Canvas
+    from aerialseg.prediction.options import PredictOptions, Shard
     from aerialseg.progress import Progress
-
 REPORT = "report.json"
-GSD_TOLERANCE = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class PredictOptions:
-    """What the user chooses; None leaves it to the model card or to the machine."""
-
-    overlap: float | None = None
-    batch: int | None = None
-    precision: str = "auto"
-    device: str = "auto"
-    probability: bool = False
-    rule: BandRule = field(default_factory=BandRule)
-    access: Access = field(default_factory=Access)
-    overwrite: bool = False
-    """Predict again what is done, and replace files that are not ours."""
-    fail_fast: bool = False
-
-    def __post_init__(self) -> None:
-        if self.overlap is not None and not 0 <= self.overlap <= 0.75:
-            raise UsageError(f"--overlap {self.overlap:g}: give a share of the window from 0 to 0.75")
-        if self.batch is not None and self.batch < 1:
-            raise UsageError(f"--batch {self.batch}: give 1 or more windows, or auto")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +43,25 @@ class Run:
     options: PredictOptions
     progress: Progress
     began: float = field(default_factory=time.monotonic)
+    digests: dict[tuple[Path, tuple[int, int]], str] = field(default_factory=dict)
+    """SHA-256 of the scenes looked at so far, by path and stamp; neighbours ask for the same one."""
+
+    @property
+    def window(self) -> int:
+        """The windows' height and width in pixels."""
+        return self.options.window or self.card.tile_size
 
     @property
     def overlap(self) -> float:
         """The share of a window that its neighbour covers too."""
         return self.card.overlap if self.options.overlap is None else self.options.overlap
+
+    @property
+    def gsd_m(self) -> float | None:
+        """The GSD at which scenes that differ from it are run; None keeps theirs."""
+        if isinstance(self.options.gsd_m, str):
+            return self.card.gsd_m if self.options.gsd_m == "auto" else None
+        return self.options.gsd_m
 
     @property
     def rule(self) -> BandRule:
@@ -81,12 +74,26 @@ class Run:
         """What, beside the scene, decides the pixels; device, batch and threads only move the last digits."""
         return {
             "model": self.model_hash,
+            "window": self.window,
             "overlap": self.overlap,
-            "blend": "hann",
+            "blend": self.options.blend,
+            "tta": self.options.tta,
             "precision": self.options.precision,
             "bands": self.rule.bands,
             "scale": self.rule.scale,
         }
+
+    def digest(self, path: Path) -> str:
+        """Return the SHA-256 over a scene and its side files."""
+        known = path, stamp_of(path)
+        if known not in self.digests:
+            self.digests[known] = content_digest(path)
+        return self.digests[known]
+
+    def key(self, canvas: Canvas) -> str:
+        """Return the done-key of a scene: over its bytes, its neighbours' and the parameters."""
+        around = [self.digest(path) for path in canvas.halo]
+        return done_key(self.digest(canvas.source.path), {**self.parameters, **canvas.describe(), "halo": around})
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,32 +102,60 @@ class Work:
 
     scene: Scene
     files: SceneFiles
-    source: Source
-    stamp: tuple[int, int]
-    """Size and time of the scene's file when it was checked."""
-    warnings: tuple[str, ...]
+    canvas: Canvas
+    stamps: tuple[tuple[int, int], ...]
+    """Size and time of the files of the scene and of its neighbours when they were checked."""
     foreign: bool
     """Whether its outputs replace a stranger's raster, as the user asked for."""
+    known: SceneResult | None = None
+    """What is known of the outcome once the scene was run."""
+
+    @property
+    def box(self) -> GeoBox:
+        """The scene's own grid, which its outputs share."""
+        return self.canvas.source.box
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether the files read are still those that were checked."""
+        return self.stamps == stamps_of(self.canvas)
 
     @property
     def pixels(self) -> int:
         """How many pixels the scene has."""
-        return self.source.box.height * self.source.box.width
+        return self.box.height * self.box.width
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know of the scene before it is run."""
+        return *self.canvas.source.warnings, *_resampling_note(self.canvas)
 
     @property
     def result(self) -> SceneResult:
-        """What is known of the outcome before the scene is run."""
-        box = self.source.box
+        """What is known of the outcome so far."""
+        if self.known is not None:
+            return self.known
+        height, width = self.box.height, self.box.width
         return SceneResult(
-            self.scene.name, self.scene.image, "not started", box.height, box.width, warnings=self.warnings
+            self.scene.name,
+            self.scene.image,
+            "not started",
+            height,
+            width,
+            gsd_m=self.box.gsd_m,
+            run_gsd_m=self.canvas.gsd_m,
+            neighbours=len(self.canvas.halo),
+            warnings=self.warnings,
         )
 
 
-def check_scene(run: Run, scene: Scene, files: SceneFiles, *, foreign: bool) -> Work:
-    """Check one scene against the model; raises what `inspect_scene` raises."""
-    stamp = stamp_of(scene.image)
-    source = inspect_scene(scene.image, run.rule, run.options.access, expected_bands=run.card.bands)
-    return Work(scene, files, source, stamp, (*source.warnings, *_gsd_warning(source, run.card)), foreign)
+def check_window(run: Run) -> None:
+    """Raise UsageError when the network cannot take the window that was asked for."""
+    preset = PRESETS.get(run.card.preset)
+    multiple = SIZE_MULTIPLE if preset is None else preset.size_multiple
+    if run.window != run.card.tile_size and run.window % multiple:
+        below = max(multiple, run.window // multiple * multiple)
+        raise UsageError(f"--window {run.window}: {run.card.preset} takes multiples of {multiple}, for example {below}")
 
 
 def done_before(run: Run, work: Work) -> SceneResult | None:
@@ -131,10 +166,10 @@ def done_before(run: Run, work: Work) -> SceneResult | None:
     tags = [read_tags(path) for path in work.files.rasters]
     if run.options.overwrite or not all(tags):
         return None
-    key, scene_hash = scene_key(work.source, run.parameters)
+    key = run.key(work.canvas)
     if any(tag[KEY] != key for tag in tags):
         return None
-    write_mask_sidecars(work.files.mask)
+    write_sides(work.files)
     hashes = {kind: sha256_of(path) for kind, path in work.files.by_kind.items()}
     valid, building = (int(tags[-1][name]) for name in COUNTS)
     return replace(
@@ -143,7 +178,7 @@ def done_before(run: Run, work: Work) -> SceneResult | None:
         outputs=work.files.by_kind,
         valid_pixels=valid,
         building_pixels=building,
-        hashes={"key": key, "scene": scene_hash, **hashes},
+        hashes={"key": key, "scene": run.digest(work.scene.image), **hashes},
     )
 
 
@@ -155,6 +190,11 @@ def every_output(files: Mapping[str, SceneFiles], out: Path) -> list[Path]:
             if owners.setdefault(path, name) != name:
                 raise UsageError(f"{one_line(owners[path])} and {one_line(name)}: both would write {one_line(path)}")
     return [*owners, out / REPORT]
+
+
+def report_name(shard: Shard | None) -> str:
+    """Return what the report of a run, or of a shard of it, is called."""
+    return REPORT if shard is None else f"report-{shard.number}-of-{shard.count}.json"
 
 
 def is_output_in(image: Path, out: Path) -> bool:
@@ -189,9 +229,15 @@ def stamp_of(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _gsd_warning(source: Source, card: ModelCard) -> tuple[str, ...]:
-    found, trained = source.box.gsd_m, card.gsd_m
-    if found is None or trained is None or abs(found / trained - 1) <= GSD_TOLERANCE:
+def stamps_of(canvas: Canvas) -> tuple[tuple[int, int], ...]:
+    """Return the stamps of the files whose pixels a scene's outputs depend on, its own first."""
+    return tuple(stamp_of(path) for path in (canvas.source.path, *canvas.halo))
+
+
+def _resampling_note(canvas: Canvas) -> tuple[str, ...]:
+    own, run = canvas.source.box.gsd_m, canvas.gsd_m
+    if own is None or run is None:
         return ()
-    name = one_line(source.path)
-    return (f"{name}: its pixels are {found:.2f} m, the model learned from {trained:.2f} m; expect a worse mask",)
+    return (
+        f"{one_line(canvas.source.path)}: its pixels are {own:.3g} m; it is run at {run:.3g} m, as the model wants",
+    )

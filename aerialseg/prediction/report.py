@@ -24,13 +24,22 @@ class SceneResult:
     status: Status
     height: int | None = None
     width: int | None = None
+    gsd_m: float | None = None
+    run_gsd_m: float | None = None
+    """The GSD at which the network saw it, when that is not its own."""
+    neighbours: int = 0
+    """How many touching scenes it could see into."""
     outputs: dict[str, Path] = field(default_factory=dict)
-    """`mask` and, where asked for, `probability`."""
+    """`mask` and, where asked for, `probability` and `agreement`."""
     seconds: float | None = None
     valid_pixels: int | None = None
     building_pixels: int | None = None
     windows: int | None = None
     windows_run: int | None = None
+    resumed_rows: int = 0
+    """Rows that an earlier run, stopped inside the scene, had finished."""
+    seam_index: float | None = None
+    """How much the probability jumps across window edges, against anywhere else; 1 means that no seam shows."""
     hashes: dict[str, str] = field(default_factory=dict)
     """SHA-256 of `scene` (with its side files), `mask`, `probability`, and the `key` over all that went into them."""
     warnings: tuple[str, ...] = ()
@@ -61,7 +70,8 @@ class SceneResult:
             return f"{name}: done before, {covered}"
         seconds = self.seconds or 0.0
         rate = self.mpx / max(seconds, 1e-9)
-        return f"{name}: {self.height}x{self.width}, {covered}, {seconds:.1f} s, {rate:.2f} Mpx/s"
+        resumed = f", went on at row {self.resumed_rows}" if self.resumed_rows else ""
+        return f"{name}: {self.height}x{self.width}, {covered}, {seconds:.1f} s, {rate:.2f} Mpx/s{resumed}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the scene's entry in report.json."""

@@ -23,7 +23,7 @@ from aerialseg.errors import (
 )
 from aerialseg.geo.raster import BandRule
 from aerialseg.geo.scenes import Scene, find_scenes
-from aerialseg.prediction import job
+from aerialseg.prediction import engine, job
 from aerialseg.prediction.job import PredictOptions, predict_scenes
 from aerialseg.progress import Silent
 
@@ -253,15 +253,16 @@ def test_a_single_failure_is_raised_as_it_is_and_not_said_twice(town: Town) -> N
 
 
 def test_a_scene_that_changes_while_it_is_predicted_fails(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = job.scene_key
+    real = engine.predict_scene
 
-    def touched(source: Any, parameters: Any) -> Any:
-        if source.path.name == "austin2.tif":
-            with source.path.open("ab") as stream:
+    def touching(forward: Any, canvas: Any, *rest: Any, **options: Any) -> Any:
+        streamed = real(forward, canvas, *rest, **options)
+        if canvas.source.path.name == "austin2.tif":
+            with canvas.source.path.open("ab") as stream:
                 stream.write(b"more")
-        return real(source, parameters)
+        return streamed
 
-    monkeypatch.setattr(job, "scene_key", touched)
+    monkeypatch.setattr(engine, "predict_scene", touching)
     report = town.predict()
     assert [scene.status for scene in report.scenes] == ["done", "failed", "done"]
     assert "changed while it was predicted" in str(report.scenes[1].failure)
@@ -271,13 +272,14 @@ def test_a_scene_that_changes_while_it_is_predicted_fails(town: Town, monkeypatc
 def test_a_stop_keeps_what_is_finished_and_the_next_run_goes_on(town: Town, stop_at: int) -> None:
     with pytest.raises(Stopped):
         town.predict(progress=Lines(stop_at=stop_at), batch=1)
-    assert temporaries(town.out) == []
+    assert {path.suffix for path in temporaries(town.out)} <= {".part"}
     statuses = [scene["status"] for scene in json.loads((town.out / "report.json").read_text())["scenes"].values()]
     done = sorted(town.masks())
     assert done == ["austin1.tif", "austin2.tif", "austin3.tif"][: statuses.count("done")]
     assert statuses == ["done"] * len(done) + ["not started"] * (3 - len(done))
     assert town.statuses(batch=1) == ["skipped"] * len(done) + ["done"] * (3 - len(done))
     resumed = town.masks()
+    assert temporaries(town.out) == []
     shutil.rmtree(town.out)
     town.predict(batch=1)
     assert town.masks() == resumed
@@ -306,7 +308,7 @@ def test_a_full_disk_ends_the_run_and_keeps_the_scenes_before(town: Town, monkey
     with pytest.raises(StorageError, match="no space"):
         town.predict()
     assert "austin1.tif" in town.masks()
-    assert temporaries(town.out) == []
+    assert {path.suffix for path in temporaries(town.out)} <= {".part"}, "what was computed stays"
     scenes = json.loads((town.out / "report.json").read_text())["scenes"]
     assert [scenes[f"austin{n}"]["status"] for n in (1, 2)] == ["done", "failed"]
     monkeypatch.undo()
@@ -338,10 +340,10 @@ def test_the_card_s_bands_and_scale_hold_unless_others_are_given(
     assert (masks[0] != masks[2]).any()
 
 
-def test_another_ground_sample_distance_is_warned_of(town: Town, small_model: Callable[..., Path]) -> None:
+def test_another_ground_sample_distance_is_run_at_the_model_s(town: Town, small_model: Callable[..., Path]) -> None:
     heard = Lines()
     town.predict(model=small_model(gsd_m=0.5), progress=heard)
-    assert sum("its pixels are 0.30 m, the model learned from 0.50 m" in line for line in heard.lines) == 3
+    assert sum("its pixels are 0.3 m; it is run at 0.5 m" in line for line in heard.lines) == 3
     heard = Lines()
     town.predict(model=small_model(gsd_m=0.31), progress=heard)
     assert not any("learned" in line for line in heard.lines)

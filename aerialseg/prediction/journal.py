@@ -1,0 +1,65 @@
+"""What has become of each scene of a run so far, and report.json."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from aerialseg.errors import OutputError, StorageError
+from aerialseg.files import write_json
+from aerialseg.prediction.plan import report_name
+from aerialseg.prediction.report import PredictReport, SceneResult
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from aerialseg.errors import AerialsegError
+    from aerialseg.geo.scenes import Scene
+    from aerialseg.prediction.plan import Run
+
+
+class Journal:
+    """What has become of each scene so far; a class because it is all state."""
+
+    def __init__(self, run: Run, scenes: Sequence[Scene]) -> None:
+        self.run = run
+        mine = scenes if run.options.shard is None else run.options.shard.of(scenes)
+        self.results = {scene.name: SceneResult(scene.name, scene.image, "not started") for scene in mine}
+        self.settings: dict[str, Any] = {}
+        self.loaded: float | None = None
+        """When the model was ready."""
+
+    def record(self, result: SceneResult) -> SceneResult:
+        """Note and show a scene's result; raises its failure when the next scene would meet the same disk."""
+        self.results[result.name] = result
+        for warning in result.warnings:
+            self.run.progress.say(f"warning: {warning}")
+        if isinstance(result.failure, OutputError | StorageError):
+            raise result.failure
+        if result.failure is None or len(self.results) > 1:  # a single scene's failure is raised, and so shown once
+            self.run.progress.say(result.line())
+        return result
+
+    def knows(self, error: AerialsegError) -> bool:
+        """Return whether the error is already noted as a scene's failure."""
+        return any(result.failure is error for result in self.results.values())
+
+    @property
+    def failed(self) -> bool:
+        """Whether a scene has failed."""
+        return any(result.status == "failed" for result in self.results.values())
+
+    def write(self) -> PredictReport:
+        """Write report.json and return it."""
+        run = self.run
+        names = ("preset", "threshold", "temperature", "gsd_m")
+        card = {name: getattr(run.card, name) for name in names}
+        model = {"path": str(run.model), "sha256": run.model_hash, **card}
+        asked = {name: getattr(run.options, name) for name in ("probability", "agreement", "neighbours", "compiled")}
+        settings = {**run.parameters, **asked, **self.settings}
+        del settings["model"]
+        seconds = time.monotonic() - run.began
+        loading = seconds if self.loaded is None else self.loaded - run.began
+        report = PredictReport(run.out, model, settings, tuple(self.results.values()), seconds, loading)
+        write_json(run.out / report_name(run.options.shard), report.to_json())
+        return report

@@ -1,0 +1,123 @@
+"""The strips of an unfinished scene: what was written whole comes back, what was torn does not."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aerialseg.errors import StorageError
+from aerialseg.prediction.parts import HEAD, RECORD, Part
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+KEY, OTHER = b"k" * 32, b"o" * 32
+HEIGHT, WIDTH = 40, 7
+
+
+@dataclass
+class FakeStrip:
+    row: int
+    values: np.ndarray
+
+    def quanta(self) -> np.ndarray:
+        return self.values[0]
+
+    def agreement(self) -> np.ndarray:
+        return self.values[1]
+
+
+def pixels(layers: int = 1) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (layers, HEIGHT, WIDTH), dtype=np.uint8)
+
+
+def known(key: bytes) -> Future[bytes]:
+    future: Future[bytes] = Future()
+    future.set_result(key)
+    return future
+
+
+def write(part: Part, image: np.ndarray, edges: list[int], key: bytes = KEY) -> None:
+    """Write the rows between the edges, one strip for each pair."""
+    sink = part.write(edges[0], known(key))
+    next(sink)
+    for start, stop in pairwise(edges):
+        sink.send(FakeStrip(start, image[:, start:stop]))
+    sink.close()
+
+
+def read(part: Part, layer: int = 0) -> np.ndarray:
+    return np.concatenate([values for _, values in part.strips(layer)])
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_strips_come_back_and_a_second_run_goes_on_behind_them(tmp_path: Path, layers: int) -> None:
+    part, image = Part(tmp_path / "x.part", HEIGHT, WIDTH, layers), pixels(layers)
+    write(part, image, [0, 8, 21])
+    assert part.finished(KEY) == 21
+    write(part, image, [21, 40])
+    assert part.finished(KEY) == 40
+    for layer in range(layers):
+        np.testing.assert_array_equal(read(part, layer), image[layer])
+
+
+@settings(deadline=None)
+@given(cut=st.integers(0, HEAD.size + 3 * RECORD.size + HEIGHT * WIDTH))
+def test_wherever_the_file_was_cut_only_whole_strips_count(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
+    part = Part(tmp_path_factory.mktemp("part") / "x.part", HEIGHT, WIDTH)
+    write(part, pixels(), [0, 8, 21, 40])
+    ends = {row: HEAD.size + (1 + index) * RECORD.size + row * WIDTH for index, row in enumerate([8, 21, 40])}
+    part.path.write_bytes(part.path.read_bytes()[:cut])
+    finished = part.finished(KEY)
+    assert finished == max((row for row, end in ends.items() if end <= cut), default=0)
+    assert part.path.stat().st_size == ends.get(finished, HEAD.size if cut >= HEAD.size else 0)
+
+
+@settings(deadline=None)
+@given(place=st.integers(0, HEAD.size + 3 * RECORD.size + HEIGHT * WIDTH - 1), bit=st.integers(0, 7))
+def test_a_flipped_bit_is_never_taken_for_a_result(
+    tmp_path_factory: pytest.TempPathFactory, place: int, bit: int
+) -> None:
+    part, image = Part(tmp_path_factory.mktemp("part") / "x.part", HEIGHT, WIDTH), pixels()
+    write(part, image, [0, 8, 21, 40])
+    content = bytearray(part.path.read_bytes())
+    content[place] ^= 1 << bit
+    part.path.write_bytes(content)
+    finished = part.finished(KEY)
+    assert finished < HEIGHT
+    write(part, image, [finished, HEIGHT])
+    np.testing.assert_array_equal(read(part), image[0])
+
+
+def test_strips_made_from_something_else_are_given_up(tmp_path: Path) -> None:
+    part = Part(tmp_path / "x.part", HEIGHT, WIDTH)
+    assert not part.keyed
+    assert part.finished(KEY) == 0
+    write(part, pixels(), [0, 40])
+    assert part.keyed
+    assert part.finished(OTHER) == 0
+    assert Part(part.path, HEIGHT, WIDTH + 1).finished(KEY) == 0
+
+
+def test_strips_whose_origin_was_never_told_are_given_up(tmp_path: Path) -> None:
+    part = Part(tmp_path / "x.part", HEIGHT, WIDTH)
+    sink = part.write(0, Future())
+    next(sink)
+    sink.send(FakeStrip(0, pixels()))
+    sink.close()
+    assert not part.keyed
+    assert part.finished(KEY) == 0
+
+
+def test_a_part_that_is_not_whole_cannot_be_finished(tmp_path: Path) -> None:
+    part = Part(tmp_path / "x.part", HEIGHT, WIDTH)
+    write(part, pixels(), [0, 8, 21])
+    with pytest.raises(StorageError, match="does not read back"):
+        read(part)
