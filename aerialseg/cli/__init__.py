@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,14 +23,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     the program itself is at fault.
     """
     handlers = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    from aerialseg.cli.app import build_app
     from aerialseg.errors import AerialsegError
 
     arguments = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads cost tenfold on processors that are shared
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # albumentations calls home on import otherwise
     try:
-        build_app()(args=arguments, prog_name="aerialseg")
+        return _run(arguments)
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 0
     except AerialsegError as error:
@@ -40,7 +40,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    return 0
+
+
+def _run(arguments: list[str]) -> int:
+    """Run one command, and turn what Typer says of its arguments into our own error."""
+    import typer
+
+    from aerialseg.cli.app import build_app
+    from aerialseg.cli.console import guarded_stdout
+    from aerialseg.errors import UsageError, one_line
+
+    unusable: type[Exception] = typer.BadParameter.__bases__[0]  # Typer's or click's UsageError, by version
+    with guarded_stdout():
+        _refuse_empty(arguments)
+        try:
+            code = build_app()(args=arguments, prog_name="aerialseg", standalone_mode=False)
+        except unusable as error:
+            if not arguments:  # the message is the whole help page then
+                error.show()  # type: ignore[attr-defined]
+                return UsageError.exit_code
+            context = getattr(error, "ctx", None)
+            message = " ".join(error.format_message().split()).rstrip(".")  # type: ignore[attr-defined]
+            command = "aerialseg" if context is None else context.command_path
+            raise UsageError(f"{one_line(message)}; see {command} --help") from error
+    return code if isinstance(code, int) else 0
+
+
+def _refuse_empty(arguments: list[str]) -> None:
+    """Raise UsageError for an empty argument, which would stand for the current folder: `-o "$UNSET"`."""
+    from aerialseg.errors import UsageError, one_line
+
+    for before, argument in pairwise(["aerialseg", *arguments]):
+        name, equals, value = argument.partition("=")
+        if not argument or (argument.startswith("--") and equals and not value):
+            place = name or f"{before} ''"
+            raise UsageError(f"{one_line(place)}: the value is empty; is it a variable of the shell that is not set?")
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:

@@ -11,10 +11,10 @@ import os
 import signal
 import sys
 import time
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
-from aerialseg.errors import Stopped
+from aerialseg.errors import Stopped, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +31,7 @@ def console_progress() -> Iterator[ConsoleProgress]:
     """Yield the Progress of a command, with SIGINT and SIGTERM turned into a clean stop.
 
     The first signal lets the verb reach its next safe point, where `advance` raises Stopped; the second one ends the
-    process at once.
+    process at once, and so does the first one as long as no work has been started.
     """
     progress = ConsoleProgress()
     previous = {number: signal.signal(number, progress.on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -48,6 +48,7 @@ class ConsoleProgress:
 
     def __init__(self) -> None:
         self._signum: int | None = None
+        self._working = False
         self._bar: RichProgress | None = None
         self._task: TaskID | None = None
         self._label, self._unit = "", ""
@@ -55,15 +56,18 @@ class ConsoleProgress:
         self._began = self._spoke = time.monotonic()
 
     def on_signal(self, signum: int, frame: FrameType | None) -> None:
-        """Remember the first signal; leave at once on the second."""
-        if self._signum is not None:
+        """Remember the first signal; leave at once on the second, or while libraries and models are still loading."""
+        if not self._working:
+            os.write(2, f"error: {Stopped(signum)}\n".encode())
+        if self._signum is not None or not self._working:
             os._exit(128 + signum)
         self._signum = signum
-        os.write(sys.stderr.fileno(), b"\nstopping cleanly; press again to stop at once\n")
+        os.write(2, b"\nstopping cleanly; press again to stop at once\n")
 
     def start(self, label: str, total: float, unit: str) -> None:
         """Begin a piece of work."""
         self.finish()
+        self._working = True
         self._label, self._unit, self._total, self._done = label, unit, float(total), 0.0
         self._began = self._spoke = time.monotonic()
         if sys.stderr.isatty():
@@ -87,7 +91,8 @@ class ConsoleProgress:
         if self._bar is not None:
             self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
-            print(line, file=sys.stderr, flush=True)  # noqa: T201
+            with suppress(OSError):  # a log that cannot be written does not end the work
+                print(line, file=sys.stderr, flush=True)  # noqa: T201
 
     def finish(self) -> None:
         """End the piece of work."""
@@ -104,6 +109,60 @@ class ConsoleProgress:
         left = (self._total - self._done) / rate if rate > 0 else float("inf")
         counted = f"{self._label}: {self._done:,.0f}/{self._total:,.0f} {self._unit}"
         return f"{counted}, {rate:,.1f} {self._unit}/s, {left / 60:,.1f} min left{f', {note}' if note else ''}"
+
+
+class ResultStream:
+    """Standard output, whose failures are told from the program's own: a text stream in all other ways."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.failed = False
+
+    def write(self, text: str) -> int:
+        """Write `text`."""
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        try:
+            self._stream.flush()
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def __getattr__(self, name: str) -> Any:
+        """Return whatever else the stream has."""
+        return getattr(self._stream, name)
+
+    def _failure(self, error: OSError) -> BaseException:
+        """Return what ends the command: quietly when the reader has left."""
+        self.failed = True
+        if isinstance(error, BrokenPipeError):
+            return SystemExit(128 + signal.SIGPIPE)
+        return StorageError(
+            f"standard output: the result cannot be written: {error.strerror}; files are complete; send it elsewhere"
+        )
+
+
+@contextmanager
+def guarded_stdout() -> Iterator[None]:
+    """Let failures of standard output end a command with one line: StorageError, or SystemExit for `| head`."""
+    original = sys.stdout
+    if sys.stderr is None:  # closed: `2>&-`
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123
+    if original is None:
+        raise StorageError("standard output is closed, so results have no way out; send it to a file or to /dev/null")
+    guarded = ResultStream(original)
+    sys.stdout = cast("TextIO", guarded)
+    try:
+        yield
+        guarded.flush()
+    finally:
+        sys.stdout = original
+        if guarded.failed:  # what is still buffered would fail once more when the interpreter ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), original.fileno())
 
 
 def print_json(value: Any) -> None:

@@ -90,18 +90,19 @@ def tile(
       aerialseg tile nir/ --masks masks/ --bands 4,1,2 --scale 0:2047 --gsd 0.5 -o tiles/nir
     """
     from aerialseg.cli.console import console_progress, print_json
-    from aerialseg.errors import SomeScenesFailed
+    from aerialseg.cli.values import band_rule, whole_numbers
+    from aerialseg.errors import SomeScenesFailed, one_line
     from aerialseg.geo.labels import find_labels
     from aerialseg.geo.masks import MaskRule
-    from aerialseg.geo.raster import Access, BandRule
+    from aerialseg.geo.raster import Access
     from aerialseg.geo.scenes import find_scenes
     from aerialseg.geo.tiling import TilingOptions, tile_scenes
 
-    band_rule = BandRule(_integers("--bands", bands), _range(scale))
-    values, ignored = _integers("--building-values", building_values), _integers("--ignore-values", ignore_values)
+    pixels, values = band_rule(bands, scale), whole_numbers("--building-values", building_values)
+    ignored = whole_numbers("--ignore-values", ignore_values) or ()
     found, vectors = find_labels(find_scenes(scenes), masks or (), mask_pattern)
     options = TilingOptions(
-        size, overlap, split, val_area, band_rule, gsd, MaskRule(values, ignored or (), mask_threshold), vectors, where,
+        size, overlap, split, val_area, pixels, gsd, MaskRule(values, ignored, mask_threshold), vectors, where,
         labelled_area, keep_empty, Access(allow_ungeoreferenced, max_pixels), threads, overwrite, fail_fast,
     )  # fmt: skip
     with console_progress() as progress:
@@ -110,25 +111,8 @@ def tile(
     print_json(report.to_json()) if as_json else _print(report)
     if report.failures:
         raise SomeScenesFailed(
-            f"{len(report.failures)} of {len(found)} scenes failed; {report.folder} holds the others"
+            f"{len(report.failures)} of {len(found)} scenes failed; {one_line(report.folder)} holds the others"
         )
-
-
-def _integers(option: str, text: str | None) -> tuple[int, ...] | None:
-    try:
-        return None if text is None else tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise typer.BadParameter(f"{option} {text}: give whole numbers with commas, as 1,2,3") from error
-
-
-def _range(text: str | None) -> tuple[float, float] | None:
-    if text is None:
-        return None
-    try:
-        lo, hi = text.split(":")
-        return float(lo), float(hi)
-    except ValueError as error:
-        raise typer.BadParameter(f"--scale {text}: give two numbers LO:HI, as 0:2047") from error
 
 
 def _default_folder(scene: str) -> Path:

@@ -1,0 +1,101 @@
+"""What every command has in common: one line for a mistake, and results that reach stdout or say that they did not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Run = Callable[..., tuple[int, str, str]]
+
+ONE_RESULT = "from aerialseg.cli import main; import sys; sys.exit(main(sys.argv[1:]))"
+
+
+def shell(line: str, unbuffered: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a line of bash in which `aerialseg` is the command of this tree."""
+    function = f'aerialseg() {{ "{sys.executable}" -c "{ONE_RESULT}" "$@"; }}; '
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONUNBUFFERED": unbuffered}
+    command = ["bash", "-c", function + line]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("tile", "in", "--size", "x"),
+        ("tile", "in", "--bands", "1,,2"),
+        ("tile", "in", "--scale", "a"),
+        ("tile", "in", "--scale", "1:2:3"),
+        ("tile", "in", "--building-values", "a\nb"),
+        ("tile", "in", "--nonsense"),
+        ("tile",),
+        ("train", "tiles"),
+        ("tyle", "in"),
+        ("sample", "out", "--scenes", "0"),
+    ],
+)
+def test_a_mistake_in_the_arguments_is_one_line_and_2(run: Run, words: tuple[str, ...]) -> None:
+    code, out, err = run(*words)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("error: ") and "Usage" not in err and "Traceback" not in err
+    assert words[-1].splitlines()[0] in err or "see aerialseg " in err
+
+
+def test_without_arguments_the_help_is_shown(run: Run) -> None:
+    code, out, err = run()
+    assert code == 2 and "predict" in out + err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("tile", "in", "-o", ""),
+        ("tile", "in", "--out="),
+        ("train", "tiles", "-o", ""),
+        ("predict", "in", "-m", "m", "-o", ""),
+        ("evaluate", "", "--masks", "m"),
+        ("demo", "-o", ""),
+        ("sample", ""),
+    ],
+)
+def test_an_empty_argument_is_no_name_for_the_current_folder(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*words)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "the value is empty" in err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", ["--version", "--help", "models", "models --json"])
+def test_results_that_cannot_be_written_are_74_and_one_line(words: str, unbuffered: str) -> None:
+    done = shell(f"aerialseg {words} > /dev/full", unbuffered)
+    assert done.returncode == 74
+    assert done.stderr.startswith("error: standard output: ") and "No space left" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_closed_stdout_is_74_and_a_closed_stderr_no_matter() -> None:
+    done = shell("aerialseg models >&-")
+    assert done.returncode == 74 and done.stderr.startswith("error: standard output is closed")
+    assert done.stderr.count("\n") == 1
+    done = shell("aerialseg models --json 2>&-")
+    assert done.returncode == 0 and done.stdout.startswith("[")
+
+
+@pytest.mark.parametrize("words", ["models", "models --json", "--help"])
+def test_a_reader_that_has_left_is_no_error(words: str) -> None:
+    done = shell(f"set -o pipefail; {{ sleep 0.5; aerialseg {words}; }} | true")
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_log_that_cannot_be_written_does_not_end_the_work(tmp_path: Path) -> None:
+    done = shell(f"aerialseg sample {tmp_path / 'out'} --scenes 1 --size 64 2> /dev/full")
+    assert done.returncode == 0 and (tmp_path / "out" / "train" / "gt" / "austin6.tif").is_file()
