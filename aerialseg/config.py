@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from aerialseg.complaints import explain
 from aerialseg.errors import ConfigError, one_line
 
 LARGEST_FILE = 100_000
@@ -141,16 +142,17 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> TrainConfi
     path = _find(source)
     text = _read(path)
     try:
-        values = tomllib.loads(text)
+        values, written = tomllib.loads(text), tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a plain ValueError
         raise ConfigError(f"{one_line(path)}: not valid TOML: {one_line(str(error) or 'nested too deeply')}") from error
     overridden = [_apply(values, override) for override in overrides]
     _let_overrides_name_the_network(values, overridden)
-    origins = {key: f"--set {key}" for key in overridden}
     try:
         return TrainConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_explain(path, text, error, origins)) from error
+        problems = error.errors(include_url=False)
+        alone = [problem["loc"] for problem in _problems(written)]
+        raise ConfigError(explain(path, text, problems, overridden, alone, _known_keys())) from error
 
 
 def shipped_configs() -> dict[str, Path]:
@@ -238,54 +240,22 @@ def _parse_value(text: str) -> Any:
     return parsed["value"] if len(parsed) == 1 else text
 
 
-def _explain(path: Path, text: str, error: ValidationError, origins: dict[str, str]) -> str:
-    """Return one line for the first of pydantic's complaints: where it stands, what it is, how many more there are.
-
-    What is wrong comes before what is missing: the misspelt key is often the missing one.
-    """
-    problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] == "missing")
-    keys = [str(part) for part in problems[0]["loc"]]
-    dotted = ".".join(keys[:3] if keys[:2] == ["model", "encoder_arguments"] else keys[:2])
-    place = origins.get(dotted)
-    if place is None:
-        line = _line_of(text, dotted)
-        place = f"{one_line(path)}: " + (f"line {line}: {one_line(dotted)}" if line else one_line(dotted or "the file"))
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return f"{place}: {_complaint(problems[0], keys)}{more}"
+def _problems(values: dict[str, Any]) -> list[Any]:
+    """Return what pydantic says is wrong with the values."""
+    try:
+        TrainConfig.model_validate(values)
+    except ValidationError as error:
+        return list(error.errors(include_url=False))
+    return []
 
 
-def _complaint(problem: Any, keys: list[str]) -> str:
-    if problem["type"] == "extra_forbidden":
-        known = ", ".join(_known_keys(keys[:-1]))
-        return f"unknown key; known here: {known}"
-    if problem["type"] == "missing":
-        return "missing"
-    reason = str(problem["msg"]).removeprefix("Value error, ")
-    reason = reason[:1].lower() + reason[1:]
-    value = problem["input"]
-    return reason if isinstance(value, dict) else f"{reason}, found {one_line(repr(value))[:80]}"
-
-
-def _known_keys(section: list[str]) -> list[str]:
-    fields = TrainConfig.model_fields
-    if section:
-        annotation = fields[section[0]].annotation
-        fields = annotation.model_fields if isinstance(annotation, type) and issubclass(annotation, Section) else {}
-    return sorted(fields)
-
-
-def _line_of(text: str, dotted: str) -> int | None:
-    """Return the 1-based line on which a key, or failing that its section's header, stands; None when neither does."""
-    section, found = "", None
-    for number, line in enumerate(text.splitlines(), 1):
-        header = re.match(r"\s*\[\s*([^\]]+?)\s*\]", line)
-        assignment = re.match(r"\s*([\w.\-\"' ]+?)\s*=", line)
-        if header:
-            section = header[1]
-            found = number if section == dotted.rpartition(".")[0] or section == dotted else found
-        elif assignment and ".".join(filter(None, (section, assignment[1].strip("\"'")))) == dotted:
-            return number
-    return found
+def _known_keys() -> dict[str, list[str]]:
+    """Return the keys of each section, and those of the file under ""."""
+    known = {"": sorted(TrainConfig.model_fields)}
+    for name, field in TrainConfig.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            known[name] = sorted(field.annotation.model_fields)
+    return known
 
 
 def _assignments(table: dict[str, Any]) -> list[str]:

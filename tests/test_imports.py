@@ -15,7 +15,7 @@ import aerialseg
 PACKAGE = Path(aerialseg.__file__).parent
 LAYERS = (
     {"errors"},
-    {"counts", "config", "files", "progress"},
+    {"counts", "complaints", "config", "files", "progress"},
     {"geo"},
     {"models"},
     {"sample", "training", "prediction", "evaluation", "export"},
@@ -89,9 +89,10 @@ def test_the_geo_modules_do_not_load_torch() -> None:
     assert not loaded & {"torch", "albumentations"}
 
 
-def test_help_loads_nothing_heavy() -> None:
+@pytest.mark.parametrize("command", [(), ("tile",), ("train",), ("predict",)])
+def test_help_loads_nothing_heavy(command: tuple[str, ...]) -> None:
     heavy = {"torch", "rasterio", "numpy", "geopandas", "matplotlib", "pydantic", "rich"}
-    assert not loaded_by("from aerialseg.cli import main; main(['--help'])") & heavy
+    assert not loaded_by(f"from aerialseg.cli import main; main([*{command}, '--help'])") & heavy
 
 
 def loaded_by(statement: str) -> set[str]:

@@ -64,14 +64,26 @@ def test_a_wrong_file_is_named_with_line_and_key(tmp_path: Path, text: str, expe
         "optimizer.learning_rate=1": "--set optimizer.learning_rate: unknown key",
         "model.preset.name=1": "preset is a value, not a section",
         "data.crop=1\ncrop=2": "--set data.crop",
+        "foo.bar=1": "--set foo.bar: foo: unknown key; known here: data, loss, model",
+        "loss.bce=0": "--set loss.bce: loss: one of bce and dice must be above 0",
     }.items(),
 )
 def test_a_wrong_override_is_named(tmp_path: Path, override: str, expected: str) -> None:
     path = tmp_path / "c.toml"
-    path.write_text(GOOD)
+    path.write_text(GOOD + "[loss]\ndice = 0.0\n")
     with pytest.raises(ConfigError) as caught:
         load_config(path, [override])
     assert expected in str(caught.value) and len(str(caught.value).splitlines()) == 1
+
+
+def test_an_override_is_not_blamed_for_what_the_file_says(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text(GOOD + "[loss]\nbce = 0.0\ndice = 0.0\n")
+    with pytest.raises(ConfigError, match=r"c\.toml: line 6: loss: one of bce and dice"):
+        load_config(path, ["data.crop=64", "loss.dice=0"])
+    path.write_text(GOOD.replace("1e-4", '"slow"'))
+    with pytest.raises(ConfigError, match=r"^--set optimizer.lr: .*, found 'fast'"):
+        load_config(path, ["optimizer.lr=fast"])
 
 
 @pytest.mark.parametrize(
