@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from affine import Affine
+
+from aerialseg.geo.geobox import GeoBox
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,6 +65,16 @@ class Group:
     def width(self) -> int:
         """Columns of the rectangle around the members."""
         return max(member.right for member in self.members)
+
+    @property
+    def box(self) -> GeoBox:
+        """The grid of the rectangle around the members."""
+        first = self.members[0]
+        own = first.source.box
+        if len(self.members) == 1:
+            return own
+        transform = own.transform @ Affine.translation(-first.col, -first.row)
+        return GeoBox(self.height, self.width, transform, own.crs)
 
 
 def find_groups(sources: Sequence[Source]) -> list[Group]:

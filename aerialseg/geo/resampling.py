@@ -1,35 +1,37 @@
 """Reading a scene at another ground sample distance, window by window.
 
 The new grid keeps the scene's CRS, origin and orientation; only its pixels are larger or smaller. Areas are averaged
-when pixels grow and interpolated linearly when they shrink, over valid pixels alone. GDAL's warped virtual rasters are
-not used: opening one brings back the virtual driver that `aerialseg.geo` switches off.
+when pixels grow and interpolated linearly when they shrink, over valid pixels alone. Both are done along rows and then
+along columns, with weights that depend on a pixel's place in the grid alone: however a raster is cut into windows, or
+into scenes, its pixels come out the same to the last bit, which GDAL's warp does not promise.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from functools import partial
+from math import ceil
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from affine import Affine
-from rasterio.enums import Resampling
-from rasterio.warp import reproject
 from rasterio.windows import Window
 
 from aerialseg.geo.geobox import GeoBox
-from aerialseg.geo.quiet import in_memory
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Reader = Callable[[Window], "tuple[NDArray[np.uint8], NDArray[np.bool_]]"]
 """Reads a window inside a grid: pixels (bands, rows, cols) and which of them are valid (rows, cols)."""
-MARGIN = 2
-"""Source pixels read around a window, for the interpolation at its edge."""
+CHUNK_ROWS = 64
+"""Rows that are in memory as float32 at a time."""
 NEGLIGIBLE = 1e-3
 MAJORITY = 0.5 - 1e-6
 """A pixel is valid when this share of its area is."""
+WHOLE = 1 - 1e-5
+"""A share above this is all of it, but for rounding."""
 
 
 def at_gsd(box: GeoBox, gsd_m: float) -> GeoBox:
@@ -49,38 +51,79 @@ def at_gsd(box: GeoBox, gsd_m: float) -> GeoBox:
 def resampled(read: Reader, source: GeoBox, target: GeoBox) -> Reader:
     """Return a reader of `target`'s grid on top of a reader of `source`'s; both grids share CRS and origin."""
     factor = target.transform.a / source.transform.a if source.transform.a else target.transform.b / source.transform.b
-
-    def read_resampled(window: Window) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        around = _source_window(window, factor, source)
-        pixels, valid = read(around)
-        shares = _warp(valid[np.newaxis].astype(np.float32), source.window_box(around), target.window_box(window))[0]
-        sums = _warp(
-            np.where(valid, pixels, 0).astype(np.float32), source.window_box(around), target.window_box(window)
-        )
-        enough = shares >= MAJORITY
-        sums[:, enough] /= shares[enough]
-        sums[:, ~enough] = 0
-        return np.clip(np.rint(sums), 0, 255).astype(np.uint8), enough
-
-    return read_resampled
+    return rescaled(read, (source.height, source.width), factor)
 
 
-def _source_window(window: Window, factor: float, source: GeoBox) -> Window:
-    """Return the source pixels that a window of the target needs."""
-    spans = []
-    for (start, stop), length in zip(window.toranges(), (source.height, source.width), strict=True):
-        first = min(max(0, math.floor(start * factor) - MARGIN), length - 1)
-        spans.append((first, min(length, math.ceil(stop * factor) + MARGIN)))
-    return Window.from_slices(*spans)
+def rescaled(read: Reader, shape: tuple[int, int], factor: float) -> Reader:
+    """Return a reader of a grid whose pixels are `factor` times as long, on top of one of `shape` (rows, cols) pixels.
+
+    A new pixel that lies partly beyond the old grid is made from the part inside.
+    """
+    return partial(_read_rescaled, read, shape, float(f"{factor:.12g}"))
 
 
-def _warp(pixels: NDArray[np.float32], source: GeoBox, target: GeoBox) -> NDArray[np.float32]:
-    growing = abs(target.transform.determinant) > abs(source.transform.determinant)
-    warped = np.zeros((pixels.shape[0], target.height, target.width), dtype=np.float32)
-    resampling = Resampling.average if growing else Resampling.bilinear
-    with in_memory():
-        reproject(
-            pixels, warped, src_transform=source.transform, src_crs=source.crs, dst_transform=target.transform,
-            dst_crs=target.crs, resampling=resampling, num_threads=1,
-        )  # fmt: skip
-    return warped
+@dataclass(frozen=True, slots=True)
+class _Taps:
+    """Which old pixels make each new pixel of an axis, and how much each counts; float32 weights that sum to one."""
+
+    places: NDArray[np.intp]
+    """[taps, new pixels], counted from `first`; the same pixel twice where there are fewer."""
+    weights: NDArray[np.float32]
+    first: int
+    stop: int
+
+    @classmethod
+    def of(cls, start: int, stop: int, factor: float, length: int) -> _Taps:
+        """Return the taps of the new pixels [start, stop) over an axis of `length` old ones."""
+        new = np.arange(start, stop)
+        if factor > 1:
+            begin, end = np.minimum(new * factor, length), np.minimum((new + 1) * factor, length)
+            places = np.floor(begin).astype(np.intp) + np.arange(ceil(factor) + 1)[:, np.newaxis]
+            weights = np.clip(np.minimum(end, places + 1) - np.maximum(begin, places), 0, None)
+        else:
+            centres = np.clip((new + 0.5) * factor - 0.5, 0, length - 1)
+            lower = np.floor(centres)
+            places = lower.astype(np.intp) + np.arange(2)[:, np.newaxis]
+            weights = np.stack([1 - (centres - lower), centres - lower])
+        places = np.minimum(places, length - 1)
+        first = int(places.min())
+        shares = (weights / weights.sum(axis=0)).astype(np.float32)
+        return cls(places - first, shares, first, int(places.max()) + 1)
+
+
+def _read_rescaled(
+    read: Reader, shape: tuple[int, int], factor: float, window: Window
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Read a window of the new grid; memory: the old pixels under it as uint8, and some rows as float32."""
+    rows, cols = (
+        _Taps.of(start, stop, factor, length) for (start, stop), length in zip(window.toranges(), shape, strict=True)
+    )
+    pixels, valid = read(Window.from_slices((rows.first, rows.stop), (cols.first, cols.stop)))
+    values = np.empty((len(pixels), int(window.height), int(window.width)), dtype=np.uint8)
+    enough = np.empty(values.shape[1:], dtype=np.bool_)
+    whole = bool(valid.all())
+    pixels = pixels if whole else np.where(valid, pixels, 0)
+    for start in range(0, len(enough), CHUNK_ROWS):
+        chunk = slice(start, start + CHUNK_ROWS)
+        sums = _weighted(pixels, rows, cols, chunk)
+        enough[chunk] = True
+        if not whole:
+            shares = _weighted(valid[np.newaxis], rows, cols, chunk)[0]
+            enough[chunk] = shares >= MAJORITY
+            shares[(shares > WHOLE) | ~enough[chunk]] = 1
+            sums /= shares
+            sums[:, ~enough[chunk]] = 0
+        values[:, chunk] = np.clip(np.rint(sums, out=sums), 0, 255, out=sums)
+    return values, enough
+
+
+def _weighted(stack: NDArray[Any], rows: _Taps, cols: _Taps, chunk: slice) -> NDArray[np.float32]:
+    """Return the weighted sums of the new rows in `chunk`: float32 [planes, rows, new columns]."""
+    places, weights = rows.places[:, chunk], rows.weights[:, chunk]
+    down = np.zeros((len(stack), places.shape[1], stack.shape[2]), dtype=np.float32)
+    for place, weight in zip(places, weights, strict=True):
+        down += stack[:, place] * weight[:, np.newaxis]
+    across = np.zeros((*down.shape[:2], cols.places.shape[1]), dtype=np.float32)
+    for place, weight in zip(cols.places, cols.weights, strict=True):
+        across += down[..., place] * weight
+    return across

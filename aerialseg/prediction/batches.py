@@ -107,14 +107,14 @@ def read_batches(canvas: Canvas, schedule: Schedule, buffers: Sequence[Batch], v
 def _own_validity(canvas: Canvas) -> AbstractContextManager[DatasetReader | None]:
     """Open a resampled scene once more for its own valid mask, where it has one; its pixels are read with another."""
     marked = canvas.source.has_mask or canvas.source.dtype.startswith("float")
-    return open_raster(canvas.source.path) if canvas.gsd_m is not None and marked else nullcontext()
+    return open_raster(canvas.source.path) if canvas.factor != 1 and marked else nullcontext()
 
 
 def _strip(
     canvas: Canvas, schedule: Schedule, strip: tuple[int, int], band: _Band, scene: DatasetReader | None
 ) -> NDArray[np.bool_] | None:
     """Return which pixels of a finished strip are valid, None for all of them."""
-    if canvas.gsd_m is None:
+    if canvas.factor == 1:
         start, stop = (row + canvas.row - band.top for row in strip)
         left = canvas.col - schedule.lattice.first_col
         valid = band.valid[start:stop, left : left + canvas.source.box.width]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
-from aerialseg.geo.neighbours import Placed, find_groups
-from aerialseg.geo.resampling import at_gsd
+from aerialseg.geo.neighbours import Group, Placed, find_groups
+from aerialseg.geo.resampling import NEGLIGIBLE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,8 +26,7 @@ REACH = 4096
 class Canvas:
     """One scene and its place on a lattice of windows; make it with `make_canvases` or `Canvas.alone`.
 
-    A scene that is resampled is run alone: neighbours would have to be resampled with it, and the last digits of a
-    resampled pixel depend on the rectangle that is resampled, so the promise of equal bytes could not be kept.
+    A group that is resampled is resampled as one raster, so its scenes still are pieces of it to the last byte.
     """
 
     source: Source
@@ -34,20 +34,23 @@ class Canvas:
     """Where the scene's first row stands in its group; the lattice begins at the group's first pixel."""
     col: int
     height: int
-    """Rows of the group, on the grid that is run."""
+    """Rows of the group, in the scene's own pixels."""
     width: int
     neighbours: tuple[Placed, ...] = ()
     """The other scenes of the group whose pixels can matter here."""
     gsd_m: float | None = None
     """The GSD at which the scene is run, when that is not its own."""
+    factor: float = 1.0
+    """How many of the scene's pixels one of the grid that is run is long."""
     reach: int = REACH
-    """Pixels beyond the scene within which neighbours were looked for."""
+    """Pixels of the grid that is run, beyond the scene, within which neighbours were looked for."""
 
     @classmethod
     def alone(cls, source: Source, gsd_m: float | None = None) -> Canvas:
         """Return the canvas of a scene by itself; `gsd_m` resamples it, whatever its own GSD is."""
-        box = source.box if gsd_m is None else at_gsd(source.box, gsd_m)
-        return cls(source, 0, 0, box.height, box.width, gsd_m=None if box is source.box else gsd_m)
+        factor = 1.0 if gsd_m is None else _factor(source.box, gsd_m)
+        chosen = None if factor == 1 else gsd_m
+        return cls(source, 0, 0, source.box.height, source.box.width, gsd_m=chosen, factor=factor)
 
     @property
     def halo(self) -> tuple[Path, ...]:
@@ -55,23 +58,23 @@ class Canvas:
         return tuple(neighbour.source.path for neighbour in self.neighbours)
 
     @property
-    def box(self) -> GeoBox:
-        """The grid of the pixels that the network sees of this scene."""
-        return self.source.box if self.gsd_m is None else at_gsd(self.source.box, self.gsd_m)
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the group, on the grid that is run."""
+        return max(1, round(self.height / self.factor)), max(1, round(self.width / self.factor))
 
     def describe(self) -> dict[str, Any]:
         """Return what, beside the files' bytes and the settings, decides the scene's pixels; for a done-key.
 
-        How far the group goes on below and to the right counts up to `reach` only, so that a new scene far away
+        How far the group goes on below and to the right counts up to the reach only, so that a new scene far away
         changes nothing here; one above or to the left may move the lattice, and does change it.
         """
-        box = self.source.box
+        box, reach = self.source.box, ceil(self.reach * self.factor)
         beyond = self.height - self.row - box.height, self.width - self.col - box.width
         return {
             "offset": [self.row, self.col],
-            "beyond": None if self.gsd_m is not None else [min(extent, self.reach) for extent in beyond],
+            "beyond": [min(extent, reach) for extent in beyond],
             "neighbours": [[n.row - self.row, n.col - self.col] for n in self.neighbours],
-            "gsd_m": self.gsd_m,
+            "factor": self.factor,
         }
 
 
@@ -81,25 +84,30 @@ def make_canvases(
     """Return the canvas of every scene, by its path.
 
     With `neighbours`, scenes that touch on one pixel grid (see `find_groups`) are one raster to the network. `gsd_m`
-    is the GSD at which scenes that differ from it by more than 10 % are run, alone; None keeps every scene's own.
-    `reach` is how far pixels can matter: twice the window's size, at least.
+    is the GSD at which scenes, or groups, that differ from it by more than 10 % are run; None keeps every scene's own.
+    `reach` is how far pixels of the grid that is run can matter: twice the window's size, at least.
     """
+    singles = [Group((Placed(source, 0, 0),)) for source in sources]
     canvases = {}
-    resampled = {source.path for source in sources if gsd_m is not None and _differs(source, gsd_m)}
-    kept = [source for source in sources if source.path not in resampled]
-    for group in find_groups(kept) if neighbours else []:
+    for group in find_groups(sources) if neighbours else singles:
+        wanted = gsd_m if gsd_m is not None and _differs(group.box, gsd_m) else None
+        factor = 1.0 if wanted is None else _factor(group.box, wanted)
+        margin = ceil(reach * factor)
         for member in group.members:
-            around = member.row - reach, member.col - reach, member.bottom + reach, member.right + reach
-            others = [other for other in group.members if other is not member and other.overlap_with(*around)]
-            canvases[member.source.path] = Canvas(
-                member.source, member.row, member.col, group.height, group.width, tuple(others), reach=reach
-            )
-    for source in sources:
-        if source.path not in canvases:
-            canvases[source.path] = Canvas.alone(source, gsd_m if source.path in resampled else None)
+            around = member.row - margin, member.col - margin, member.bottom + margin, member.right + margin
+            others = tuple(other for other in group.members if other is not member and other.overlap_with(*around))
+            place = member.source, member.row, member.col, group.height, group.width
+            canvases[member.source.path] = Canvas(*place, others, wanted, factor, reach)
     return {source.path: canvases[source.path] for source in sources}
 
 
-def _differs(source: Source, gsd_m: float) -> bool:
-    own = source.box.gsd_m
-    return own is not None and abs(own / gsd_m - 1) > GSD_TOLERANCE
+def _differs(box: GeoBox, gsd_m: float) -> bool:
+    return box.gsd_m is not None and abs(box.gsd_m / gsd_m - 1) > GSD_TOLERANCE
+
+
+def _factor(box: GeoBox, gsd_m: float) -> float:
+    """Return the factor to nine digits: a scene's grid and its group's may differ in the last ones."""
+    if box.gsd_m is None:
+        raise ValueError("a grid without a place on the ground has no ground sample distance")
+    factor = gsd_m / box.gsd_m
+    return 1.0 if abs(factor - 1) < NEGLIGIBLE else float(f"{factor:.9g}")

@@ -11,7 +11,7 @@ from rasterio.windows import Window
 
 from aerialseg.geo.neighbours import Placed
 from aerialseg.geo.raster import open_raster, read_window
-from aerialseg.geo.resampling import resampled
+from aerialseg.geo.resampling import rescaled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,30 +28,24 @@ if TYPE_CHECKING:
 
 @contextmanager
 def open_ground(canvas: Canvas) -> Iterator[Reader]:
-    """Yield a reader of windows inside the group (or the resampled scene); use it in this thread, inside the block.
+    """Yield a reader of windows of the grid that is run; use it in this thread, inside the block.
 
     Ground that belongs to none of the group's scenes is invalid.
     """
     with ExitStack() as files:
         scene = files.enter_context(open_raster(canvas.source.path))
-        if canvas.gsd_m is not None:
-            yield resampled(partial(_read_alone, scene, canvas), canvas.source.box, canvas.box)
-            return
-        if not canvas.neighbours:
-            yield partial(_read_alone, scene, canvas)
-            return
-        handles = {canvas.source.path: scene}
-        yield partial(_read_group, files, handles, canvas)
+        read: Reader = partial(read_window, scene, canvas.source)
+        if canvas.neighbours:
+            read = partial(_read_group, files, {canvas.source.path: scene}, canvas)
+        if canvas.factor != 1:
+            read = rescaled(read, (canvas.height, canvas.width), canvas.factor)
+        yield read
 
 
 def read_validity(dataset: DatasetReader, canvas: Canvas, start: int, stop: int) -> NDArray[np.bool_]:
     """Return which pixels of the scene's own rows [start, stop) are valid, bool [rows, width]."""
     box = canvas.source.box
     return read_window(dataset, canvas.source, Window(0, start, box.width, stop - start))[1]
-
-
-def _read_alone(scene: DatasetReader, canvas: Canvas, window: Window) -> Read:
-    return read_window(scene, canvas.source, window)
 
 
 def _read_group(files: ExitStack, handles: dict[Path, DatasetReader], canvas: Canvas, window: Window) -> Read:

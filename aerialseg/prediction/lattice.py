@@ -42,14 +42,14 @@ class Lattice:
 
     @classmethod
     def of(cls, canvas: Canvas, size: int, overlap: float, skip: int = 0) -> Lattice:
-        """Return the windows that hold a pixel of the scene's rows from `skip` on."""
-        rows, cols = Axis.overlapping(canvas.height, size, overlap), Axis.overlapping(canvas.width, size, overlap)
-        box = canvas.box
-        if canvas.gsd_m is not None:
-            skip = int(Regrid.rows_of(canvas).lower[skip]) if skip < canvas.source.box.height else box.height
-        top, bottom, left, right = canvas.row + skip, canvas.row + box.height, canvas.col, canvas.col + box.width
-        down = rows.touching(top, bottom) if top < bottom else range(rows.count, rows.count)
-        return cls(rows, cols, down, cols.touching(left, right), top, bottom, left, right)
+        """Return the windows that hold a pixel that the scene's rows from `skip` on are made of."""
+        rows, cols = (Axis.overlapping(length, size, overlap) for length in canvas.grid)
+        box = canvas.source.box
+        across = _needed(Regrid.cols_of(canvas), canvas.col, canvas.col + box.width)
+        if skip >= box.height:
+            return cls(rows, cols, range(0), cols.touching(*across), 0, 0, *across)
+        down = _needed(Regrid.rows_of(canvas), canvas.row + skip, canvas.row + box.height)
+        return cls(rows, cols, rows.touching(*down), cols.touching(*across), *down, *across)
 
     @property
     def size(self) -> int:
@@ -101,28 +101,24 @@ class Regrid:
     """How much of the upper one is taken."""
 
     @classmethod
-    def between(cls, length: int, model_length: int, factor: float) -> Regrid:
-        """Return the positions on an axis whose `length` pixels are 1 / `factor` of a model pixel long."""
-        places = np.clip((np.arange(length) + 0.5) / factor - 0.5, 0, model_length - 1)
+    def between(cls, start: int, stop: int, factor: float, model_length: int) -> Regrid:
+        """Return the positions of a group's pixels [start, stop), of which `factor` make one that is run."""
+        places = np.clip((np.arange(start, stop) + 0.5) / factor - 0.5, 0, model_length - 1)
         lower = np.floor(places).astype(np.int64)
         upper = np.minimum(lower + 1, model_length - 1)
         return cls(lower, upper, (places - lower).astype(np.float32))
 
     @classmethod
-    def rows_of(cls, canvas: Canvas) -> Regrid:
-        """Return the positions of the scene's rows."""
-        return cls.between(canvas.source.box.height, canvas.height, factor_of(canvas))
+    def rows_of(cls, canvas: Canvas) -> Regrid | None:
+        """Return the positions of the scene's rows; None when it is run as it is."""
+        stop = canvas.row + canvas.source.box.height
+        return None if canvas.factor == 1 else cls.between(canvas.row, stop, canvas.factor, canvas.grid[0])
 
     @classmethod
-    def cols_of(cls, canvas: Canvas) -> Regrid:
-        """Return the positions of the scene's columns."""
-        return cls.between(canvas.source.box.width, canvas.width, factor_of(canvas))
-
-
-def factor_of(canvas: Canvas) -> float:
-    """Return how many of the scene's pixels one of the model's is long."""
-    own, model = canvas.source.box.transform, canvas.box.transform
-    return float(model.a / own.a if own.a else model.b / own.b)
+    def cols_of(cls, canvas: Canvas) -> Regrid | None:
+        """Return the positions of the scene's columns; None when it is run as it is."""
+        stop = canvas.col + canvas.source.box.width
+        return None if canvas.factor == 1 else cls.between(canvas.col, stop, canvas.factor, canvas.grid[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +135,7 @@ class Schedule:
     @classmethod
     def of(cls, canvas: Canvas, lattice: Lattice, skip: int = 0) -> Schedule:
         """Return the schedule of a run that begins at row `skip`."""
-        return cls(lattice, skip, canvas.row, None if canvas.gsd_m is None else Regrid.rows_of(canvas))
+        return cls(lattice, skip, canvas.row, Regrid.rows_of(canvas))
 
     def strips(self, index: int) -> Iterator[tuple[int, int]]:
         """Yield [start, stop) of the scene's rows that leave after window row `index`, top to bottom."""
@@ -153,6 +149,13 @@ class Schedule:
         for start in range(first, last, CHUNK_ROWS):
             if start >= self.skip:
                 yield start, min(start + CHUNK_ROWS, last)
+
+
+def _needed(regrid: Regrid | None, start: int, stop: int) -> tuple[int, int]:
+    """Return [first, stop) of the pixels that are run for the last `stop - start` pixels of a scene's axis."""
+    if regrid is None:
+        return start, stop
+    return int(regrid.lower[start - stop]), int(regrid.upper[-1]) + 1
 
 
 def mirrored(length: int, stop: int) -> NDArray[np.intp]:

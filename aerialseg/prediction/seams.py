@@ -1,4 +1,4 @@
-"""How much a scene's probabilities jump where windows begin and end, against everywhere else: one number for reports."""
+"""How much a scene's probabilities jump where windows begin and end, against everywhere else."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aerialseg.prediction.lattice import Lattice, factor_of
+from aerialseg.prediction.lattice import Lattice
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,8 +36,7 @@ class SeamTally:
     def of(cls, canvas: Canvas, settings: EngineSettings) -> SeamTally:
         """Return an empty tally for a scene; memory: a byte for each of its rows and columns, and a row of pixels."""
         lattice = Lattice.of(canvas, settings.size, settings.overlap)
-        factor = 1.0 if canvas.gsd_m is None else factor_of(canvas)
-        box = canvas.source.box
+        box, factor = canvas.source.box, canvas.factor
         return cls(
             _edges(lattice.rows, canvas.row, box.height, factor), _edges(lattice.cols, canvas.col, box.width, factor)
         )

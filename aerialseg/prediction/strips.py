@@ -63,7 +63,10 @@ class StripMaker:
 
     def __init__(self, canvas: Canvas, schedule: Schedule, planes: int, device: torch.device, hosts: int) -> None:
         self._schedule, self._name = schedule, one_line(canvas.source.path)
-        self._back = None if schedule.rows is None else _Back(schedule.rows, Regrid.cols_of(canvas), device)
+        cols = Regrid.cols_of(canvas)
+        self._back = (
+            None if schedule.rows is None or cols is None else _Back(schedule.rows, cols, schedule.lattice.left, device)
+        )
         rows = schedule.lattice.size if self._back is None else CHUNK_ROWS
         shape, pinned = (planes, rows, canvas.source.box.width), device.type == "cuda"
         self._quanta = torch.empty(shape, dtype=torch.uint8, device=device)
@@ -98,9 +101,9 @@ class StripMaker:
 class _Back:
     """Interpolates between the pixel centres of the grid that was run; keeps the last row of what came before."""
 
-    def __init__(self, rows: Regrid, cols: Regrid, device: torch.device) -> None:
+    def __init__(self, rows: Regrid, cols: Regrid, left: int, device: torch.device) -> None:
         self._rows = rows
-        self._lower, self._upper = (torch.from_numpy(side).to(device) for side in (cols.lower, cols.upper))
+        self._lower, self._upper = (torch.from_numpy(side - left).to(device) for side in (cols.lower, cols.upper))
         self._share = torch.from_numpy(cols.share).to(device)
         self._row_share = torch.from_numpy(rows.share).to(device)
         self._planes = self._last = torch.empty(0, device=device)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from aerialseg.geo.stitching import lattice
 from aerialseg.models.segmenter import Segmenter
 
 if TYPE_CHECKING:
@@ -63,3 +64,21 @@ class Counting(PixelRule):
 def certain(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """What PixelRule must give: 254 or 0, no pixel in between."""
     return np.where(pixels.astype(float).mean(0) > LIMIT, 254, 0).astype(np.uint8)
+
+
+def reference(pixels: NDArray[np.uint8], segmenter: Segmenter, size: int, overlap: float) -> NDArray[np.float64]:
+    """Pad the whole scene, run each window, divide the weighted sum by the sum of weights."""
+    rows, cols = (lattice(length, size, overlap) for length in pixels.shape[1:])
+    extent = [starts[-1] + size - length for starts, length in zip((rows, cols), pixels.shape[1:], strict=True)]
+    padded = np.pad(pixels, ((0, 0), (0, extent[0]), (0, extent[1])), mode="reflect")
+    fade = np.sin(np.pi * (np.arange(size) + 0.5) / size) ** 2
+    weight = np.outer(fade, fade)
+    total, weights = np.zeros(padded.shape[1:]), np.zeros(padded.shape[1:])
+    for row in rows:
+        for col in cols:
+            here = np.s_[row : row + size, col : col + size]
+            with torch.no_grad():
+                logits = segmenter(torch.from_numpy(padded[(slice(None), *here)].copy())[None])
+            total[here] += weight / (1 + np.exp(-logits[0, 0].double().numpy()))
+            weights[here] += weight
+    return (total / weights)[: pixels.shape[1], : pixels.shape[2]]

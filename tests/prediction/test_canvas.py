@@ -61,13 +61,16 @@ def test_a_scene_without_neighbours_is_described_alike_with_and_without_looking_
 def test_a_scene_is_resampled_when_it_differs_by_more_than_a_tenth(
     row_of_scenes: list[Source], gsd_m: float, expected: float | None
 ) -> None:
-    canvas = next(iter(make_canvases(row_of_scenes, neighbours=True, gsd_m=gsd_m).values()))
+    canvases = make_canvases(row_of_scenes, neighbours=True, gsd_m=gsd_m, reach=128)
+    canvas = canvases[row_of_scenes[0].path]
     assert canvas.gsd_m == expected
-    assert bool(canvas.halo) == (expected is None)
+    assert [path.stem for path in canvas.halo] == (
+        ["1"] if expected == 0.15 else ["1", "2", "3"][: 3 if expected else 2]
+    )
     if expected is not None:
-        assert (canvas.height, canvas.width) == (round(80 * 0.3 / gsd_m), round(100 * 0.3 / gsd_m))
+        assert canvas.grid == (round(80 * 0.3 / gsd_m), round(400 * 0.3 / gsd_m))
         assert canvas.describe() != Canvas.alone(canvas.source).describe()
-        assert canvas.box.gsd_m == pytest.approx(gsd_m, rel=1e-3)
+        assert canvas.factor == pytest.approx(gsd_m / 0.3, rel=1e-3)
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")

@@ -11,12 +11,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from known_networks import Counting, Neighbourhood, PixelRule, certain, plain, standardised
+from known_networks import Counting, Neighbourhood, PixelRule, certain, plain, reference, standardised
 from torch import nn
 
 from aerialseg.errors import ModelError, ResourceError, Stopped
 from aerialseg.geo.raster import BandRule, inspect_scene
-from aerialseg.geo.stitching import lattice
 from aerialseg.prediction import ground
 from aerialseg.prediction.canvas import Canvas
 from aerialseg.prediction.engine import predict_scene
@@ -26,30 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
-    from aerialseg.models.segmenter import Segmenter
     from aerialseg.prediction.engine import Strip
 
 SIZES = [(200, 150), (40, 50), (1, 1), (31, 700), (97, 61), (64, 64), (65, 64), (1, 130), (130, 1), (112, 113)]
-
-
-def blended(pixels: NDArray[np.uint8], segmenter: Segmenter, size: int, overlap: float) -> NDArray[np.float64]:
-    """The reference: pad the whole scene, run each window, divide the weighted sum by the sum of weights."""
-    rows, cols = (lattice(length, size, overlap) for length in pixels.shape[1:])
-    extent = [starts[-1] + size - length for starts, length in zip((rows, cols), pixels.shape[1:], strict=True)]
-    padded = np.pad(pixels, ((0, 0), (0, extent[0]), (0, extent[1])), mode="reflect")
-    fade = np.sin(np.pi * (np.arange(size) + 0.5) / size) ** 2
-    weight = np.outer(fade, fade)
-    total, weights = np.zeros(padded.shape[1:]), np.zeros(padded.shape[1:])
-    for row in rows:
-        for col in cols:
-            here = np.s_[row : row + size, col : col + size]
-            with torch.no_grad():
-                logits = segmenter(torch.from_numpy(padded[(slice(None), *here)].copy())[None])
-            total[here] += weight / (1 + np.exp(-logits[0, 0].double().numpy()))
-            weights[here] += weight
-    return (total / weights)[: pixels.shape[1], : pixels.shape[2]]
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -85,9 +63,9 @@ def test_blended_probabilities_agree_with_the_whole_array_reference(
     path = scene_file(tmp_path / "scene.tif", pixels)
     segmenter = standardised(Neighbourhood())
     quanta = stream(path, segmenter, overlap=overlap)
-    reference = blended(pixels, segmenter, 64, overlap) * 254
-    assert reference.std() > 20 or size == (1, 1)
-    assert np.abs(quanta - reference).max() <= 0.51
+    expected = reference(pixels, segmenter, 64, overlap) * 254
+    assert expected.std() > 20 or size == (1, 1)
+    assert np.abs(quanta - expected).max() <= 0.51
 
 
 def test_temperature_divides_the_logits(tmp_path: Path, scene_file: Callable[..., Path], stream: Callable) -> None:

@@ -37,7 +37,13 @@ def moved(transform: tuple[float, ...], row: int, col: int) -> tuple[float, ...]
 
 
 def cut(
-    write: Callable[..., Path], folder: Path, pixels: np.ndarray, rows: list[int], cols: list[int], **profile: Any
+    write: Callable[..., Path],
+    folder: Path,
+    pixels: np.ndarray,
+    rows: list[int],
+    cols: list[int],
+    gsd_m: float | None = None,
+    **profile: Any,
 ) -> list[tuple[Place, Canvas]]:
     """Write the pieces between the cuts as scenes and return each one's place and canvas."""
     profile = {**GRIDS["metres"], **profile}
@@ -48,7 +54,7 @@ def cut(
             path = folder / f"{top}-{left}.tif"
             write(path, pixels[:, top:bottom, left:right], transform=moved(transform, top, left), **profile)
             places[path] = slice(top, bottom), slice(left, right)
-    canvases = make_canvases([inspect_scene(path) for path in places], neighbours=True, gsd_m=None)
+    canvases = make_canvases([inspect_scene(path) for path in places], neighbours=True, gsd_m=gsd_m)
     return [(place, canvases[path]) for path, place in places.items()]
 
 
@@ -72,6 +78,22 @@ def test_a_raster_cut_in_four_equals_the_whole(
     np.testing.assert_array_equal(joined(stream, pieces, whole.shape, **options), whole)
     alone = stream(pieces[0][1].source.path, standardised(Neighbourhood()))
     assert (alone != whole[:100, :77]).any()  # without its neighbours a piece has a seam
+
+
+@pytest.mark.parametrize("factor", [2.0, 1.37, 0.6])
+@pytest.mark.parametrize("grid", GRIDS)
+def test_pieces_of_a_resampled_raster_equal_the_whole_resampled(
+    tmp_path: Path, scene_file: Callable[..., Path], stream: Callable[..., np.ndarray], grid: str, factor: float
+) -> None:
+    pixels = np.random.default_rng(2).integers(1, 256, (3, 211, 190), dtype=np.uint8)
+    pixels[:, 90:120, 30:] = 0
+    source = inspect_scene(scene_file(tmp_path / "whole.tif", pixels, nodata=0, **GRIDS[grid]))
+    gsd_m = source.box.gsd_m * factor
+    whole = stream(source.path, standardised(Neighbourhood()), canvas=Canvas.alone(source, gsd_m))
+    pieces = cut(scene_file, tmp_path / "cut", pixels, [101], [77], gsd_m, nodata=0, **GRIDS[grid])
+    assert all(canvas.halo and canvas.gsd_m == gsd_m for _, canvas in pieces)
+    options = {"segmenter": lambda: standardised(Neighbourhood()), "settings": {}}
+    np.testing.assert_array_equal(joined(stream, pieces, whole.shape, **options), whole)
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
