@@ -96,7 +96,7 @@ def scene_pipe(dataset: DatasetReader) -> str:
         )
         return _renderer('type="paletted" band="1"', f"<colorPalette>{entries}</colorPalette>")
     alpha = kinds.index(ColorInterp.alpha) + 1 if ColorInterp.alpha in kinds else -1
-    plain = [band for band in dataset.indexes if band != alpha]
+    shown = shown_bands(dataset)
     stretched = "NoEnhancement" if dataset.dtypes[0] == "uint8" else "StretchToMinimumMaximum"
     contrast = f"<minValue>0</minValue><maxValue>255</maxValue><algorithm>{stretched}</algorithm>"
     # QGIS measures on drawing: 2 to 98 % of what the map shows.
@@ -106,16 +106,25 @@ def scene_pipe(dataset: DatasetReader) -> str:
         "</minMaxOrigin>\n"
     )
     limits = limits if stretched != "NoEnhancement" else ""
-    if len(plain) < 3:
-        kind = f'type="singlebandgray" grayBand="{plain[0]}" gradient="BlackToWhite"'
+    if len(shown) == 1:
+        kind = f'type="singlebandgray" grayBand="{shown[0]}" gradient="BlackToWhite"'
         return _renderer(kind, f"{limits}<contrastEnhancement>{contrast}</contrastEnhancement>", alpha)
-    named = [kinds.index(colour) + 1 for colour in RGB if colour in kinds]
-    red, green, blue = named if len(named) == 3 else plain[:3]
+    red, green, blue = shown
     colours = "".join(
         f"<{colour}ContrastEnhancement>{contrast}</{colour}ContrastEnhancement>" for colour in ("red", "green", "blue")
     )
     kind = f'type="multibandcolor" redBand="{red}" greenBand="{green}" blueBand="{blue}"'
     return _renderer(kind, limits + colours, alpha)
+
+
+def shown_bands(dataset: DatasetReader) -> tuple[int, ...]:
+    """Return the bands that are looked at, counted from 1: red, green and blue, the first three, or a single one."""
+    kinds = list(dataset.colorinterp)
+    named = tuple(kinds.index(colour) + 1 for colour in RGB if colour in kinds)
+    plain = tuple(band for band in dataset.indexes if kinds[band - 1] != ColorInterp.alpha)
+    if len(named) == 3:
+        return named
+    return plain[:3] if len(plain) >= 3 else (plain or (1,))[:1]
 
 
 def building_renderer() -> str:

@@ -1,0 +1,33 @@
+"""`aerialseg preview`: pictures of what predict found, to look through without a GIS."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def preview(
+    predicted: Annotated[Path, typer.Argument(help="A folder that predict wrote.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="The folder for pictures.", show_default="preview in it")
+    ] = None,
+    size: Annotated[int, typer.Option(help="The longer side of a scene, in pixels.", min=64, max=8192)] = 1024,
+    overwrite: Annotated[bool, typer.Option("-f", "--overwrite", help="Replace pictures of other origin.")] = False,
+) -> None:
+    """Draw each scene with its mask's outline and probability as a PNG, and all of them on one contact sheet.
+
+    \b
+    Examples:
+      aerialseg preview out
+      aerialseg preview out -o pictures --size 2048
+    """
+    from aerialseg.cli.console import console_progress
+    from aerialseg.prediction.preview import write_previews
+
+    with console_progress() as progress:
+        paths = write_previews(
+            predicted, out or predicted / "preview", size=size, overwrite=overwrite, progress=progress
+        )
+    typer.echo(f"{len(paths) - 1} pictures and {paths[-1]}")
