@@ -159,9 +159,23 @@ def test_drawing_again_changes_nothing_and_another_seed_changes_all(tmp_path: Pa
     assert tree_hashes(second) == before
     write_sample(first, 2, 64)
     assert {path: path.stat().st_mtime_ns for path in first.rglob("*.tif")} == times
-    write_sample(first, 2, 64, seed=1)
+    for size, seed in ((64, 1), (65, 0), (64, 11)):
+        with pytest.raises(OutputError, match=rf"was drawn as austin6, 64 px, seed 0, .* {size} px, seed {seed}; give"):
+            write_sample(first, 3, size, seed)
+    assert tree_hashes(first) == before
+    write_sample(first, 2, 64, seed=1, overwrite=True)
     after = tree_hashes(first)
     assert all(after[name] != before[name] for name in before)
+    with pytest.raises(OutputError, match="seed 1, version"):  # seed 11 is not seed 1
+        write_sample(first, 2, 64, seed=11)
+
+
+def test_half_a_pair_is_drawn_again(tmp_path: Path, tree_hashes) -> None:
+    write_sample(tmp_path, 1, 64)
+    before = tree_hashes(tmp_path)
+    (tmp_path / "train" / "gt" / "austin6.tif").unlink()
+    write_sample(tmp_path, 1, 64)
+    assert tree_hashes(tmp_path) == before
 
 
 def test_a_strangers_scene_is_never_drawn_over(tmp_path: Path, mask_file, tree_hashes) -> None:

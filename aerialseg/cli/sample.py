@@ -16,7 +16,8 @@ def sample(
     size: Annotated[int, typer.Option(help="Pixels along each side, at 0.3 m.", min=64, max=5000)] = 1000,
     seed: Annotated[int, typer.Option(help="Another seed draws other cities.", min=0)] = 0,
     overwrite: Annotated[
-        bool, typer.Option("-f", "--overwrite", help="Replace files that were not drawn here.")
+        bool,
+        typer.Option("-f", "--overwrite", help="Replace files of others, and scenes drawn with another size or seed."),
     ] = False,
 ) -> None:
     """Draw aerial scenes and their building masks, georeferenced and laid out like the Inria dataset.

@@ -9,7 +9,7 @@ import numpy as np
 from affine import Affine
 from rasterio.crs import CRS
 
-from aerialseg.errors import AerialsegError, UsageError
+from aerialseg.errors import AerialsegError, OutputError, UsageError, one_line
 from aerialseg.files import prepare_output_folder, refuse_foreign
 from aerialseg.geo.raster import GeoBox, open_raster, write_geotiff
 from aerialseg.progress import Progress, Silent
@@ -138,7 +138,8 @@ def write_sample(
     """Draw scenes under `out`/train/images, their masks (0 and 255) under `out`/train/gt; return the pictures' paths.
 
     `scenes` is how many of `sample_scenes`, or city and number of each. Those drawn before with the same size and seed
-    stay as they are. Raises OutputError when another's file has a scene's name, before anything is drawn.
+    stay as they are. Raises OutputError when another's file, or a scene drawn otherwise, is in the way, before anything
+    is drawn.
     """
     wanted = sample_scenes(scenes) if isinstance(scenes, int) else scenes
     images, masks = out / "train" / "images", out / "train" / "gt"
@@ -147,10 +148,11 @@ def write_sample(
         prepare_output_folder(folder)
     todo = []
     for city, number in wanted:
-        mark = f"{city}{number}, {size} px, seed {seed}, version {VERSION}"
+        drawn_as = f"{city}{number}, {size} px, seed {seed}"
+        mark = f"{drawn_as}, version {VERSION}"
         found = [_mark(folder / f"{city}{number}.tif") for folder in (images, masks)]
         for folder, old in zip((images, masks), found, strict=True):
-            refuse_foreign(folder / f"{city}{number}.tif", ours=old is not None, overwrite=overwrite)
+            _refuse_other(folder / f"{city}{number}.tif", old, drawn_as, overwrite=overwrite)
         if found != [mark, mark]:
             todo.append((city, number, mark))
     progress.start("draw", len(todo), "scene")
@@ -162,6 +164,16 @@ def write_sample(
         progress.advance(1, f"{city}{number}")
     progress.finish()
     return [images / f"{city}{number}.tif" for city, number in wanted]
+
+
+def _refuse_other(path: Path, old: str | None, drawn_as: str, *, overwrite: bool) -> None:
+    """Raise OutputError when a file, with the mark `old`, would be replaced that was not drawn as this one will be."""
+    refuse_foreign(path, ours=old is not None, overwrite=overwrite)
+    if old is not None and not overwrite and not old.startswith(f"{drawn_as}, "):
+        raise OutputError(
+            f"{one_line(path)}: was drawn as {one_line(old)}, and is asked for as {drawn_as}; give another folder, or"
+            " --overwrite"
+        )
 
 
 def _mark(path: Path) -> str | None:
