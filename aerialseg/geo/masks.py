@@ -15,11 +15,11 @@ import numpy as np
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.windows import Window
 
-from aerialseg.errors import BadDataError, UsageError, one_line
+from aerialseg.errors import AerialsegError, BadDataError, NoInputError, UsageError, one_line
 from aerialseg.geo.raster import Access, GeoBox, open_raster, raster_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
     from rasterio.io import DatasetReader
@@ -64,15 +64,18 @@ class ResolvedRule:
     warnings: tuple[str, ...] = ()
 
 
-def decide_rule(paths: Sequence[Path], rule: MaskRule | None = None) -> ResolvedRule:
+def decide_rule(
+    paths: Sequence[Path], rule: MaskRule | None = None, skip: Callable[[Path, AerialsegError], None] | None = None
+) -> ResolvedRule:
     """Decide what the values of a set of masks mean, from a sample of every file.
 
     Without a word from the user building is 1 or 255, whichever occurs; a set with both is refused, since 255 could
     be building or unlabelled ground. A file whose nodata is 0 and which holds only building besides was made for
-    display, and its 0 is background. Raises BadDataError naming the files and the values found.
+    display, and its 0 is background. Raises BadDataError naming the files and the values found. A file that cannot be
+    read raises too, unless `skip` is given, which is told of it.
     """
     rule = rule or MaskRule()
-    found, zero_nodata = _sample(paths)
+    found, zero_nodata = _sample(paths, skip)
     values = {value: path for value, path in found.items() if value not in rule.ignore_values}
     building = _decide_building(values, rule)
     background = set(values) - {0, *building}
@@ -172,26 +175,32 @@ def _refuse(values: list[float], path: Path, building: tuple[int, ...]) -> None:
     )
 
 
-def _sample(paths: Sequence[Path]) -> tuple[dict[float, Path], Path | None]:
+def _sample(
+    paths: Sequence[Path], skip: Callable[[Path, AerialsegError], None] | None
+) -> tuple[dict[float, Path], Path | None]:
     """Return each valid value with a file that holds it, and a file whose nodata is 0 if there is one.
 
     Samples every file; where that brings nothing but background, files are read whole until a building turns up.
     """
     found: dict[float, Path] = {}
-    zero_nodata: Path | None = None
-    for path in paths:
-        with open_raster(path) as mask, raster_errors(path):
-            if mask.nodata == 0:
-                zero_nodata = zero_nodata or path
-            for window in _spread(mask):
-                found = dict.fromkeys(_values_in(mask, window), path) | found
-    for path in paths:
-        if not set(found) <= {0}:
-            break
-        with open_raster(path) as mask, raster_errors(path):
-            for window in block_windows(mask):
-                found = dict.fromkeys(_values_in(mask, window), path) | found
-    return found, zero_nodata
+    zero_nodata: list[Path] = []
+    left = list(paths)
+    for windows_of in (_spread, block_windows):
+        for path in tuple(left):
+            if windows_of is block_windows and not set(found) <= {0}:
+                break
+            try:
+                with open_raster(path) as mask, raster_errors(path):
+                    values = {value for window in windows_of(mask) for value in _values_in(mask, window)}
+                    zero_nodata += [path] if mask.nodata == 0 else []
+            except (BadDataError, NoInputError) as error:
+                if skip is None:
+                    raise
+                skip(path, error)
+                left.remove(path)
+                continue
+            found = dict.fromkeys(values, path) | found
+    return found, next(iter(zero_nodata), None)
 
 
 def _spread(mask: DatasetReader) -> Iterator[Window]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
+    from aerialseg.geo.masks import ResolvedRule
     from aerialseg.geo.sides import Side
     from aerialseg.geo.tiling import TilingOptions
     from aerialseg.geo.vectors import Layer
@@ -79,6 +80,8 @@ class Job:
 class Survey:
     """The scenes that can be cut, in order, and why the others cannot."""
 
+    given: int
+    """Scenes, usable or not."""
     jobs: tuple[Job, ...]
     failures: dict[str, AerialsegError]
     notes: tuple[str, ...]
@@ -88,16 +91,15 @@ class Survey:
 def survey(scenes: Sequence[Scene], options: TilingOptions, progress: Progress) -> Survey:
     """Check scenes and labels and plan the tiles.
 
-    Raises the first scene's error when no scene can be used, and whatever concerns all of them: UsageError for a split
-    that does not fit, BadDataError for labels that lie elsewhere or whose values are unclear.
+    Says why a scene cannot be used. Raises the first one's error when none can, and whatever concerns all of them:
+    UsageError for a split that does not fit, BadDataError for labels that lie elsewhere or whose values are unclear.
     """
     layers = tuple(read_layer(path, where=options.where) for path in options.vectors)
     labelled, validation = (read_layer(path) if path else None for path in (options.labelled_area, options.val_area))
     sources, failures, notes = _inspect(scenes if layers else require_masks(scenes), options, progress)
+    rule = None if layers else _decide(scenes, sources, failures, options, progress)
     usable = [scene for scene in scenes if scene.name in sources]
     boxes = {name: _grid(source, options) for name, source in sources.items()}
-    masks = sorted({scene.mask for scene in usable if scene.mask is not None})
-    rule = None if layers else decide_rule(masks, options.masks)
     label_source = LabelSource(layers, options.where, rule, labelled)
     stems = flat_names([scene.name for scene in usable])
     tiles, gaps = _plan(usable, stems, boxes, options, validation)
@@ -113,7 +115,7 @@ def survey(scenes: Sequence[Scene], options: TilingOptions, progress: Progress) 
     notes += [line for layer in (*layers, labelled, validation) if layer is not None for line in layer.warnings]
     notes += [] if rule is None else rule.warnings
     notes += label_source.coverage_notes({job.scene.name: job.labels for job in jobs}, boxes)
-    return Survey(tuple(jobs), failures, tuple(_collapsed([*notes, *_set_notes(jobs)])))
+    return Survey(len(scenes), tuple(jobs), failures, tuple(_collapsed([*notes, *_set_notes(jobs)])))
 
 
 def _inspect(
@@ -131,12 +133,53 @@ def _inspect(
         except (BadDataError, NoInputError) as error:
             if options.fail_fast:
                 raise
-            failures[scene.name] = error
+            set_aside(failures, scene, error, len(scenes), progress)
         progress.advance(1, scene.name)
     progress.finish()
     if not sources:
-        raise next(iter(failures.values()), NoInputError("no scenes given"))
+        raise none_left(failures)
     return sources, failures, notes
+
+
+def _decide(
+    scenes: Sequence[Scene],
+    sources: dict[str, Source],
+    failures: dict[str, AerialsegError],
+    options: TilingOptions,
+    progress: Progress,
+) -> ResolvedRule:
+    """Return what the masks' values mean; a scene whose mask cannot be read moves from `sources` to `failures`."""
+    usable = [scene for scene in scenes if scene.name in sources]
+
+    def skip(mask: Path, error: AerialsegError) -> None:
+        if options.fail_fast:
+            raise error
+        for scene in usable:
+            if scene.mask == mask:
+                del sources[scene.name]
+                set_aside(failures, scene, error, len(scenes), progress)
+
+    rule = decide_rule(sorted({scene.mask for scene in usable if scene.mask is not None}), options.masks, skip)
+    if not sources:
+        raise none_left(failures)
+    return rule
+
+
+def set_aside(
+    failures: dict[str, AerialsegError], scene: Scene, error: AerialsegError, scenes: int, progress: Progress
+) -> None:
+    """Remember why a scene cannot be used, and say it; a lone scene's error ends the command and is said there."""
+    failures[scene.name] = error
+    if scenes > 1:
+        progress.say(f"error: {error}")
+
+
+def none_left(failures: Mapping[str, AerialsegError]) -> AerialsegError:
+    """Return the error to end with when no scene can be used: the first one's own."""
+    if not failures:
+        return NoInputError("no scenes given")
+    first = next(iter(failures.values()))
+    return first if len(failures) == 1 else type(first)(f"none of {len(failures)} scenes can be cut; first: {first}")
 
 
 def _inspect_one(scene: Scene, options: TilingOptions, bands: int | None, notes: list[str]) -> Source:

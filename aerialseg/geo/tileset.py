@@ -108,10 +108,8 @@ def load_tileset(folder: Path) -> TileSet:
         path for tile in kept for path in (tileset.image_path(tile), tileset.mask_path(tile)) if not path.is_file()
     ]
     if missing:
-        raise BadDataError(
-            f"{one_line(missing[0])}: missing, as are {len(missing) - 1} other files of the set; "
-            "run the same aerialseg tile command again"
-        )
+        others = f" (and {len(missing) - 1} more files of the set)" if len(missing) > 1 else ""
+        raise BadDataError(f"{one_line(missing[0])}: missing{others}; run the same aerialseg tile command again")
     current = hashlib.sha256(json.dumps([tileset.digest, sorted(splits.items())]).encode()).hexdigest()
     return replace(tileset, tiles=kept, digest=current)
 

@@ -35,7 +35,7 @@ from aerialseg.geo.index import read_splits
 from aerialseg.geo.masks import MaskRule
 from aerialseg.geo.raster import Access, BandRule
 from aerialseg.geo.records import SceneRecord, load_record, save_record, summarise
-from aerialseg.geo.survey import Job, Survey, survey
+from aerialseg.geo.survey import Job, Survey, none_left, set_aside, survey
 from aerialseg.geo.tileset import INDEX
 from aerialseg.progress import Progress, Silent
 
@@ -147,8 +147,8 @@ def tile_scenes(
     """
     progress, began = progress or Silent(), time.monotonic()
     found = survey(scenes, options, progress)
-    for line in (*found.notes, *(f"error: {error}" for error in found.failures.values())):
-        progress.say(line)
+    for note in found.notes:
+        progress.say(note)
     refuse_outputs(out, found.jobs, overwrite=options.overwrite)
     prepare_output_folder(out)
     with locked(out):
@@ -173,13 +173,13 @@ def _bring_up_to_date(
     begin_set(out, before)
     for job, cuts in _cut_all(todo, out, options, progress):
         if isinstance(cuts, AerialsegError):
-            failures[job.scene.name] = cuts
+            set_aside(failures, job.scene, cuts, found.given, progress)
             continue
         records[job.stem] = summarise(job.scene.name, digests[job.stem], cuts, job.gap)
         save_record(out, job.stem, records[job.stem])
     done = [job for job in found.jobs if job.stem in records]
     if not done:
-        raise next(iter(failures.values()))
+        raise none_left(failures)
     in_order = [records[job.stem] for job in done]
     finish_set(out, done, in_order, failures, options, before.edits)
     if before.edits:
@@ -254,8 +254,6 @@ def _collect(
         except (BadDataError, NoInputError) as error:
             if options.fail_fast:
                 raise
-            if failure is None:
-                progress.say(f"error: {error}")
             failure = failure or error
         progress.advance(_mpx(row), job.scene.name)
     return failure or cuts

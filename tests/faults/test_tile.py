@@ -95,8 +95,35 @@ def test_row_1_a_truncated_scene_fails_alone_and_is_named(
     assert code == 3 and any(line.startswith("error: ") and "austin1.tif: " in line for line in err.splitlines())
     assert "1 of 2 scenes failed" in one_error(err)
     code, _, err = run("tile", scene, "--masks", inputs / "gt" / "austin1.tif", "-o", tmp_path / "alone", *SIZE)
-    assert code == 65 and "austin1.tif: " in one_error(err)
+    assert code == 65 and "austin1.tif: " in one_error(err) and err.count("error: ") == 1
     assert not (tmp_path / "alone" / "tileset.json").exists()
+
+
+@pytest.mark.parametrize("share", [0.999, 0.5, 0.02])
+def test_row_1_a_truncated_mask_fails_its_scene_alone(
+    run: Run, inputs: Path, tmp_path: Path, mask_file: Write, share: float
+) -> None:
+    mask = mask_file(inputs / "gt" / "austin1.tif", compress="deflate", tiled=True, blockxsize=64, blockysize=64)
+    whole = mask.read_bytes()
+    mask.write_bytes(whole[: int(len(whole) * share)])
+    code, _, err = run("tile", inputs, "-o", tmp_path / "set", *SIZE)
+    assert code == 3 and err.count("gt/austin1.tif: ") == 1 and "1 of 2 scenes failed" in one_error(err)
+    body = json.loads((tmp_path / "set" / "tileset.json").read_text())
+    assert list(body["failed"]) == ["austin1"] and {tile["scene"] for tile in body["tiles"]} == {"austin2"}
+    code, _, err = run("tile", inputs, "-o", tmp_path / "strict", *SIZE, "--fail-fast")
+    assert code == 65 and "gt/austin1.tif: " in one_error(err) and err.count("error: ") == 1
+    code, _, err = run("tile", inputs / "images/austin1.tif", "--masks", mask, "-o", tmp_path / "alone", *SIZE)
+    assert code == 65 and "gt/austin1.tif: " in one_error(err) and err.count("error: ") == 1
+
+
+def test_row_1_when_no_scene_is_left_each_is_named_and_then_the_first(run: Run, inputs: Path, tmp_path: Path) -> None:
+    for kind in ("images", "gt"):
+        broken = shutil.copytree(inputs, tmp_path / f"broken {kind}")
+        for path in (broken / kind).iterdir():
+            path.write_bytes(path.read_bytes()[:-5000])
+        code, _, err = run("tile", broken, "-o", tmp_path / "set", *SIZE)
+        assert code == 65 and err.count("error: ") == 3
+        assert "none of 2 scenes can be cut; first: " in one_error(err) and "austin1.tif" in one_error(err)
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"<!DOCTYPE html><html></html>", b"II*\0"])

@@ -134,7 +134,7 @@ def test_an_unfinished_or_damaged_set_is_refused(tmp_path: Path) -> None:
 def test_missing_files_are_named(tmp_path: Path) -> None:
     found = load_tileset(write_set(tmp_path))
     found.mask_path(found.tiles[2]).unlink()
-    with pytest.raises(BadDataError, match=r"masks/austin1_00000_00128\.tif: missing"):
+    with pytest.raises(BadDataError, match=r"masks/austin1_00000_00128\.tif: missing; run the same"):
         load_tileset(tmp_path)
     edit(tmp_path, "DELETE FROM tiles WHERE fid = 3")
     assert len(load_tileset(tmp_path).tiles) == 3, "a tile out of use need not be there"
