@@ -61,6 +61,14 @@ def cell_means(
     return np.zeros((0, height, width)) if sums is None else sums / counts
 
 
+def shrink(layers: NDArray[Any], shape: tuple[int, int]) -> NDArray[np.float64]:
+    """Return the cell means of an array (layers, rows, cols) in memory."""
+    rows, cols = (np.arange(n) * m // n for n, m in zip(layers.shape[1:], shape, strict=True))
+    counts = np.bincount(rows)[:, np.newaxis] * np.bincount(cols)
+    means: NDArray[np.float64] = _summed(_summed(layers, cols, 2), rows, 1) / counts
+    return means
+
+
 def _summed(layers: NDArray[Any], cells: NDArray[np.int64], axis: int) -> NDArray[Any]:
     """Sum neighbouring rows or columns that fall into one cell; whole numbers stay whole."""
     starts = np.flatnonzero(np.diff(cells, prepend=-1))

@@ -48,7 +48,7 @@ SPLIT_COLOURS = {"train": "49,104,142", "val": "253,141,60", "": "150,150,150"}
 """How index.gpkg is drawn: training blue, validation orange, left out grey."""
 RGB = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
 BUILDING_COLOUR = ",".join(map(str, MASK_CLASSES[1].colour[:3]))
-FILL_ALPHA = 70
+FILL_ALPHA = 50
 
 
 def mask_style() -> str:

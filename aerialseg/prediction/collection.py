@@ -30,7 +30,7 @@ PROJECT = "project.qgz"
 STAC = "stac"
 SINGLY = 8
 """Up to this many scenes have a layer each for mask and probability; more are shown by their mosaics."""
-OVER_SCENES = 0.6
+OVER_SCENES = 0.5
 """How opaque masks are in the project, where a roof should be seen below its mask."""
 
 
