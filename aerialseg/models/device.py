@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from aerialseg.errors import DeviceError, UsageError, first_line, one_line
 from aerialseg.models.machine import TYPES, Card, Machine, System, cpu_name
@@ -22,6 +23,14 @@ CPU_BF16 = frozenset({"avx512_bf16", "amx_bf16"})
 BF16_CAPABILITY = (8, 0)
 CPU_INSTEAD = "or say --device cpu"
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "_STATUS_ALLOC_FAILED")
+
+COMPILER_NEEDS = {
+    "No working C++ compiler": "there is no C++ compiler; torch looks for g++ or $CXX",
+    "Python.h": "Python's header files are missing (Debian: python3-dev)",
+    "riton": "there is no Triton, which compiles for GPUs",
+    "Failed to find C compiler": "there is no C compiler; Triton looks for gcc or $CC",
+}
+"""What torch says when it cannot compile, and what that means."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +107,22 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in OUT_OF_MEMORY)
+
+
+def translated(network: nn.Module) -> nn.Module:
+    """Return the network for torch.compile to translate at its first batch, which raises what `compile_error` reads.
+
+    Each shape of batch is translated by itself, so batches should be equal.
+    """
+    return torch.compile(network, dynamic=False)  # type: ignore[return-value]
+
+
+def compile_error(error: BaseException, device: torch.device) -> DeviceError:
+    """Return the error for a network that torch could not translate for `device`, naming what is missing."""
+    text = str(error)
+    missing = next((what for sign, what in COMPILER_NEEDS.items() if sign in text), "torch's compiler failed")
+    reason = one_line(text.partition("\n")[0])[:200]
+    return DeviceError(f"--compile on {device}: {missing} ({reason}); run without --compile, or install what it needs")
 
 
 def describe_devices(*, system: System | None = None) -> tuple[DeviceReport, ...]:

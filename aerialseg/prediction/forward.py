@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from aerialseg.errors import ModelError, ResourceError
-from aerialseg.models.device import autocast, is_out_of_memory
+from aerialseg.models.device import autocast, compile_error, is_out_of_memory, translated
+from aerialseg.models.segmenter import Segmenter
+from aerialseg.prediction.batches import Batch
 from aerialseg.prediction.tta import views_of
 from aerialseg.progress import Silent
 
@@ -19,8 +21,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from aerialseg.geo.stitching import Blend
-    from aerialseg.models.segmenter import Segmenter
-    from aerialseg.prediction.batches import Batch
     from aerialseg.prediction.tta import Symmetry, View
     from aerialseg.progress import Progress
 
@@ -58,6 +58,8 @@ class Forward:
         self._probabilities = torch.empty(0)
         self._copying = _new_stream(settings.device) if settings.device.type == "cuda" else None
         self._running: list[torch.cuda.Event] = []
+        if settings.compile:
+            self._compile()
 
     @torch.inference_mode()
     def __call__(self, batch: Batch) -> Tensor:
@@ -76,6 +78,19 @@ class Forward:
             if self._copying is not None:
                 torch.cuda.empty_cache()
         return probabilities
+
+    def _compile(self) -> None:
+        """Translate the network and run it once, so that what is missing is known before a scene is read."""
+        segmenter, settings = self.segmenter, self.settings
+        whole = Segmenter(translated(segmenter.network), segmenter.mean.tolist(), segmenter.std.tolist())
+        self.segmenter = whole.to(settings.device).eval()
+        self._progress.say("compiling the network; this takes a while")
+        batch = Batch.empty(settings.batch, segmenter.bands, settings.size, pinned=False)
+        batch.pixels.zero_()
+        try:
+            self(batch)
+        except (RuntimeError, ImportError, OSError) as error:
+            raise compile_error(error, settings.device) from error
 
     def _fits(self, pixels: Tensor, valid: Tensor | None, probabilities: Tensor) -> bool:
         """Fill `probabilities`; return False when memory runs out and fewer windows together may do."""

@@ -66,19 +66,42 @@ def certain(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.where(pixels.astype(float).mean(0) > LIMIT, 254, 0).astype(np.uint8)
 
 
-def reference(pixels: NDArray[np.uint8], segmenter: Segmenter, size: int, overlap: float) -> NDArray[np.float64]:
-    """Pad the whole scene, run each window, divide the weighted sum by the sum of weights."""
-    rows, cols = (lattice(length, size, overlap) for length in pixels.shape[1:])
-    extent = [starts[-1] + size - length for starts, length in zip((rows, cols), pixels.shape[1:], strict=True)]
+def windows_of(
+    pixels: NDArray[np.uint8], size: int, overlap: float, blend: str = "hann"
+) -> list[tuple[NDArray[np.uint8], NDArray[np.float64], tuple[slice, slice]]]:
+    """Every window of the padded scene, its weights [size, size], which sum to one, and where it stands."""
+    axes = [lattice(length, size, overlap) for length in pixels.shape[1:]]
+    extent = [starts[-1] + size - length for starts, length in zip(axes, pixels.shape[1:], strict=True)]
     padded = np.pad(pixels, ((0, 0), (0, extent[0]), (0, extent[1])), mode="reflect")
-    fade = np.sin(np.pi * (np.arange(size) + 0.5) / size) ** 2
-    weight = np.outer(fade, fade)
-    total, weights = np.zeros(padded.shape[1:]), np.zeros(padded.shape[1:])
-    for row in rows:
-        for col in cols:
-            here = np.s_[row : row + size, col : col + size]
-            with torch.no_grad():
-                logits = segmenter(torch.from_numpy(padded[(slice(None), *here)].copy())[None])
-            total[here] += weight / (1 + np.exp(-logits[0, 0].double().numpy()))
-            weights[here] += weight
-    return (total / weights)[: pixels.shape[1], : pixels.shape[2]]
+    down, across = (_shares(starts, size, blend) for starts in axes)
+    found = []
+    for row, row_shares in zip(axes[0], down, strict=True):
+        for col, col_shares in zip(axes[1], across, strict=True):
+            here = slice(row, row + size), slice(col, col + size)
+            found.append((padded[(slice(None), *here)], np.outer(row_shares, col_shares), here))
+    return found
+
+
+def _shares(starts: range, size: int, blend: str) -> list[NDArray[np.float64]]:
+    places = np.arange(size) + 0.5
+    total = np.zeros((len(starts), starts[-1] + size))
+    for index, start in enumerate(starts):
+        fade = {"hann": np.sin(np.pi * places / size) ** 2, "linear": np.minimum(places, size - places)}
+        if blend == "crop":  # the nearest centre; the earlier one of two that are equally near
+            margin = (size - starts.step) // 2
+            fade["crop"] = 1e6 - np.maximum(0, np.abs(places - 0.5 - margin - starts.step / 2 + 0.5))
+        total[index, start : start + size] = fade[blend]
+    if blend == "crop":
+        total = (np.arange(len(starts))[:, None] == total.argmax(axis=0)).astype(float)
+    return [row[start : start + size] for row, start in zip(total / total.sum(axis=0), starts, strict=True)]
+
+
+def reference(pixels: NDArray[np.uint8], segmenter: Segmenter, size: int, overlap: float) -> NDArray[np.float64]:
+    """Pad the whole scene, run each window, add up the weighted probabilities."""
+    total = np.zeros(pixels.shape[1:])
+    for window, weight, here in windows_of(pixels, size, overlap):
+        with torch.no_grad():
+            logits = segmenter(torch.from_numpy(window.copy())[None])
+        inside = total[here]
+        inside += (weight / (1 + np.exp(-logits[0, 0].double().numpy())))[: inside.shape[0], : inside.shape[1]]
+    return total
