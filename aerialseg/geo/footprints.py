@@ -13,7 +13,7 @@ import numpy as np
 import shapely
 
 from aerialseg.errors import BadDataError, one_line
-from aerialseg.geo.regularising import regularise
+from aerialseg.geo.regularising import regularise, resemble
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -157,7 +157,7 @@ def _shaped(shapes: Shapes, ground: Ground, gsd_m: float | None, shaping: Shapin
     metric, back = shapely.transform(shapes, ground.to_metres()), ground.from_metres()
     if shaping.simplify_m:
         simpler = shapely.simplify(metric, shaping.simplify_m, preserve_topology=True)
-        metric = np.where(shapely.is_valid(simpler) & (shapely.area(simpler) > 0), simpler, metric)
+        metric = np.where(resemble(metric, simpler), simpler, metric)  # not where a pixel became a triangle
     if not shaping.regularise:
         yield shapely.transform(metric, back), 0
         return

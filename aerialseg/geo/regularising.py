@@ -23,8 +23,8 @@ SMOOTHED_PX = 1.7
 """The stairs of a slanted wall are one pixel high; a tolerance of 0.5 m on 0.3 m pixels is the package's default."""
 PARALLEL_PX = 3.3
 """Walls that run beside each other at less become one; the package's default on 0.3 m pixels is 1 m."""
-LEAST_IOU = 0.5
-"""What has less in common with the raster's outline is no regularised version of it."""
+LEAST_IOU = 0.7
+"""What has less in common with the raster's outline is no version of it: a square pixel cut to a triangle has 0.5."""
 TOGETHER = 256
 
 
@@ -36,8 +36,19 @@ def regularise(shapes: Shapes, gsd_m: float) -> Iterator[tuple[Shapes, int]]:
     for start in range(0, len(shapes), TOGETHER):
         before = shapes[start : start + TOGETHER]
         after = _regularised(before, gsd_m)
-        good = _good(before, after)
+        good = resemble(before, after)
         yield np.where(good, after, before), int(np.count_nonzero(~good))
+
+
+def resemble(before: Shapes, after: Shapes) -> NDArray[np.bool_]:
+    """Return which pairs are valid polygons that have as many holes and lie about where they lay."""
+    good: NDArray[np.bool_] = (shapely.get_type_id(after) == shapely.GeometryType.POLYGON) & shapely.is_valid(after)
+    good &= shapely.get_num_interior_rings(after) == shapely.get_num_interior_rings(before)
+    good &= np.isfinite(shapely.bounds(after)).all(axis=1)
+    shared = np.zeros(len(before))
+    shared[good] = shapely.area(shapely.intersection(before[good], after[good]))
+    union = shapely.area(before) + np.nan_to_num(shapely.area(after)) - shared
+    return good & (shared >= LEAST_IOU * union)
 
 
 def _regularised(shapes: Shapes, gsd_m: float) -> Shapes:
@@ -72,14 +83,3 @@ def _call(shapes: Shapes, gsd_m: float) -> tuple[Shapes, NDArray[np.int64]]:
             num_cores=1,
         )
     return made.geometry.to_numpy(), made["building"].to_numpy()
-
-
-def _good(before: Shapes, after: Shapes) -> NDArray[np.bool_]:
-    """Return which are whole, valid polygons with as many holes that lie about where they lay."""
-    good = (shapely.get_type_id(after) == shapely.GeometryType.POLYGON) & shapely.is_valid(after)
-    good &= shapely.get_num_interior_rings(after) == shapely.get_num_interior_rings(before)
-    good &= np.isfinite(shapely.bounds(after)).all(axis=1)
-    shared = np.zeros(len(before))
-    shared[good] = shapely.area(shapely.intersection(before[good], after[good]))
-    result: NDArray[np.bool_] = shared >= LEAST_IOU * (shapely.area(before) + shapely.area(after) - shared)
-    return good & result
