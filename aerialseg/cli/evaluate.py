@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from aerialseg.evaluation.pairs import Pair
     from aerialseg.evaluation.results import Counts, EvaluationReport
     from aerialseg.progress import Progress
 
@@ -59,6 +63,17 @@ def evaluate(
     pixels_only: Annotated[
         bool, typer.Option("--pixels-only", help="Leave out outlines, objects and probabilities; takes less time.")
     ] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Write a page with scores, pictures and curves: report.html.", show_default=False),
+    ] = None,
+    scenes: Annotated[
+        list[str] | None,
+        typer.Option(help="The scenes, to be shown behind the errors of --report.", show_default=False),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("-f", "--overwrite", help="Replace a file of other origin at --report.")
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON: overall.iou, cities.NAME.iou, scenes.NAME.iou ...")
     ] = False,
@@ -74,6 +89,7 @@ def evaluate(
       aerialseg evaluate out --masks AerialImageDataset
       aerialseg evaluate out --masks truth/ --mask-pattern '{stem}_label.tif' --json
       aerialseg evaluate out/austin1.tif --masks gt/austin1.tif
+      aerialseg evaluate out --masks AerialImageDataset --report report.html --scenes AerialImageDataset/train/images
     """
     from aerialseg.cli.console import console_progress, print_json
     from aerialseg.evaluation.pairs import pair_predictions
@@ -84,13 +100,31 @@ def evaluate(
     values, ignored = _values("--building-values", building_values), _values("--ignore-values", ignore_values)
     rule, access = MaskRule(values, ignored or (), mask_threshold), Access(allow_ungeoreferenced, max_pixels)
     pairing = pair_predictions(predictions, masks, mask_pattern)
+    _check_report(report, scenes, pairing.pairs, overwrite)
     with console_progress() as progress:
         _say_unused(pairing.unused, progress)
-        report = evaluate_pairs(pairing.pairs, rule=rule, access=access, details=not pixels_only, progress=progress)
+        found = evaluate_pairs(pairing.pairs, rule=rule, access=access, details=not pixels_only, progress=progress)
+        if report is not None:
+            from aerialseg.evaluation.report import PageOptions, write_report
+
+            options = PageOptions(rule, tuple(scenes or ()), access, f"aerialseg {shlex.join(sys.argv[1:])}")
+            write_report(report, found, pairing.pairs, options, progress)
     if as_json:
-        print_json(report.to_json() | {"unused_masks": list(pairing.unused)})
+        print_json(found.to_json() | {"unused_masks": list(pairing.unused)})
     else:
-        _print(report)
+        _print(found)
+
+
+def _check_report(path: Path | None, scenes: list[str] | None, pairs: tuple[Pair, ...], overwrite: bool) -> None:
+    """Refuse what could only fail after the counting, and options that would do nothing."""
+    from aerialseg.errors import UsageError
+
+    if path is not None:
+        from aerialseg.evaluation.report import check_report_path
+
+        check_report_path(path, pairs, overwrite=overwrite)
+    elif scenes or overwrite:
+        raise UsageError("--scenes and --overwrite say how --report is made; give --report FILE.html too")
 
 
 def _print(report: EvaluationReport) -> None:

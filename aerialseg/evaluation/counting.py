@@ -56,6 +56,8 @@ class Rules:
     """None when the truth is `layers`: polygons burned on the prediction's grid."""
     details: bool = False
     """Whether outlines, objects and probabilities are counted too, not pixels alone."""
+    probabilities: bool = False
+    """Whether probabilities are counted, if there are any, also without the other details."""
     layers: tuple[Layer, ...] = ()
 
 
@@ -98,7 +100,7 @@ def open_pair(pair: Pair, rules: Rules) -> Iterator[tuple[GeoBox, Iterator[Strip
             datasets.append(files.enter_context(open_raster(pair.truth)))
             read_truth = partial(read_mask, datasets[-1], rules.truth)
         probability = None
-        if rules.details and pair.probability is not None:
+        if (rules.details or rules.probabilities) and pair.probability is not None:
             probability = files.enter_context(open_raster(pair.probability))
             check_probability(probability, pair.probability)
             datasets.append(probability)

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from aerialseg.geo.raster import Access
 
 PROBABILITY = "probability"
-"""The folder in which `predict` keeps probabilities; what lies there does not say building or not."""
+MEASURES = frozenset((PROBABILITY, "agreement"))
+"""The folders in which `predict` keeps what does not say building or not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ def pair_predictions(
     side makes a pair whatever the names. Raises NoInputError when a side is empty, BadDataError for predictions
     without a mask, and UsageError when a prediction is itself the mask.
     """
-    predicted = [s for s in find_scenes(predictions) if PROBABILITY not in s.name.split("/")[:-1]]
+    predicted = [scene for scene in find_scenes(predictions) if not is_measure(scene.name)]
     if not predicted:
         raise NoInputError(f"{one_line(predictions[0])}: no predicted masks here; give the folder `predict -o` wrote")
     known = {(scene.mask or scene.image).resolve(): scene.name for scene in find_scenes(masks)}
@@ -63,6 +64,11 @@ def pair_predictions(
     pairs = tuple(_pair(scene, scene.image) for scene in pair_masks(predicted, masks, pattern))
     used = {pair.truth.resolve() for pair in pairs}
     return Pairing(pairs, tuple(name for path, name in known.items() if path not in used))
+
+
+def is_measure(name: str) -> bool:
+    """Return whether a raster of this name, a path below a folder of predictions, is a measure and not a mask."""
+    return not MEASURES.isdisjoint(name.split("/")[:-1])
 
 
 def pair_scenes(scenes: Sequence[Scene], predictions: Path) -> tuple[Pair, ...]:

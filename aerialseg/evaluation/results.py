@@ -10,6 +10,7 @@ import numpy as np
 from aerialseg.counts import SCORES, Confusion, ScoreHistogram
 from aerialseg.evaluation.boundary import DISTANCES, BoundaryCounts
 from aerialseg.evaluation.objects import SIZES, ObjectCounts
+from aerialseg.evaluation.probability import calibration_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -163,7 +164,7 @@ class EvaluationReport:
             "cities": {name: counts.to_json() for name, counts in self.by_city.items()},
             "scenes": {r.name: r.counts.to_json() | {"uncounted": r.uncounted} for r in self.results},
             "warnings": list(self.warnings),
-        }
+        } | ({} if self.histogram is None else {"probabilities": calibration_json(self.histogram)})
 
 
 def bootstrap_intervals(scenes: list[Counts], seed: int = SEED) -> dict[str, Interval]:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
 from threading import Event
 from typing import TYPE_CHECKING
 
-from aerialseg.errors import AerialsegError, one_line
+from aerialseg.counts import ScoreHistogram
+from aerialseg.errors import AerialsegError, BadDataError, one_line
 from aerialseg.evaluation.counting import Rules, count_pair
 from aerialseg.evaluation.pairs import Pair, check_pairs, pair_scenes
 from aerialseg.evaluation.results import EvaluationReport, SceneScore
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
     from aerialseg.geo.scenes import Scene
 
-__all__ = ["EvaluationReport", "SceneScore", "evaluate_pairs", "evaluate_scenes"]
+__all__ = ["EvaluationReport", "SceneScore", "count_probabilities", "evaluate_pairs", "evaluate_scenes"]
 
 MAX_THREADS = 4
 POLL_S = 0.5
@@ -77,6 +79,16 @@ def decide_rules(pairs: Sequence[Pair], rule: MaskRule | None, *, details: bool)
     truth = decide_rule([pair.truth for pair in pairs], rule)
     prediction = decide_rule([pair.prediction for pair in pairs])
     return Rules(prediction, truth, details), (*truth.warnings, *prediction.warnings)
+
+
+def count_probabilities(pairs: Sequence[Pair], rule: MaskRule | None, progress: Progress) -> ScoreHistogram:
+    """Return the pixels of all pairs by truth and probability; raises BadDataError for a pair without probabilities."""
+    for pair in pairs:
+        if pair.probability is None:
+            raise BadDataError(f"{one_line(pair.prediction)}: has no probability raster beside it")
+    rules, _ = decide_rules(pairs, rule, details=False)
+    results = _count_all(pairs, replace(rules, probabilities=True), progress)
+    return sum((result.histogram for result in results if result.histogram is not None), ScoreHistogram())
 
 
 def _what_was_not_counted(result: SceneScore) -> list[str]:

@@ -1,0 +1,70 @@
+"""`aerialseg calibrate`: a threshold and a temperature that suit some scenes, in a new model file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from aerialseg.workflows.calibrate import CalibrateReport
+
+
+def calibrate(
+    model: Annotated[Path, typer.Argument(help="A model file, or the folder of a training run.", show_default=False)],
+    scenes: Annotated[
+        list[str], typer.Option("--scenes", help="Scenes the model was not trained on.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The new model file.", show_default=False)],
+    masks: Annotated[
+        list[str] | None, typer.Option("--masks", help="Their true masks.", show_default="beside the scenes")
+    ] = None,
+    mask_pattern: Annotated[
+        str | None, typer.Option(help="How a mask's name is made from the scene's, as '{stem}_label.tif'.")
+    ] = None,
+    mask_threshold: Annotated[
+        int | None, typer.Option(help="For anti-aliased true masks: this value and above is building, as 128.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    allow_ungeoreferenced: Annotated[
+        bool, typer.Option("--allow-ungeoreferenced", help="Take scenes that have no place on the ground.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("-f", "--overwrite", help="Replace the new file if it exists.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Fit a model's temperature and threshold to scenes with masks, and write them into a new model file.
+
+    The temperature makes probabilities mean what they say, the threshold makes the best masks by pooled IoU; predict
+    uses both. Take scenes that had no part in training, and others again to score the result.
+
+    \b
+    Examples:
+      aerialseg calibrate runs/unet --scenes val/images --masks val/gt -o calibrated.safetensors
+    """
+    from aerialseg.cli.console import console_progress, print_json
+    from aerialseg.geo.masks import MaskRule
+    from aerialseg.geo.raster import Access
+    from aerialseg.geo.scenes import find_scenes, pair_masks, require_masks
+    from aerialseg.prediction.job import PredictOptions
+    from aerialseg.workflows.calibrate import CalibrateOptions, calibrate_model
+
+    found = find_scenes(scenes)
+    chosen = pair_masks(found, masks, mask_pattern) if masks else require_masks(found)
+    predict = PredictOptions(device=device, access=Access(allow_ungeoreferenced))
+    options = CalibrateOptions(MaskRule(threshold=mask_threshold), overwrite, predict)
+    with console_progress() as progress:
+        report = calibrate_model(chosen, model, out, options, progress)
+    print_json(report.to_json()) if as_json else _print(report)
+
+
+def _print(report: CalibrateReport) -> None:
+    from aerialseg.cli.console import print_table
+    from aerialseg.errors import one_line
+
+    rows = []
+    for name, judged in (("before", report.before), ("after", report.after)):
+        values = (judged.threshold, judged.temperature, judged.iou, judged.log_loss, judged.calibration_error)
+        rows.append([name, *("-" if value != value else f"{value:.4f}" for value in values)])
+    title = f"{one_line(report.out)}, from {report.scenes} {'scene' if report.scenes == 1 else 'scenes'}"
+    print_table(title, ["", "threshold", "temperature", "iou", "log loss", "calibration error"], rows)

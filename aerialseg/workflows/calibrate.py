@@ -1,0 +1,137 @@
+"""A model's temperature and threshold, fitted on scenes with masks and written into a new model file.
+
+The scenes are predicted as they are, the temperature is fitted to the stored probabilities, and if it matters they are
+predicted again with it, for the network's logits are blended after the temperature: the second run shows what it is
+worth and gives the threshold. Nothing else of the model changes, and the old file is never touched.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aerialseg.errors import BadDataError, one_line
+from aerialseg.evaluation.pairs import pair_scenes
+from aerialseg.evaluation.probability import calibration_error, fit_temperature, log_loss
+from aerialseg.evaluation.scores import count_probabilities
+from aerialseg.files import TEMPORARY, prepare_output_folder, refuse_foreign, refuse_input_as_output, sha256_of
+from aerialseg.models.package import find_model, load_model, read_card, save_model
+from aerialseg.prediction.job import PredictOptions, predict_scenes
+from aerialseg.progress import Silent
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from aerialseg.counts import ScoreHistogram
+    from aerialseg.geo.masks import MaskRule
+    from aerialseg.geo.scenes import Scene
+    from aerialseg.progress import Progress
+
+WORTH_IT = 0.02
+"""A temperature that differs less from 1 is left at 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrateOptions:
+    """How the scenes are predicted and read."""
+
+    rule: MaskRule | None = None
+    """What the values of the true masks mean."""
+    overwrite: bool = False
+    predict: PredictOptions = field(default_factory=PredictOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a model's probabilities are worth on the scenes."""
+
+    threshold: float
+    temperature: float
+    iou: float
+    """At the threshold."""
+    log_loss: float
+    calibration_error: float
+
+    @classmethod
+    def of(cls, histogram: ScoreHistogram, threshold: float, temperature: float) -> Judgement:
+        """Judge a histogram of probabilities that were made with `temperature`."""
+        iou = histogram.confusion(threshold).iou
+        return cls(threshold, temperature, iou, log_loss(histogram), calibration_error(histogram))
+
+    def to_json(self) -> dict[str, float | None]:
+        """Return plain values."""
+        values = {name: getattr(self, name) for name in ("threshold", "temperature", "iou", "log_loss")}
+        values["expected_calibration_error"] = self.calibration_error
+        return {name: None if value != value else value for name, value in values.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrateReport:
+    """What changed."""
+
+    model: Path
+    out: Path
+    scenes: int
+    before: Judgement
+    after: Judgement
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        paths = {"model": str(self.model), "out": str(self.out), "scenes": self.scenes}
+        return {**paths, "before": self.before.to_json(), "after": self.after.to_json()}
+
+
+def calibrate_model(
+    scenes: Sequence[Scene], model: Path, out: Path, options: CalibrateOptions, progress: Progress | None = None
+) -> CalibrateReport:
+    """Write the model at `model` to `out` with the temperature and threshold that suit `scenes`, each with its mask.
+
+    Raises UsageError when `out` is the model or an input, OutputError when it exists, BadDataError when the masks hold
+    only one class, and what predicting and counting raise.
+    """
+    progress, model = progress or Silent(), find_model(model)
+    inputs = [path for scene in scenes for path in (scene.image, scene.mask) if path is not None]
+    refuse_input_as_output([model, *inputs], [out])
+    prepare_output_folder(out.parent)
+    refuse_foreign(out, ours=False, overwrite=options.overwrite)
+    card = read_card(model)
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=out.parent) as folder:
+        work = Path(folder)
+        first = _histogram(scenes, model, work / "first", options, progress)
+        before = Judgement.of(first, card.threshold, card.temperature)
+        after = Judgement.of(first, first.best_threshold()[0], card.temperature)
+        factor = fit_temperature(first)
+        if abs(factor - 1) >= WORTH_IT:
+            trial = work / "trial.safetensors"
+            _save(model, trial, before, replace(before, temperature=card.temperature * factor), len(scenes))
+            second = _histogram(scenes, trial, work / "second", options, progress)
+            other = Judgement.of(second, second.best_threshold()[0], card.temperature * factor)
+            after = other if other.log_loss < after.log_loss else after
+    _save(model, out, before, after, len(scenes))
+    return CalibrateReport(model, out, len(scenes), before, after)
+
+
+def _histogram(
+    scenes: Sequence[Scene], model: Path, folder: Path, options: CalibrateOptions, progress: Progress
+) -> ScoreHistogram:
+    """Return probability by truth of the scenes' pixels under a model; raises BadDataError for masks of one class."""
+    chosen = replace(options.predict, probability=True)
+    predict_scenes(scenes, model, folder, chosen, progress).raise_failures()
+    histogram = count_probabilities(pair_scenes(scenes, folder), options.rule, progress)
+    background, building = (int(count) for count in histogram.counts.sum(axis=1))
+    if not background or not building:
+        missing = "building" if not building else "background"
+        raise BadDataError(f"{one_line(scenes[0].name)} and the other masks hold no {missing}; give scenes with both")
+    return histogram
+
+
+def _save(model: Path, out: Path, before: Judgement, after: Judgement, scenes: int) -> None:
+    """Write the model with a judgement's temperature and threshold; how they came about goes into the card."""
+    segmenter, card = load_model(model)
+    told = {"from": sha256_of(model), "scenes": scenes, "before": before.to_json(), "after": after.to_json()}
+    training = {**card.training, "calibration": told}
+    save_model(
+        out, segmenter, replace(card, threshold=after.threshold, temperature=after.temperature, training=training)
+    )
