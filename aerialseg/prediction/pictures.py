@@ -52,7 +52,8 @@ def draw(looks: Looks, name: str) -> Picture:
 def draw_thumbnail(looks: Looks, count: int) -> Picture:
     """Return what a sheet of `count` scenes shows of one; smaller, the more there are."""
     side = max(SMALLEST, min(THUMBNAIL, SHEET_SIDE // _columns(count)))
-    shape = small_shape(*looks.valid.shape, side)
+    rows, cols = looks.valid.shape
+    shape = small_shape(rows, cols, side)
     colours = np.moveaxis(shrink(np.moveaxis(looks.pixels, -1, 0), shape), 0, -1)
     layers = [looks.building, looks.valid, *([] if looks.probability is None else [looks.probability])]
     building, valid, *probability = shrink(np.stack(layers), shape)
