@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from aerialseg.prediction.accumulator import Accumulator
 from aerialseg.prediction.batches import Batch, read_batches
 from aerialseg.prediction.lattice import Lattice, Schedule
-from aerialseg.prediction.pipeline import read_ahead, write_behind
+from aerialseg.prediction.memory import batch_size, peak_bytes
+from aerialseg.prediction.pipeline import READ_DEPTH, WRITE_DEPTH, read_ahead, write_behind
 from aerialseg.prediction.strips import INVALID, Strip, StripMaker
 
 if TYPE_CHECKING:
@@ -25,9 +26,7 @@ if TYPE_CHECKING:
     from aerialseg.prediction.canvas import Canvas
     from aerialseg.prediction.forward import EngineSettings, Forward
 
-__all__ = ["INVALID", "Streamed", "Strip", "count_windows", "predict_scene"]
-
-READ_DEPTH, WRITE_DEPTH = 2, 1
+__all__ = ["INVALID", "Streamed", "Strip", "count_windows", "peak_bytes", "predict_scene"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +102,6 @@ class _Blending:
 
 
 def _buffers(canvas: Canvas, lattice: Lattice, settings: EngineSettings) -> list[Batch]:
-    """Return equal batches; of the same size for every scene of a group, for networks answer to a batch's size."""
-    size = settings.batch if settings.compile else min(settings.batch, lattice.group_count)
+    size, bands = batch_size(settings, lattice), len(canvas.source.bands)
     pinned = settings.device.type == "cuda"
-    return [Batch.empty(size, len(canvas.source.bands), settings.size, pinned=pinned) for _ in range(READ_DEPTH)]
+    return [Batch.empty(size, bands, settings.size, pinned=pinned) for _ in range(READ_DEPTH)]

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 END = object()
+READ_DEPTH, WRITE_DEPTH = 2, 1
+"""How many batches are read ahead, and how many strips wait to be written."""
 
 
 @contextmanager
