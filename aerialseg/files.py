@@ -27,6 +27,8 @@ TEMPORARY = ".aerialseg-"
 LOCK = f"{TEMPORARY}lock"
 SHARING_S = 5.0
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LOCKLESS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What network disks answer that are mounted without locks."""
 
 
 @contextmanager
@@ -37,17 +39,16 @@ def staged(final: Path) -> Iterator[Path]:
     symbolic link at `final` is replaced, never followed. Raises StorageError when the disk is full and OutputError for
     any other refusal of the operating system.
     """
-    with _output_errors(final):
-        final.parent.mkdir(parents=True, exist_ok=True)
-        with temporary_file(final.parent, final.suffix[-16:]) as temporary:
-            yield temporary
-            commit(temporary, final)
+    with _output_errors(final), temporary_file(final.parent, final.suffix[-16:]) as temporary:
+        yield temporary
+        commit(temporary, final)
 
 
 @contextmanager
 def temporary_file(folder: Path, suffix: str) -> Iterator[Path]:
     """Yield the path of an empty file in `folder`, removed at the end with what GDAL may have put beside it."""
     with _output_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
         path = reserve(folder, suffix)
     try:
         yield path
@@ -158,9 +159,14 @@ def _lock(stream: IO[str], kind: int) -> bool:
     try:
         fcntl.flock(stream, kind | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN):
-            raise output_error(Path(stream.name), error) from error
-        return False
+        if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN):
+            return False
+        if error.errno in LOCKLESS:
+            raise OutputError(
+                f"{one_line(Path(stream.name).parent)}: its disk knows no locks ({error.strerror}), so a second run"
+                " would go unnoticed; write to a local disk with -o and copy the result, or mount it with locks"
+            ) from error
+        raise output_error(Path(stream.name), error) from error
     return True
 
 

@@ -56,6 +56,9 @@ def predict(
     agreement: Annotated[
         bool, typer.Option("--agreement", help="Write where overlapping windows disagree: 0 to 254 for 0 to 1.")
     ] = False,
+    polygons: Annotated[
+        bool, typer.Option("--polygons", help="Write buildings.gpkg over all scenes too; implies --probability.")
+    ] = False,
     shard: Annotated[
         str | None,
         typer.Option(help="Predict the I-th of N parts of the scenes; parts may share a folder.", metavar="I/N"),
@@ -98,8 +101,8 @@ def predict(
     chosen = PredictOptions(
         window=window, overlap=overlap, blend=blend, tta=tta, gsd_m=_gsd(gsd),
         neighbours=neighbours == "auto", batch=_batch(batch), precision=precision, device=device,
-        compiled=compiled, probability=probability, agreement=agreement, rule=_rule(bands, scale), access=access,
-        shard=_shard(shard), overwrite=overwrite, fail_fast=fail_fast,
+        compiled=compiled, probability=probability, agreement=agreement, polygons=polygons,
+        rule=_rule(bands, scale), access=access, shard=_shard(shard), overwrite=overwrite, fail_fast=fail_fast,
     )  # fmt: skip
     with console_progress() as progress:
         report = predict_scenes(find_scenes(scenes), model, out, chosen, progress)
@@ -140,7 +143,7 @@ def _rule(bands: str | None, scale: str | None) -> BandRule:
 def _gsd(given: str) -> float | Literal["auto", "keep"]:
     from aerialseg.errors import UsageError, one_line
 
-    if given in ("auto", "keep"):
+    if given == "auto" or given == "keep":
         return given
     try:
         return float(given)

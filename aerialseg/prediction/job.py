@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from aerialseg.errors import AerialsegError, BadDataError, NoInputError, OutputError, Stopped, StorageError, one_line
+from aerialseg.errors import AerialsegError, BadDataError, NoInputError, Stopped, one_line
 from aerialseg.files import (
     locked,
     prepare_output_folder,
@@ -43,6 +43,7 @@ from aerialseg.prediction.plan import (
     report_name,
     stamps_of,
 )
+from aerialseg.prediction.products import check_products, make_products
 from aerialseg.prediction.report import SceneResult
 from aerialseg.progress import Silent
 
@@ -82,7 +83,7 @@ def predict_scenes(
     scenes = [scene for scene in scenes if not is_output_in(scene.image, out)]
     if not scenes:
         raise NoInputError(f"{one_line(out)}: no scene to predict; what was given are masks that predict wrote here")
-    files = {scene.name: _files_of(scene, out, options) for scene in scenes}
+    files = {scene.name: SceneFiles.of(scene, out, options.measures) for scene in scenes}
     refuse_input_as_output([model, *(scene.image for scene in scenes)], every_output(files, out))
     for folder in sorted({out, *(path.parent for entry in files.values() for path in entry.rasters)}):
         prepare_output_folder(folder)
@@ -93,10 +94,13 @@ def predict_scenes(
         refuse_foreign_report(out / report_name(options.shard), overwrite=options.overwrite)
         journal = Journal(Run(model, sha256_of(model), read_card(model), out, options, progress), scenes)
         check_window(journal.run)
+        check_products(journal.run)
+        foreign = {name: refuse_foreign_rasters(files[name], overwrite=options.overwrite) for name in journal.results}
         try:
-            work = _check(journal, scenes, files)
+            work = _check(journal, scenes, files, foreign)
             if work:
                 _predict(journal, work)
+            journal.products = make_products(journal.run, tuple(journal.results.values()))
         except AerialsegError:
             with suppress(AerialsegError):
                 journal.write()
@@ -104,15 +108,14 @@ def predict_scenes(
         return journal.write()
 
 
-def _files_of(scene: Scene, out: Path, options: PredictOptions) -> SceneFiles:
-    return SceneFiles.of(scene, out, probability=options.probability, agreement=options.agreement)
+def _check(
+    journal: Journal, scenes: Sequence[Scene], files: Mapping[str, SceneFiles], mine: Mapping[str, bool]
+) -> list[Work]:
+    """Check every scene and return those to predict; what is done, and what failed, goes into the journal.
 
-
-def _check(journal: Journal, scenes: Sequence[Scene], files: Mapping[str, SceneFiles]) -> list[Work]:
-    """Check every scene and return those to predict; what is done, and what failed, goes into the journal."""
+    `mine` holds the scenes of this shard, and whether their outputs replace a stranger's; the others may be neighbours.
+    """
     run, found = journal.run, []
-    mine = {scene.name: refuse_foreign_rasters(files[scene.name], overwrite=run.options.overwrite)
-            for scene in scenes if scene.name in journal.results}  # fmt: skip
     sources = {}
     for scene in scenes if run.options.neighbours else [scene for scene in scenes if scene.name in mine]:
         run.progress.advance(0)
@@ -146,7 +149,7 @@ def _predict(journal: Journal, work: Sequence[Work]) -> None:
     """Run the scenes through the model, one after the other."""
     run = journal.run
     pixels = [item.pixels for item in work]
-    measures = run.options.probability + run.options.agreement
+    measures = len(run.options.measures)
     layers = 1 + run.options.agreement
     finished = (MASK_BYTES + MEASURE_BYTES * measures) * sum(pixels)
     require_space(run.out, int(finished + (2 * layers + 1) * max(pixels)))  # two scenes' parts, and a plain copy
@@ -245,8 +248,6 @@ def _stream(journal: Journal, work: Work, forward: Forward, finisher: _Finisher)
         if isinstance(error, Stopped) or journal.knows(error):
             raise
         part.path.unlink(missing_ok=True)  # on a full disk, it makes room
-        if isinstance(error, OutputError | StorageError):
-            raise
         journal.record(replace(work.result, status="failed", failure=error))
         return
     seams = SeamTally.of(work.canvas, forward.settings)

@@ -26,6 +26,8 @@ class Journal:
         mine = scenes if run.options.shard is None else run.options.shard.of(scenes)
         self.results = {scene.name: SceneResult(scene.name, scene.image, "not started") for scene in mine}
         self.settings: dict[str, Any] = {}
+        self.products: dict[str, Any] = {}
+        """What was made of all scenes together."""
         self.loaded: float | None = None
         """When the model was ready."""
 
@@ -55,11 +57,14 @@ class Journal:
         names = ("preset", "threshold", "temperature", "gsd_m")
         card = {name: getattr(run.card, name) for name in names}
         model = {"path": str(run.model), "sha256": run.model_hash, **card}
-        asked = {name: getattr(run.options, name) for name in ("probability", "agreement", "neighbours", "compiled")}
+        asked = {
+            name: getattr(run.options, name)
+            for name in ("probability", "agreement", "polygons", "neighbours", "compiled")
+        }
         settings = {**run.parameters, **asked, **self.settings}
         del settings["model"]
         seconds = time.monotonic() - run.began
         loading = seconds if self.loaded is None else self.loaded - run.began
-        report = PredictReport(run.out, model, settings, tuple(self.results.values()), seconds, loading)
+        report = PredictReport(run.out, model, settings, tuple(self.results.values()), seconds, loading, self.products)
         write_json(run.out / report_name(run.options.shard), report.to_json())
         return report

@@ -54,12 +54,19 @@ class PredictOptions:
     """Whether torch.compile translates the network first."""
     probability: bool = False
     agreement: bool = False
+    polygons: bool = False
+    """Draw building polygons of all scenes, too; their mean probability needs the probability rasters."""
     rule: BandRule = field(default_factory=BandRule)
     access: Access = field(default_factory=Access)
     shard: Shard | None = None
     overwrite: bool = False
     """Predict again what is done, and replace files that are not ours."""
     fail_fast: bool = False
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Which rasters are written beside the mask."""
+        return ("probability",) * (self.probability or self.polygons) + ("agreement",) * self.agreement
 
     def __post_init__(self) -> None:
         if self.window is not None and self.window < 1:

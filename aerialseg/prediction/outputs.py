@@ -24,7 +24,7 @@ from aerialseg.geo.qgis import write_mask_sidecars
 from aerialseg.geo.raster import GeoBox, Layer, open_raster, write_cog
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -53,16 +53,17 @@ class SceneFiles:
     agreement: Path | None = None
 
     @classmethod
-    def of(cls, scene: Scene, out: Path, *, probability: bool, agreement: bool = False) -> SceneFiles:
-        """Return the paths below `out` that mirror the scene's name; raises UsageError for a name that leaves it."""
+    def of(cls, scene: Scene, out: Path, measures: Collection[str] = ()) -> SceneFiles:
+        """Return the paths below `out` that mirror the scene's name; raises UsageError for a name that leaves it.
+
+        `measures` says which of the LAYERS are written beside the mask.
+        """
         name = PurePosixPath(scene.name)
         if name.is_absolute() or ".." in name.parts or not name.name:
             raise UsageError(f"{one_line(scene.name)}: a scene's name must be a relative path without ..")
         file = name.with_name(f"{name.name}.tif")
-        beside = {kind: out / kind / file for kind in LAYERS}
-        return cls(
-            out / file, beside["probability"] if probability else None, beside["agreement"] if agreement else None
-        )
+        probability, agreement = (out / kind / file if kind in measures else None for kind in LAYERS)
+        return cls(out / file, probability, agreement)
 
     @property
     def by_kind(self) -> dict[str, Path]:

@@ -86,8 +86,8 @@ class Part:
             if not told:
                 stream.write(self._head(UNKNOWN))
             while (strip := (yield)) is not None:
-                layers = [strip.quanta()] if self.layers == 1 else [strip.quanta(), strip.agreement()]
-                _append(stream, strip.row, layers)
+                found = (strip.quanta(), strip.agreement())[: self.layers]
+                _append(stream, strip.row, [pixels for pixels in found if pixels is not None])
                 if not told and key.done() and key.exception() is None:
                     told = True
                     os.pwrite(stream.fileno(), self._head(key.result()), 0)

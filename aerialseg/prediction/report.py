@@ -96,6 +96,8 @@ class PredictReport:
     seconds: float
     loading_seconds: float
     """Of `seconds`, what passed before the first scene ran: checks, imports, the model."""
+    products: dict[str, Any] = field(default_factory=dict)
+    """What was made of all scenes together: the files, and how many buildings there are."""
 
     @property
     def mpx_per_s(self) -> float | None:
@@ -123,7 +125,14 @@ class PredictReport:
         totals = {**counts, "mpx": mpx, **times}
         scenes = {scene.name: scene.to_json() for scene in self.scenes}
         run = {"aerialseg": __version__, "command": "predict", "out": str(self.out)}
-        return {**run, "model": self.model, "settings": self.settings, "totals": totals, "scenes": scenes}
+        return {
+            **run,
+            "model": self.model,
+            "settings": self.settings,
+            "totals": totals,
+            "products": self.products,
+            "scenes": scenes,
+        }
 
     def raise_failures(self) -> None:
         """Raise SomeScenesFailed when some scenes failed and others did not, else the first failure's own error."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,11 @@ import torch
 from aerialseg.geo.raster import inspect_scene
 from aerialseg.geo.scenes import Scene
 from aerialseg.models.segmenter import Segmenter
+from aerialseg.prediction.canvas import Canvas
 from aerialseg.prediction.engine import predict_scene
 from aerialseg.prediction.forward import EngineSettings, Forward
-from aerialseg.prediction.outputs import SceneFiles, Temporaries, finish, write_strips
+from aerialseg.prediction.outputs import SceneFiles, finish
+from aerialseg.prediction.parts import Part
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,11 +67,11 @@ def predicted(image: Path, out: Path, name: str) -> Path:
     """Predict one scene with an exact rule, through the program's own engine and writers."""
     out.mkdir(exist_ok=True)
     source = inspect_scene(image)
-    files = SceneFiles.of(Scene(name, image), out, probability=True)
-    temporaries = Temporaries.in_folder(out, probability=True)
+    files = SceneFiles.of(Scene(name, image), out, ("probability",))
+    part = Part.of(out, name, (source.box.height, source.box.width), 1)
     forward = Forward(Segmenter(Rule(), [0.0] * 3, [1.0] * 3), EngineSettings(64, 0.25, 4, torch.device("cpu")))
-    predict_scene(forward, source, write_strips(temporaries, source.box, 0.5, np.zeros(2, np.int64)))
-    finish(temporaries, files, {"AERIALSEG_KEY": "x"}, replace_sides=False)
+    predict_scene(forward, Canvas.alone(source), part.write(0, Future()))
+    finish(part, files, source.box, {"AERIALSEG_KEY": "x"}, threshold=0.5, replace_sides=False)
     return files.mask
 
 

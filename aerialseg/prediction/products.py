@@ -1,0 +1,49 @@
+"""What is made of all scenes of a run together, once they are predicted: polygons, mosaics, STAC, a QGIS project."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from aerialseg.errors import UsageError
+from aerialseg.geo.polygons import MaskLayer, write_buildings
+from aerialseg.prediction.collection import Entry, refuse_strangers, write_collection
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from aerialseg.prediction.plan import Run
+    from aerialseg.prediction.report import SceneResult
+
+BUILDINGS = "buildings.gpkg"
+
+
+def check_products(run: Run) -> None:
+    """Raise before the work begins what `make_products` would raise after it; a shard makes none."""
+    if run.options.shard is None:
+        refuse_strangers(run.out)
+    elif run.options.polygons:
+        raise UsageError("--polygons --shard: the parts know nothing of each other; run once more without --shard")
+
+
+def make_products(run: Run, results: Sequence[SceneResult]) -> dict[str, Any]:
+    """Write what the run's finished scenes make together, and return what the report says of it.
+
+    Files that are up to date are left alone. Raises what `write_buildings` and `write_collection` raise, and Stopped.
+    """
+    finished = [result for result in results if result.status in ("done", "skipped")]
+    if run.options.shard is not None or not finished:
+        return {}
+    run.progress.advance(0)
+    made: dict[str, Any] = {}
+    buildings = None
+    if run.options.polygons:
+        buildings = run.out / BUILDINGS
+        layers = [MaskLayer(r.name, r.outputs["mask"], r.outputs.get("probability")) for r in finished]
+        written = write_buildings(layers, buildings, progress=run.progress, overwrite=run.options.overwrite)
+        run.progress.say(written.line())
+        made["buildings"] = written.to_json()
+    entries = [Entry(r.name, r.image, r.outputs["mask"], r.outputs.get("probability")) for r in finished]
+    files = write_collection(
+        run.out, entries, card=run.card, model_hash=run.model_hash, buildings=buildings, say=run.progress.say
+    )
+    return {**made, "collection": [str(path) for path in files]}
