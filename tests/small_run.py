@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from conftest import write_raster
+import rasterio
+from affine import Affine
 
 from aerialseg.geo.qgis import write_mask_sidecars
 from aerialseg.models.package import ModelCard
@@ -35,6 +36,17 @@ def labels_of(index: int) -> np.ndarray:
 def grid_of(index: int, pixel: float = 0.3) -> tuple[float, ...]:
     """Return the six numbers of a scene in a row of three that touch."""
     return (pixel, 0.0, 616000 + index % 3 * WIDTH * pixel, 0.0, -pixel, 3347000 - index // 3 * HEIGHT * pixel)
+
+
+def write_raster(path: Path, array: np.ndarray, transform: tuple[float, ...], **profile: Any) -> Path:
+    """Write (rows, cols) or (bands, rows, cols)."""
+    stack = array[np.newaxis] if array.ndim == 2 else array
+    shape = {"count": stack.shape[0], "height": stack.shape[1], "width": stack.shape[2], "dtype": stack.dtype}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    settings = {"driver": "GTiff", "crs": "EPSG:26914", **profile}
+    with rasterio.open(path, "w", transform=Affine(*transform), **shape, **settings) as target:
+        target.write(stack)
+    return path
 
 
 def write_entry(root: Path, name: str, index: int, *, probability: bool = True, **profile: Any) -> Entry:

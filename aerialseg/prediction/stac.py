@@ -33,6 +33,7 @@ UNKNOWN = (datetime(1900, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC))
 """Start and end where a scene does not say when it was taken."""
 DIGITS = 8
 """Of degrees: a millimetre; PROJ's versions differ further behind."""
+CENTIMETRE = 1e-7
 COLLECTION = "buildings"
 COG = "image/tiff; application=geotiff; profile=cloud-optimized"
 MEDIA = {
@@ -46,6 +47,7 @@ MEDIA = {
     ".gpkg": "application/geopackage+sqlite3",
     ".fgb": "application/vnd.flatgeobuf",
     ".geojson": "application/geo+json",
+    ".vrt": "application/xml",
     ".parquet": "application/vnd.apache.parquet",
 }
 GRID = {"nodata": 255, "data_type": "uint8"}
@@ -113,7 +115,7 @@ def write_stac(
 def _item(folder: Path, sheet: Sheet) -> dict[str, Any]:
     import pystac
 
-    ring = outline(sheet.box, WGS84)
+    ring = _ring(sheet)
     start, end = (None, None) if sheet.taken is not None else UNKNOWN
     item = pystac.Item(
         sheet.identifier,
@@ -141,6 +143,14 @@ def _item(folder: Path, sheet: Sheet) -> dict[str, Any]:
     ):
         item.add_link(pystac.Link(rel, target, "application/json", title))
     return _plain(item)
+
+
+def _ring(sheet: Sheet) -> tuple[tuple[float, float], ...] | None:
+    """Return the scene's outline in degrees, without points that lie on the line between others to a centimetre."""
+    import shapely
+
+    ring = outline(sheet.box, WGS84)
+    return None if ring is None else tuple(shapely.Polygon(ring).simplify(CENTIMETRE).exterior.coords)
 
 
 def _projection(box: GeoBox) -> dict[str, Any]:
@@ -183,7 +193,9 @@ def _model(card: ModelCard, model_hash: str) -> dict[str, Any]:
         stac_extensions=[MLM, CLASSIFICATION], collection=COLLECTION,
     )  # fmt: skip
     digest = base64.urlsafe_b64encode(bytes.fromhex(model_hash)).decode().rstrip("=")
-    what, fields = f"The model file with SHA-256 {model_hash}", {"mlm:artifact_type": "safetensors.torch.save_file"}
+    what = f"The model file with SHA-256 {model_hash}"
+    # STAC's own schema allows an item's bands only where an asset has some too; MLM wants the item's.
+    fields = {"mlm:artifact_type": "safetensors.torch.save_file", "bands": properties["bands"]}
     item.add_asset(
         "model",
         pystac.Asset(
@@ -229,7 +241,7 @@ def _machine_learning(card: ModelCard) -> dict[str, Any]:
 def _collection(folder: Path, sheets: Sequence[Sheet], extras: Mapping[str, Path]) -> dict[str, Any]:
     import pystac
 
-    rings = [ring for ring in (outline(sheet.box, WGS84) for sheet in sheets) if ring is not None]
+    rings = [ring for ring in map(_ring, sheets) if ring is not None]
     bounds = around([(*min_xy(ring), *max_xy(ring)) for ring in rings]) or (-180.0, -90.0, 180.0, 90.0)
     times = [sheet.taken for sheet in sheets]
     known = [time for time in times if time is not None]

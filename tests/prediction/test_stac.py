@@ -1,0 +1,178 @@
+"""STAC items, validated by pystac with the schemas it brings, and what the schemas cannot see."""
+
+from __future__ import annotations
+
+import base64
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+import pystac
+import pystac.validation
+import pytest
+import rasterio
+import shapely
+from pystac.extensions.mlm import MLMExtension
+from pystac.extensions.projection import ProjectionExtension
+from small_run import CARD, HASH, ODD_NAMES, write_entry, write_run
+
+from aerialseg.prediction.collection import Entry, write_collection
+from aerialseg.prediction.stac import UNKNOWN, Sheet, parse_taken
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CUSTOM = "+proj=tmerc +lat_0=47.5 +lon_0=16.3 +k=0.9999 +x_0=1000 +y_0=-5000000 +ellps=bessel +units=m +no_defs"
+TAKEN = "TIFFTAG_DATETIME"
+
+
+def stac_of(root: Path, entries: list[Entry], **card: Any) -> dict[str, Any]:
+    """Write the collection and return its JSON files by their paths below stac/."""
+    import dataclasses
+
+    write_collection(root / "out", entries, card=dataclasses.replace(CARD, **card), model_hash=HASH, buildings=None)
+    folder = root / "out/stac"
+    return {str(path.relative_to(folder)): json.loads(path.read_text()) for path in sorted(folder.rglob("*.json"))}
+
+
+def core_valid(value: dict[str, Any]) -> None:
+    """Validate against the core schema, which pystac brings; those of extensions would have to be fetched."""
+    bare = {**value, "stac_extensions": []}
+    thing = pystac.Collection.from_dict(bare) if value["type"] == "Collection" else pystac.Item.from_dict(bare)
+    thing.validate()
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [
+        {},
+        {"crs": "EPSG:4326", "transform": (1e-5, 0, 15.0, 0, -1e-5, 48.0)},
+        {"crs": CUSTOM},
+        {"crs": "EPSG:2277"},
+        {"crs": None},
+    ],
+    ids=["utm", "degrees", "custom", "feet", "none"],
+)
+def test_every_file_is_valid(tmp_path: Path, profile: dict[str, Any]) -> None:
+    entries = [write_entry(tmp_path, "a", 0, **profile), write_entry(tmp_path, "b", 1, probability=False)]
+    found = stac_of(tmp_path, entries)
+    assert set(found) == {"collection.json", "model.json", "items/a.json", "items/b.json"}
+    for value in found.values():
+        core_valid(value)
+
+
+def test_a_broken_item_is_not_valid(tmp_path: Path) -> None:
+    value = stac_of(tmp_path, write_run(tmp_path, ["a"]))["items/a.json"]
+    value["assets"]["mask"].pop("href")
+    with pytest.raises((pystac.STACValidationError, KeyError)):
+        core_valid(value)
+
+
+def test_pystac_walks_from_the_collection_to_the_files(tmp_path: Path) -> None:
+    entries = write_run(tmp_path)
+    stac_of(tmp_path, entries)
+    collection = pystac.Collection.from_file(str(tmp_path / "out/stac/collection.json"))
+    items = [item for item in collection.get_items() if item.id != "aerialseg-model"]
+    assert [item.properties["title"] for item in items] == [name.replace("\n", "\\n") for name in ODD_NAMES]
+    for entry, item in zip(entries, items, strict=True):
+        folder = tmp_path / "out/stac/items"
+        for kind, path in (("mask", entry.mask), ("scene", entry.scene), ("probability", entry.probability)):
+            href = item.assets[kind].href
+            assert not href.startswith("/")
+            assert (folder / unquote(href)).resolve() == path.resolve()
+        assert item.collection_id == collection.id
+
+
+def test_names_become_plain_unequal_ids(tmp_path: Path) -> None:
+    ids = [item for item in stac_of(tmp_path, write_run(tmp_path)) if item.startswith("items/")]
+    assert len(ids) == len(ODD_NAMES)
+    assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-./") for name in ids)
+    sheets = [Sheet(name, tmp_path, tmp_path, None, None, None) for name in ("a b", "a-b", "a/b", "x" * 251, "日本")]
+    identifiers = [sheet.identifier for sheet in sheets]
+    assert len(set(identifiers)) == len(sheets)
+    assert max(map(len, identifiers)) < 120
+
+
+def test_the_grid_is_said_in_the_projection_extension(tmp_path: Path) -> None:
+    entries = [
+        write_entry(tmp_path, "a", 1),
+        write_entry(tmp_path, "b", 0, crs=CUSTOM),
+        write_entry(tmp_path, "c", 0, crs=None),
+    ]
+    found = stac_of(tmp_path, entries)
+    item = pystac.Item.from_dict(found["items/a.json"])
+    said = ProjectionExtension.ext(item)
+    with rasterio.open(entries[0].mask) as mask:
+        assert (said.code, said.wkt2) == ("EPSG:26914", None)
+        assert said.shape == list(mask.shape)
+        assert said.transform == list(mask.transform)[:6]
+        assert said.bbox == list(mask.bounds)
+        outline = shapely.box(*rasterio.warp.transform_bounds(mask.crs, 4326, *mask.bounds))
+    geometry = shapely.geometry.shape(found["items/a.json"]["geometry"])
+    assert geometry.is_valid
+    assert len(geometry.exterior.coords) == 5, "no more points than it needs"
+    assert geometry.bounds == pytest.approx(outline.bounds, abs=1e-7)
+    assert found["items/a.json"]["bbox"] == pytest.approx(geometry.bounds)
+    custom = found["items/b.json"]["properties"]
+    assert custom["proj:code"] is None
+    assert rasterio.crs.CRS.from_wkt(custom["proj:wkt2"]) == rasterio.crs.CRS.from_user_input(CUSTOM)
+    assert found["items/c.json"]["geometry"] is None
+    assert "bbox" not in found["items/c.json"]
+
+
+def test_time_is_the_scenes_own_or_unknown_but_never_now(tmp_path: Path) -> None:
+    entries = write_run(tmp_path, ["a", "b"])
+    with rasterio.open(entries[0].scene, "r+") as scene:
+        scene.update_tags(**{TAKEN: "2016:07:14 10:21:05"})
+    found = stac_of(tmp_path, entries)
+    assert found["items/a.json"]["properties"]["datetime"] == "2016-07-14T10:21:05Z"
+    unknown = found["items/b.json"]["properties"]
+    assert unknown["datetime"] is None
+    assert [unknown["start_datetime"], unknown["end_datetime"]] == [f"{time:%Y-%m-%dT%H:%M:%SZ}" for time in UNKNOWN]
+    assert found["collection.json"]["extent"]["temporal"]["interval"] == [[None, None]]
+    assert str(datetime.now(UTC).year) not in json.dumps(
+        {**found["items/b.json"], "geometry": 0, "bbox": 0, "aerialseg:seal": 0}
+    )
+    with rasterio.open(entries[1].scene, "r+") as scene:
+        scene.update_tags(**{TAKEN: "2015:01:02 00:00:00"})
+    interval = stac_of(tmp_path, entries)["collection.json"]["extent"]["temporal"]["interval"]
+    assert interval == [["2015-01-02T00:00:00Z", "2016-07-14T10:21:05Z"]]
+
+
+@pytest.mark.parametrize("tag", [None, "", "yesterday", "2016-07-14", "0000:00:00 00:00:00", "2016:13:01 00:00:00"])
+def test_a_time_that_makes_no_sense_is_none(tag: str | None) -> None:
+    assert parse_taken(tag) is None
+
+
+def test_the_model_is_said_in_the_mlm_extension(tmp_path: Path) -> None:
+    value = stac_of(tmp_path, write_run(tmp_path, ["a"]), band_indexes=(4, 1, 1), threshold=0.4)["model.json"]
+    item = pystac.Item.from_dict(value)
+    said = MLMExtension.ext(item)
+    assert value["properties"]["mlm:name"] == "aerialseg-unet-r18"
+    assert said.architecture == "unet with resnet18"
+    assert said.tasks == ["semantic-segmentation"]
+    (given,), (output,) = said.input, said.output
+    assert given.bands == ["band4", "band1", "band1"]
+    assert given.input.shape == [-1, 3, 512, 512]
+    assert [scale["mean"] for scale in given.to_dict()["value_scaling"]] == [100, 90, 80]
+    assert output.result.shape == [-1, 1, 512, 512]
+    assert {band["name"] for band in value["properties"]["bands"]} == {"band4", "band1"}
+    assert value["properties"]["mlm:hyperparameters"] == {"threshold": 0.4, "temperature": 1.0}
+    asset = value["assets"]["model"]
+    assert asset["roles"] == ["mlm:model"]
+    assert asset["mlm:artifact_type"] == "safetensors.torch.save_file"
+    digest = asset["href"].removeprefix("ni:///sha-256;")
+    assert base64.urlsafe_b64decode(digest + "=").hex() == HASH
+    assert any(uri.startswith("https://stac-extensions.github.io/mlm/") for uri in value["stac_extensions"])
+
+
+def test_items_of_scenes_that_are_gone_go_but_not_a_users(tmp_path: Path) -> None:
+    entries = write_run(tmp_path, ["a", "b", "c"])
+    stac_of(tmp_path, entries)
+    edited = tmp_path / "out/stac/items/c.json"
+    edited.write_text(edited.read_text().replace('"title": "c"', '"title": "mine"'))
+    mine = tmp_path / "out/stac/items/mine.json"
+    mine.write_text("{}")
+    found = stac_of(tmp_path, entries[:1])
+    assert set(found) == {"collection.json", "model.json", "items/a.json", "items/c.json", "items/mine.json"}
