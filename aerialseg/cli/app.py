@@ -8,7 +8,20 @@ import typer
 
 from aerialseg import __version__
 
-COMMANDS = ("tile", "train", "predict", "evaluate", "calibrate", "submit", "polygonize", "preview", "models", "doctor", "sample", "demo")
+COMMANDS = (
+    "tile",
+    "train",
+    "predict",
+    "evaluate",
+    "calibrate",
+    "submit",
+    "polygonize",
+    "preview",
+    "models",
+    "doctor",
+    "sample",
+    "demo",
+)
 
 
 def build_app() -> typer.core.TyperGroup:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,6 +30,7 @@ SIZE_LABELS = ("below 50 m2", "50 to 200 m2", "above 200 m2", "size unknown")
 
 
 def evaluate(
+    context: typer.Context,
     predictions: Annotated[
         list[str], typer.Argument(help="Predicted masks: files, folders or globs.", show_default=False)
     ],
@@ -107,12 +107,30 @@ def evaluate(
         if report is not None:
             from aerialseg.evaluation.report import PageOptions, write_report
 
-            options = PageOptions(rule, tuple(scenes or ()), access, f"aerialseg {shlex.join(sys.argv[1:])}")
+            options = PageOptions(rule, tuple(scenes or ()), access, command_line(context))
             write_report(report, found, pairing.pairs, options, progress)
     if as_json:
         print_json(found.to_json() | {"unused_masks": list(pairing.unused)})
     else:
         _print(found)
+
+
+def command_line(context: typer.Context) -> str:
+    """Return the command as a shell takes it, with what was given and differs from the defaults."""
+    words = ["aerialseg", context.info_name or ""]
+    for parameter in context.command.params:
+        value = context.params.get(parameter.name or "")
+        if value in (None, False, parameter.default) or parameter.name == "as_json":
+            continue
+        values = value if isinstance(value, list | tuple) else [value]
+        option = max(parameter.opts, key=len)
+        if parameter.param_type_name == "argument":
+            words += map(str, values)
+        elif value is True:
+            words.append(option)
+        else:
+            words += [word for each in values for word in (option, str(each))]
+    return shlex.join(words)
 
 
 def _check_report(path: Path | None, scenes: list[str] | None, pairs: tuple[Pair, ...], overwrite: bool) -> None:

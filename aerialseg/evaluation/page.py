@@ -72,7 +72,7 @@ def render_page(content: PageContent) -> str:
         _curves(report.histogram, content.model),
         _scenes(report.results),
         _card("The model", content.model),
-        _meanings(everything),
+        _meanings({*everything.scores(), *(("intervals",) if intervals else ())}),
         _reproduce(content.command),
     )
     many = len(report.results)
@@ -198,9 +198,8 @@ def _card(title: str, values: Mapping[str, Any]) -> str:
     )
 
 
-def _meanings(everything: Counts) -> str:
-    known = everything.scores()
-    items = "".join(f"<dt>{label}</dt><dd>{text}</dd>" for key, label, text in MEANINGS if key in known or not key)
+def _meanings(known: set[str]) -> str:
+    items = "".join(f"<dt>{label}</dt><dd>{text}</dd>" for key, label, text in MEANINGS if key in known)
     return f"<section><h2>What the numbers mean</h2><dl>{items}</dl></section>"
 
 

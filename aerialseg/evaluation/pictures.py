@@ -38,6 +38,8 @@ FOUND, MISSED, INVENTED = (232, 232, 226), (230, 120, 0), (40, 150, 230)
 GROUND, UNKNOWN = (52, 56, 62), (96, 84, 110)
 GREY = 0.45
 """Brightness of the scene behind the colours."""
+TEXTURE = 0.25
+"""Share of the scene's contrast in what is coloured."""
 COLOURS = 96
 """In a picture's palette: few, for the page holds all of them."""
 BORDER = (255, 255, 255)
@@ -165,6 +167,8 @@ def _colour(picture: Picture, grey: Sums | None) -> NDArray[np.uint8]:
     shares /= np.maximum(covered, 1)
     colours = np.array((FOUND, MISSED, INVENTED), dtype=np.float32)
     mixed = ground * (1 - np.minimum(covered, 1))[..., np.newaxis] + np.tensordot(shares, colours, axes=(0, 0))
+    if grey is not None:  # what was found or invented still shows through
+        mixed += (TEXTURE * (grey - 128) * np.minimum(covered, 1))[..., np.newaxis]
     coloured: NDArray[np.uint8] = mixed.round().clip(0, 255).astype(np.uint8)
     return coloured
 

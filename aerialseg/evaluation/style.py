@@ -57,6 +57,7 @@ dt{font-weight:600;margin-top:.6rem}
 dd{margin:0}
 summary{cursor:pointer;color:var(--soft);margin-bottom:.4rem}
 footer{margin-top:2.5rem;font-size:.85rem}
+@media(max-width:560px){.views figure{grid-template-columns:1fr}}
 @media print{details>*{display:block}}
 """
 
@@ -112,7 +113,7 @@ MEANINGS = (
         " one, so dense towns score lower for either mask's sake.",
     ),
     (
-        "",
+        "intervals",
         "intervals",
         "Scenes are drawn anew from those given, 2,000 times; in 95 % of the draws the score lies between the two"
         " numbers. They say what other scenes of the same kind would do to it, not what other cities would.",

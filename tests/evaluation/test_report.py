@@ -1,0 +1,238 @@
+"""The report's page: complete, harmless, the same every time, and with pictures that show what is wrong."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from aerialseg.counts import Confusion
+from aerialseg.evaluation import pictures
+from aerialseg.evaluation.page import PageContent, render_page
+from aerialseg.evaluation.pairs import Pair
+from aerialseg.evaluation.pictures import FOUND, GROUND, INVENTED, MISSED, UNKNOWN, draw_views
+from aerialseg.evaluation.report import describe_model
+from aerialseg.evaluation.results import EvaluationReport, SceneScore
+from aerialseg.evaluation.scores import decide_rules
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    Write = Callable[..., Path]
+    Run = Callable[..., tuple[int, str, str]]
+
+VOID = {"meta", "img", "br", "line", "polyline"}
+EVIL = "</td><script>alert('1')</script>&\"x"
+
+
+class Checker(HTMLParser):
+    """Fails on tags that do not close in order, and collects what a page would load or run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.loads: list[str] = []
+        self.images: list[bytes] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.loads += [tag] if tag in ("script", "link", "iframe", "object", "base", "form") else []
+        for name, value in attrs:
+            prefix = "data:image/png;base64,"
+            if name == "src" and (value or "").startswith(prefix):
+                self.images.append(base64.b64decode((value or "").removeprefix(prefix)))
+            elif name in ("src", "href", "srcset", "action") or name.startswith("on"):
+                self.loads.append(f"{name}={value}")
+        self.open += [] if tag in VOID else [tag]
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag in VOID, tag
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def check(page: str) -> Checker:
+    checker = Checker()
+    checker.feed(page)
+    checker.close()
+    assert checker.open == []
+    assert checker.loads == []
+    assert "url(" not in page
+    assert "@import" not in page
+    return checker
+
+
+@pytest.fixture
+def dataset(tmp_path: Path, mask_file: Write, scene_file: Write) -> Path:
+    """Seven pairs, with probabilities and scenes; the prediction is moved by more and more pixels."""
+    rng = np.random.default_rng(0)
+    for number in range(1, 8):
+        truth = np.kron(rng.random((6, 8)) < 0.3, np.ones((20, 20))).astype(np.uint8)
+        moved = np.roll(truth, number, 1)
+        quanta = (moved * 200 + rng.integers(0, 50, truth.shape)).astype(np.uint8)
+        mask_file(tmp_path / f"out/austin{number}.tif", moved, nodata=255)
+        mask_file(tmp_path / f"out/probability/austin{number}.tif", quanta, nodata=255)
+        mask_file(tmp_path / f"gt/austin{number}.tif", truth * 255)
+        scene_file(tmp_path / f"scenes/austin{number}.tif", size=truth.shape)
+    return tmp_path
+
+
+def evaluate(run: Run, folder: Path, *options: object) -> tuple[int, str]:
+    code, _, err = run("evaluate", folder / "out", "--masks", folder / "gt", *options)
+    return code, err
+
+
+def test_the_page_holds_everything_and_loads_nothing(dataset: Path, run: Run) -> None:
+    page = dataset / "report.html"
+    code, err = evaluate(run, dataset, "--report", page, "--scenes", dataset / "scenes")
+    assert code == 0, err
+    first = page.read_bytes()
+    seen = check(first.decode())
+    assert evaluate(run, dataset, "--report", page, "--scenes", dataset / "scenes")[0] == 0
+    assert page.read_bytes() == first
+    code, out, _ = run("evaluate", dataset / "out", "--masks", dataset / "gt", "--json")
+    scored = json.loads(out)
+    overall = scored["overall"]
+    low, high = overall["intervals"]["iou"]
+    for text in (
+        f"{overall['iou']:.3f}",
+        f"{low:.3f} to {high:.3f}",
+        f"{overall['object_f1']:.4f}",
+        "By city",
+        "austin",
+    ):
+        assert text in seen.text
+    assert first.decode().count("<svg") == 2
+    assert "over the scene" in seen.text
+    places = [str(dataset / name) for name in ("out", "gt", "report.html", "scenes")]
+    expected = "aerialseg evaluate {} --masks {} --report {} --scenes {}".format(*places)
+    assert expected in seen.text
+    assert len(seen.images) == 2 * 5  # the three worst scenes and the two best
+    shown = re.findall(r"<b>(austin\d)</b>", first.decode())
+    order = sorted(scored["scenes"], key=lambda name: scored["scenes"][name]["iou"])
+    assert shown == [*order[:3], *order[-2:]]
+
+
+def test_what_comes_from_outside_is_escaped() -> None:
+    result = SceneScore(EVIL, EVIL, Confusion(1, 1, 1, 1), 0)
+    content = PageContent(EvaluationReport((result,), (EVIL,)), model={EVIL: EVIL}, command=EVIL)
+    assert check(render_page(content)).text.count(EVIL) == 6
+
+
+def test_pictures_show_each_pixels_fate(tmp_path: Path, mask_file: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scene that fits into both pictures is drawn exactly; the colours say found, missed, invented, not counted."""
+    rng = np.random.default_rng(3)
+    truth, prediction = rng.choice(np.array([0, 1], np.uint8), (2, 60, 70))
+    prediction[:5] = 255
+    pair = Pair("x", mask_file(tmp_path / "p.tif", prediction, nodata=255), mask_file(tmp_path / "t.tif", truth))
+    rules, _ = decide_rules([pair], None, details=False)
+    views = draw_views(pair, rules, None)
+    expected = np.empty((60, 70, 3), np.uint8)
+    for mask, colour in (
+        (truth == prediction, GROUND),
+        ((truth == 1) & (prediction == 1), FOUND),
+        ((truth == 1) & (prediction == 0), MISSED),
+        ((truth == 0) & (prediction == 1), INVENTED),
+        (prediction == 255, UNKNOWN),
+    ):
+        expected[mask] = colour
+    for png in (views.overview, views.close_up):
+        assert np.abs(np.array(Image.open(io.BytesIO(png)).convert("RGB")).astype(int) - expected).max() <= 1
+    assert views.errors == ((truth != prediction) & (prediction != 255)).sum()
+    monkeypatch.setattr(pictures, "OVERVIEW", 20)
+    small = Image.open(io.BytesIO(draw_views(pair, rules, None).overview))
+    assert small.size == (18, 15)  # cells of 4 px
+
+
+def test_the_close_up_is_where_most_is_wrong(tmp_path: Path, mask_file: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "OVERVIEW", 50)
+    monkeypatch.setattr(pictures, "CLOSE_UP", 40)
+    truth = np.zeros((200, 300), np.uint8)
+    prediction = truth.copy()
+    prediction[121:150, 241:271] = 1
+    prediction[20:30, 20:30] = 1
+    pair = Pair("x", mask_file(tmp_path / "p.tif", prediction), mask_file(tmp_path / "t.tif", truth))
+    views = draw_views(pair, decide_rules([pair], None, details=False)[0], None)
+    assert views.errors == 29 * 30
+    assert 110 <= views.row <= 121
+    assert 231 <= views.col <= 241
+
+
+def test_a_scene_lies_behind_the_colours(tmp_path: Path, mask_file: Write, scene_file: Write) -> None:
+    bright = np.zeros((3, 50, 60), np.uint8)
+    bright[:, :, 30:] = 240
+    scene = scene_file(tmp_path / "s.tif", bright)
+    empty = np.zeros((50, 60), np.uint8)
+    pair = Pair("x", mask_file(tmp_path / "p.tif", empty), mask_file(tmp_path / "t.tif", empty))
+    rules, _ = decide_rules([pair], None, details=False)
+    seen = np.array(Image.open(io.BytesIO(draw_views(pair, rules, scene).overview)).convert("L")).astype(int)
+    assert (seen[:, :29] < 5).all()
+    assert (seen[:, 31:] > 100).all()
+
+
+def test_scenes_that_are_missing_or_do_not_fit_are_said(dataset: Path, run: Run, scene_file: Write) -> None:
+    (dataset / "scenes/austin7.tif").unlink()
+    scene_file(dataset / "scenes/austin6.tif", size=(50, 50))
+    code, err = evaluate(run, dataset, "--report", dataset / "r.html", "--scenes", dataset / "scenes")
+    assert code == 0
+    assert "--scenes has no scene for austin7; shown without" in err
+    assert "shown without its scene: " in err
+    assert "austin6.tif" in err
+    check((dataset / "r.html").read_text())
+
+
+def test_nothing_of_the_users_is_replaced(dataset: Path, run: Run) -> None:
+    page = dataset / "report.html"
+    page.write_text("mine")
+    code, _ = evaluate(run, dataset, "--report", page)
+    assert code == 73
+    assert page.read_text() == "mine"
+    assert evaluate(run, dataset, "--report", page, "--overwrite")[0] == 0
+    assert evaluate(run, dataset, "--report", page)[0] == 0  # it is ours now
+    mask = dataset / "out/austin1.tif"
+    before = mask.read_bytes()
+    assert evaluate(run, dataset, "--report", mask, "--overwrite")[0] == 2
+    assert mask.read_bytes() == before
+    assert evaluate(run, dataset, "--scenes", dataset / "scenes")[0] == 2
+    assert evaluate(run, dataset, "--report", page / "below.html")[0] == 73
+    assert not list(dataset.rglob(".aerialseg-*"))
+
+
+def test_the_model_is_described_by_report_json_and_its_own_card(
+    tmp_path: Path, mask_file: Write, tiny_model: Write
+) -> None:
+    model = tiny_model(tmp_path / "m.safetensors", threshold=0.4, licence="none")
+    from aerialseg.files import sha256_of
+
+    sha, prediction = sha256_of(model), mask_file(tmp_path / "out/a/x.tif", tags={})
+    pairs = [Pair("a/x", prediction, prediction)]
+    assert describe_model(pairs) == {}
+    written = {"command": "predict", "aerialseg": "9.9", "settings": {"overlap": 0.25},
+               "model": {"preset": "unet-r18", "path": str(model), "sha256": sha, "threshold": 0.4}}  # fmt: skip
+    (tmp_path / "out/report.json").write_text(json.dumps(written))
+    found = describe_model(pairs)
+    assert (found["preset"], found["threshold"], found["overlap"]) == ("unet-r18", 0.4, 0.25)
+    assert found["architecture"] == "Unet" or found["architecture"] == "unet"
+    model.write_bytes(b"changed since")
+    assert "architecture" not in describe_model(pairs)
+    (tmp_path / "out/report.json").write_text("[]")
+    assert describe_model(pairs) == {}
+
+
+def test_pages_without_probabilities_objects_or_pixels(tmp_path: Path) -> None:
+    nothing = EvaluationReport((SceneScore("x", None, Confusion(), 5),), ("nothing was counted",))
+    seen = check(render_page(PageContent(nothing)))
+    assert "Take note" in seen.text
+    assert "nan" not in seen.text
