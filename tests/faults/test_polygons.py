@@ -1,0 +1,267 @@
+"""`aerialseg polygonize` among broken, foreign and hostile files, full disks and signals; rows as in the fault list."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    Write = Callable[..., Path]
+    Run = Callable[..., tuple[int, str, str]]
+
+FORMATS = (".gpkg", ".fgb", ".geojson", ".parquet")
+
+
+def noise(size: int = 60, density: float = 0.4) -> np.ndarray:
+    return (np.random.default_rng(0).random((size, size)) < density).astype(np.uint8)
+
+
+def buildings_in(path: Path) -> int:
+    with closing(sqlite3.connect(path)) as database:
+        return int(database.execute("SELECT count(*) FROM buildings").fetchone()[0])
+
+
+def test_the_installed_command_writes_counts_and_does_nothing_twice(
+    tmp_path: Path, mask_file: Write, cli: Callable[..., Any], tree_hashes: Callable[[Path], dict[str, str]]
+) -> None:
+    mask_file(tmp_path / "masks/a.tif")
+    target = tmp_path / "new/folder/b.gpkg"
+    done = cli("polygonize", tmp_path / "masks", "-o", target, "--min-area-m2", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["kept"], report["removed"], report["done_before"]) == (4, 0, False)
+    before = tree_hashes(tmp_path)
+    done = cli("polygonize", tmp_path / "masks", "-o", target, "--min-area-m2", "1")
+    assert done.returncode == 0
+    assert "nothing to do" in done.stdout
+    assert tree_hashes(tmp_path) == before
+
+
+def test_options_reach_the_file(tmp_path: Path, mask_file: Write, run: Run) -> None:
+    mask_file(tmp_path / "a.tif")
+    code, out, _ = run("polygonize", tmp_path / "a.tif", "-o", tmp_path / "b.gpkg", "--min-area-m2", "1e4")
+    assert (code, buildings_in(tmp_path / "b.gpkg")) == (0, 0)
+    assert "4 smaller than asked for left out" in out
+    options = ("--crs", "EPSG:3857", "--simplify", "0.2", "--regularise", "-f")
+    code, _, err = run("polygonize", tmp_path / "a.tif", "-o", tmp_path / "b.gpkg", *options)
+    assert code == 0, err
+    with closing(sqlite3.connect(tmp_path / "b.gpkg")) as database:
+        assert database.execute("SELECT srs_id FROM gpkg_geometry_columns").fetchone() == (3857,)
+
+
+# --- rows 1, 2, 4, 21: what cannot be polygonised ---
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_mask_that_breaks_half_way_leaves_the_older_file(
+    tmp_path: Path, scene_file: Write, run: Run, suffix: str
+) -> None:
+    path, target = scene_file(tmp_path / "m.tif", noise(300), compress="deflate"), tmp_path / f"b{suffix}"
+    assert run("polygonize", path, "-o", target)[0] == 0
+    older = target.read_bytes()
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) * 9 // 10])
+    code, _, err = run("polygonize", path, "-o", target)
+    assert code == 65
+    assert err.startswith(f"error: {path}: ")
+    assert target.read_bytes() == older
+    assert {entry.name for entry in tmp_path.iterdir()} <= {"m.tif", target.name, ".aerialseg-lock"}
+
+
+@pytest.mark.parametrize(
+    ("profile", "values", "words"),
+    [
+        ({"crs": None}, (0, 1), "has no CRS and transform"),
+        ({}, (0, 1, 255), "write masks of 0, 1 and nodata"),
+        ({}, (0, 1, 2), "write masks of 0, 1 and nodata"),
+    ],
+)
+def test_masks_that_say_nothing_are_refused(
+    tmp_path: Path, scene_file: Write, run: Run, profile: dict[str, Any], values: tuple[int, ...], words: str
+) -> None:
+    array = np.resize(np.array(values, np.uint8), (16, 16))
+    path = scene_file(tmp_path / "m.tif", array, **profile)
+    code, _, err = run("polygonize", path, "-o", tmp_path / "b.gpkg")
+    assert code == 65
+    assert str(path) in err
+    assert words in err
+    assert "--building-values" not in err, "an option this command does not have"
+    assert not (tmp_path / "b.gpkg").exists()
+
+
+def test_nothing_there_and_remote_paths(tmp_path: Path, scene_file: Write, run: Run) -> None:
+    (tmp_path / "empty").mkdir()
+    target = tmp_path / "b.gpkg"
+    assert run("polygonize", tmp_path / "empty", "-o", target)[0] == 66
+    assert run("polygonize", tmp_path / "no.tif", "-o", target)[0] == 66
+    path = scene_file(tmp_path / "m.tif", noise())
+    assert run("polygonize", path, "-o", target, "--probability", tmp_path / "empty")[0] == 66
+    for remote in ("http://127.0.0.1:9/m.tif", "/vsicurl/http://127.0.0.1:9/m.tif", f"GTIFF_DIR:1:{path}"):
+        assert run("polygonize", remote, "-o", target)[0] == 2
+    assert not target.exists()
+
+
+# --- rows 17, 19, 20, 38: where the file goes ---
+
+
+def test_a_target_that_is_a_mask_or_a_strangers_is_refused(tmp_path: Path, scene_file: Write, run: Run) -> None:
+    path, target = scene_file(tmp_path / "m.tif", noise()), tmp_path / "b.gpkg"
+    whole = path.read_bytes()
+    (tmp_path / "link.gpkg").symlink_to(path)
+    code, _, err = run("polygonize", path, "-o", tmp_path / "link.gpkg", "--overwrite")
+    assert (code, path.read_bytes()) == (2, whole)
+    assert "would overwrite the input" in err
+    target.write_text("mine")
+    assert run("polygonize", path, "-o", target)[0] == 73
+    assert target.read_text() == "mine"
+    assert run("polygonize", path, "-o", target, "-f")[0] == 0
+    assert run("polygonize", path, "-o", tmp_path / "b.shp")[0] == 2
+    (tmp_path / "file").write_text("a file where a folder should be")
+    assert run("polygonize", path, "-o", tmp_path / "file" / "b.gpkg")[0] == 73
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_link_at_the_target_is_replaced_not_followed(
+    tmp_path: Path, scene_file: Write, run: Run, suffix: str
+) -> None:
+    path, elsewhere = scene_file(tmp_path / "m.tif", noise()), tmp_path / f"elsewhere{suffix}"
+    elsewhere.write_text("mine")
+    (tmp_path / f"b{suffix}").symlink_to(elsewhere)
+    assert run("polygonize", path, "-o", tmp_path / f"b{suffix}", "-f")[0] == 0
+    assert elsewhere.read_text() == "mine"
+    assert not (tmp_path / f"b{suffix}").is_symlink()
+
+
+NAMES = ("two words", "größe 图像", "a#b%20c?d&e", 'it\'s "quoted"', "new\nline", "n" * 240)
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix"), [(name, ".gpkg") for name in NAMES] + [(NAMES[2], suffix) for suffix in FORMATS[1:]]
+)
+def test_any_name_works(tmp_path: Path, scene_file: Write, run: Run, name: str, suffix: str) -> None:
+    scene_file(tmp_path / "plain.tif", noise(20)).rename(tmp_path / f"{name}.tif")
+    target = tmp_path / f"{name}{suffix}"
+    code, _, err = run("polygonize", tmp_path / f"{name}.tif", "-o", target)
+    assert code == 0, err
+    assert "nothing to do" in run("polygonize", tmp_path / f"{name}.tif", "-o", target)[1]
+    if suffix == ".gpkg":
+        with closing(sqlite3.connect(target)) as database:
+            assert database.execute("SELECT DISTINCT scene FROM buildings").fetchall() == [(name,)]
+
+
+# --- row 14: a full disk ---
+
+
+@pytest.fixture(params=["a limit on files", "a small disk"])
+def cramped(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A folder in which nothing larger than 60 kB fits."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if request.param == "a limit on files":
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, before[1]))
+        yield folder
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        return
+    mount = ["mount", "-t", "tmpfs", "-o", "size=60k", "none", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("may not mount a small disk")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_full_disk_ends_with_74_and_leaves_nothing(
+    tmp_path: Path, scene_file: Write, cramped: Path, run: Run, suffix: str
+) -> None:
+    path, target = tmp_path / "m.tif", cramped / f"b{suffix}"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (before[1], before[1]))
+    scene_file(path, noise(400))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    code, _, err = run("polygonize", path, "-o", target)
+    assert code == 74, err
+    assert err.startswith(f"error: {cramped}")
+    assert {entry.name for entry in cramped.iterdir()} <= {".aerialseg-lock"}
+
+
+# --- rows 15, 16, 30: killed, stopped, or beside another run ---
+
+
+def test_a_killed_run_is_swept_and_done_again(tmp_path: Path, scene_file: Write, run: Run) -> None:
+    path, target = scene_file(tmp_path / "m.tif", noise()), tmp_path / "b.gpkg"
+    mine = tmp_path / ".aerialseg-0123456789ab.part"
+    mine.write_text("rows of a scene that predict will go on with")
+    for stale in (".aerialseg-0123456789ab.gpkg", ".aerialseg-0123456789ab.gpkg-journal", ".aerialseg-01_temp.fgb"):
+        (tmp_path / stale).write_text("half")
+    assert run("polygonize", path, "-o", target)[0] == 0
+    left = {entry.name for entry in tmp_path.iterdir()}
+    assert left == {"m.tif", "b.gpkg", mine.name, ".aerialseg-lock"}
+
+
+STOPPED = """
+import os, signal, sys
+from pathlib import Path
+from aerialseg.cli import main
+from aerialseg.geo import footprints, polygons
+
+calls = 0
+def counted(*arguments):
+    global calls
+    calls += 1
+    if calls == 2:
+        os.kill(os.getpid(), int(sys.argv[1]))
+    return footprints.footprints(*arguments)
+polygons.footprints = counted
+sys.exit(main(["polygonize", sys.argv[2], "-o", sys.argv[3]]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "suffix"),
+    [(signal.SIGTERM, 143, ".gpkg"), (signal.SIGINT, 130, ".geojson"), (signal.SIGKILL, -9, ".gpkg")],
+)
+def test_a_stop_leaves_the_older_file_and_the_next_run_is_whole(
+    tmp_path: Path, scene_file: Write, run: Run, number: int, code: int, suffix: str
+) -> None:
+    first, target = scene_file(tmp_path / "m.tif", noise()), tmp_path / f"b{suffix}"
+    assert run("polygonize", first, "-o", target)[0] == 0
+    older = target.read_bytes()
+    second = scene_file(tmp_path / "n.tif", noise(density=0.3))
+    command = [sys.executable, "-c", STOPPED, str(int(number)), str(second), str(target)]
+    began = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert time.monotonic() - began < 10
+    assert target.read_bytes() == older
+    if number != signal.SIGKILL:
+        assert {entry.name for entry in tmp_path.iterdir()} == {"m.tif", "n.tif", target.name, ".aerialseg-lock"}
+    assert run("polygonize", second, "-o", target)[0] == 0
+    assert run("polygonize", second, "-o", tmp_path / f"c{suffix}")[0] == 0
+    assert target.read_bytes() == (tmp_path / f"c{suffix}").read_bytes()
+    left = {entry.name for entry in tmp_path.iterdir()}
+    assert left == {"m.tif", "n.tif", target.name, f"c{suffix}", ".aerialseg-lock"}
+
+
+def test_a_second_run_in_the_folder_is_refused(tmp_path: Path, scene_file: Write, run: Run) -> None:
+    from aerialseg.files import locked
+
+    path = scene_file(tmp_path / "m.tif", noise())
+    with locked(tmp_path):
+        code, _, err = run("polygonize", path, "-o", tmp_path / "b.gpkg")
+    assert code == 73
+    assert "another aerialseg run" in err
