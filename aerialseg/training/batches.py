@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Thread
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 AHEAD = 3
 """Batches that wait ready; enough to ride out one slow read."""
+
+SLICE_S = 0.5
+"""How long a wait goes on before a stop is looked for."""
 
 PARTING_S = 2.0
 """How long reads that are under way may take to end when nobody wants them any more."""
@@ -122,6 +125,7 @@ def stream_batches(
     layout: Layout,
     readers: Readers,
     timeout_s: float,
+    still_waiting: Callable[[], None] = lambda: None,
 ) -> Generator[Batch, None, None]:
     """Yield one batch per group, in order, read a few groups ahead into reused memory.
 
@@ -129,7 +133,7 @@ def stream_batches(
     may be smaller than the layout: the rest of its batch is ignored pixels, so that every batch has the same shape.
     A batch's memory is filled anew once the next one is asked for, so be through with it by then (on a GPU: have
     waited for the step that used it). Errors of `read` are raised here, in the order of the items; ResourceError when
-    a batch takes longer than the timeout.
+    a batch takes longer than the timeout. `still_waiting` is called twice a second meanwhile, and may raise.
     """
     free = deque(_Buffer(layout) for _ in range(AHEAD + 1))
     waiting: deque[tuple[_Buffer, Sequence[Item], list[Future[None]]]] = deque()
@@ -143,7 +147,7 @@ def stream_batches(
             if not waiting:
                 return
             buffer, group, calls = waiting[0]
-            _wait(group, calls, timeout_s)
+            _wait(group, calls, timeout_s, still_waiting)
             buffer.ignore_from(len(group))
             yield buffer.as_batch(tuple(item.name for item in group))
             waiting.popleft()
@@ -158,18 +162,19 @@ def _fill(buffer: _Buffer, slot: int, read: Callable[[Item], Arrays], item: Item
     buffer.pixels[slot], buffer.target[slot], buffer.valid[slot] = read(item)
 
 
-def _wait(group: Sequence[Item], calls: Sequence[Future[None]], timeout_s: float) -> None:
+def _wait(
+    group: Sequence[Item], calls: Sequence[Future[None]], timeout_s: float, still_waiting: Callable[[], None]
+) -> None:
     deadline = time.monotonic() + timeout_s
     for item, call in zip(group, calls, strict=True):
-        try:
-            call.result(timeout=max(0.0, deadline - time.monotonic()))
-        except TimeoutError as error:
-            if call.done():  # the reader itself ran into a time-out of its own
-                raise
-            raise ResourceError(
-                f"{one_line(item.name)}: not read within {timeout_s:g} s; is the disk still there?"
-                " Run again with --resume, or raise data.timeout_s"
-            ) from error
+        while not wait([call], min(SLICE_S, max(0.0, deadline - time.monotonic()))).done:
+            still_waiting()
+            if time.monotonic() >= deadline:
+                raise ResourceError(
+                    f"{one_line(item.name)}: not read within {timeout_s:g} s; is the disk still there?"
+                    " Run again with --resume, or raise data.timeout_s"
+                )
+        call.result()
 
 
 class _Buffer:

@@ -15,6 +15,7 @@ import numpy as np
 from rasterio.enums import MaskFlags
 from rasterio.windows import Window
 
+from aerialseg.errors import BadDataError, one_line
 from aerialseg.geo.opening import open_raster, raster_errors
 from aerialseg.training.augment import Augmentation
 from aerialseg.training.losses import IGNORE
@@ -99,7 +100,7 @@ class TileReader:
     def __init__(self, tiles: TileSet, section: DataSection, size_multiple: int) -> None:
         self._tiles, self._section = tiles, section
         self._own = threading.local()
-        self.validation_side = math.ceil(tiles.size / size_multiple) * size_multiple
+        self.validation_side = validation_side(tiles, size_multiple)
 
     def crop(self, crop: Crop) -> Arrays:
         """Return a training crop, augmented: pixels [crop, crop, bands], target and valid [crop, crop]."""
@@ -131,6 +132,25 @@ class TileReader:
             target = np.pad(target, (edge, edge), mode="reflect")
             valid = np.pad(valid, (edge, edge), mode="reflect")
         return pixels, target, valid
+
+
+def training_tiles(tiles: TileSet, section: DataSection) -> tuple[TileRecord, ...]:
+    """Return the labelled tiles to train on; raises BadDataError when there are none."""
+    candidates = tiles.tiles if section.train_on == "all" else tiles.of_split("train")
+    chosen = tuple(tile for tile in candidates if tile.valid > 0)
+    if not chosen:
+        raise BadDataError(f"{one_line(tiles.folder)}: no labelled training tile; look at the split in its index.gpkg")
+    return chosen
+
+
+def validation_tiles(tiles: TileSet, section: DataSection) -> tuple[TileRecord, ...]:
+    """Return the tiles to validate on; none when all are trained on."""
+    return () if section.train_on == "all" else tiles.of_split("val")
+
+
+def validation_side(tiles: TileSet, size_multiple: int) -> int:
+    """Return the side in pixels that whole tiles are padded to: the next multiple that the networks' strides divide."""
+    return math.ceil(tiles.size / size_multiple) * size_multiple
 
 
 def labelled_area(tile: TileRecord) -> float:

@@ -11,16 +11,15 @@ import torch
 from lightning.fabric import Fabric
 from lightning.fabric.plugins import MixedPrecision, Precision
 
-from aerialseg.errors import BadDataError, one_line
-from aerialseg.models.catalog import SIZE_MULTIPLE, check_network
+from aerialseg.models.catalog import SIZE_MULTIPLE
 from aerialseg.models.device import pick_precision
+from aerialseg.progress import Progress, Silent
 from aerialseg.training.batches import Layout, stream_batches
-from aerialseg.training.dataset import Sampler, TileReader, steps_to_cover
+from aerialseg.training.dataset import Sampler, TileReader, steps_to_cover, training_tiles, validation_tiles
 from aerialseg.training.optimizer import build_optimizer
-from aerialseg.training.start import spec_of
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator, Iterable, Sequence
     from pathlib import Path
 
     from torch import nn
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from aerialseg.geo.tileset import TileRecord, TileSet
     from aerialseg.models.package import ModelCard
     from aerialseg.models.segmenter import Segmenter
-    from aerialseg.training.batches import Batch, Readers
+    from aerialseg.training.batches import Arrays, Batch, Item, Readers
     from aerialseg.training.start import Start
 
 MOST_THREADS = 16
@@ -56,6 +55,8 @@ class Job:
     """The running average of the model's weights; None when it is turned off."""
     optimizer: torch.optim.AdamW
     card: ModelCard
+    still_waiting: Callable[[], None]
+    """Called while a read takes long; raises Stopped when a stop was asked for."""
 
     @property
     def judged(self) -> Segmenter:
@@ -70,44 +71,34 @@ class Job:
     def training_batches(self, epoch: int, step: int) -> Generator[Batch, None, None]:
         """Yield the batches from `step` of `epoch` to the end of the schedule, read ahead across epochs."""
         section = self.config.data
-        return stream_batches(
-            self.sampler.groups(epoch, step, self.config.schedule.epochs),
-            self.reader.crop,
-            layout=self._layout(section.batch, section.crop),
-            readers=self.readers,
-            timeout_s=section.timeout_s,
-        )
+        groups = self.sampler.groups(epoch, step, self.config.schedule.epochs)
+        return self._stream(groups, self.reader.crop, self._layout(section.batch, section.crop))
 
     def validation_batches(self) -> Generator[Batch, None, None]:
         """Yield whole validation tiles, as many at once as have a training batch's pixels."""
         side, section = self.reader.validation_side, self.config.data
         size = min(len(self.validation), max(1, section.batch * section.crop**2 // side**2))
         groups = [self.validation[first : first + size] for first in range(0, len(self.validation), size)]
+        return self._stream(groups, self.reader.whole, self._layout(size, side))
+
+    def _stream(
+        self, groups: Iterable[Sequence[Item]], read: Callable[[Item], Arrays], layout: Layout
+    ) -> Generator[Batch, None, None]:
+        timeout_s = self.config.data.timeout_s
         return stream_batches(
-            groups,
-            self.reader.whole,
-            layout=self._layout(size, side),
-            readers=self.readers,
-            timeout_s=section.timeout_s,
+            groups, read, layout=layout, readers=self.readers, timeout_s=timeout_s, still_waiting=self.still_waiting
         )
 
     def _layout(self, size: int, side: int) -> Layout:
         return Layout(size, self.card.bands, side, side, pinned=self.fabric.device.type == "cuda")
 
 
-def build_job(run: Path, tiles: TileSet, start: Start, *, device: torch.device, readers: Readers) -> Job:
-    """Put the network on its device and everything else around it.
-
-    Raises BadDataError when no training tile is left, ConfigError when the network does not take whole tiles.
-    """
+def build_job(
+    run: Path, tiles: TileSet, start: Start, *, device: torch.device, readers: Readers, progress: Progress | None = None
+) -> Job:
+    """Put the network on its device and everything else around it."""
     config = start.config
-    everything = config.data.train_on == "all"
-    chosen = tuple(tile for tile in (tiles.tiles if everything else tiles.of_split("train")) if tile.valid > 0)
-    if not chosen:
-        raise BadDataError(f"{one_line(tiles.folder)}: no labelled training tile; look at the split in its index.gpkg")
-    reader = TileReader(tiles, config.data, SIZE_MULTIPLE)
-    if tiles.of_split("val") and not everything:
-        check_network(spec_of(start.card), reader.validation_side)
+    chosen, progress = training_tiles(tiles, config.data), progress or Silent()
     steps = config.schedule.steps_per_epoch or steps_to_cover(chosen, config.data)
     precision = pick_precision(config.run.precision, device)
     fabric = build_fabric(device, precision)
@@ -118,9 +109,9 @@ def build_job(run: Path, tiles: TileSet, start: Start, *, device: torch.device, 
         run=run,
         config=config,
         tiles=tiles,
-        validation=() if everything else tiles.of_split("val"),
+        validation=validation_tiles(tiles, config.data),
         sampler=Sampler(chosen, config.data, tiles.size, config.run.seed, steps),
-        reader=reader,
+        reader=TileReader(tiles, config.data, SIZE_MULTIPLE),
         readers=readers,
         fabric=fabric,
         precision=precision,
@@ -129,6 +120,7 @@ def build_job(run: Path, tiles: TileSet, start: Start, *, device: torch.device, 
         average=average,
         optimizer=optimizer,
         card=start.card,
+        still_waiting=lambda: progress.advance(0),
     )
 
 

@@ -1,7 +1,8 @@
 """Training, in plain sight: `train` prepares and ends a run, `fit` goes through the epochs, `take_step` is one step.
 
-A stop (SIGTERM, SIGINT) arrives as Stopped from `progress.advance`, between two steps; the state is saved and the error
-goes on to the caller. Resumed on the same processor, a run ends with the same weights as if it had never stopped.
+A stop (SIGTERM, SIGINT) arrives as Stopped from `progress.advance`, between two steps or while a read takes long; the
+state is saved and the error goes on to the caller. Resumed on the same processor, a run ends with the same weights as
+if it had never stopped.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def train(
         sweep(run)
         state = open_run(run, tiles, config, options, say=progress.say)
         start = _start(state, tiles, config, options, progress)
-        job = build_job(run, tiles, start, device=device, readers=readers)
+        job = build_job(run, tiles, start, device=device, readers=readers, progress=progress)
         if state is None:
             begin_run(run, job.config)
         standing = Standing(threshold=config.run.threshold) if state is None else restore(job, state)

@@ -13,11 +13,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from aerialseg.config import TrainConfig
-from aerialseg.errors import ModelError, one_line
+from aerialseg.errors import ConfigError, ModelError, one_line
 from aerialseg.files import sha256_of
-from aerialseg.models.catalog import PRESETS, ModelSpec, build_network, check_network, input_statistics, resolve
+from aerialseg.models.catalog import (
+    PRESETS,
+    SIZE_MULTIPLE,
+    ModelSpec,
+    build_network,
+    check_network,
+    input_statistics,
+    resolve,
+)
 from aerialseg.models.package import ModelCard, find_model, load_model
 from aerialseg.models.segmenter import Segmenter
+from aerialseg.training.dataset import training_tiles, validation_side, validation_tiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,7 +56,8 @@ def start_fresh(tiles: TileSet, config: TrainConfig) -> Start:
     """Build the configured network with seeded random or pretrained weights.
 
     Pretrained encoders get the normalisation they were trained with, all others that of the tiles. Raises ConfigError
-    for a network that cannot be built or does not take the crop, NoInputError when weights cannot be had.
+    for a network that cannot be built or does not take the crop or whole tiles, BadDataError without a training tile;
+    both before anything is downloaded; NoInputError when weights cannot be had.
     """
     torch.manual_seed(config.run.seed)
     section = config.model
@@ -59,7 +69,7 @@ def start_fresh(tiles: TileSet, config: TrainConfig) -> Start:
         bands=len(tiles.mean),
         weights=section.weights,
     )
-    check_network(spec, config.data.crop)
+    _check_fit(spec, tiles, config)
     network = build_network(spec)
     mean, std = input_statistics(spec) or (tiles.mean, tuple(max(value, LEAST_SPREAD) for value in tiles.std))
     licence = PRESETS[spec.preset].licence if spec.preset in PRESETS else ""
@@ -84,7 +94,7 @@ def start_from_model(tiles: TileSet, config: TrainConfig, path: Path, say: Calla
         say(f"{name}: {difference}")
     config = config.model_copy(update={"model": _section_of(old, config)})
     spec = spec_of(old)
-    check_network(spec, config.data.crop)
+    _check_fit(spec, tiles, config)
     training = {**_provenance(tiles, config), "started_from": sha256_of(find_model(path))}
     card = _describe(spec, tiles, config, mean=old.mean, std=old.std, licence=old.licence, training=training)
     return Start(segmenter, card, config)
@@ -100,6 +110,19 @@ def start_again(state: State) -> Start:
 def spec_of(card: ModelCard) -> ModelSpec:
     """Return the card's network, without pretrained weights."""
     return ModelSpec(card.preset, card.architecture, card.encoder, card.encoder_arguments, card.bands, "none")
+
+
+def _check_fit(spec: ModelSpec, tiles: TileSet, config: TrainConfig) -> None:
+    """Raise ConfigError when the network does not take crops or validation tiles, BadDataError without tiles."""
+    training_tiles(tiles, config.data)
+    crop, multiple = config.data.crop, PRESETS[spec.preset].size_multiple if spec.preset in PRESETS else 1
+    if crop % multiple:
+        raise ConfigError(
+            f"data.crop {crop}: {spec.preset} takes multiples of {multiple}, for example {crop // multiple * multiple}"
+        )
+    check_network(spec, crop)
+    if validation_tiles(tiles, config.data):
+        check_network(spec, validation_side(tiles, SIZE_MULTIPLE))
 
 
 def _differences(old: ModelCard, tiles: TileSet, config: TrainConfig) -> list[str]:

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -25,7 +25,10 @@ from small_tiles import NETWORK, settings, write_tileset
 import aerialseg.training
 from aerialseg.cli import main
 from aerialseg.geo.tileset import image_path, load_tileset
-from aerialseg.training import dataset
+from aerialseg.training import dataset, loop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 COMMAND = [sys.executable, "-m", "aerialseg", "train"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -121,6 +124,62 @@ def test_a_read_that_hangs_ends_with_71(
     code, _, err = run("train", *arguments(tiles, tmp_path / "run", config, "--set", "data.timeout_s=1"))
     release.set()
     assert code == 71 and "error: city3_0_0: not read within 1 s" in err and time.monotonic() - began < 20
+
+
+def stop_in_a_fork(words: list[str], ready: Callable[[], bool]) -> tuple[int, float, str]:
+    """Train in a fork, send it SIGTERM once `ready`; return its exit code, the seconds it took to end, and stderr."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.dup2(writing, 2)
+        sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+        os._exit(main(["train", *words]))
+    os.close(writing)
+    deadline = time.monotonic() + 60
+    while not ready() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    began = time.monotonic()
+    os.kill(child, signal.SIGTERM)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    seconds = time.monotonic() - began
+    with os.fdopen(reading) as stream:
+        return code, seconds, stream.read()
+
+
+def test_a_stop_during_a_read_that_hangs_saves_within_10_s(
+    run: Any, tiles: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, hanging, folder = dataset._read_image, tmp_path / "hanging", tmp_path / "run"
+
+    def hang(path: Path, window: Any) -> Any:
+        if (folder / "metrics.csv").exists():
+            hanging.touch()
+            time.sleep(60)
+        return read(path, window)
+
+    words = arguments(tiles, folder, config, "--set", "schedule.epochs=4")
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset, "_read_image", hang)
+        code, seconds, err = stop_in_a_fork(words, hanging.exists)
+    assert code == 143 and seconds < 10
+    assert "saved after step" in err and "error: stopped by SIGTERM" in err
+    assert run("train", *words, "--resume")[0] == 0
+    assert run("train", *arguments(tiles, tmp_path / "whole", config, "--set", "schedule.epochs=4"))[0] == 0
+    assert weights(folder) == weights(tmp_path / "whole")
+
+
+def test_a_stop_while_the_model_loads_ends_at_once(
+    tiles: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: Any) -> None:
+        (tmp_path / "loading").touch()
+        time.sleep(60)
+
+    monkeypatch.setattr(loop, "_start", load)
+    code, seconds, err = stop_in_a_fork(arguments(tiles, tmp_path / "run", config), (tmp_path / "loading").exists)
+    assert code == 143 and seconds < 2 and "error: stopped by SIGTERM" in err
+    assert not (tmp_path / "run" / "last.ckpt").exists()
 
 
 def test_a_reader_that_hangs_for_ever_cannot_keep_the_process() -> None:

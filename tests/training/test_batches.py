@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from aerialseg.errors import BadDataError, ResourceError
+from aerialseg.errors import BadDataError, ResourceError, Stopped
 from aerialseg.training.batches import AHEAD, Layout, Readers, open_readers, stream_batches
 
 LAYOUT = Layout(size=3, bands=2, height=4, width=5)
@@ -55,6 +56,27 @@ def test_batches_come_in_order_though_reads_end_in_any(threads: int) -> None:
             assert batch.valid[:, 0, 0].tolist() == [number % 3 > 0 for number in numbers]
             seen += numbers
     assert seen == list(range(60))
+
+
+def test_a_stop_gets_through_while_a_read_hangs() -> None:
+    release, began = threading.Event(), time.monotonic()
+    calls: list[float] = []
+
+    def hang(item: Numbered) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        release.wait(30)
+        return filled(item)
+
+    def stop() -> None:
+        calls.append(time.monotonic() - began)
+        if len(calls) == 2:
+            raise Stopped(signal.SIGTERM)
+
+    with open_readers(2) as readers:
+        stream = stream_batches(numbered(12), hang, layout=LAYOUT, readers=readers, timeout_s=300, still_waiting=stop)
+        with pytest.raises(Stopped):
+            next(stream)
+        release.set()
+    assert [round(2 * seconds) for seconds in calls] == [1, 2]
 
 
 def test_memory_is_reused_and_reading_stays_a_few_batches_ahead() -> None:
