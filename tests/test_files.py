@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -75,6 +76,26 @@ def test_sharers_share_a_folder_and_nobody_joins_a_run_that_is_alone(tmp_path: P
         first.communicate("")
     with files.locked(tmp_path) as alone:
         assert alone
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [
+        (errno.EWOULDBLOCK, "another aerialseg run is writing here"),
+        (errno.ENOLCK, r"its disk knows no locks \(No locks available\).* local disk"),
+        (errno.EOPNOTSUPP, "its disk knows no locks"),
+        (errno.EIO, "lock: cannot be written: Input/output error"),
+    ],
+)
+def test_only_a_held_lock_is_another_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, expected: str
+) -> None:
+    def fail(stream: object, kind: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(files.fcntl, "flock", fail)
+    with pytest.raises(OutputError, match=expected), files.locked(tmp_path):
+        pass
 
 
 def test_a_sweep_spares_what_it_is_told_to_keep(tmp_path: Path) -> None:
