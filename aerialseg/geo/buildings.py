@@ -8,6 +8,7 @@ bytes.
 from __future__ import annotations
 
 import json
+import math
 import re
 import sqlite3
 from contextlib import closing
@@ -96,13 +97,10 @@ class GeoJson:
     def add(self, footprints: Footprints) -> None:
         """Write features."""
         rounded = shapely.transform(footprints.shapes, lambda points: np.round(points, GEOJSON_DECIMALS))
-        unknown = np.isnan(footprints.probability)
-        rows = zip(
-            footprints.id, footprints.scene, footprints.area_m2.tolist(),
-            np.where(unknown, None, footprints.probability.astype(object)), shapely.to_geojson(rounded), strict=True,
-        )  # fmt: skip
+        rows = zip(*(column.tolist() for column in footprints.columns.values()), strict=True)
         lines = []
-        for name, scene, area, probability, geometry in rows:
+        for (name, scene, area, mean), geometry in zip(rows, shapely.to_geojson(rounded), strict=True):
+            probability = None if math.isnan(mean) else mean
             about = json.dumps({"id": name, "scene": scene, "area_m2": area, "probability": probability})
             lines.append(f'{{"type": "Feature", "properties": {about}, "geometry": {geometry}}}')
         if lines:

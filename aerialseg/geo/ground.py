@@ -113,4 +113,4 @@ def _true_to_scale(crs: CRS, origin: tuple[float, float]) -> bool:
         scale = Proj(crs).get_factors(longitude, latitude).areal_scale
     except ProjError:
         return True
-    return abs(scale - 1) <= TRUE_AREA
+    return bool(abs(scale - 1) <= TRUE_AREA)

@@ -133,7 +133,8 @@ def _beside(here: GeoBox, moves: NDArray[np.float64], sizes: NDArray[np.int64]) 
     offsets = moves @ _pixels_per_unit(here).T
     own = np.array([here.height, here.width])
     shared = np.minimum(own, offsets + sizes) - np.maximum(0, offsets)
-    return (shared.min(axis=1) > -0.5) & (shared.max(axis=1) > 0.5)
+    beside: NDArray[np.bool_] = (shared.min(axis=1) > -0.5) & (shared.max(axis=1) > 0.5)
+    return beside
 
 
 def _misses(grid: GeoBox, box: GeoBox) -> float:

@@ -48,7 +48,8 @@ def resemble(before: Shapes, after: Shapes) -> NDArray[np.bool_]:
     shared = np.zeros(len(before))
     shared[good] = shapely.area(shapely.intersection(before[good], after[good]))
     union = shapely.area(before) + np.nan_to_num(shapely.area(after)) - shared
-    return good & (shared >= LEAST_IOU * union)
+    good &= shared >= LEAST_IOU * union
+    return good
 
 
 def _regularised(shapes: Shapes, gsd_m: float) -> Shapes:

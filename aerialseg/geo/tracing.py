@@ -76,7 +76,8 @@ def _down_columns(corners: Corners) -> tuple[NDArray[np.int64], NDArray[np.int64
 
 def _key(col: NDArray[np.int64], row: NDArray[np.int64], later: NDArray[np.int64] | int) -> NDArray[np.int64]:
     """Return what sorts corners by column, row, and of two in one place the upper piece's first."""
-    return (col << 34) + (row << 1) + later
+    key: NDArray[np.int64] = col * (1 << 34) + row * 2 + later
+    return key
 
 
 def _links(corners: Corners, order: NDArray[np.int64]) -> tuple[list[int], list[int], list[int]]:
@@ -111,7 +112,9 @@ def _follow(
         while corner >= 0:
             cycle[corner] = way
             corner = following[corner]
-    rings, owners, starts = [], [], []
+    rings: list[list[int]] = []
+    owners: list[int] = []
+    starts: list[int] = []
     for start, seen in enumerate(cycle):
         if seen != fresh:
             continue
