@@ -11,8 +11,10 @@ from aerialseg import __version__
 COMMANDS = (
     "tile",
     "train",
+    "plan",
     "predict",
     "evaluate",
+    "compare",
     "calibrate",
     "submit",
     "polygonize",

@@ -40,6 +40,15 @@ def threshold_chart(curve: Sequence[tuple[float, Confusion]], best: float) -> st
     return _chart("threshold", "score", mark + "".join(parts), "IoU, precision and recall by threshold")
 
 
+def versus_chart(points: Iterable[tuple[float, float, str]]) -> str:
+    """Return one score of two runs against each other, a dot a scene; labels are HTML."""
+    dots = "".join(
+        f'<circle class="a" cx="{_x(a):.2f}" cy="{_y(b):.2f}" r="1.3"><title>{label}: {a:.3f}, {b:.3f}</title></circle>'
+        for a, b, label in points
+    )
+    return _chart("IoU of A", "IoU of B", _line([(0, 0), (1, 1)], "guide") + dots, "IoU of both runs by scene")
+
+
 def bars(rows: Iterable[tuple[str, float, str]]) -> str:
     """Return a table of bars: label, a share of 0 to 1 (nan: no bar), and what to write behind it; plain HTML."""
     lines = []

@@ -47,7 +47,7 @@ def check_report_path(path: Path, pairs: Sequence[Pair], *, overwrite: bool) -> 
     inputs = [file for pair in pairs for file in (pair.prediction, pair.truth, pair.probability) if file is not None]
     refuse_input_as_output(inputs, [path])
     prepare_output_folder(path.parent)
-    refuse_foreign(path, ours=_is_ours(path), overwrite=overwrite)
+    refuse_foreign(path, ours=is_our_page(path), overwrite=overwrite)
 
 
 def write_report(
@@ -160,7 +160,8 @@ def _match_scenes(pairs: Sequence[Pair], given: Sequence[str | Path], progress: 
     return images
 
 
-def _is_ours(path: Path) -> bool:
+def is_our_page(path: Path) -> bool:
+    """Return whether the file is a page that this program wrote."""
     try:
         with path.open("rb") as stream:
             return OURS.encode() in stream.read(200)

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import re
-from html.parser import HTMLParser
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import rasterio
+from html_pages import check
 from PIL import Image
 
 from aerialseg.counts import Confusion
-from aerialseg.evaluation import pictures
+from aerialseg.evaluation import pictures, report
 from aerialseg.evaluation.page import PageContent, render_page
 from aerialseg.evaluation.pairs import Pair
 from aerialseg.evaluation.pictures import FOUND, GROUND, INVENTED, MISSED, UNKNOWN, draw_views
 from aerialseg.evaluation.report import describe_model
 from aerialseg.evaluation.results import EvaluationReport, SceneScore
 from aerialseg.evaluation.scores import decide_rules
+from aerialseg.files import sha256_of
+from aerialseg.models.package import ModelCard
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,49 +31,7 @@ if TYPE_CHECKING:
     Write = Callable[..., Path]
     Run = Callable[..., tuple[int, str, str]]
 
-VOID = {"meta", "img", "br", "line", "polyline"}
 EVIL = "</td><script>alert('1')</script>&\"x"
-
-
-class Checker(HTMLParser):
-    """Fails on tags that do not close in order, and collects what a page would load or run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.loads: list[str] = []
-        self.images: list[bytes] = []
-        self.text = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.loads += [tag] if tag in ("script", "link", "iframe", "object", "base", "form") else []
-        for name, value in attrs:
-            prefix = "data:image/png;base64,"
-            if name == "src" and (value or "").startswith(prefix):
-                self.images.append(base64.b64decode((value or "").removeprefix(prefix)))
-            elif name in ("src", "href", "srcset", "action") or name.startswith("on"):
-                self.loads.append(f"{name}={value}")
-        self.open += [] if tag in VOID else [tag]
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert tag in VOID, tag
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
-def check(page: str) -> Checker:
-    checker = Checker()
-    checker.feed(page)
-    checker.close()
-    assert checker.open == []
-    assert checker.loads == []
-    assert "url(" not in page
-    assert "@import" not in page
-    return checker
 
 
 @pytest.fixture
@@ -211,24 +171,29 @@ def test_nothing_of_the_users_is_replaced(dataset: Path, run: Run) -> None:
 
 
 def test_the_model_is_described_by_report_json_and_its_own_card(
-    tmp_path: Path, mask_file: Write, tiny_model: Write
+    tmp_path: Path, mask_file: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = tiny_model(tmp_path / "m.safetensors", threshold=0.4, licence="none")
-    from aerialseg.files import sha256_of
-
-    sha, prediction = sha256_of(model), mask_file(tmp_path / "out/a/x.tif", tags={})
+    card = ModelCard(preset="p", architecture="unet", encoder="e", bands=1, mean=(1.0,), std=(1.0,), tile_size=64,
+                     scores={"val_iou": 0.7}, training={"epoch": 3})  # fmt: skip
+    monkeypatch.setattr(report, "read_card", lambda path: card)
+    model = tmp_path / "m.safetensors"
+    model.write_bytes(b"weights")
+    prediction = mask_file(tmp_path / "out/a/x.tif")
     pairs = [Pair("a/x", prediction, prediction)]
     assert describe_model(pairs) == {}
     written = {"command": "predict", "aerialseg": "9.9", "settings": {"overlap": 0.25},
-               "model": {"preset": "unet-r18", "path": str(model), "sha256": sha, "threshold": 0.4}}  # fmt: skip
+               "model": {"preset": "p", "path": str(model), "sha256": sha256_of(model), "threshold": 0.4}}  # fmt: skip
     (tmp_path / "out/report.json").write_text(json.dumps(written))
     found = describe_model(pairs)
-    assert (found["preset"], found["threshold"], found["overlap"]) == ("unet-r18", 0.4, 0.25)
-    assert found["architecture"] == "Unet" or found["architecture"] == "unet"
+    assert (found["preset"], found["threshold"], found["overlap"]) == ("p", 0.4, 0.25)
+    assert (found["architecture"], found["val_iou (in training)"], found["training: epoch"]) == ("unet", "0.7000", "3")
     model.write_bytes(b"changed since")
     assert "architecture" not in describe_model(pairs)
     (tmp_path / "out/report.json").write_text("[]")
     assert describe_model(pairs) == {}
+    with rasterio.open(prediction, "r+") as mask:
+        mask.update_tags(AERIALSEG_MODEL_SHA256="abc", AERIALSEG_THRESHOLD="0.4")
+    assert describe_model(pairs) == {"SHA-256": "abc", "threshold": "0.4"}
 
 
 def test_pages_without_probabilities_objects_or_pixels(tmp_path: Path) -> None:

@@ -1,0 +1,140 @@
+"""Two runs over the same scenes: the difference of each score, how sure it is, and which scenes each one wins.
+
+Both runs are scored in the same draws of scenes (a paired bootstrap): scenes that are hard for both do not blur the
+difference. It is B minus A throughout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from aerialseg.errors import BadDataError, one_line
+from aerialseg.evaluation.results import EvaluationReport, Interval, resampled
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from aerialseg.evaluation.pairs import Pair
+
+NAMED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One score of two runs; nan where a run has none."""
+
+    score: str
+    a: float
+    b: float
+    interval: Interval | None
+    """95 % of B - A over scenes drawn anew; None for a single scene, or a score that is often undefined."""
+    better_a: int
+    """Scenes in which A scores higher; `better_b` likewise, the others are equal or have no score."""
+    better_b: int
+
+    @property
+    def difference(self) -> float:
+        """B minus A."""
+        return self.b - self.a
+
+    @property
+    def verdict(self) -> str:
+        """Return who is better, as far as the interval tells: A, B, or undecided."""
+        if self.interval is None or self.interval[0] <= 0 <= self.interval[1]:
+            return "undecided"
+        return "B" if self.interval[0] > 0 else "A"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values, None where undefined."""
+        values = {"a": self.a, "b": self.b, "difference": self.difference}
+        plain: dict[str, Any] = {name: None if value != value else value for name, value in values.items()}
+        interval = None if self.interval is None else list(self.interval)
+        return {
+            **plain,
+            "interval": interval,
+            "better": self.verdict,
+            "scenes_a": self.better_a,
+            "scenes_b": self.better_b,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two runs, score by score, and scene by scene."""
+
+    a: EvaluationReport
+    b: EvaluationReport
+    differences: tuple[Difference, ...]
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values: overall.iou.difference, scenes.NAME.iou.a and so on."""
+        both = zip(self.a.results, self.b.results, strict=True)
+        scenes = {
+            one.name: {"iou": {"a": _known(one.confusion.iou), "b": _known(two.confusion.iou)}} for one, two in both
+        }
+        overall = {difference.score: difference.to_json() for difference in self.differences}
+        return {"overall": overall, "scenes": scenes, "warnings": list(self.warnings)}
+
+
+def common_pairs(a: Sequence[Pair], b: Sequence[Pair]) -> tuple[list[Pair], list[Pair], list[str]]:
+    """Return the pairs of scenes that both runs predicted, in the same order, and warnings about the others.
+
+    Raises BadDataError when there is none.
+    """
+    by_name = {pair.name: pair for pair in b}
+    shared = [pair for pair in a if pair.name in by_name]
+    if not shared:
+        raise BadDataError(
+            f"{one_line(a[0].prediction)}: no scene of this run is in the other; give two runs of one set"
+        )
+    warnings = []
+    names = {pair.name for pair in shared}
+    for label, run in (("A", a), ("B", b)):
+        alone = [one_line(pair.name) for pair in run if pair.name not in names]
+        if alone:
+            more = f" and {len(alone) - NAMED} more" if len(alone) > NAMED else ""
+            warnings.append(f"only {label} has {', '.join(alone[:NAMED])}{more}; left out of the comparison")
+    return shared, [by_name[pair.name] for pair in shared], warnings
+
+
+def compare_reports(a: EvaluationReport, b: EvaluationReport, warnings: Sequence[str] = ()) -> Comparison:
+    """Compare two evaluations of the same scenes in the same order; raises ValueError for others."""
+    if [r.name for r in a.results] != [r.name for r in b.results]:
+        raise ValueError("two evaluations of the same scenes are needed")
+    pairs = list(zip(a.results, b.results, strict=True))
+    uneven = [one_line(one.name) for one, two in pairs if one.confusion.pixels != two.confusion.pixels]
+    doubts = [f"{', '.join(uneven[:NAMED])}: A and B have data on different ground, so they are not judged by the same"
+              " pixels"] if uneven else []  # fmt: skip
+    intervals = _intervals(a, b)
+    one, two = a.everything.scores(), b.everything.scores()
+    by_scene = [(first.counts.scores(), second.counts.scores()) for first, second in pairs]
+    differences = [
+        Difference(
+            score, one[score], two[score], intervals.get(score),
+            sum(first[score] > second[score] for first, second in by_scene),
+            sum(second[score] > first[score] for first, second in by_scene),
+        )
+        for score in one if score != "building_fraction"
+    ]  # fmt: skip
+    return Comparison(a, b, tuple(differences), (*warnings, *doubts))
+
+
+def _intervals(a: EvaluationReport, b: EvaluationReport) -> dict[str, Interval]:
+    """Return the 2.5 and 97.5 % points of each difference, both runs in the same draws."""
+    if len(a.results) < 2:
+        return {}
+    drawn = [[counts.scores() for counts in resampled([r.counts for r in run.results])] for run in (a, b)]
+    found = {}
+    for score in drawn[0][0]:
+        values = np.array([two[score] - one[score] for one, two in zip(*drawn, strict=True)])
+        if np.isnan(values).mean() < 0.05:
+            found[score] = (float(np.nanpercentile(values, 2.5)), float(np.nanpercentile(values, 97.5)))
+    return found
+
+
+def _known(value: float) -> float | None:
+    return None if value != value else value
