@@ -31,6 +31,7 @@ __all__ = [
     "raster_errors",
     "read_padded",
     "read_window",
+    "read_window_into",
     "refuse_remote",
     "write_cog",
     "write_geotiff",
@@ -43,20 +44,29 @@ def read_window(dataset: DatasetReader, source: Source, window: Window) -> tuple
     A pixel is valid where the file's nodata, alpha or mask says so and every chosen band is finite. Raises BadDataError
     naming the block and the codec's message when the file is damaged there.
     """
+    shape = int(window.height), int(window.width)
+    pixels, valid = np.empty((len(source.bands), *shape), dtype=np.uint8), np.empty(shape, dtype=np.bool_)
+    read_window_into(dataset, source, window, pixels, valid)
+    return pixels, valid
+
+
+def read_window_into(
+    dataset: DatasetReader, source: Source, window: Window, pixels: NDArray[np.uint8], valid: NDArray[np.bool_]
+) -> None:
+    """Do what `read_window` does into arrays, or views of larger ones, of the caller's."""
     row, col = int(window.row_off), int(window.col_off)
     bottom, right = row + int(window.height), col + int(window.width)
     if row < 0 or col < 0 or bottom > dataset.height or right > dataset.width:
         raise ValueError(f"window {window} lies outside a raster of {dataset.height}x{dataset.width}")
     place = f"rows {row}-{bottom - 1}, columns {col}-{right - 1}"
     with raster_errors(source.path, place):
-        values = dataset.read(source.bands, window=window)
-        if source.has_mask:
-            valid = dataset.dataset_mask(window=window) != 0
-        else:
-            valid = np.ones(values.shape[1:], dtype=np.bool_)
+        direct = source.scale is None and source.dtype == "uint8"
+        values = dataset.read(source.bands, window=window, out=pixels if direct else None)
+        valid[:] = dataset.dataset_mask(window=window) != 0 if source.has_mask else True
     if values.dtype.kind == "f":
         valid &= np.isfinite(values).all(axis=0)
-    return (values if source.scale is None else _scaled(values, source.scale)), valid
+    if not direct:
+        pixels[:] = values if source.scale is None else _scaled(values, source.scale)
 
 
 def read_padded(dataset: DatasetReader, source: Source, window: Window) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from rasterio.io import DatasetReader
     from torch import Tensor
 
-    from aerialseg.geo.resampling import Reader
     from aerialseg.prediction.canvas import Canvas
+    from aerialseg.prediction.ground import Ground
     from aerialseg.prediction.lattice import Lattice, Schedule
 
     Validity = SimpleQueue[NDArray[np.bool_] | None]
@@ -78,11 +78,11 @@ def read_batches(canvas: Canvas, schedule: Schedule, buffers: Sequence[Batch], v
     None when all are, before any batch that holds a window of a later row.
     """
     lattice = schedule.lattice
-    with open_ground(canvas) as read, _own_validity(canvas) as scene:
+    with open_ground(canvas) as fill, _own_validity(canvas) as scene:
         places: list[tuple[int, int]] = []
-        masked = False
+        masked: list[bool] = []
         turn = 0
-        for band in _bands(read, len(canvas.source.bands), lattice):
+        for band in _bands(fill, len(canvas.source.bands), lattice):
             for strip in schedule.strips(band.row):
                 validity.put(_strip(canvas, schedule, strip, band, scene))
             for col, left in enumerate(lattice.starts()):
@@ -91,17 +91,25 @@ def read_batches(canvas: Canvas, schedule: Schedule, buffers: Sequence[Batch], v
                     continue
                 batch = buffers[turn]
                 batch.pixels.numpy()[len(places)] = band.pixels[window]
-                batch.valid.numpy()[len(places)] = band.valid[window]
-                masked |= not band.whole
+                if not band.whole:
+                    batch.valid.numpy()[len(places)] = band.valid[window]
                 places.append((band.row, col))
+                masked.append(not band.whole)
                 if len(places) == len(batch.pixels):
-                    yield Batch(batch.pixels, batch.valid, tuple(places), masked)
-                    places, masked, turn = [], False, (turn + 1) % len(buffers)
+                    yield _filled(batch, places, masked)
+                    places, masked, turn = [], [], (turn + 1) % len(buffers)
         if places:
-            batch = buffers[turn]
-            batch.pixels[len(places) :] = 0
-            batch.valid[len(places) :] = True
-            yield Batch(batch.pixels, batch.valid, tuple(places), masked)
+            yield _filled(buffers[turn], places, masked)
+
+
+def _filled(batch: Batch, places: Sequence[tuple[int, int]], masked: Sequence[bool]) -> Batch:
+    """Return the batch with what was left open: validity of windows that are whole, and places without a window."""
+    batch.pixels[len(places) :] = 0
+    if any(masked):
+        for index in range(len(batch.valid)):
+            if index >= len(places) or not masked[index]:
+                batch.valid[index] = True
+    return Batch(batch.pixels, batch.valid, tuple(places), any(masked))
 
 
 def _own_validity(canvas: Canvas) -> AbstractContextManager[DatasetReader | None]:
@@ -125,7 +133,7 @@ def _strip(
     return None if own.all() else own
 
 
-def _bands(read: Reader, count: int, lattice: Lattice) -> Iterator[_Band]:
+def _bands(fill: Ground, count: int, lattice: Lattice) -> Iterator[_Band]:
     """Yield the pixels and validity under each row of windows that the scene needs.
 
     The same two arrays every time: what two rows share is moved up, the rest is read.
@@ -137,34 +145,38 @@ def _bands(read: Reader, count: int, lattice: Lattice) -> Iterator[_Band]:
         top = row * lattice.rows.step
         pixels[:, :kept] = pixels[:, lattice.size - kept :]
         valid[:kept] = valid[lattice.size - kept :]
-        _read_rows(read, lattice, top + kept, pixels[:, kept:], valid[kept:])
+        _fill_rows(fill, lattice, top + kept, pixels[:, kept:], valid[kept:])
         yield _Band(row, top, pixels, valid, bool(valid.all()))
         kept = lattice.size - lattice.rows.step
 
 
-def _read_rows(read: Reader, lattice: Lattice, first: int, pixels: NDArray[np.uint8], valid: NDArray[np.bool_]) -> None:
+def _fill_rows(fill: Ground, lattice: Lattice, first: int, pixels: NDArray[np.uint8], valid: NDArray[np.bool_]) -> None:
     """Fill the arrays with the rows from `first` on; what lies beyond the group's end is its reflection."""
     height = lattice.rows.length
     inside = min(len(valid), height - first)
-    _read_columns(read, lattice, (first, first + inside), pixels[:, :inside], valid[:inside])
+    _fill_columns(fill, lattice, first, pixels[:, :inside], valid[:inside])
     rows = mirrored(height, first + len(valid))
     if len(rows):
         top, bottom = int(rows.min()), int(rows.max()) + 1  # may lie above the band, in rows that were given up
         mirror = np.empty((len(pixels), bottom - top, valid.shape[1]), dtype=np.uint8)
         mirror_valid = np.empty(mirror.shape[1:], dtype=np.bool_)
-        _read_columns(read, lattice, (top, bottom), mirror, mirror_valid)
+        _fill_columns(fill, lattice, top, mirror, mirror_valid)
         pixels[:, inside:], valid[inside:] = mirror[:, rows - top], mirror_valid[rows - top]
 
 
-def _read_columns(
-    read: Reader, lattice: Lattice, rows: tuple[int, int], pixels: NDArray[np.uint8], valid: NDArray[np.bool_]
+def _fill_columns(
+    fill: Ground, lattice: Lattice, top: int, pixels: NDArray[np.uint8], valid: NDArray[np.bool_]
 ) -> None:
     """Fill the arrays with the columns under the scene's windows, reflected beyond the group's last one."""
-    left, (top, bottom) = lattice.first_col, rows
+    left, height = lattice.first_col, len(valid)
     columns = mirrored(lattice.cols.length, left + valid.shape[1])
     inside = valid.shape[1] - len(columns)
-    begin = min(left, int(columns.min())) if len(columns) else left
-    seen, seen_valid = read(Window(begin, top, left + inside - begin, bottom - top))
-    pixels[..., :inside], valid[:, :inside] = seen[..., left - begin :], seen_valid[:, left - begin :]
-    if len(columns):
-        pixels[..., inside:], valid[:, inside:] = seen[..., columns - begin], seen_valid[:, columns - begin]
+    fill(Window(left, top, inside, height), pixels[..., :inside], valid[:, :inside])
+    if len(columns) and columns.min() >= left:
+        pixels[..., inside:], valid[:, inside:] = pixels[..., columns - left], valid[:, columns - left]
+    elif len(columns):  # the mirror reaches back into columns that no window of this scene holds
+        first, last = int(columns.min()), int(columns.max()) + 1
+        mirror = np.empty((len(pixels), height, last - first), dtype=np.uint8)
+        mirror_valid = np.empty(mirror.shape[1:], dtype=np.bool_)
+        fill(Window(first, top, last - first, height), mirror, mirror_valid)
+        pixels[..., inside:], valid[:, inside:] = mirror[..., columns - first], mirror_valid[:, columns - first]

@@ -2,44 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from aerialseg.geo.neighbours import Placed
-from aerialseg.geo.raster import open_raster, read_window
+from aerialseg.geo.raster import open_raster, read_window, read_window_into
 from aerialseg.geo.resampling import rescaled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from numpy.typing import NDArray
     from rasterio.io import DatasetReader
 
-    from aerialseg.geo.resampling import Reader
     from aerialseg.prediction.canvas import Canvas
 
-    Read = tuple[NDArray[np.uint8], NDArray[np.bool_]]
+Ground = Callable[[Window, NDArray[np.uint8], NDArray[np.bool_]], None]
+"""Fills pixels (bands, rows, cols) and valid (rows, cols) with a window of the grid that is run."""
 
 
 @contextmanager
-def open_ground(canvas: Canvas) -> Iterator[Reader]:
+def open_ground(canvas: Canvas) -> Iterator[Ground]:
     """Yield a reader of windows of the grid that is run; use it in this thread, inside the block.
 
     Ground that belongs to none of the group's scenes is invalid.
     """
     with ExitStack() as files:
         scene = files.enter_context(open_raster(canvas.source.path))
-        read: Reader = partial(read_window, scene, canvas.source)
+        fill: Ground = partial(read_window_into, scene, canvas.source)
         if canvas.neighbours:
-            read = partial(_read_group, files, {canvas.source.path: scene}, canvas)
-        if canvas.factor != 1:
-            read = rescaled(read, (canvas.height, canvas.width), canvas.factor)
-        yield read
+            fill = partial(_fill_from_group, files, {canvas.source.path: scene}, canvas)
+        yield fill if canvas.factor == 1 else partial(_fill_rescaled, fill, canvas)
 
 
 def read_validity(dataset: DatasetReader, canvas: Canvas, start: int, stop: int) -> NDArray[np.bool_]:
@@ -48,13 +47,16 @@ def read_validity(dataset: DatasetReader, canvas: Canvas, start: int, stop: int)
     return read_window(dataset, canvas.source, Window(0, start, box.width, stop - start))[1]
 
 
-def _read_group(files: ExitStack, handles: dict[Path, DatasetReader], canvas: Canvas, window: Window) -> Read:
+def _fill_from_group(
+    files: ExitStack, handles: dict[Path, DatasetReader], canvas: Canvas,
+    window: Window, pixels: NDArray[np.uint8], valid: NDArray[np.bool_],
+) -> None:  # fmt: skip
     """Read a window of the group from the scenes it lies in; a neighbour is opened when it is first needed."""
-    top, left, height, width = map(int, (window.row_off, window.col_off, window.height, window.width))
-    pixels = np.zeros((len(canvas.source.bands), height, width), dtype=np.uint8)
-    valid = np.zeros((height, width), dtype=np.bool_)
+    top, left = int(window.row_off), int(window.col_off)
+    bottom, right = top + len(valid), left + valid.shape[1]
+    pixels[:], valid[:] = 0, False
     for member in (Placed(canvas.source, canvas.row, canvas.col), *canvas.neighbours):
-        shared = member.overlap_with(top, left, top + height, left + width)
+        shared = member.overlap_with(top, left, bottom, right)
         if shared is None:
             continue
         path = member.source.path
@@ -62,6 +64,17 @@ def _read_group(files: ExitStack, handles: dict[Path, DatasetReader], canvas: Ca
             handles[path] = files.enter_context(open_raster(path))
         first, west, last, east = shared
         inner = Window(west - member.col, first - member.row, east - west, last - first)
-        here = np.s_[first - top : last - top, west - left : east - left]
-        pixels[(slice(None), *here)], valid[here] = read_window(handles[path], member.source, inner)
-    return pixels, valid
+        rows, cols = slice(first - top, last - top), slice(west - left, east - left)
+        read_window_into(handles[path], member.source, inner, pixels[:, rows, cols], valid[rows, cols])
+
+
+def _fill_rescaled(
+    fill: Ground, canvas: Canvas, window: Window, pixels: NDArray[np.uint8], valid: NDArray[np.bool_]
+) -> None:
+    def read(under: Window) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        shape = int(under.height), int(under.width)
+        found = np.empty((len(pixels), *shape), dtype=np.uint8), np.empty(shape, dtype=np.bool_)
+        fill(under, *found)
+        return found
+
+    pixels[:], valid[:] = rescaled(read, (canvas.height, canvas.width), canvas.factor)(window)

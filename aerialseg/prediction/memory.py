@@ -67,7 +67,8 @@ def _reading(canvas: Canvas, lattice: Lattice, bands: int) -> int:
         each += bands + 1
     total = rows * cols * each
     if canvas.factor != 1:
-        total += 3 * FLOAT * bands * RESAMPLED_ROWS * (cols + lattice.padded) + lattice.size * lattice.padded * bands
+        total += 5 * FLOAT * bands * RESAMPLED_ROWS * (cols + lattice.padded)
+        total += lattice.size * lattice.padded * (bands + 1)
     return total
 
 

@@ -69,7 +69,7 @@ class StripMaker:
         )
         rows = schedule.lattice.size if self._back is None else CHUNK_ROWS
         shape, pinned = (planes, rows, canvas.source.box.width), device.type == "cuda"
-        self._quanta = torch.empty(shape, dtype=torch.uint8, device=device)
+        self._quanta = None if device.type == "cpu" else torch.empty(shape, dtype=torch.uint8, device=device)
         self._hosts = [torch.empty(shape, dtype=torch.uint8, pin_memory=pinned) for _ in range(hosts)]
         self._check = torch.zeros((), device=device)
         self._turn = 0
@@ -92,10 +92,13 @@ class StripMaker:
         rows = planes.shape[1]
         planes.mul_(QUANTA).round_()
         self._check += planes[0].sum()
-        quanta = self._quanta[:, :rows].copy_(planes)
-        host = self._hosts[self._turn % len(self._hosts)][:, :rows].copy_(quanta, non_blocking=True)
+        host = self._hosts[self._turn % len(self._hosts)][:, :rows]
         self._turn += 1
-        return Strip(row, host, valid, mark(quanta.device) if quanta.device.type == "cuda" else None)
+        if self._quanta is None:
+            return Strip(row, host.copy_(planes), valid, None)
+        on_cuda = planes.device.type == "cuda"
+        host.copy_(self._quanta[:, :rows].copy_(planes), non_blocking=on_cuda)
+        return Strip(row, host, valid, mark(planes.device) if on_cuda else None)
 
 
 class _Back:
