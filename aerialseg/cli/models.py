@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from aerialseg.models.catalog import Preset
 
 
 def models(as_json: Annotated[bool, typer.Option("--json", help="Print the presets as JSON.")] = False) -> None:
@@ -28,17 +31,13 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print the prese
         print_json([{**asdict(preset), "default": name == DEFAULT_PRESET} for name, preset in PRESETS.items()])
         return
     columns = ["preset", "architecture", "encoder", "parameters", "tile size", "attention", "licence"]
-    rows = [
-        [
-            f"{preset.name} (default)" if preset.name == DEFAULT_PRESET else preset.name,
-            *(
-                preset.architecture,
-                preset.encoder,
-                f"{preset.parameters or 0:,}",
-                f"multiple of {preset.size_multiple}",
-            ),
-            *(preset.attention, preset.licence),
-        ]
-        for preset in PRESETS.values()
-    ]
-    print_table("Networks by name", columns, rows)
+    print_table(
+        "Networks by name", columns, [_row(preset, preset.name == DEFAULT_PRESET) for preset in PRESETS.values()]
+    )
+
+
+def _row(preset: Preset, default: bool) -> list[str]:
+    name = f"{preset.name} (default)" if default else preset.name
+    size = f"multiple of {preset.size_multiple}"
+    parameters = f"{preset.parameters or 0:,}"
+    return [name, preset.architecture, preset.encoder, parameters, size, preset.attention, preset.licence]

@@ -25,10 +25,9 @@ def sample(
     The pictures are made up but hold what makes real ones hard: shadows, trees over roofs, car parks, bare ground. The
     same options give the same bytes on every machine.
 
+    \b
     Examples:
-
       aerialseg sample scenes --scenes 8
-
       aerialseg tile scenes -o tiles/sample --split inria
     """
     from aerialseg.cli.console import console_progress

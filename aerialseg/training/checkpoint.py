@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from aerialseg.errors import ModelError, one_line
+from aerialseg.errors import ModelError, first_line, one_line
 from aerialseg.files import staged
 
 if TYPE_CHECKING:
@@ -101,8 +101,7 @@ def _read(path: Path) -> State:
         state: State = content["state"]
         whole = content["format"] == FORMAT and content["digest"] == digest_of(state)
     except Exception as error:  # damaged bytes surface as nearly any type
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{one_line(path)}: damaged: {one_line(reason)[:120]}") from error
+        raise ModelError(f"{one_line(path)}: damaged: {first_line(error)[:120]}") from error
     if not whole:
         raise ModelError(f"{one_line(path)}: damaged: its content does not match its digest")
     return state
