@@ -22,7 +22,7 @@ def reliability_chart(bins: Sequence[Bin]) -> str:
     known = [(part.probability, part.building, part.pixels) for part in bins if part.pixels]
     pixels = sum(part[2] for part in known)
     dots = "".join(
-        f'<circle class="a" cx="{_x(p):.2f}" cy="{_y(b):.2f}" r="{1.2 + 2.2 * (n / pixels) ** 0.25:.2f}">'
+        f'<circle class="a" cx="{_x(p):.2f}" cy="{_y(b):.2f}" r="{0.9 + 1.3 * (n / pixels) ** 0.25:.2f}">'
         f"<title>probability {p:.2f}: {b:.2f} of {n:,} pixels are building</title></circle>"
         for p, b, n in known
     )

@@ -143,7 +143,7 @@ def _pictures(content: PageContent) -> str:
         figures.append(
             f"<figure><figcaption><b>{_text(name)}</b> IoU {_number(scores[name]['iou'], 3)}</figcaption>"
             f"{_image(views.overview, f'{name}, whole scene')}{_image(views.close_up, f'{name}, worst piece')}"
-            f"<figcaption>right: the worst piece, {wrong}</figcaption></figure>"
+            f"<figcaption>close up: the worst piece, {wrong}</figcaption></figure>"
         )
     behind = "over the scene" if content.over_scenes else "without the scenes (<code>--scenes</code> shows them behind)"
     intro = f"<p>From the worst scene to the best, {behind}. {LEGEND}</p>"
@@ -214,4 +214,4 @@ def _number(score: float, digits: int = 4) -> str:
 
 
 def _text(value: object) -> str:
-    return escape(one_line(str(value)))
+    return escape(one_line(f"{value:.4g}" if isinstance(value, float) else str(value)))
