@@ -81,7 +81,7 @@ class ConsoleProgress:
         self._done += amount
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, advance=amount, note=note)
-        elif time.monotonic() - self._spoke >= MINUTE:
+        elif self._label and time.monotonic() - self._spoke >= MINUTE:
             self._spoke = time.monotonic()
             self.say(self._status(note))
         self._raise_if_stopped()

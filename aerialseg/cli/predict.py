@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
-
-if TYPE_CHECKING:
-    from aerialseg.geo.raster import BandRule
-    from aerialseg.prediction.options import Shard
 
 
 def predict(
@@ -93,16 +89,17 @@ def predict(
       aerialseg predict 'scenes/*.jp2' -m model.safetensors -o out --bands 4,1,2 --scale 0:2047
     """
     from aerialseg.cli.console import console_progress, print_json
+    from aerialseg.cli.values import band_rule, batch_size, gsd_of, shard_of
     from aerialseg.geo.raster import Access
     from aerialseg.geo.scenes import find_scenes
     from aerialseg.prediction.job import PredictOptions, predict_scenes
 
     access = Access(allow_ungeoreferenced, max_pixels)
     chosen = PredictOptions(
-        window=window, overlap=overlap, blend=blend, tta=tta, gsd_m=_gsd(gsd),
-        neighbours=neighbours == "auto", batch=_batch(batch), precision=precision, device=device,
+        window=window, overlap=overlap, blend=blend, tta=tta, gsd_m=gsd_of(gsd),
+        neighbours=neighbours == "auto", batch=batch_size(batch), precision=precision, device=device,
         compiled=compiled, probability=probability, agreement=agreement, polygons=polygons,
-        rule=_rule(bands, scale), access=access, shard=_shard(shard), overwrite=overwrite, fail_fast=fail_fast,
+        rule=band_rule(bands, scale), access=access, shard=shard_of(shard), overwrite=overwrite, fail_fast=fail_fast,
     )  # fmt: skip
     with console_progress() as progress:
         report = predict_scenes(find_scenes(scenes), model, out, chosen, progress)
@@ -111,53 +108,3 @@ def predict(
     else:
         typer.echo(report.line())
     report.raise_failures()
-
-
-def _batch(given: str) -> int | None:
-    if given == "auto":
-        return None
-    from aerialseg.errors import UsageError, one_line
-
-    if not given.isdecimal():
-        raise UsageError(f"--batch {one_line(given)}: give a number of windows, or auto")
-    return int(given)
-
-
-def _rule(bands: str | None, scale: str | None) -> BandRule:
-    from aerialseg.errors import UsageError, one_line
-    from aerialseg.geo.raster import BandRule
-
-    try:
-        chosen = None if bands is None else tuple(int(band) for band in bands.split(","))
-    except ValueError as error:
-        raise UsageError(f"--bands {one_line(bands or '')}: give band numbers, as 1,2,3") from error
-    if scale is None:
-        return BandRule(chosen)
-    try:
-        low, high = (float(value) for value in scale.split(":"))
-    except ValueError as error:
-        raise UsageError(f"--scale {one_line(scale)}: give two numbers, as 0:2047") from error
-    return BandRule(chosen, (low, high))
-
-
-def _gsd(given: str) -> float | Literal["auto", "keep"]:
-    from aerialseg.errors import UsageError, one_line
-
-    if given == "auto" or given == "keep":
-        return given
-    try:
-        return float(given)
-    except ValueError as error:
-        raise UsageError(f"--gsd {one_line(given)}: give metres per pixel, auto, or keep") from error
-
-
-def _shard(given: str | None) -> Shard | None:
-    from aerialseg.errors import UsageError, one_line
-    from aerialseg.prediction.options import Shard
-
-    if given is None:
-        return None
-    number, _, count = given.partition("/")
-    if not (number.isdecimal() and count.isdecimal()):
-        raise UsageError(f"--shard {one_line(given)}: give the part and how many there are, as 1/4")
-    return Shard(int(number), int(count))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from aerialseg.errors import UsageError, one_line
 
 if TYPE_CHECKING:
     from aerialseg.geo.raster import BandRule
+    from aerialseg.prediction.options import Shard
 
 
 def band_rule(bands: str | None, scale: str | None) -> BandRule:
@@ -34,6 +35,29 @@ def batch_size(text: str) -> int | None:
     if not text.isdecimal():
         raise UsageError(f"--batch {one_line(text)}: give a number of windows, or auto")
     return int(text)
+
+
+def gsd_of(text: str) -> float | Literal["auto", "keep"]:
+    """Return what `--gsd` asks for: metres per pixel, or a word. Raises UsageError for anything else."""
+    words: dict[str, Literal["auto", "keep"]] = {"auto": "auto", "keep": "keep"}
+    if text in words:
+        return words[text]
+    try:
+        return float(text)
+    except ValueError as error:
+        raise UsageError(f"--gsd {one_line(text)}: give metres per pixel, auto, or keep") from error
+
+
+def shard_of(text: str | None) -> Shard | None:
+    """Return what `--shard I/N` asks for; None stays None. Raises UsageError for anything else."""
+    from aerialseg.prediction.options import Shard
+
+    if text is None:
+        return None
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal()):
+        raise UsageError(f"--shard {one_line(text)}: give the part and how many there are, as 1/4")
+    return Shard(int(number), int(count))
 
 
 def _range(text: str | None) -> tuple[float, float] | None:

@@ -6,7 +6,6 @@ A scene's rasters are finished in a thread of their own while the next scene run
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from concurrent.futures import wait
 from contextlib import suppress
@@ -23,10 +22,9 @@ from aerialseg.files import (
     sha256_of,
     sweep,
 )
-from aerialseg.geo.raster import inspect_scene
 from aerialseg.models.package import find_model, read_card
-from aerialseg.prediction.canvas import make_canvases
 from aerialseg.prediction.journal import Journal
+from aerialseg.prediction.loading import load_forward
 from aerialseg.prediction.options import PredictOptions, Shard
 from aerialseg.prediction.outputs import SceneFiles, count_pixels, finish, output_tags
 from aerialseg.prediction.parts import Part, part_path
@@ -34,7 +32,9 @@ from aerialseg.prediction.pipeline import in_background
 from aerialseg.prediction.plan import (
     Run,
     Work,
+    check_scenes,
     check_window,
+    disk_bytes,
     done_before,
     every_output,
     is_output_in,
@@ -60,8 +60,6 @@ if TYPE_CHECKING:
 
 __all__ = ["PredictOptions", "Shard", "predict_scenes"]
 
-MASK_BYTES, MEASURE_BYTES = 0.1, 1.2
-"""Disk a pixel takes, compressed and with overviews; the pixels of buildings rarely need half of it."""
 POLL_S, PATIENCE_S = 0.2, 5.0
 """How often waiting for a scene's files looks for a stop, and how long a stop waits for them."""
 
@@ -116,44 +114,34 @@ def _check(
     `mine` holds the scenes of this shard, and whether their outputs replace a stranger's; the others may be neighbours.
     """
     run, found = journal.run, []
-    sources = {}
-    for scene in scenes if run.options.neighbours else [scene for scene in scenes if scene.name in mine]:
-        run.progress.advance(0)
-        try:
-            sources[scene.image] = inspect_scene(
-                scene.image, run.rule, run.options.access, expected_bands=run.card.bands
-            )
-        except AerialsegError as error:
-            if scene.name in mine:
-                journal.record(SceneResult(scene.name, scene.image, "failed", failure=error))
-                if run.options.fail_fast:
-                    break
-    canvases = make_canvases(
-        list(sources.values()), neighbours=run.options.neighbours, gsd_m=run.gsd_m, reach=2 * run.window
-    )
+    canvases, failures = check_scenes(run, scenes if run.options.neighbours else [s for s in scenes if s.name in mine])
     for scene in scenes:
-        if scene.name in mine and scene.image in canvases:
-            run.progress.advance(0)
-            canvas = canvases[scene.image]
-            work = Work(scene, files[scene.name], canvas, stamps_of(canvas), foreign=mine[scene.name])
-            done = done_before(run, work)
-            if done is None:
-                found.append(work)
-            else:
-                part_path(run.out, scene.name).unlink(missing_ok=True)
-                journal.record(done)
-    return [] if run.options.fail_fast and journal.failed else found
+        run.progress.advance(0)
+        if scene.name not in mine:
+            continue
+        if scene.image in failures:
+            journal.record(SceneResult(scene.name, scene.image, "failed", failure=failures[scene.image]))
+            if run.options.fail_fast:
+                return []
+            continue
+        canvas = canvases[scene.image]
+        work = Work(scene, files[scene.name], canvas, stamps_of(canvas), foreign=mine[scene.name])
+        done = done_before(run, work)
+        if done is None:
+            found.append(work)
+        else:
+            part_path(run.out, scene.name).unlink(missing_ok=True)
+            journal.record(done)
+    return found
 
 
 def _predict(journal: Journal, work: Sequence[Work]) -> None:
     """Run the scenes through the model, one after the other."""
     run = journal.run
     pixels = [item.pixels for item in work]
-    measures = len(run.options.measures)
-    layers = 1 + run.options.agreement
-    finished = (MASK_BYTES + MEASURE_BYTES * measures) * sum(pixels)
-    require_space(run.out, int(finished + (2 * layers + 1) * max(pixels)))  # two scenes' parts, and a plain copy
-    forward = _load(journal)
+    require_space(run.out, disk_bytes(run.options, pixels))
+    forward = load_forward(run)
+    journal.settings |= {"device": str(forward.settings.device), "used_precision": forward.settings.precision}
     journal.loaded = time.monotonic()
     run.progress.start("predict", sum(pixels) / 1e6, "Mpx")
     finisher = _Finisher(journal)
@@ -166,37 +154,6 @@ def _predict(journal: Journal, work: Sequence[Work]) -> None:
         journal.settings["batch"] = forward.together
         finisher.settle()
         run.progress.finish()
-
-
-def _load(journal: Journal) -> Forward:
-    """Load the model onto its device; this is where torch is imported."""
-    # Threads that spin while they wait take the cores from reader and writer: up to ten times slower on two cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from aerialseg.models.device import pick_device, pick_precision
-    from aerialseg.models.package import load_model
-    from aerialseg.prediction.forward import EngineSettings, Forward, automatic_batch
-
-    run = journal.run
-    run.progress.advance(0)  # an import takes seconds; a stop that came meanwhile is heard here
-    device = pick_device(run.options.device)
-    precision = pick_precision(run.options.precision, device)
-    batch = run.options.batch or automatic_batch(device, run.window)
-    journal.settings |= {"device": str(device), "used_precision": precision}
-    segmenter, card = load_model(run.model)
-    run.progress.advance(0)
-    settings = EngineSettings(
-        run.window,
-        run.overlap,
-        batch,
-        device,
-        precision,
-        card.temperature,
-        run.options.blend,
-        run.options.tta,
-        run.options.agreement,
-        run.options.compiled,
-    )
-    return Forward(segmenter, settings, run.progress)
 
 
 class _Finisher:

@@ -11,16 +11,17 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from aerialseg.errors import BadDataError, UsageError, one_line
+from aerialseg.errors import AerialsegError, BadDataError, Stopped, UsageError, one_line
 from aerialseg.files import refuse_foreign, sha256_of
 from aerialseg.geo.contents import content_digest
-from aerialseg.geo.raster import BandRule
+from aerialseg.geo.raster import BandRule, inspect_scene
 from aerialseg.models.catalog import PRESETS, SIZE_MULTIPLE
+from aerialseg.prediction.canvas import make_canvases
 from aerialseg.prediction.outputs import COUNTS, KEY, SceneFiles, done_key, read_tags, write_sides
 from aerialseg.prediction.report import SceneResult
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from aerialseg.geo.raster import GeoBox
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from aerialseg.prediction.canvas import Canvas
     from aerialseg.prediction.options import PredictOptions, Shard
     from aerialseg.progress import Progress
+MASK_BYTES, MEASURE_BYTES = 0.1, 1.2
+"""Disk a pixel takes, compressed and with overviews; the pixels of buildings rarely need half of it."""
 REPORT = "report.json"
 
 
@@ -149,6 +152,31 @@ class Work:
         )
 
 
+def check_scenes(run: Run, scenes: Sequence[Scene]) -> tuple[dict[Path, Canvas], dict[Path, AerialsegError]]:
+    """Return what the network will see of each scene, and why others cannot be used; both by path."""
+    sources, failures = [], {}
+    for scene in scenes:
+        run.progress.advance(0)
+        try:
+            sources.append(inspect_scene(scene.image, run.rule, run.options.access, expected_bands=run.card.bands))
+        except Stopped:
+            raise
+        except AerialsegError as error:
+            failures[scene.image] = error
+    canvases = make_canvases(sources, neighbours=run.options.neighbours, gsd_m=run.gsd_m, reach=2 * run.window)
+    return canvases, failures
+
+
+def disk_bytes(options: PredictOptions, pixels: Sequence[int]) -> int:
+    """Return about how much disk scenes of so many pixels take at most, while they are predicted.
+
+    That is their outputs and, of the largest scene, the strips of two in a row and a plain copy.
+    """
+    finished = (MASK_BYTES + MEASURE_BYTES * len(options.measures)) * sum(pixels)
+    layers = 1 + options.agreement
+    return int(finished + (2 * layers + 1) * max(pixels, default=0))
+
+
 def check_window(run: Run) -> None:
     """Raise UsageError when the network cannot take the window that was asked for."""
     preset = PRESETS.get(run.card.preset)
@@ -238,6 +266,5 @@ def _resampling_note(canvas: Canvas) -> tuple[str, ...]:
     own, run = canvas.source.box.gsd_m, canvas.gsd_m
     if own is None or run is None:
         return ()
-    return (
-        f"{one_line(canvas.source.path)}: its pixels are {own:.3g} m; it is run at {run:.3g} m, as the model wants",
-    )
+    name = one_line(canvas.source.path)
+    return (f"{name}: its pixels are {own:.3g} m; it is run at {run:.3g} m and brought back to its own grid",)

@@ -76,10 +76,10 @@ def test_given_only_its_own_masks_it_says_so_and_keeps_the_report(town: Town) ->
 def no_torch_work(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Make loading a model an error from the call on."""
 
-    def refuse(journal: Any) -> None:
+    def refuse(run: Any) -> None:
         raise AssertionError("the model was loaded")
 
-    return lambda: monkeypatch.setattr(job, "_load", refuse)
+    return lambda: monkeypatch.setattr(job, "load_forward", refuse)
 
 
 class Lines(Silent):

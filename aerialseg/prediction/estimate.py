@@ -1,0 +1,148 @@
+"""What a run of predict would take, before it is started: windows, memory, disk, and time from a short probe."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from aerialseg.errors import NoInputError, one_line
+from aerialseg.files import sha256_of
+from aerialseg.models.package import find_model, read_card
+from aerialseg.prediction.loading import load_forward
+from aerialseg.prediction.options import PredictOptions
+from aerialseg.prediction.plan import Run, check_scenes, check_window, disk_bytes
+from aerialseg.progress import Silent
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from aerialseg.geo.scenes import Scene
+    from aerialseg.prediction.canvas import Canvas
+    from aerialseg.prediction.forward import Forward
+    from aerialseg.progress import Progress
+
+PROBES = 3
+"""Batches that are timed, after one that is not: the first one is slower."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What predicting would take; everything counts all scenes, as if none was done before."""
+
+    scenes: int
+    mpx: float
+    windows: int
+    resampled: int
+    """Scenes that would be run at another GSD than their own."""
+    grouped: int
+    """Scenes that would see into neighbours."""
+    device: str
+    precision: str
+    batch: int
+    seconds_per_window: float
+    seconds: float
+    """Time in the network; reading and writing happen beside it."""
+    memory_bytes: int
+    """Host memory of the largest scene, beside the network itself and its libraries."""
+    disk_bytes: int
+    free_bytes: int
+    failures: tuple[str, ...]
+    """What is wrong with the scenes that could not be predicted, a line each."""
+
+    def rows(self) -> list[list[str]]:
+        """Return what a person wants to know, as label and value."""
+        seen = [f"{self.grouped:,} see into neighbours"] * bool(self.grouped)
+        seen += [f"{self.resampled:,} are run at another GSD"] * bool(self.resampled)
+        hours, rest = divmod(round(self.seconds), 3600)
+        return [
+            ["scenes", ", ".join([f"{self.scenes:,}, {self.mpx:,.1f} Mpx", *seen])],
+            ["windows", f"{self.windows:,}, in batches of {self.batch}"],
+            ["network", f"{self.device}, {self.precision}, {self.seconds_per_window * 1000:,.1f} ms a window"],
+            ["time", f"{hours}:{rest // 60:02}:{rest % 60:02}, when nothing was done before"],
+            ["memory", f"{self.memory_bytes / 1e6:,.0f} MB beside the network"],
+            ["disk", f"{self.disk_bytes / 1e6:,.0f} MB at most, {self.free_bytes / 1e6:,.0f} MB free"],
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the estimate as JSON-able values."""
+        return dataclasses.asdict(self) | {"failures": list(self.failures)}
+
+
+def estimate(
+    scenes: Sequence[Scene],
+    model: Path,
+    out: Path,
+    options: PredictOptions | None = None,
+    progress: Progress | None = None,
+) -> Estimate:
+    """Check the scenes, load the model and time it on a few batches of random pixels; nothing is written.
+
+    Scenes that cannot be predicted are told of in `failures`. Raises NoInputError when none can, UsageError for options
+    the model does not take, ModelError, DeviceError and Stopped.
+    """
+    options, progress = options or PredictOptions(), progress or Silent()
+    model = find_model(model)
+    run = Run(model, sha256_of(model), read_card(model), out, options, progress)
+    check_window(run)
+    found, failures = check_scenes(run, scenes)
+    if not found:
+        raise NoInputError(f"no scene can be predicted; first: {next(iter(failures.values()))}")
+    mine = {scene.image for scene in (scenes if options.shard is None else options.shard.of(scenes))}
+    canvases = [canvas for path, canvas in found.items() if path in mine]
+    forward = load_forward(run)
+    return _sum_up(run, canvases, forward, [str(error) for error in failures.values()])
+
+
+def _sum_up(run: Run, canvases: Sequence[Canvas], forward: Forward, failures: Sequence[str]) -> Estimate:
+    from aerialseg.prediction.engine import count_windows
+    from aerialseg.prediction.memory import peak_bytes
+
+    settings = forward.settings
+    windows = sum(count_windows(canvas, settings) for canvas in canvases)
+    each = time_windows(forward, run.card.bands, run.progress)
+    pixels = [canvas.source.box.height * canvas.source.box.width for canvas in canvases]
+    return Estimate(
+        scenes=len(canvases),
+        mpx=sum(pixels) / 1e6,
+        windows=windows,
+        resampled=sum(canvas.gsd_m is not None for canvas in canvases),
+        grouped=sum(bool(canvas.halo) for canvas in canvases),
+        device=str(settings.device),
+        precision=settings.precision,
+        batch=forward.together,
+        seconds_per_window=each,
+        seconds=windows * each,
+        memory_bytes=max((peak_bytes(canvas, settings, run.card.bands) for canvas in canvases), default=0),
+        disk_bytes=disk_bytes(run.options, pixels),
+        free_bytes=shutil.disk_usage(_existing(run.out)).free,
+        failures=tuple(one_line(text) for text in failures),
+    )
+
+
+def time_windows(forward: Forward, bands: int, progress: Progress) -> float:
+    """Return the seconds that one window takes when whole batches of random pixels are run."""
+    from aerialseg.prediction.batches import Batch
+
+    settings = forward.settings
+    batch = Batch.empty(settings.batch, bands, settings.size, pinned=settings.device.type == "cuda")
+    shape = tuple(batch.pixels.shape)
+    batch.pixels.numpy()[:] = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    taken = []
+    for _ in range(1 + PROBES):
+        progress.advance(0)
+        began = time.perf_counter()
+        float(forward(batch).sum())  # reading a number waits for the device
+        taken.append(time.perf_counter() - began)
+    return median(taken[1:]) / settings.batch
+
+
+def _existing(folder: Path) -> Path:
+    """Return the folder, or the first above it that is there."""
+    return next(place for place in (folder, *folder.absolute().parents) if place.is_dir())

@@ -1,0 +1,38 @@
+"""The model of a run, on its device; this is where torch is imported, once it is known that there is work."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from aerialseg.prediction.forward import Forward
+    from aerialseg.prediction.plan import Run
+
+
+def load_forward(run: Run) -> Forward:
+    """Load the run's model; raises DeviceError, ModelError and Stopped."""
+    # Threads that spin while they wait take the cores from reader and writer: up to ten times slower on two cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from aerialseg.models.device import pick_device, pick_precision
+    from aerialseg.models.package import load_model
+    from aerialseg.prediction.forward import EngineSettings, Forward, automatic_batch
+
+    run.progress.advance(0)  # an import takes seconds; a stop that came meanwhile is heard here
+    device = pick_device(run.options.device)
+    precision = pick_precision(run.options.precision, device)
+    segmenter, card = load_model(run.model)
+    run.progress.advance(0)
+    settings = EngineSettings(
+        size=run.window,
+        overlap=run.overlap,
+        batch=run.options.batch or automatic_batch(device, run.window),
+        device=device,
+        precision=precision,
+        temperature=card.temperature,
+        blend=run.options.blend,
+        tta=run.options.tta,
+        agreement=run.options.agreement,
+        compile=run.options.compiled,
+    )
+    return Forward(segmenter, settings, run.progress)
