@@ -18,6 +18,8 @@ def preview(
 ) -> None:
     """Draw each scene with its mask's outline and probability as a PNG, and all of them on one contact sheet.
 
+    Prints the path of the sheet.
+
     \b
     Examples:
       aerialseg preview out
@@ -30,4 +32,4 @@ def preview(
         paths = write_previews(
             predicted, out or predicted / "preview", size=size, overwrite=overwrite, progress=progress
         )
-    typer.echo(f"{len(paths) - 1} pictures and {paths[-1]}")
+    typer.echo(paths[-1])

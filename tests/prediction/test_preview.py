@@ -1,0 +1,195 @@
+"""Pictures of a run: what they show, that they are equal when their files are, and what is not overwritten."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_run import HEIGHT, ODD_NAMES, WIDTH, labels_of, write_run
+
+from aerialseg.errors import BadDataError, NoInputError, OutputError, Stopped, UsageError
+from aerialseg.prediction.pictures import CAPTION, GAP, OUTLINE
+from aerialseg.prediction.preview import SHEET, write_previews
+from aerialseg.progress import Silent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aerialseg.prediction.collection import Entry
+
+
+def report(root: Path, entries: list[Entry], **more: Any) -> Path:
+    scenes = {entry.name: {"image": str(entry.scene), "status": "done"} for entry in entries}
+    value = {"aerialseg": "0", "command": "predict", "scenes": scenes, **more}
+    (root / "out/report.json").write_text(json.dumps(value))
+    return root / "out"
+
+
+def previewed(out: Path, **options: Any) -> tuple[Path, ...]:
+    return write_previews(out, out / "preview", **{"size": 1024, "overwrite": False, **options})
+
+
+def picture(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def test_a_picture_shows_scene_outline_and_probability(tmp_path: Path) -> None:
+    entries = write_run(tmp_path, ["a"])
+    paths = previewed(report(tmp_path, entries))
+    assert [path.name for path in paths] == ["a.png", SHEET]
+    drawn = picture(paths[0])
+    assert drawn.shape == (HEIGHT + CAPTION + GAP, 2 * (WIDTH + GAP) + GAP, 3)
+    scene = drawn[CAPTION : CAPTION + HEIGHT, GAP : GAP + WIDTH]
+    labels = labels_of(0)
+    edge = (scene == OUTLINE).all(axis=-1)
+    inner = np.zeros(labels.shape, bool)
+    inner[31:59, 11:49] = True  # the building but for its outermost pixels
+    ring = np.zeros(labels.shape, bool)
+    ring[30:60, 10:50] = ring[29, 10:50] = ring[60, 10:50] = ring[30:60, 9] = ring[30:60, 50] = True
+    assert np.array_equal(edge, ring & ~inner)
+    assert (scene[inner] == 220).all()
+    assert (scene[80:, 60:] == 40).all()
+    assert (scene[labels == 255] == (40 + 2 * 255) // 3).all(), "ground without data is pale"
+    likely = drawn[CAPTION : CAPTION + HEIGHT, 2 * GAP + WIDTH : 2 * GAP + 2 * WIDTH]
+    assert (likely[inner] == OUTLINE).all()
+    assert np.ptp(likely[80, 80].astype(int)) < 20, "next to grey where the probability is 20 of 254"
+
+
+def test_a_large_scene_is_made_small(tmp_path: Path) -> None:
+    entries = write_run(tmp_path, ["a"], probability=False)
+    drawn = picture(previewed(report(tmp_path, entries), size=64)[0])
+    assert drawn.shape == (round(HEIGHT * 64 / WIDTH) + CAPTION + GAP, 64 + 2 * GAP, 3)
+
+
+def test_odd_names_have_pictures_and_the_sheet_shows_all(tmp_path: Path) -> None:
+    out = report(tmp_path, write_run(tmp_path))
+    paths = previewed(out)
+    assert [str(path.relative_to(out / "preview")) for path in paths] == [*(f"{name}.png" for name in ODD_NAMES), SHEET]
+    sheet = picture(paths[-1])
+    assert sheet.shape[1] > 3 * 2 * WIDTH
+    reds = (sheet == OUTLINE).all(axis=-1)
+    assert reds.any(axis=0).sum() > 100
+
+
+def test_equal_files_give_equal_pictures_wherever_they_lie(tmp_path: Path) -> None:
+    found = []
+    for name in ("one", "two"):
+        root = tmp_path / name
+        paths = previewed(report(root, write_run(root, ["a", "b"])))
+        found.append([path.read_bytes() for path in paths])
+        assert [path.read_bytes() for path in previewed(root / "out")] == found[-1]
+    assert found[0] == found[1]
+
+
+def test_a_moved_folder_still_has_its_masks(tmp_path: Path) -> None:
+    out = report(tmp_path, write_run(tmp_path, ["a"]))
+    moved = out.rename(tmp_path / "elsewhere")
+    assert previewed(moved)[0].is_file()
+
+
+class Listening(Silent):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
+
+@pytest.mark.parametrize("fault", ["gone", "broken", "another size"])
+def test_a_scene_that_cannot_be_drawn_is_grey_and_said(
+    tmp_path: Path, scene_file: Callable[..., Path], fault: str
+) -> None:
+    entries = write_run(tmp_path, ["a"])
+    match fault:
+        case "gone":
+            entries[0].scene.unlink()
+        case "broken":
+            entries[0].scene.write_bytes(b"II*\0")
+        case _:
+            scene_file(entries[0].scene, size=(50, 50))
+    listening = Listening()
+    drawn = picture(previewed(report(tmp_path, entries), progress=listening)[0])
+    assert (drawn[CAPTION + 80, GAP + 80] == 150).all()
+    assert "a.tif" in listening.said[0]
+    assert "drawn grey" in listening.said[0]
+
+
+def test_deep_and_grey_scenes_are_stretched(tmp_path: Path, scene_file: Callable[..., Path]) -> None:
+    entries = write_run(tmp_path, ["a"])
+    ramp = np.linspace(300, 900, HEIGHT * WIDTH).reshape(1, HEIGHT, WIDTH).astype(np.uint16)
+    scene_file(entries[0].scene, ramp)
+    drawn = picture(previewed(report(tmp_path, entries))[0])[CAPTION : CAPTION + HEIGHT, GAP : GAP + WIDTH]
+    assert drawn[-1, -1].min() > 250
+    assert drawn[11, 0].max() < 60
+
+
+def test_a_strangers_picture_stays_unless_it_may_go(tmp_path: Path) -> None:
+    out = report(tmp_path, write_run(tmp_path, ["a", "b"]))
+    mine = out / "preview" / "b.png"
+    mine.parent.mkdir()
+    Image.new("RGB", (3, 3)).save(mine)
+    before = mine.read_bytes()
+    with pytest.raises(OutputError, match=r"b\.png: exists"):
+        previewed(out)
+    assert mine.read_bytes() == before
+    assert not (out / "preview/a.png").exists()
+    previewed(out, overwrite=True)
+    assert mine.read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "said"),
+    [
+        (None, NoInputError, "give a folder that aerialseg predict wrote"),
+        ("{", BadDataError, "not JSON"),
+        ("[" * 100_000, BadDataError, "not JSON"),
+        ("{}", BadDataError, "not a report"),
+        ('{"command": "evaluate", "scenes": {}}', BadDataError, "not a report"),
+        ('{"command": "predict", "scenes": {}}', NoInputError, "no mask"),
+        ('{"command": "predict", "scenes": {"gone": {"image": "x"}}}', NoInputError, "no mask"),
+        ('{"command": "predict", "scenes": {"../../a": {"image": "x"}}}', BadDataError, "cannot be a scene's name"),
+        ('{"command": "predict", "scenes": {"/etc/a": {"image": "x"}}}', BadDataError, "cannot be a scene's name"),
+        ('{"command": "predict", "scenes": {"a": 3}}', BadDataError, "cannot be a scene's name"),
+    ],
+)
+def test_reports_that_are_none(tmp_path: Path, content: str | None, error: type[Exception], said: str) -> None:
+    if content is not None:
+        (tmp_path / "report.json").write_text(content)
+    with pytest.raises(error, match=said):
+        previewed(tmp_path)
+    assert not (tmp_path / "preview").exists()
+
+
+def test_a_scene_named_like_the_sheet_is_refused(tmp_path: Path) -> None:
+    out = report(tmp_path, write_run(tmp_path, [SHEET.removesuffix(".png")]))
+    with pytest.raises(UsageError, match="contact sheet"):
+        previewed(out)
+
+
+def test_a_stop_leaves_no_half_picture(tmp_path: Path) -> None:
+    class Stopping(Silent):
+        def advance(self, amount: float = 1, note: str = "") -> None:
+            raise Stopped(15)
+
+    out = report(tmp_path, write_run(tmp_path, ["a"]))
+    with pytest.raises(Stopped):
+        previewed(out, progress=Stopping())
+    assert [path.name for path in (out / "preview").iterdir()] == [".aerialseg-lock"]
+
+
+def test_the_command_draws_into_the_folder_or_elsewhere(
+    tmp_path: Path, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    out = report(tmp_path, write_run(tmp_path, ["a"]))
+    code, stdout, stderr = run("preview", out)
+    assert (code, stdout) == (0, f"{out / 'preview' / SHEET}\n"), stderr
+    code, _, _ = run("preview", out, "-o", tmp_path / "pictures", "--size", "64")
+    assert code == 0
+    assert Image.open(io.BytesIO((tmp_path / "pictures/a.png").read_bytes())).width == 2 * (64 + GAP) + GAP
+    assert run("preview", tmp_path)[0] == 66
+    assert run("preview", out, "--size", "1")[0] == 2
