@@ -6,7 +6,7 @@ Only headers are read here; `strips` reads the pixels.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,14 +17,14 @@ from aerialseg.geo.opening import open_raster
 from aerialseg.geo.pairing import check_same_grid
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
     from rasterio.crs import CRS
 
-SAME_GRID_PX = 0.01
-"""Corners of two rasters may miss the pixels of one grid by this much: transforms are stored in decimals."""
+SAME_GRID_PX = 0.02
+"""Corners of two rasters may miss each other's pixels by this much: transforms are stored in decimals."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +83,16 @@ def piece_of(name: str, mask: Path, probability: Path | None) -> Piece:
 
 
 def patchworks(pieces: Sequence[Piece]) -> tuple[Patchwork, ...]:
-    """Return the pieces in groups that overlap or share a side (a corner is not enough), by their first members."""
-    grids: dict[object, list[int]] = defaultdict(list)
+    """Return the pieces in groups that overlap or share a side (a corner is not enough), by their first members.
+
+    Two pieces lie on one grid when each other's pixels do. Chains of them may drift, as map tiles in degrees do, whose
+    pixels grow towards the equator: a piece's place is counted from its neighbour, not from the whole group's origin.
+    """
+    systems: dict[str, list[int]] = defaultdict(list)
     for index, piece in enumerate(pieces):
-        grids[_shape_of_pixels(piece.box)].append(index)
-    groups = [group for members in grids.values() for group in _touching(pieces, members)]
-    return tuple(_patchwork([pieces[index] for index in group]) for group in sorted(groups))
+        systems["" if piece.box.crs is None else piece.box.crs.to_wkt()].append(index)
+    groups = [group for members in systems.values() for group in _touching(pieces, members)]
+    return tuple(_patchwork(pieces, group) for group in sorted(groups, key=min))
 
 
 def _check_probability(path: Path, mask: Path, box: GeoBox) -> None:
@@ -101,30 +105,27 @@ def _check_probability(path: Path, mask: Path, box: GeoBox) -> None:
             )
 
 
-def _shape_of_pixels(box: GeoBox) -> object:
-    """Return what rasters of one grid have in common, to nine digits; `_touching` looks closer."""
-    crs = "" if box.crs is None else box.crs.to_wkt()
-    return crs, *(f"{number:.9g}" for number in (box.transform.a, box.transform.b, box.transform.d, box.transform.e))
-
-
-def _touching(pieces: Sequence[Piece], members: Sequence[int]) -> list[list[int]]:
-    """Return the members in groups that overlap or share a side on one grid, each in ascending order."""
+def _touching(pieces: Sequence[Piece], members: Sequence[int]) -> list[dict[int, tuple[int, int]]]:
+    """Return the members in groups that hang together, each with its row and column from the group's first."""
     boxes = [pieces[member].box for member in members]
     places = np.array([(box.transform.f, box.transform.c) for box in boxes])
     sizes = np.array([(box.height, box.width) for box in boxes])
-    groups: list[list[int]] = []
     alone = np.ones(len(members), dtype=np.bool_)
+    groups = []
     for first in range(len(members)):
         if not alone[first]:
             continue
         alone[first] = False
-        group = [first]
-        for here in group:  # grows on the way
-            near = np.flatnonzero(alone & _beside(boxes[here], places - places[here], sizes))
-            near = near[[_misses(boxes[first], boxes[other]) <= SAME_GRID_PX for other in near]] if len(near) else near
-            alone[near] = False
-            group += near.tolist()
-        groups.append(sorted(members[index] for index in group))
+        found, waiting = {first: (0, 0)}, [first]
+        while waiting:
+            here = waiting.pop(0)
+            for other in np.flatnonzero(alone & _beside(boxes[here], places - places[here], sizes)).tolist():
+                row, col, miss = _offset(boxes[here], boxes[other])
+                if miss <= SAME_GRID_PX:
+                    found[other] = found[here][0] + row, found[here][1] + col
+                    alone[other] = False
+                    waiting.append(other)
+        groups.append({members[index]: place for index, place in sorted(found.items())})
     return groups
 
 
@@ -137,13 +138,14 @@ def _beside(here: GeoBox, moves: NDArray[np.float64], sizes: NDArray[np.int64]) 
     return beside
 
 
-def _misses(grid: GeoBox, box: GeoBox) -> float:
-    """Return by how many pixels the corners of a raster miss the corners of a grid's pixels, at worst."""
+def _offset(grid: GeoBox, box: GeoBox) -> tuple[int, int, float]:
+    """Return where a raster begins on a grid, in whole rows and columns, and by how many pixels it misses that."""
     t, move = box.transform, np.array([box.transform.f - grid.transform.f, box.transform.c - grid.transform.c])
     corners = np.array([(0, 0), (0, box.width), (box.height, 0), (box.height, box.width)], dtype=np.float64)
     ground = corners @ np.array([[t.e, t.d], [t.b, t.a]]).T + move
     offsets = ground @ _pixels_per_unit(grid).T - corners
-    return float(np.abs(offsets - np.rint(offsets[0])).max())
+    whole = np.rint(offsets[0])
+    return int(whole[0]), int(whole[1]), float(np.abs(offsets - whole).max())
 
 
 def _pixels_per_unit(box: GeoBox) -> NDArray[np.float64]:
@@ -153,12 +155,7 @@ def _pixels_per_unit(box: GeoBox) -> NDArray[np.float64]:
     return inverse
 
 
-def _patchwork(pieces: Sequence[Piece]) -> Patchwork:
-    offsets = [tuple(round(part) for part in pieces[0].box.offset_to(piece.box)) for piece in pieces]
-    top, left = (min(parts) for parts in zip(*offsets, strict=True))
-    return Patchwork(
-        tuple(
-            Piece(piece.name, piece.mask, piece.probability, piece.box, row - top, col - left)
-            for piece, (row, col) in zip(pieces, offsets, strict=True)
-        )
-    )
+def _patchwork(pieces: Sequence[Piece], places: Mapping[int, tuple[int, int]]) -> Patchwork:
+    top, left = (min(parts) for parts in zip(*places.values(), strict=True))
+    moved = (replace(pieces[index], row=row - top, col=col - left) for index, (row, col) in places.items())
+    return Patchwork(tuple(moved))

@@ -122,6 +122,21 @@ def test_scenes_off_each_others_pixels_or_in_other_crs_are_not_joined(
     assert write_buildings(layers, tmp_path / "b.gpkg").kept == 3
 
 
+def test_map_tiles_in_degrees_are_one_though_their_pixels_grow(tmp_path: Path, scene_file: Callable[..., Path]) -> None:
+    """Twelve rows of tiles drift by a whole pixel from one grid, and by 0.013 pixels from tile to tile."""
+    top, layers = 27.63, []
+    for row in range(12):
+        height = 1.3e-6 * (1 + 2.1e-4 * row)
+        for col in range(2):
+            grid = (1.35e-6, 0, 85.5 + col * 64 * 1.35e-6, 0, -height, top)
+            path = scene_file(tmp_path / f"{row}-{col}.tif", np.ones((64, 64), np.uint8), crs=4326, transform=grid)
+            layers.append(MaskLayer(path.stem, path))
+        top -= 64 * height
+    assert write_buildings(layers, tmp_path / "b.gpkg").kept == 1
+    (shape,) = read(tmp_path / "b.gpkg").geometry
+    assert shape.bounds == pytest.approx((85.5, top, 85.5 + 128 * 1.35e-6, 27.63), abs=2e-6)
+
+
 @pytest.mark.usefixtures("thin_strips")
 def test_ids_and_shapes_do_not_depend_on_other_scenes(tmp_path: Path, scene_file: Callable[..., Path]) -> None:
     mask = noise(1, 0.3)
