@@ -125,6 +125,25 @@ def test_ragged_pieces_equal_the_whole_at_any_settings(
         np.testing.assert_array_equal(np.concatenate([agreement for _, _, agreement in found]), spread[place])
 
 
+def test_a_piece_runs_the_windows_that_touch_it_alone(
+    tmp_path: Path, scene_file: Callable[..., Path], stream: Callable[..., np.ndarray]
+) -> None:
+    pixels = np.random.default_rng(2).integers(0, 256, (3, 230, 190), dtype=np.uint8)
+    for (rows, cols), canvas in cut(scene_file, tmp_path, pixels, [100], [77]):
+        network = Counting()
+        stream(canvas.source.path, plain(network), canvas=canvas, batch=1)
+        starts = [range(0, count * 48, 48) for count in (5, 4)]
+        touching = [
+            sum(start < side.stop and start + 64 > side.start for start in axis)
+            for side, axis in zip((rows, cols), starts, strict=True)
+        ]
+        assert len(network.sizes) == touching[0] * touching[1]
+        assert count_windows(canvas, EngineSettings(64, 0.25, 1, torch.device("cpu"))) == len(network.sizes)
+        network.sizes.clear()
+        stream(canvas.source.path, plain(network), canvas=canvas, batch=100)
+        assert network.sizes == [20]  # the group's windows: a network answers to its batch's size
+
+
 def test_missing_ground_inside_the_group_is_invalid_to_the_network(
     tmp_path: Path, scene_file: Callable[..., Path], stream: Callable[..., np.ndarray]
 ) -> None:
