@@ -5,34 +5,32 @@ Run with `make test-all`; needs Debian's python3-qgis.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import rasterio
 import torch
+from in_qgis import BUILDING, CANVAS, look
 
+from aerialseg.geo.qgis import write_probability_sidecar
 from aerialseg.geo.raster import inspect_scene
 from aerialseg.geo.scenes import Scene
 from aerialseg.models.segmenter import Segmenter
 from aerialseg.prediction.canvas import Canvas
 from aerialseg.prediction.engine import predict_scene
 from aerialseg.prediction.forward import EngineSettings, Forward
-from aerialseg.prediction.outputs import SceneFiles, finish
+from aerialseg.prediction.outputs import MEASURE, SceneFiles, finish
 from aerialseg.prediction.parts import Part
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 pytestmark = pytest.mark.qgis
 
-LOOK = Path(__file__).with_name("look.py")
-CANVAS, BUILDING = "#ff00ff", "#e63946"
 NAMES = ("plain", "ünïcode 日本", "hash#1 100%25", "quo'te\"d", "-dash")
 
 
@@ -41,18 +39,6 @@ class Rule(torch.nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         return (pixels.mean(1, keepdim=True) - 127.3) * 1000
-
-
-def look(*paths: Path) -> list[dict[str, Any]]:
-    """Return what QGIS says of each file; skips when Debian's QGIS is not installed."""
-    command = ["/usr/bin/python3", str(LOOK), *map(str, paths)]
-    plain = {name: value for name, value in os.environ.items() if not name.startswith(("GDAL_", "PROJ_", "PYTHON"))}
-    environment = {**plain, "QT_QPA_PLATFORM": "offscreen", "XDG_RUNTIME_DIR": "/tmp"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    if "No module named 'qgis'" in result.stderr or "No such file" in result.stderr:
-        pytest.skip("needs Debian's python3-qgis")
-    assert result.returncode == 0, result.stderr
-    return [json.loads(line) for line in result.stdout.splitlines()]
 
 
 def scene_pixels() -> np.ndarray:
@@ -113,11 +99,18 @@ def test_either_side_file_alone_is_enough(masks: list[Path], tmp_path: Path) -> 
         assert set(seen["colours"]) == {CANVAS, BUILDING}
 
 
-def test_a_probability_is_grey_and_transparent_without_data(masks: list[Path]) -> None:
-    (seen,) = look(masks[0].parent / "probability" / masks[0].name)
-    assert seen["valid"]
-    assert seen["renderer"] == "singlebandgray"
-    assert seen["colours"][CANVAS] == 20 * 40
+def test_a_probability_is_clear_at_zero_and_red_at_one(masks: list[Path], tmp_path: Path) -> None:
+    path = masks[0].parent / "probability" / masks[0].name
+    path.with_suffix(".qml").unlink(missing_ok=True)
+    (bare,) = look(path)
+    assert bare["valid"]
+    assert bare["renderer"] == "singlebandgray"
+    assert bare["colours"][CANVAS] == 20 * 40
+    write_probability_sidecar(path, MEASURE.scale or 1)
+    (seen,) = look(path)
+    assert seen["renderer"] == "singlebandpseudocolor"
+    houses = 50 * 100 + 40 * 80
+    assert seen["colours"] == {BUILDING: houses, CANVAS: 200 * 300 - houses}
 
 
 def test_an_index_is_drawn_by_split(tmp_path: Path) -> None:
