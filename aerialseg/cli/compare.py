@@ -45,11 +45,11 @@ def compare(
     from aerialseg.errors import UsageError
     from aerialseg.evaluation.comparison import common_pairs, compare_reports
     from aerialseg.evaluation.pairs import pair_predictions
-    from aerialseg.evaluation.scores import evaluate_pairs
+    from aerialseg.evaluation.scores import EvaluateOptions, evaluate_pairs
     from aerialseg.geo.masks import MaskRule
     from aerialseg.geo.raster import Access
 
-    rule, access = MaskRule(threshold=mask_threshold), Access(allow_ungeoreferenced)
+    options = EvaluateOptions(MaskRule(threshold=mask_threshold), Access(allow_ungeoreferenced), details=True)
     pairs_a, pairs_b, warnings = common_pairs(
         *(pair_predictions([run], masks, mask_pattern).pairs for run in (run_a, run_b))
     )
@@ -62,9 +62,7 @@ def compare(
     with console_progress() as progress:
         for warning in warnings:
             progress.say(f"warning: {warning}")
-        found = [
-            evaluate_pairs(p, rule=rule, access=access, details=True, progress=progress) for p in (pairs_a, pairs_b)
-        ]
+        found = [evaluate_pairs(pairs, options, progress) for pairs in (pairs_a, pairs_b)]
     compared = compare_reports(found[0], found[1], warnings)
     if report is not None:
         from aerialseg.evaluation.comparison_page import render_comparison

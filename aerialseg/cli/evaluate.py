@@ -38,7 +38,7 @@ def evaluate(
         list[str],
         typer.Option(
             "--masks",
-            help="True masks: a folder, a quoted glob, an Inria root, or a file; may be repeated.",
+            help="True masks: a folder, a quoted glob, an Inria root, a file, or vector files; may be repeated.",
             show_default=False,
         ),
     ],
@@ -53,6 +53,12 @@ def evaluate(
     ] = None,
     mask_threshold: Annotated[
         int | None, typer.Option(help="For anti-aliased true masks: this value and above is building, as 128.")
+    ] = None,
+    where: Annotated[
+        str | None, typer.Option(help="Which polygons of true vector files are buildings, as \"kind = 'house'\".")
+    ] = None,
+    labelled_area: Annotated[
+        Path | None, typer.Option(help="Polygons of the ground that was labelled; outside nothing is counted.")
     ] = None,
     allow_ungeoreferenced: Annotated[
         bool, typer.Option("--allow-ungeoreferenced", help="Compare pixel by pixel where there is no georeferencing.")
@@ -93,22 +99,23 @@ def evaluate(
     """
     from aerialseg.cli.console import console_progress, print_json
     from aerialseg.evaluation.pairs import pair_predictions
-    from aerialseg.evaluation.scores import evaluate_pairs
+    from aerialseg.evaluation.scores import EvaluateOptions, evaluate_pairs
     from aerialseg.geo.masks import MaskRule
     from aerialseg.geo.raster import Access
 
     values, ignored = _values("--building-values", building_values), _values("--ignore-values", ignore_values)
     rule, access = MaskRule(values, ignored or (), mask_threshold), Access(allow_ungeoreferenced, max_pixels)
+    options = EvaluateOptions(rule, access, not pixels_only, where, labelled_area)
     pairing = pair_predictions(predictions, masks, mask_pattern)
     _check_report(report, scenes, pairing.pairs, overwrite)
     with console_progress() as progress:
         _say_unused(pairing.unused, progress)
-        found = evaluate_pairs(pairing.pairs, rule=rule, access=access, details=not pixels_only, progress=progress)
+        found = evaluate_pairs(pairing.pairs, options, progress)
         if report is not None:
             from aerialseg.evaluation.report import PageOptions, write_report
 
-            options = PageOptions(rule, tuple(scenes or ()), access, command_line(context))
-            write_report(report, found, pairing.pairs, options, progress)
+            page = PageOptions(options, tuple(scenes or ()), command_line(context))
+            write_report(report, found, pairing.pairs, page, progress)
     if as_json:
         print_json(found.to_json() | {"unused_masks": list(pairing.unused)})
     else:

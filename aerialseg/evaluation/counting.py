@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,20 +21,20 @@ from aerialseg.errors import BadDataError, one_line
 from aerialseg.evaluation.boundary import DISTANCES, BoundaryTally
 from aerialseg.evaluation.objects import ObjectTally
 from aerialseg.evaluation.results import SceneScore
+from aerialseg.geo.labels import UNLABELLED, open_labels
 from aerialseg.geo.masks import read_mask
 from aerialseg.geo.raster import GeoBox, open_raster, raster_errors
-from aerialseg.geo.vectors import overlay
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from threading import Event
 
     from numpy.typing import NDArray
     from rasterio.io import DatasetReader
 
     from aerialseg.evaluation.pairs import Pair
+    from aerialseg.geo.labels import Labels
     from aerialseg.geo.masks import ResolvedRule
-    from aerialseg.geo.vectors import Layer, Overlay
 
     Flags = NDArray[np.bool_]
     Both = tuple[Flags, Flags]
@@ -53,12 +53,13 @@ class Rules:
 
     prediction: ResolvedRule
     truth: ResolvedRule | None
-    """None when the truth is `layers`: polygons burned on the prediction's grid."""
+    """None when no truth is a mask: see `labels`."""
     details: bool = False
     """Whether outlines, objects and probabilities are counted too, not pixels alone."""
     probabilities: bool = False
     """Whether probabilities are counted, if there are any, also without the other details."""
-    layers: tuple[Layer, ...] = ()
+    labels: Mapping[str, Labels] = field(default_factory=dict)
+    """By the pair's name, where the truth is not simply a mask: polygons, or a labelled area."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,12 +94,15 @@ def open_pair(pair: Pair, rules: Rules) -> Iterator[tuple[GeoBox, Iterator[Strip
     with ExitStack() as files:
         predicted = files.enter_context(open_raster(pair.prediction))
         box, datasets = GeoBox.of(predicted), [predicted]
+        labels = rules.labels.get(pair.name)
         read_truth: Read
-        if rules.truth is None:
-            read_truth = _burned(overlay(rules.layers, box))
-        else:
+        if labels is not None:
+            read_truth = partial(_read_labels, files.enter_context(open_labels(labels, box, box)))
+        elif rules.truth is not None:
             datasets.append(files.enter_context(open_raster(pair.truth)))
             read_truth = partial(read_mask, datasets[-1], rules.truth)
+        else:
+            raise ValueError(f"no rule says how the truth of {pair.name} is read")
         probability = None
         if (rules.details or rules.probabilities) and pair.probability is not None:
             probability = files.enter_context(open_raster(pair.probability))
@@ -154,12 +158,9 @@ def _joined(row: int, prediction: Both, true: Both, quanta: NDArray[np.uint8] | 
     return Strip(row, building & known, truth & known, known, *lost, quanta)
 
 
-def _burned(polygons: Overlay) -> Read:
-    def read(window: Window) -> Both:
-        building = polygons.burn(window)
-        return building, np.ones_like(building)
-
-    return read
+def _read_labels(read: Callable[[Window], NDArray[np.uint8]], window: Window) -> Both:
+    values = read(window)
+    return values == 1, values != UNLABELLED
 
 
 class Tally:

@@ -6,13 +6,15 @@ suffix. Nothing is resampled; a prediction on another grid is refused, never ben
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aerialseg.errors import AerialsegError, NoInputError, UsageError, one_line
+from aerialseg.geo.labels import find_labels
 from aerialseg.geo.masks import mask_box
 from aerialseg.geo.scenes import Scene, check_same_grid, find_scenes, pair_masks
+from aerialseg.geo.vectors import is_vector
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +36,8 @@ class Pair:
     city: str | None = None
     probability: Path | None = None
     """What `predict --probability` wrote beside the prediction, if it did."""
+    vectors: tuple[Path, ...] = ()
+    """The vector files whose polygons are the truth; `truth` is then the first of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +54,18 @@ def pair_predictions(
 ) -> Pairing:
     """Pair predicted masks with true ones by relative stem, or by `pattern` ('{stem}_label.tif').
 
-    Both are files, folders or globs; masks may be an Inria root, which stands for its true masks. One file on each
-    side makes a pair whatever the names. Raises NoInputError when a side is empty, BadDataError for predictions
-    without a mask, and UsageError when a prediction is itself the mask.
+    Both are files, folders or globs; masks may be an Inria root, which stands for its true masks, or vector files,
+    whose polygons are the truth of every prediction they lie on. One file on each side makes a pair whatever the names.
+    Raises NoInputError when a side is empty, BadDataError for predictions without a mask, and UsageError when a
+    prediction is itself the mask.
     """
     predicted = [scene for scene in find_scenes(predictions) if not is_measure(scene.name)]
     if not predicted:
         raise NoInputError(f"{one_line(predictions[0])}: no predicted masks here; give the folder `predict -o` wrote")
+    vectors = find_labels(predicted, masks, pattern)[1] if any(map(_may_be_vectors, masks)) else ()
+    if vectors:
+        by_ground = (_pair(replace(scene, mask=vectors[0]), scene.image) for scene in predicted)
+        return Pairing(tuple(replace(pair, vectors=vectors) for pair in by_ground))
     known = {(scene.mask or scene.image).resolve(): scene.name for scene in find_scenes(masks)}
     for scene in predicted:
         if scene.image.resolve() in known:
@@ -93,15 +102,22 @@ def check_pairs(pairs: Sequence[Pair], access: Access) -> tuple[list[str], list[
     faults: list[AerialsegError] = []
     for pair in pairs:
         try:
-            boxes = mask_box(pair.truth, access), mask_box(pair.prediction, access)
-            warning = check_same_grid(*boxes, (pair.truth, pair.prediction))
+            box = mask_box(pair.prediction, access)
+            warning = None
+            if not pair.vectors:
+                warning = check_same_grid(mask_box(pair.truth, access), box, (pair.truth, pair.prediction))
             if pair.probability is not None:
-                check_same_grid(boxes[1], mask_box(pair.probability, access), (pair.prediction, pair.probability))
+                check_same_grid(box, mask_box(pair.probability, access), (pair.prediction, pair.probability))
         except AerialsegError as fault:
             faults.append(fault)
         else:
             warnings += [] if warning is None else [warning]
     return warnings, faults
+
+
+def _may_be_vectors(given: str | Path) -> bool:
+    path = Path(given)
+    return any(map(is_vector, path.iterdir())) if path.is_dir() else is_vector(path)
 
 
 def _pair(scene: Scene, prediction: Path) -> Pair:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aerialseg.errors import AerialsegError, one_line
 from aerialseg.evaluation.page import OURS, PageContent, render_page
 from aerialseg.evaluation.pictures import draw_views
-from aerialseg.evaluation.scores import decide_rules
+from aerialseg.evaluation.scores import EvaluateOptions, decide_rules
 from aerialseg.files import prepare_output_folder, refuse_foreign, refuse_input_as_output, sha256_of, write_text
-from aerialseg.geo.raster import Access, GeoBox, open_raster
+from aerialseg.geo.raster import GeoBox, open_raster
 from aerialseg.geo.scenes import check_same_grid, find_scenes
 from aerialseg.models.package import ModelCard, read_card
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from aerialseg.evaluation.pairs import Pair
     from aerialseg.evaluation.results import EvaluationReport
-    from aerialseg.geo.masks import MaskRule
     from aerialseg.progress import Progress
 
 WORST, BEST = 3, 2
@@ -33,11 +32,10 @@ SHA_SHOWN = 16
 class PageOptions:
     """How the page is made."""
 
-    rule: MaskRule | None = None
-    """For the true masks, as it was for the scores."""
+    scored: EvaluateOptions = field(default_factory=EvaluateOptions)
+    """How the truth was read for the scores."""
     scenes: tuple[str | Path, ...] = ()
     """Files, folders or globs of the scenes to be shown behind the errors."""
-    access: Access = field(default_factory=Access)
     command: str = ""
     """The command line that makes the page again; empty leaves it out."""
 
@@ -59,12 +57,12 @@ def write_report(
     """
     chosen = _choose(report)
     images = _match_scenes(pairs, options.scenes, progress) if options.scenes else {}
-    rules, _ = decide_rules(pairs, options.rule, details=False)
+    rules, _ = decide_rules(pairs, replace(options.scored, details=False))
     by_name = {pair.name: pair for pair in pairs}
     views = {}
     progress.start("draw", len(chosen), "scene")
     for name in chosen:
-        views[name] = draw_views(by_name[name], rules, images.get(name), options.access)
+        views[name] = draw_views(by_name[name], rules, images.get(name), options.scored.access)
         progress.advance(1, note=one_line(name))
     progress.finish()
     content = PageContent(report, views, describe_model(pairs), options.command, over_scenes=bool(images))

@@ -7,26 +7,34 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from threading import Event
 from typing import TYPE_CHECKING
 
 from aerialseg.counts import ScoreHistogram
-from aerialseg.errors import AerialsegError, BadDataError, one_line
+from aerialseg.errors import AerialsegError, BadDataError, UsageError, one_line
 from aerialseg.evaluation.counting import Rules, count_pair
 from aerialseg.evaluation.pairs import Pair, check_pairs, pair_scenes
 from aerialseg.evaluation.results import EvaluationReport, SceneScore
-from aerialseg.geo.masks import MaskRule, decide_rule
+from aerialseg.geo.labels import Labels, LabelSource
+from aerialseg.geo.masks import MaskRule, decide_rule, mask_box
 from aerialseg.geo.raster import Access
+from aerialseg.geo.scenes import Scene
+from aerialseg.geo.vectors import read_layer
 from aerialseg.progress import Progress, Silent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from aerialseg.geo.scenes import Scene
-
-__all__ = ["EvaluationReport", "SceneScore", "count_probabilities", "evaluate_pairs", "evaluate_scenes"]
+__all__ = [
+    "EvaluateOptions",
+    "EvaluationReport",
+    "SceneScore",
+    "count_probabilities",
+    "evaluate_pairs",
+    "evaluate_scenes",
+]
 
 MAX_THREADS = 4
 POLL_S = 0.5
@@ -35,36 +43,44 @@ UNPREDICTED_SAID = 0.01
 """Of the labelled ground; true buildings without a prediction are always said."""
 
 
+@dataclass(frozen=True, slots=True)
+class EvaluateOptions:
+    """What the truth's files mean, what is permitted, and what is counted."""
+
+    rule: MaskRule = field(default_factory=MaskRule)
+    """For true masks; predictions hold 0 and 1, or 0 and 255."""
+    access: Access = field(default_factory=Access)
+    details: bool = False
+    """Whether outlines, objects and probabilities are counted too."""
+    where: str | None = None
+    """An SQL condition: which polygons of a vector truth are buildings."""
+    labelled_area: Path | None = None
+    """A vector file: ground outside its polygons was not labelled and is not counted."""
+
+
 def evaluate_scenes(
     scenes: Sequence[Scene],
     predictions: Path,
-    *,
-    rule: MaskRule | None = None,
-    access: Access | None = None,
+    options: EvaluateOptions | None = None,
     progress: Progress | None = None,
 ) -> EvaluationReport:
-    """Score the pixels of what `predict` wrote into the folder `predictions` for `scenes`, each with its mask."""
-    return evaluate_pairs(pair_scenes(scenes, predictions), rule=rule, access=access, progress=progress)
+    """Score what `predict` wrote into the folder `predictions` for `scenes`, each with its mask."""
+    return evaluate_pairs(pair_scenes(scenes, predictions), options, progress)
 
 
 def evaluate_pairs(
-    pairs: Sequence[Pair],
-    *,
-    rule: MaskRule | None = None,
-    access: Access | None = None,
-    details: bool = False,
-    progress: Progress | None = None,
+    pairs: Sequence[Pair], options: EvaluateOptions | None = None, progress: Progress | None = None
 ) -> EvaluationReport:
-    """Count every pair; `rule` is for the true masks, predictions hold 0 and 1, or 0 and 255.
+    """Count every pair.
 
-    With `details` outlines, objects and probabilities are counted too. Grids are compared before anything is counted.
-    A faulty pair does not stop the others, so that one run names all faults, but then there is no score: over the rest
-    it would not be the score that was asked for. Raises the first fault in the pairs' order and says the others.
+    Grids are compared before anything is counted. A faulty pair does not stop the others, so that one run names all
+    faults, but then there is no score: over the rest it would not be the score that was asked for. Raises the first
+    fault in the pairs' order and says the others.
     """
-    progress = progress or Silent()
-    warnings, faults = check_pairs(pairs, access or Access())
+    options, progress = options or EvaluateOptions(), progress or Silent()
+    warnings, faults = check_pairs(pairs, options.access)
     _raise_first(faults, progress)
-    rules, doubts = decide_rules(pairs, rule, details=details)
+    rules, doubts = decide_rules(pairs, options)
     for warning in (*warnings, *doubts):
         progress.say(f"warning: {warning}")
     results = _count_all(pairs, rules, progress)
@@ -74,19 +90,35 @@ def evaluate_pairs(
     return EvaluationReport(tuple(results), (*warnings, *doubts, *missing))
 
 
-def decide_rules(pairs: Sequence[Pair], rule: MaskRule | None, *, details: bool) -> tuple[Rules, tuple[str, ...]]:
-    """Return what the masks' values mean, and warnings; raises what `decide_rule` raises."""
-    truth = decide_rule([pair.truth for pair in pairs], rule)
+def decide_rules(pairs: Sequence[Pair], options: EvaluateOptions) -> tuple[Rules, tuple[str, ...]]:
+    """Return how predictions and truths are read, and warnings; raises what reading the truth's files raises."""
     prediction = decide_rule([pair.prediction for pair in pairs])
-    return Rules(prediction, truth, details), (*truth.warnings, *prediction.warnings)
+    layers = tuple(read_layer(path, where=options.where) for path in pairs[0].vectors)
+    if layers and options.rule != MaskRule():
+        raise UsageError("--building-values, --ignore-values and --mask-threshold are for masks; polygons take --where")
+    if options.where is not None and not layers:
+        raise UsageError("--where chooses polygons, and the true masks are rasters; leave it out")
+    truth = None if layers else decide_rule([pair.truth for pair in pairs], options.rule)
+    area = None if options.labelled_area is None else read_layer(options.labelled_area)
+    warnings = [*(truth.warnings if truth else ()), *prediction.warnings]
+    labels: dict[str, Labels] = {}
+    if layers or area is not None:
+        source = LabelSource(layers, options.where, truth, area)
+        boxes = {pair.name: mask_box(pair.prediction, options.access) for pair in pairs}
+        labels = {
+            pair.name: source.of(Scene(pair.name, pair.prediction, pair.truth), boxes[pair.name]) for pair in pairs
+        }
+        warnings += [line for layer in (*layers, *((area,) if area else ())) for line in layer.warnings]
+        warnings += source.coverage_notes(labels, boxes)
+    return Rules(prediction, truth, options.details, labels=labels), tuple(warnings)
 
 
-def count_probabilities(pairs: Sequence[Pair], rule: MaskRule | None, progress: Progress) -> ScoreHistogram:
+def count_probabilities(pairs: Sequence[Pair], rule: MaskRule, progress: Progress) -> ScoreHistogram:
     """Return the pixels of all pairs by truth and probability; raises BadDataError for a pair without probabilities."""
     for pair in pairs:
         if pair.probability is None:
             raise BadDataError(f"{one_line(pair.prediction)}: has no probability raster beside it")
-    rules, _ = decide_rules(pairs, rule, details=False)
+    rules, _ = decide_rules(pairs, EvaluateOptions(rule))
     results = _count_all(pairs, replace(rules, probabilities=True), progress)
     return sum((result.histogram for result in results if result.histogram is not None), ScoreHistogram())
 

@@ -17,6 +17,7 @@ from aerialseg.evaluation.pairs import pair_scenes
 from aerialseg.evaluation.probability import calibration_error, fit_temperature, log_loss
 from aerialseg.evaluation.scores import count_probabilities
 from aerialseg.files import TEMPORARY, prepare_output_folder, refuse_foreign, refuse_input_as_output, sha256_of
+from aerialseg.geo.masks import MaskRule
 from aerialseg.models.package import find_model, load_model, read_card, save_model
 from aerialseg.prediction.job import PredictOptions, predict_scenes
 from aerialseg.progress import Silent
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from aerialseg.counts import ScoreHistogram
-    from aerialseg.geo.masks import MaskRule
     from aerialseg.geo.scenes import Scene
     from aerialseg.progress import Progress
 
@@ -37,7 +37,7 @@ WORTH_IT = 0.02
 class CalibrateOptions:
     """How the scenes are predicted and read."""
 
-    rule: MaskRule | None = None
+    rule: MaskRule = field(default_factory=MaskRule)
     """What the values of the true masks mean."""
     overwrite: bool = False
     predict: PredictOptions = field(default_factory=PredictOptions)

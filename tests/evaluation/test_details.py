@@ -17,7 +17,7 @@ from aerialseg.evaluation.boundary import DISTANCES, BoundaryTally
 from aerialseg.evaluation.objects import ObjectTally
 from aerialseg.evaluation.pairs import Pair
 from aerialseg.evaluation.results import Counts, bootstrap_intervals, total
-from aerialseg.evaluation.scores import evaluate_pairs
+from aerialseg.evaluation.scores import EvaluateOptions, evaluate_pairs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -119,7 +119,9 @@ def test_the_size_of_a_building_is_right_in_feet_degrees_and_web_mercator(
     mask[10:35, 10:35] = mask[60:80, 60:80] = 255
     mask_file(tmp_path / "t.tif", mask, crs=crs, transform=(step, 0, centre[0], 0, -step, centre[1]))
     mask_file(tmp_path / "p.tif", mask, crs=crs, transform=(step, 0, centre[0], 0, -step, centre[1]))
-    (result,) = evaluate_pairs([Pair("x", tmp_path / "p.tif", tmp_path / "t.tif")], details=True).results
+    (result,) = evaluate_pairs(
+        [Pair("x", tmp_path / "p.tif", tmp_path / "t.tif")], EvaluateOptions(details=True)
+    ).results
     corners = [(centre[0] + a * step, centre[1] + b * step) for a, b in ((0, 0), (25, 0), (25, -25), (0, -25))]
     lonlat = Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform(*zip(*corners, strict=True))
     area = abs(Geod(ellps="WGS84").polygon_area_perimeter(*lonlat)[0])
@@ -150,7 +152,7 @@ def test_probabilities_are_found_beside_the_masks(tmp_path: Path, mask_file: Wri
     from aerialseg.evaluation.pairs import pair_predictions
 
     pairing = pair_predictions([tmp_path / "out"], [tmp_path / "gt"])
-    report = evaluate_pairs(pairing.pairs, details=True)
+    report = evaluate_pairs(pairing.pairs, EvaluateOptions(details=True))
     assert report.histogram is not None
     assert report.histogram.confusion(100 / QUANTA) == report.overall
     assert evaluate_pairs(pairing.pairs).histogram is None

@@ -20,7 +20,7 @@ from aerialseg.evaluation.pairs import Pair
 from aerialseg.evaluation.pictures import FOUND, GROUND, INVENTED, MISSED, UNKNOWN, draw_views
 from aerialseg.evaluation.report import describe_model
 from aerialseg.evaluation.results import EvaluationReport, SceneScore
-from aerialseg.evaluation.scores import decide_rules
+from aerialseg.evaluation.scores import EvaluateOptions, decide_rules
 from aerialseg.files import sha256_of
 from aerialseg.models.package import ModelCard
 
@@ -97,7 +97,7 @@ def test_pictures_show_each_pixels_fate(tmp_path: Path, mask_file: Write, monkey
     truth, prediction = rng.choice(np.array([0, 1], np.uint8), (2, 60, 70))
     prediction[:5] = 255
     pair = Pair("x", mask_file(tmp_path / "p.tif", prediction, nodata=255), mask_file(tmp_path / "t.tif", truth))
-    rules, _ = decide_rules([pair], None, details=False)
+    rules, _ = decide_rules([pair], EvaluateOptions())
     views = draw_views(pair, rules, None)
     expected = np.empty((60, 70, 3), np.uint8)
     for mask, colour in (
@@ -124,7 +124,7 @@ def test_the_close_up_is_where_most_is_wrong(tmp_path: Path, mask_file: Write, m
     prediction[121:150, 241:271] = 1
     prediction[20:30, 20:30] = 1
     pair = Pair("x", mask_file(tmp_path / "p.tif", prediction), mask_file(tmp_path / "t.tif", truth))
-    views = draw_views(pair, decide_rules([pair], None, details=False)[0], None)
+    views = draw_views(pair, decide_rules([pair], EvaluateOptions())[0], None)
     assert views.errors == 29 * 30
     assert 110 <= views.row <= 121
     assert 231 <= views.col <= 241
@@ -136,7 +136,7 @@ def test_a_scene_lies_behind_the_colours(tmp_path: Path, mask_file: Write, scene
     scene = scene_file(tmp_path / "s.tif", bright)
     empty = np.zeros((50, 60), np.uint8)
     pair = Pair("x", mask_file(tmp_path / "p.tif", empty), mask_file(tmp_path / "t.tif", empty))
-    rules, _ = decide_rules([pair], None, details=False)
+    rules, _ = decide_rules([pair], EvaluateOptions())
     seen = np.array(Image.open(io.BytesIO(draw_views(pair, rules, scene).overview)).convert("L")).astype(int)
     assert (seen[:, :29] < 5).all()
     assert (seen[:, 31:] > 100).all()

@@ -18,7 +18,7 @@ from aerialseg.evaluation import counting, scores
 from aerialseg.evaluation.counting import Rules, count_pair
 from aerialseg.evaluation.pairs import Pair
 from aerialseg.evaluation.scores import EvaluationReport, SceneScore, evaluate_pairs, evaluate_scenes
-from aerialseg.geo.masks import MaskRule, decide_rule
+from aerialseg.geo.masks import decide_rule
 from aerialseg.geo.scenes import find_scenes
 from aerialseg.progress import Silent
 
@@ -152,7 +152,7 @@ def test_scenes_are_scored_from_python(tmp_path: Path, mask_file: Write, scene_f
     truth = mask_file(tmp_path / "train/gt/austin1.tif")
     with rasterio.open(truth) as source:
         mask_file(tmp_path / "out/austin1.tif", (source.read(1) > 0).astype(np.uint8), nodata=255)
-    report = evaluate_scenes(find_scenes([tmp_path]), tmp_path / "out", rule=MaskRule())
+    report = evaluate_scenes(find_scenes([tmp_path]), tmp_path / "out")
     assert report.cities["austin"].iou == 1.0
 
 
