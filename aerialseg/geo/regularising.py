@@ -23,6 +23,8 @@ SMOOTHED_PX = 1.7
 """The stairs of a slanted wall are one pixel high; a tolerance of 0.5 m on 0.3 m pixels is the package's default."""
 PARALLEL_PX = 3.3
 """Walls that run beside each other at less become one; the package's default on 0.3 m pixels is 1 m."""
+SPECK_PX = 25
+"""Smaller holes are gaps in a mask rather than courtyards: walls cannot be drawn around them, and they are closed."""
 LEAST_IOU = 0.7
 """What has less in common with the raster's outline is no version of it: a square pixel cut to a triangle has 0.5."""
 TOGETHER = 256
@@ -31,12 +33,13 @@ TOGETHER = 256
 def regularise(shapes: Shapes, gsd_m: float) -> Iterator[tuple[Shapes, int]]:
     """Yield polygons in metres regularised, in order and a few at a time, and how many of them stayed as they were.
 
-    `gsd_m` is the size of the pixels they were traced from.
+    `gsd_m` is the size of the pixels they were traced from. Holes of less than 25 pixels are closed.
     """
     for start in range(0, len(shapes), TOGETHER):
         before = shapes[start : start + TOGETHER]
-        after = _regularised(before, gsd_m)
-        good = resemble(before, after)
+        filled = _without_specks(before, SPECK_PX * gsd_m**2)
+        after = _regularised(filled, gsd_m)
+        good = resemble(filled, after)
         yield np.where(good, after, before), int(np.count_nonzero(~good))
 
 
@@ -50,6 +53,16 @@ def resemble(before: Shapes, after: Shapes) -> NDArray[np.bool_]:
     union = shapely.area(before) + np.nan_to_num(shapely.area(after)) - shared
     good &= shared >= LEAST_IOU * union
     return good
+
+
+def _without_specks(shapes: Shapes, least_m2: float) -> Shapes:
+    """Return the polygons without holes that are smaller."""
+    filled = shapes.copy()
+    for index in np.flatnonzero(shapely.get_num_interior_rings(shapes)):
+        rings = shapely.get_rings(shapes[index])
+        large = shapely.area(shapely.polygons(rings)) >= least_m2
+        filled[index] = shapely.polygons(rings[0], holes=rings[1:][large[1:]])
+    return filled
 
 
 def _regularised(shapes: Shapes, gsd_m: float) -> Shapes:

@@ -152,8 +152,14 @@ def test_regularising_keeps_courtyards_and_never_loses_a_building(
     tmp_path: Path, scene_file: Callable[..., Path]
 ) -> None:
     place = {"crs": "EPSG:26914", "transform": METRES}
-    report, found = write(scene_file, tmp_path, slanted(), PolygonOptions(regularise=True), **place)
-    assert len(found.geometry[0].interiors) == 1
+    speckled = slanted()
+    speckled[95:98, 45:48] = 0
+    report, found = write(scene_file, tmp_path, speckled, PolygonOptions(regularise=True), **place)
+    assert report.unregularised == 0
+    assert len(found.geometry[0].interiors) == 1, "the courtyard, not nine pixels"
+    sides = [np.diff(shapely.get_coordinates(ring), axis=0) for ring in shapely.get_rings(found.geometry[0])]
+    angles = np.degrees(np.arctan2(*np.concatenate(sides).T)) % 90
+    assert np.ptp((angles - angles[0] + 45) % 90) < 3, "its walls are parallel to the outer ones"
     rng = np.random.default_rng(0)
     mask = (rng.random((60, 60)) < 0.55).astype(np.uint8)
     _, raw = write(scene_file, tmp_path, mask, **place)
@@ -163,7 +169,7 @@ def test_regularising_keeps_courtyards_and_never_loses_a_building(
     assert found.is_valid.all()
     assert (found.geom_type == "Polygon").all()
     shared = found.intersection(raw.geometry).area / found.union(raw.geometry).area
-    assert shared.min() > 0.69
+    assert shared.min() > 0.5, "0.7 to the outline with its specks closed"
     same = found.geometry.geom_equals_exact(raw.geometry, 1e-6)
     assert 0 < report.unregularised <= same.sum()
 
