@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from aerialseg.geo.raster import Source
 
 GRID_TOLERANCE = 0.01
-"""Pixels by which two grids may miss each other and still be one: transforms are written with finite digits."""
+"""Pixels by which two neighbours' corners may miss each other's grid: transforms are written with finite digits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,55 +80,81 @@ class Group:
 def find_groups(sources: Sequence[Source]) -> list[Group]:
     """Return every scene in exactly one group, those that touch each other in one.
 
-    Linked are scenes of one folder that share an edge or a corner on one pixel grid (CRS, pixel size, rotation, and
-    origins a whole number of pixels apart) and are read alike (bands, type, scale). A scene that overlaps another one
-    of its grid stays alone, for nobody can say whose pixels are meant; so does one without a place on the ground.
+    Linked are scenes of one folder and CRS that are read alike (bands, type, scale) and share an edge or a corner on
+    one pixel grid: the corners of one lie on whole pixels of the other, to a hundredth. So map tiles in degrees are
+    linked, though each row of them has pixels of its own height. A scene that overlaps another one on its grid stays
+    alone, for nobody can say whose pixels are meant; so does one without a place on the ground.
     """
     alike: dict[object, list[Source]] = defaultdict(list)
     for index, source in enumerate(sources):
-        alike[_grid_of(source) if source.box.georeferenced and source.box.usable else index].append(source)
+        alike[_kind_of(source) if source.box.georeferenced and source.box.usable else index].append(source)
     return [group for members in alike.values() for group in _connected(members)]
 
 
-def _grid_of(source: Source) -> object:
-    """Return what scenes must share to be pieces of one raster, but for whole-pixel shifts."""
-    transform = source.box.transform
-    sides = tuple(float(f"{number:.9g}") for number in (transform.a, transform.b, transform.d, transform.e))
+def _kind_of(source: Source) -> object:
+    """Return what scenes must share to be pieces of one raster, but for their grids."""
     crs = source.box.crs.to_wkt() if source.box.crs is not None else ""
-    return source.path.absolute().parent, crs, sides, source.bands, source.dtype, source.scale
+    return source.path.absolute().parent, crs, source.bands, source.dtype, source.scale
 
 
 def _connected(sources: Sequence[Source]) -> list[Group]:
-    """Group the scenes of one pixel size by touching."""
-    offsets = np.array([sources[0].box.offset_to(source.box) for source in sources])
-    whole = np.rint(offsets).astype(np.int64)
-    sizes = np.array([(source.box.height, source.box.width) for source in sources])
-    spans = np.concatenate([whole, whole + sizes], axis=1)
-    touching = [_touching(spans, offsets - whole, index) for index in range(len(sources))]
-    overlapping = {index for index, (_, overlaps) in enumerate(touching) if overlaps}
-    groups, seen = [], set()
+    """Group the scenes by touching; each is placed from the neighbour through which it was reached."""
+    bounds = np.array([_reach(source.box) for source in sources])
+    around = [_touching(sources, index, bounds) for index in range(len(sources))]
+    overlapping = {index for index, (_, overlaps) in enumerate(around) if overlaps}
+    placed: set[int] = set()
+    groups = []
     for index in range(len(sources)):
-        if index in seen:
+        if index in placed:
             continue
-        found, waiting = {index}, [index]
+        places, waiting = {index: (0, 0)}, [index]
         while waiting:
             here = waiting.pop()
-            fresh = set() if here in overlapping else set(touching[here][0]) - overlapping - found
-            found |= fresh
-            waiting += fresh
-        seen |= found
-        members = sorted(found)
-        top, left = spans[members, 0].min(), spans[members, 1].min()
-        placed = (Placed(sources[one], int(spans[one, 0] - top), int(spans[one, 1] - left)) for one in members)
-        groups.append(Group(tuple(sorted(placed, key=lambda member: (member.row, member.col)))))
+            for other, (row, col) in around[here][0].items() if here not in overlapping else ():
+                if other not in places and other not in overlapping:
+                    places[other] = places[here][0] + row, places[here][1] + col
+                    waiting.append(other)
+        placed |= places.keys()
+        top, left = (min(place[axis] for place in places.values()) for axis in range(2))
+        members = [Placed(sources[one], row - top, col - left) for one, (row, col) in places.items()]
+        groups.append(Group(tuple(sorted(members, key=lambda member: (member.row, member.col)))))
     return groups
 
 
-def _touching(spans: NDArray[np.int64], parts: NDArray[np.float64], index: int) -> tuple[list[int], bool]:
-    """Return which scenes share an edge or a corner with scene `index`, and whether any overlaps it."""
-    on_grid = (np.abs(parts - parts[index]) <= GRID_TOLERANCE).all(axis=1)
-    gaps = np.maximum(spans[:, :2], spans[index, :2]) - np.minimum(spans[:, 2:], spans[index, 2:])
-    on_grid[index] = False
-    touches = on_grid & (gaps.max(axis=1) == 0)
-    overlaps = on_grid & (gaps.max(axis=1) < 0)
-    return np.flatnonzero(touches).tolist(), bool(overlaps.any())
+def _reach(box: GeoBox) -> tuple[float, float, float, float]:
+    """Return the bounds of a scene and a pixel more on each side."""
+    t, (west, south, east, north) = box.transform, box.bounds
+    across, down = abs(t.a) + abs(t.b), abs(t.d) + abs(t.e)
+    return west - across, south - down, east + across, north + down
+
+
+def _touching(
+    sources: Sequence[Source], index: int, bounds: NDArray[np.float64]
+) -> tuple[dict[int, tuple[int, int]], bool]:
+    """Return the (row, col) of the scenes that share an edge or a corner with scene `index`, and if any overlaps it."""
+    west, south, east, north = bounds.T
+    near = (west <= east[index]) & (east >= west[index]) & (south <= north[index]) & (north >= south[index])
+    own = sources[index].box
+    found, overlaps = {}, False
+    for other in np.flatnonzero(near).tolist():
+        box = sources[other].box
+        # Measured on the grid of the one that comes first, so that two scenes think the same of each other.
+        place = _place(own, box) if index < other else _place(box, own)
+        if other == index or place is None:
+            continue
+        row, col = place if index < other else (-place[0], -place[1])
+        gap = max(max(row, 0) - min(row + box.height, own.height), max(col, 0) - min(col + box.width, own.width))
+        overlaps |= gap < 0
+        if gap == 0:
+            found[other] = row, col
+    return found, overlaps
+
+
+def _place(box: GeoBox, other: GeoBox) -> tuple[int, int] | None:
+    """Return where, in (rows, cols), the first pixel of `other` stands on the grid of `box`; None when beside it."""
+    offset = box.offset_to(other)
+    row, col = map(round, offset)
+    moved = box.transform @ Affine.translation(col, row)
+    if GeoBox(other.height, other.width, moved, box.crs).largest_shift(other) > GRID_TOLERANCE:
+        return None
+    return row, col

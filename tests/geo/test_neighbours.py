@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,31 @@ def test_what_is_not_one_raster_is_not_linked(difference: str) -> None:
 
 def test_a_hundredth_of_a_pixel_is_rounding() -> None:
     assert len(find_groups([source("a", 0, 0), source("b", 1e-4, 99.9999)])) == 1
+
+
+def tile(row: int, col: int) -> Source:
+    """A map tile of zoom 19, in degrees: the taller in degrees, the nearer to the equator."""
+    north, south = (
+        math.degrees(math.atan(math.sinh(math.pi * (1 - 2 * edge / 2**19)))) for edge in (220241 + row, 220242 + row)
+    )
+    step = 360 / 2**19 / 512
+    grid = Affine(step, 0, -180 + (386690 + col) * 512 * step, 0, (south - north) / 512, north)
+    return source(f"{row}-{col}", 0, 0, 512, 512, grid=grid, epsg=4326)
+
+
+def test_map_tiles_in_degrees_are_neighbours_though_no_two_rows_have_pixels_of_one_height() -> None:
+    tiles = [tile(row, col) for row in range(40) for col in range(3)]
+    assert len({piece.box.transform.e for piece in tiles}) == 40
+    (group,) = find_groups(tiles)
+    assert [(m.row, m.col) for m in group.members] == [(512 * row, 512 * col) for row in range(40) for col in range(3)]
+
+
+def test_thousands_of_scenes_are_grouped_in_seconds() -> None:
+    pieces = [source(f"{row}-{col}", row * 100, col * 100) for row in range(45) for col in range(45)]
+    began = time.perf_counter()
+    (group,) = find_groups(pieces)
+    assert len(group.members) == 45 * 45
+    assert time.perf_counter() - began < 20
 
 
 def test_scenes_that_overlap_stay_alone_and_the_rest_does_not_reach_through_them() -> None:
