@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import shapely
 
-from aerialseg.errors import OutputError, UsageError, one_line
+from aerialseg.errors import BadDataError, OutputError, UsageError, one_line
 from aerialseg.geo.footprints import CHUNK, join_footprints
 from aerialseg.geo.geopackage import FlatGeobuf, GeoPackage
 
@@ -96,7 +96,11 @@ class GeoJson:
 
     def add(self, footprints: Footprints) -> None:
         """Write features."""
-        rounded = shapely.transform(footprints.shapes, lambda points: np.round(points, GEOJSON_DECIMALS))
+        bounds = shapely.bounds(footprints.shapes)
+        across = np.flatnonzero(bounds[:, 2] - bounds[:, 0] > 180)
+        shapes = footprints.shapes.copy()
+        shapes[across] = [_cut_at_180(shape) for shape in shapes[across]]
+        rounded = shapely.transform(shapes, lambda points: np.round(points, GEOJSON_DECIMALS))
         rows = zip(*(column.tolist() for column in footprints.columns.values()), strict=True)
         lines = []
         for (name, scene, area, mean), geometry in zip(rows, shapely.to_geojson(rounded), strict=True):
@@ -162,8 +166,20 @@ class GeoParquet:
             self._held, self._count = [], 0
 
 
+def _cut_at_180(shape: shapely.Geometry) -> shapely.Geometry:
+    """Return a polygon that crosses the 180th meridian as two parts, as RFC 7946 (3.1.9) wants it."""
+    eastwards = shapely.transform(shape, lambda points: np.where(points * (1, 0) < 0, points + (360, 0), points))
+    west, east = (shapely.intersection(eastwards, shapely.box(left, -90, left + 180, 90)) for left in (0, 180))
+    parts = [*shapely.get_parts(west), *shapely.get_parts(shapely.transform(east, lambda points: points - (360, 0)))]
+    return shapely.multipolygons([part if part.exterior.is_ccw else part.reverse() for part in parts])
+
+
 def require_writer(target: Path) -> None:
-    """Raise before any work when the suffix is unknown or what it needs is missing."""
+    """Raise before any work when the suffix is unknown, what it needs is missing, or the name is not UTF-8."""
+    try:
+        str(target).encode()
+    except UnicodeEncodeError as error:
+        raise BadDataError(f"{one_line(target)}: the name is not UTF-8; give another one with -o") from error
     if target.suffix.lower() not in SUFFIXES:
         raise UsageError(f"{one_line(target)}: {target.suffix or 'no suffix'} is not one of {', '.join(SUFFIXES)}")
     if target.suffix.lower() == ".parquet":

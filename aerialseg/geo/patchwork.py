@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 SAME_GRID_PX = 0.02
 """Corners of two rasters may miss each other's pixels by this much: transforms are stored in decimals."""
 
+MAX_PIXELS = 1e10
+"""A larger file is more likely a header that lies; reading its zeros would take hours."""
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
@@ -74,6 +77,11 @@ def piece_of(name: str, mask: Path, probability: Path | None) -> Piece:
     if not box.georeferenced:
         raise BadDataError(
             f"{shown}: has no CRS and transform, so polygons have no place: gdal_translate -a_srs EPSG:... -a_ullr ..."
+        )
+    if box.height * box.width > MAX_PIXELS:
+        raise BadDataError(
+            f"{shown}: {box.height}x{box.width} is {box.height * box.width:.3g} pixels, more than {MAX_PIXELS:g}; if it"
+            " is really that large, cut it with gdal_translate -srcwin and give the parts: buildings stay whole"
         )
     if not box.usable:
         raise BadDataError(f"{shown}: its transform gives pixels no place or no area: gdal_translate -a_ullr ...")

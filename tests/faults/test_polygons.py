@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import rasterio
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -113,6 +114,23 @@ def test_nothing_there_and_remote_paths(tmp_path: Path, scene_file: Write, run: 
     for remote in ("http://127.0.0.1:9/m.tif", "/vsicurl/http://127.0.0.1:9/m.tif", f"GTIFF_DIR:1:{path}"):
         assert run("polygonize", remote, "-o", target)[0] == 2
     assert not target.exists()
+
+
+def test_a_header_that_claims_too_much_is_refused_at_once(tmp_path: Path, run: Run) -> None:
+    path, place = tmp_path / "m.tif", {"crs": "EPSG:26914", "transform": rasterio.Affine(0.3, 0, 6e5, 0, -0.3, 3e6)}
+    profile = {"driver": "GTiff", "height": 300_000, "width": 300_000, "count": 1, "dtype": "uint8", "sparse_ok": True}
+    with rasterio.open(path, "w", tiled=True, BIGTIFF="YES", blockxsize=4096, blockysize=4096, **profile, **place):
+        pass
+    code, _, err = run("polygonize", path, "-o", tmp_path / "b.gpkg")
+    assert code == 65
+    assert "300000x300000 is 9e+10 pixels" in err
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path, scene_file: Write, cli: Callable[..., Any]) -> None:
+    path = scene_file(tmp_path / "m.tif", noise())
+    done = cli("polygonize", path, "-o", os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.gpkg"))
+    assert done.returncode == 65, done.stderr
+    assert "not UTF-8" in done.stderr
 
 
 # --- rows 17, 19, 20, 38: where the file goes ---

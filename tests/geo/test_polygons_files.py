@@ -252,6 +252,20 @@ def test_geojson_is_longitude_latitude_anticlockwise_text(tmp_path: Path, scene_
     assert (polygon.centroid.x, polygon.centroid.y) == pytest.approx((lon, lat), abs=1e-7)
 
 
+def test_a_building_on_the_180th_meridian_is_cut_in_two(tmp_path: Path, scene_file: Callable[..., Path]) -> None:
+    (easting,), (northing,) = transform("EPSG:4326", "EPSG:32660", [180.0], [-17.0])
+    grid = (1.0, 0, round(easting) - 10, 0, -1.0, round(northing) + 10)
+    path = scene_file(tmp_path / "m.tif", np.ones((20, 20), np.uint8), crs="EPSG:32660", transform=grid)
+    write_buildings([MaskLayer("m", path)], tmp_path / "b.geojson")
+    (feature,) = json.loads((tmp_path / "b.geojson").read_text())["features"]
+    shape = shapely.geometry.shape(feature["geometry"])
+    assert shape.geom_type == "MultiPolygon"
+    assert shape.is_valid
+    assert {round(part.bounds[0] if part.centroid.x < 0 else part.bounds[2]) for part in shape.geoms} == {-180, 180}
+    assert sum(part.exterior.is_ccw for part in shape.geoms) == 2
+    assert shape.area == pytest.approx((20 / 111_000) ** 2 / np.cos(np.radians(17)), rel=0.01)
+
+
 def test_a_rerun_does_nothing_and_any_change_is_noticed(tmp_path: Path, scene_file: Callable[..., Path]) -> None:
     layers, target = cut(scene_file, tmp_path, noise(6, 0.3)), tmp_path / "b.gpkg"
     first = write_buildings(layers, target)
