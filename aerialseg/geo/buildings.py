@@ -168,9 +168,10 @@ class GeoParquet:
 
 def _cut_at_180(shape: shapely.Geometry) -> shapely.Geometry:
     """Return a polygon that crosses the 180th meridian as two parts, as RFC 7946 (3.1.9) wants it."""
-    eastwards = shapely.transform(shape, lambda points: np.where(points * (1, 0) < 0, points + (360, 0), points))
+    turn, east_only = np.array([360.0, 0.0]), np.array([1.0, 0.0])
+    eastwards = shapely.transform(shape, lambda points: np.where(points * east_only < 0, points + turn, points))
     west, east = (shapely.intersection(eastwards, shapely.box(left, -90, left + 180, 90)) for left in (0, 180))
-    parts = [*shapely.get_parts(west), *shapely.get_parts(shapely.transform(east, lambda points: points - (360, 0)))]
+    parts = [*shapely.get_parts(west), *shapely.get_parts(shapely.transform(east, lambda points: points - turn))]
     return shapely.multipolygons([part if part.exterior.is_ccw else part.reverse() for part in parts])
 
 

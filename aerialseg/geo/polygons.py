@@ -128,10 +128,7 @@ def write_buildings(
         raise NoInputError("no mask given")
     require_writer(target)
     crs = _target_crs(target, options)
-    inputs = [path for layer in layers for path in (layer.mask, layer.probability) if path is not None]
-    refuse_input_as_output(inputs, [target])
-    mark = read_mark(target)
-    refuse_foreign(target, ours=mark is not None, overwrite=overwrite)
+    mark = _mark_of_older(layers, target, overwrite=overwrite)
     patches = patchworks([piece_of(layer.name, layer.mask, layer.probability) for layer in layers])
     names = _layer_names(patches, target, crs)
     digest = _digest(layers, target, options)
@@ -147,6 +144,15 @@ def write_buildings(
         _write(file, patches, names, (rule, shaping, tally), progress)
         _drop_pending(target)
     return BuildingsReport(target, tuple(dict.fromkeys(names)), tally.kept, tally.removed, tally.unregularised)
+
+
+def _mark_of_older(layers: Sequence[MaskLayer], target: Path, *, overwrite: bool) -> str | None:
+    """Return what an older file at the target was made from; raises where it may not be replaced."""
+    inputs = [path for layer in layers for path in (layer.mask, layer.probability) if path is not None]
+    refuse_input_as_output(inputs, [target])
+    mark = read_mark(target)
+    refuse_foreign(target, ours=mark is not None, overwrite=overwrite)
+    return mark
 
 
 def _write(
