@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import shapely
 
-from aerialseg.files import reserve
 from aerialseg.geo.footprints import CHUNK, join_footprints
 from aerialseg.geo.opening import write_error
 from aerialseg.geo.styles import write_building_style
@@ -92,7 +91,8 @@ class FlatGeobuf:
 
     def __init__(self, temporary: Path, final: Path, mark: str) -> None:
         self._path, self._final, self._mark = temporary, final, mark
-        self._staging = reserve(temporary.parent, ".gpkg")
+        self._staging = temporary.with_suffix(".gpkg")
+        self._staging.touch()
         self._package = GeoPackage(self._staging, final, mark)
         self._layer, self._crs = "", ""
 

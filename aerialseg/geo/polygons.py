@@ -17,7 +17,7 @@ from pyproj import CRS
 from pyproj.exceptions import CRSError
 
 from aerialseg.errors import BadDataError, NoInputError, UsageError, one_line
-from aerialseg.files import TEMPORARY, refuse_foreign, refuse_input_as_output, staged
+from aerialseg.files import refuse_foreign, refuse_input_as_output, staged
 from aerialseg.geo.buildings import create_buildings, read_mark, require_writer
 from aerialseg.geo.contents import content_digest
 from aerialseg.geo.footprints import Shaping, Tally, footprints
@@ -117,15 +117,13 @@ def write_buildings(
     that pixel lies), `area_m2` (of the polygon as written, measured in the scene's CRS before any reprojection to
     --crs; --min-area-m2 looks at the area before simplifying), `probability` (mean over the pixels, 0 to 1, or null).
     Order: by patches of touching scenes as given, from the top down. A GeoPackage has one layer for each CRS, GeoJSON
-    is in WGS 84. A file made from the same contents and options is left alone, unless `overwrite`. Memory: some 500 MB
-    for a scene of 20000x20000 with 100,000 buildings. The caller holds the folder's lock, if there is need of one.
+    is in WGS 84. A file made from the same contents and options is left alone, unless `overwrite`. Memory: 500 MB for
+    20000x20000 pixels with 100,000 buildings. The caller holds the folder's lock.
 
     Raises UsageError (several CRSs in a format with one layer; a target that is a mask), BadDataError (a mask that has
     no place, or values that say neither building nor not), NoInputError, OutputError, StorageError and Stopped.
     """
     options, progress = options or PolygonOptions(), progress or Silent()
-    if not layers:
-        raise NoInputError("no mask given")
     require_writer(target)
     crs = _target_crs(target, options)
     mark = _mark_of_older(layers, target, overwrite=overwrite)
@@ -148,6 +146,8 @@ def write_buildings(
 
 def _mark_of_older(layers: Sequence[MaskLayer], target: Path, *, overwrite: bool) -> str | None:
     """Return what an older file at the target was made from; raises where it may not be replaced."""
+    if not layers:
+        raise NoInputError("no mask given")
     inputs = [path for layer in layers for path in (layer.mask, layer.probability) if path is not None]
     refuse_input_as_output(inputs, [target])
     mark = read_mark(target)
@@ -226,13 +226,13 @@ def _digest(layers: Sequence[MaskLayer], target: Path, options: PolygonOptions) 
 
 @contextmanager
 def _cleared(temporary: Path) -> Iterator[None]:
-    """Remove what GDAL and SQLite put beside a temporary file."""
-    before = set(temporary.parent.glob(f"{TEMPORARY}*"))
+    """Remove what GDAL and SQLite put beside a temporary file; their names begin like its own."""
     try:
         yield
     finally:
-        for path in set(temporary.parent.glob(f"{TEMPORARY}*")) - before:
-            path.unlink(missing_ok=True)
+        for path in temporary.parent.glob(f"{temporary.stem}[._-]*"):
+            if path != temporary:
+                path.unlink(missing_ok=True)
 
 
 def _drop_pending(target: Path) -> None:
