@@ -86,6 +86,8 @@ def test_equal_layers_give_equal_bytes(tmp_path: Path) -> None:
     for path in paths:
         written(path)
     assert paths[0].read_bytes() == paths[1].read_bytes()
+    with zipfile.ZipFile(paths[0]) as archive:
+        assert archive.infolist()[0].date_time == (1980, 1, 1, 0, 0, 0)
     stamp = paths[0].stat().st_mtime_ns
     assert written(paths[0]) == []
     assert paths[0].stat().st_mtime_ns == stamp

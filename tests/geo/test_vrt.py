@@ -21,7 +21,6 @@ from aerialseg.geo.vrt import Part, write_mosaics
 if TYPE_CHECKING:
     from aerialseg.prediction.collection import Entry
 
-AT = (0.3, 0.0, 616000.0, 0.0, -0.3, 3347000.0)
 CUSTOM = "+proj=tmerc +lat_0=47.5 +lon_0=16.3 +k=0.9999 +x_0=1000 +y_0=-5000000 +ellps=bessel +units=m +no_defs"
 
 
@@ -39,14 +38,14 @@ def mosaics_of(root: Path, entries: list[Entry]) -> tuple[list[str], list[str]]:
 
 def test_a_mosaic_names_every_raster_at_its_place(tmp_path: Path) -> None:
     entries = write_run(tmp_path)
-    assert mosaics_of(tmp_path, entries) == (["mosaic.vrt"], [])
+    assert mosaics_of(tmp_path, entries[::-1]) == (["mosaic.vrt"], [])
     root = ElementTree.parse(tmp_path / "out/mosaic.vrt").getroot()
     assert (root.get("rasterXSize"), root.get("rasterYSize")) == (str(3 * WIDTH), str(3 * HEIGHT))
     band = root.find("VRTRasterBand")
     assert [item.text for item in band.iter("Category")] == ["background", "building"]
     assert [tuple(entry.attrib.values()) for entry in band.iter("Entry")] == [("0",) * 4, ("230", "57", "70", "255")]
     assert band.findtext("NoDataValue") == "255"
-    for index, (entry, source) in enumerate(zip(entries, band.iter("ComplexSource"), strict=True)):
+    for index, (entry, source) in enumerate(zip(entries, [*band.iter("ComplexSource")][::-1], strict=True)):
         name = source.find("SourceFilename")
         assert name.get("relativeToVRT") == "1"
         assert (tmp_path / "out" / name.text) == entry.mask
@@ -140,7 +139,7 @@ def test_gdal_reads_the_pixels_of_the_parts(tmp_path: Path, upright: bool) -> No
         write_entry(tmp_path, name, i, transform=(0.3, 0, 616000 + i % 3 * 36, 0, step, 3347000 + i // 3 * 100 * step))
         for i, name in enumerate(names)
     ]
-    mosaics_of(tmp_path, entries)
+    mosaics_of(tmp_path, entries[::-1])
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("GDAL_", "OSR_"))}
     flat = tmp_path / "flat.tif"
     command = ["gdal_translate", "-q", "mosaic.vrt", flat]
@@ -157,14 +156,18 @@ def test_gdal_reads_the_pixels_of_the_parts(tmp_path: Path, upright: bool) -> No
 
 @pytest.mark.gdal
 def test_where_a_raster_has_no_data_the_one_below_shows(tmp_path: Path) -> None:
-    entries = [write_entry(tmp_path, "a", 0), write_entry(tmp_path, "b", 3, transform=AT)]
-    mosaics_of(tmp_path, entries)
+    below = write_entry(tmp_path, "a", 0)
+    above = write_entry(tmp_path, "b", 3, transform=(0.3, 0.0, 616000 + 30 * 0.3, 0.0, -0.3, 3347000.0))
+    mosaics_of(tmp_path, [below, above])
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("GDAL_", "OSR_"))}
     flat = tmp_path / "flat.tif"
     subprocess.run(["gdal_translate", "-q", tmp_path / "out/mosaic.vrt", flat], check=True, env=environment)
     with rasterio.open(flat) as joined:
-        upper, lower = labels_of(3), labels_of(0)
-        assert np.array_equal(joined.read(1), np.where(upper == 255, lower, upper))
+        found = joined.read(1)
+    upper, lower = (np.full((HEIGHT, WIDTH + 30), 255, np.uint8) for _ in range(2))
+    upper[:, 30:], lower[:, :-30] = labels_of(3), labels_of(0)
+    assert np.array_equal(found, np.where(upper == 255, lower, upper))
+    assert (found[:10, 30:50] == 0).all(), "the corner where the upper one has no data"
 
 
 def test_a_raster_that_cannot_be_read_is_named(tmp_path: Path) -> None:
