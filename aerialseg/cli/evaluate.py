@@ -73,12 +73,20 @@ def evaluate(
         Path | None,
         typer.Option(help="Write a page with scores, pictures and curves: report.html.", show_default=False),
     ] = None,
+    errors: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write rasters of found, missed and invented, and errors.gpkg, for QGIS.",
+            show_default=False,
+        ),
+    ] = None,
     scenes: Annotated[
         list[str] | None,
         typer.Option(help="The scenes, to be shown behind the errors of --report.", show_default=False),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("-f", "--overwrite", help="Replace a file of other origin at --report.")
+        bool, typer.Option("-f", "--overwrite", help="Replace files of other origin at --report and --errors.")
     ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON: overall.iou, cities.NAME.iou, scenes.NAME.iou ...")
@@ -98,8 +106,9 @@ def evaluate(
       aerialseg evaluate out --masks AerialImageDataset --report report.html --scenes AerialImageDataset/train/images
     """
     from aerialseg.cli.console import console_progress, print_json
+    from aerialseg.errors import one_line
     from aerialseg.evaluation.pairs import pair_predictions
-    from aerialseg.evaluation.scores import EvaluateOptions, evaluate_pairs
+    from aerialseg.evaluation.scores import EvaluateOptions, decide_rules, evaluate_pairs
     from aerialseg.geo.masks import MaskRule
     from aerialseg.geo.raster import Access
 
@@ -107,7 +116,7 @@ def evaluate(
     rule, access = MaskRule(values, ignored or (), mask_threshold), Access(allow_ungeoreferenced, max_pixels)
     options = EvaluateOptions(rule, access, not pixels_only, where, labelled_area)
     pairing = pair_predictions(predictions, masks, mask_pattern)
-    _check_report(report, scenes, pairing.pairs, overwrite)
+    _check_outputs(pairing.pairs, report, errors, scenes, overwrite=overwrite)
     with console_progress() as progress:
         _say_unused(pairing.unused, progress)
         found = evaluate_pairs(pairing.pairs, options, progress)
@@ -116,6 +125,13 @@ def evaluate(
 
             page = PageOptions(options, tuple(scenes or ()), command_line(context))
             write_report(report, found, pairing.pairs, page, progress)
+        if errors is not None:
+            from aerialseg.evaluation.error_maps import write_error_maps
+
+            wrong = write_error_maps(errors, pairing.pairs, decide_rules(pairing.pairs, options)[0], progress)
+            progress.say(
+                f"{wrong['missed']:,} missed and {wrong['invented']:,} invented buildings in {one_line(errors)}"
+            )
     if as_json:
         print_json(found.to_json() | {"unused_masks": list(pairing.unused)})
     else:
@@ -140,16 +156,24 @@ def command_line(context: typer.Context) -> str:
     return shlex.join(words)
 
 
-def _check_report(path: Path | None, scenes: list[str] | None, pairs: tuple[Pair, ...], overwrite: bool) -> None:
+def _check_outputs(
+    pairs: tuple[Pair, ...], report: Path | None, errors: Path | None, scenes: list[str] | None, *, overwrite: bool
+) -> None:
     """Refuse what could only fail after the counting, and options that would do nothing."""
     from aerialseg.errors import UsageError
 
-    if path is not None:
+    if scenes and report is None:
+        raise UsageError("--scenes are shown by --report; give --report FILE.html too")
+    if overwrite and report is None and errors is None:
+        raise UsageError("--overwrite is about --report and --errors; give one of them too")
+    if report is not None:
         from aerialseg.evaluation.report import check_report_path
 
-        check_report_path(path, pairs, overwrite=overwrite)
-    elif scenes or overwrite:
-        raise UsageError("--scenes and --overwrite say how --report is made; give --report FILE.html too")
+        check_report_path(report, pairs, overwrite=overwrite)
+    if errors is not None:
+        from aerialseg.evaluation.error_maps import check_error_folder
+
+        check_error_folder(errors, pairs, overwrite=overwrite)
 
 
 def _print(report: EvaluationReport) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,9 +19,13 @@ import numpy as np
 from aerialseg.evaluation.runs import Ids, Runs, components, overlaps, shared
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     Flags = NDArray[np.bool_]
+    OnWrong = Callable[[str, Runs], None]
+    """Told of each object that is "missed" or "invented", with its runs: positions are row x (width + 1) + column."""
 
 SIZES = ("small", "medium", "large", "unsized")
 LIMITS_M2 = (50.0, 200.0)
@@ -81,9 +86,10 @@ class ObjectTally:
     Memory grows with the objects that a strip touches, not with those of the scene.
     """
 
-    def __init__(self, width: int, pixel_m2: float | None) -> None:
-        self._stride, self._pixel_m2 = width + 1, pixel_m2
-        self._sides = (_Side(), _Side())
+    def __init__(self, width: int, pixel_m2: float | None, on_wrong: OnWrong | None = None) -> None:
+        self._stride, self._pixel_m2, self._on_wrong = width + 1, pixel_m2, on_wrong
+        self._sides = (_Side(keeping=on_wrong is not None), _Side(keeping=on_wrong is not None))
+        self._row = 0
         self._pairs = _Pairs.none()
         self._unknown = Runs.none()
         self._counts = ObjectCounts()
@@ -98,6 +104,8 @@ class ObjectTally:
         around = unknown.after(self._unknown)
         for side, strip in zip(self._sides, strips, strict=True):
             side.extend(strip, around, self._stride, rows)
+            side.keep(strip.moved((self._row - 1) * self._stride))
+        self._row += rows
         self._unknown = around.since(rows * self._stride).moved(-rows * self._stride)
         self._pairs = self._pairs.joined(self._sides, strips)
         self._settle()
@@ -133,6 +141,9 @@ class ObjectTally:
         matched = np.zeros_like(done_predicted), np.zeros_like(done_true)
         for side in (0, 1):
             matched[side][matches[side]] = True
+        for side, kind in ((0, "invented"), (1, "missed")):
+            if self._on_wrong is not None:
+                self._sides[side].hand_over(counted[side] & ~matched[side], partial(self._on_wrong, kind))
         left_out = int(np.count_nonzero(done_predicted & cut[0])) + int(np.count_nonzero(done_true & cut[1]))
         return ObjectCounts(
             self._by_size(true.area[counted[1]]),
@@ -153,7 +164,9 @@ class ObjectTally:
 class _Side:
     """The objects of one mask that are not settled yet, numbered 0, 1, ...; a class because it is all state."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, keeping: bool) -> None:
+        self._keeping, self._kept, self._kept_ids = keeping, Runs.none(), np.empty(0, dtype=np.int64)
+        """The runs of all objects, in positions of the whole scene, when somebody wants to see them."""
         self.area = np.empty(0, dtype=np.int64)
         """In pixels, so far."""
         self.cut = np.empty(0, dtype=np.bool_)
@@ -183,6 +196,20 @@ class _Side:
         self.last = runs.since(rows * stride).moved(-rows * stride)
         self.last_ids = number[nodes[len(nodes) - len(self.last) :]]
 
+    def keep(self, strip: Runs) -> None:
+        """Keep the runs of the latest strip, if runs are kept."""
+        if self._keeping:
+            self._kept_ids = np.concatenate((self.renumbered[self._kept_ids], self.strip_ids))
+            self._kept = strip.after(self._kept)
+
+    def hand_over(self, wanted: Flags, take: Callable[[Runs], None]) -> None:
+        """Give the runs of each wanted object to `take`."""
+        chosen = np.flatnonzero(wanted[self._kept_ids])
+        order = chosen[np.argsort(self._kept_ids[chosen], kind="stable")]
+        firsts = np.flatnonzero(np.diff(self._kept_ids[order], prepend=-1))
+        for part in np.split(order, firsts[1:]) if len(order) else ():
+            take(Runs(self._kept.starts[part], self._kept.ends[part]))
+
     def close(self) -> None:
         """Say that nothing follows below the last row."""
         self.last, self.last_ids = Runs.none(), np.empty(0, dtype=np.int64)
@@ -190,6 +217,10 @@ class _Side:
     def drop(self, done: Flags) -> None:
         """Forget settled objects."""
         number = np.cumsum(~done) - 1
+        if self._keeping:
+            left = ~done[self._kept_ids]
+            self._kept = Runs(self._kept.starts[left], self._kept.ends[left])
+            self._kept_ids = number[self._kept_ids[left]]
         self.area, self.cut, self.last_ids = self.area[~done], self.cut[~done], number[self.last_ids]
 
 

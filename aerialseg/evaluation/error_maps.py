@@ -1,0 +1,219 @@
+"""Where masks are wrong, for QGIS: a raster of four classes per scene, and missed and invented buildings as polygons.
+
+The buildings are those that the object score counts: connected parts without a match at IoU 0.5, not cut by ground
+without data. Their outlines follow the pixels.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+import numpy as np
+import rasterio.features
+import shapely
+import shapely.affinity
+import shapely.geometry
+from affine import Affine
+from pyproj import CRS, Transformer
+
+from aerialseg.errors import AerialsegError, UsageError, one_line
+from aerialseg.evaluation.counting import Rules, open_pair
+from aerialseg.evaluation.error_style import NODATA, error_auxiliary, error_style
+from aerialseg.evaluation.objects import ObjectTally
+from aerialseg.files import (
+    locked,
+    prepare_output_folder,
+    refuse_foreign,
+    refuse_input_as_output,
+    require_space,
+    staged,
+    sweep,
+    write_text,
+)
+from aerialseg.geo.opening import write_error
+from aerialseg.geo.quiet import in_memory
+from aerialseg.geo.raster import GeoBox, open_raster
+from aerialseg.geo.writing import Layer, write_cog
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from aerialseg.evaluation.counting import Strip
+    from aerialseg.evaluation.pairs import Pair
+    from aerialseg.evaluation.runs import Runs
+    from aerialseg.progress import Progress
+
+TAG = "AERIALSEG_ERRORS"
+BUILDINGS = "errors.gpkg"
+KINDS = ("missed", "invented")
+DATE = "2000-01-01T00:00:00.000Z"
+LARGEST_DRAWN = 2**26
+"""Pixels of the rectangle around an object; a larger one is drawn as that rectangle."""
+BYTES = 0.3
+"""Disk a pixel takes while its file is copied."""
+
+
+@dataclass(slots=True)
+class _Found:
+    """Wrong buildings of one kind, gathered over scenes."""
+
+    shapes: list[shapely.Geometry] = field(default_factory=list)
+    scenes: list[str] = field(default_factory=list)
+    areas_m2: list[float] = field(default_factory=list)
+
+
+def error_path(folder: Path, name: str) -> Path:
+    """Return where a scene's error raster goes; raises UsageError for a name that would leave the folder."""
+    relative = PurePosixPath(f"{name}.tif")
+    if relative.is_absolute() or ".." in relative.parts:
+        raise UsageError(f"{one_line(name)}: a scene's name must be a relative path without ..")
+    return folder / relative
+
+
+def check_error_folder(folder: Path, pairs: Sequence[Pair], *, overwrite: bool) -> None:
+    """Raise before any counting when the files cannot be written, or would replace inputs or strangers' files."""
+    inputs = [path for pair in pairs for path in (pair.prediction, pair.truth, pair.probability) if path is not None]
+    outputs = [error_path(folder, pair.name) for pair in pairs]
+    refuse_input_as_output(inputs, [*outputs, folder / BUILDINGS])
+    for parent in sorted({folder, *(path.parent for path in outputs)}):
+        prepare_output_folder(parent)
+    for path in outputs:
+        refuse_foreign(path, ours=_is_ours(path), overwrite=overwrite)
+    refuse_foreign(folder / BUILDINGS, ours=_is_our_package(folder / BUILDINGS), overwrite=overwrite)
+
+
+def write_error_maps(folder: Path, pairs: Sequence[Pair], rules: Rules, progress: Progress) -> dict[str, int]:
+    """Write DIR/NAME.tif with its style for every pair, and errors.gpkg; returns how many buildings of each kind.
+
+    Memory grows with a scene's width and with the number of wrong buildings. Raises OutputError and StorageError.
+    """
+    found = {kind: _Found() for kind in KINDS}
+    crs = _common_crs(pairs)
+    with locked(folder):
+        sweep(folder)
+        progress.start("errors", len(pairs), "scene")
+        for pair in pairs:
+            _write_pair(error_path(folder, pair.name), pair, rules, partial(_gather, found, pair.name, crs))
+            progress.advance(1, note=one_line(pair.name))
+        progress.finish()
+        _write_buildings(folder / BUILDINGS, found, crs)
+    return {kind: len(found[kind].shapes) for kind in KINDS}
+
+
+def _common_crs(pairs: Sequence[Pair]) -> CRS | None:
+    """Return the CRS that all scenes share, longitude and latitude when they differ, None when one has none."""
+    boxes = []
+    for pair in pairs:
+        with open_raster(pair.prediction) as dataset:
+            boxes.append(GeoBox.of(dataset))
+    first = boxes[0].crs
+    if first is None or not all(box.georeferenced for box in boxes):
+        return None
+    return CRS.from_wkt(first.to_wkt()) if all(box.crs == first for box in boxes) else CRS.from_epsg(4326)
+
+
+def _write_pair(final: Path, pair: Pair, rules: Rules, gather: Callable[[GeoBox, str, Runs], None]) -> None:
+    """Write one raster with its side files, and hand over its wrong buildings."""
+    with open_pair(pair, rules) as (box, strips):
+        objects = ObjectTally(box.width, None, partial(gather, box))
+        for strip in strips:
+            objects.add(strip.building, strip.truth, strip.valid)
+        objects.finish()
+    require_space(final.parent, int(BYTES * box.height * box.width))
+    write_cog(final, box, partial(_read_classes, pair, rules), Layer(NODATA), tags={TAG: "1"})
+    write_text(final.with_name(f"{final.name}.aux.xml"), error_auxiliary())
+    write_text(final.with_suffix(".qml"), error_style())
+
+
+def _read_classes(pair: Pair, rules: Rules) -> Iterator[NDArray[np.uint8]]:
+    with open_pair(pair, rules) as (_, strips):
+        yield from map(_classes, strips)
+
+
+def _classes(strip: Strip) -> NDArray[np.uint8]:
+    """Return found 1, missed 2, invented 3, nodata 255, and 0 where both masks see background."""
+    values = strip.truth.view(np.uint8) * np.uint8(2) + strip.building.view(np.uint8) * np.uint8(3)
+    values[values == 5] = 1
+    values[~strip.valid] = NODATA
+    return values
+
+
+def _gather(found: dict[str, _Found], name: str, crs: CRS | None, box: GeoBox, kind: str, runs: Runs) -> None:
+    """Add a wrong building to the others, in the common CRS."""
+    shape, gsd_m = _outline(runs, box.width + 1, box.transform), box.gsd_m
+    own = None if box.crs is None else CRS.from_wkt(box.crs.to_wkt())
+    if crs is not None and own is not None and own != crs:
+        shape = shapely.transform(shape, Transformer.from_crs(own, crs, always_xy=True).transform, interleaved=False)
+    found[kind].shapes.append(shape)
+    found[kind].scenes.append(name)
+    found[kind].areas_m2.append(np.nan if gsd_m is None else int((runs.ends - runs.starts).sum()) * gsd_m * gsd_m)
+
+
+def _outline(runs: Runs, stride: int, transform: Affine) -> shapely.Geometry:
+    """Return the polygon around an object's pixels, in the scene's CRS."""
+    rows, left = np.divmod(runs.starts, stride)
+    right = runs.ends - rows * stride
+    top, west, height, width = rows[0], left.min(), int(rows[-1] - rows[0] + 1), int(right.max() - left.min())
+    if height * width > LARGEST_DRAWN:
+        shape = shapely.box(0, 0, width, height)
+    else:
+        drawn = np.zeros((height, width + 1), dtype=np.int8)
+        np.add.at(drawn, (rows - top, left - west), 1)
+        np.add.at(drawn, (rows - top, right - west), -1)
+        mask = np.cumsum(drawn, axis=1, dtype=np.int8)[:, :width].astype(np.uint8)
+        with in_memory():
+            shape = shapely.geometry.shape(next(rasterio.features.shapes(mask, mask.view(np.bool_), connectivity=4))[0])
+    t = transform @ Affine.translation(int(west), int(top))
+    return shapely.affinity.affine_transform(shape, (t.a, t.b, t.d, t.e, t.c, t.f))
+
+
+def _write_buildings(path: Path, found: dict[str, _Found], crs: CRS | None) -> None:
+    """Write both layers; the date is pinned, so that equal errors make equal bytes."""
+    import pyogrio
+
+    with staged(path) as temporary:
+        temporary.unlink()  # GDAL wants to create the file itself
+        pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": DATE})
+        try:
+            for kind in KINDS:
+                _write_layer(temporary, kind, found[kind], None if crs is None else crs.to_wkt())
+        except RuntimeError as error:
+            raise write_error(path, str(error)) from error
+        finally:
+            pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": None})
+
+
+def _write_layer(path: Path, kind: str, found: _Found, crs: str | None) -> None:
+    from pyogrio.raw import write
+
+    columns = [np.array(found.scenes, dtype=object), np.array(found.areas_m2, dtype=np.float64)]
+    first = kind == KINDS[0]
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # about a missing CRS
+        write(
+            path, shapely.to_wkb(np.array(found.shapes, dtype=object)), columns, ["scene", "area_m2"], layer=kind,
+            driver="GPKG", geometry_type="Polygon", crs=crs, append=not first,
+            dataset_options={"VERSION": "1.3"} if first else None, layer_options={"DESCRIPTION": TAG},
+        )  # fmt: skip
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        with open_raster(path) as dataset:
+            return TAG in dataset.tags()
+    except AerialsegError:
+        return False
+
+
+def _is_our_package(path: Path) -> bool:
+    try:
+        with path.open("rb") as stream:
+            return TAG.encode() in stream.read(2**20)
+    except OSError:
+        return False
