@@ -44,6 +44,21 @@ def test_weights_sum_to_one_over_every_pixel(axis: Axis, kind: Blend) -> None:
     assert np.abs(total - 1).max() <= 1e-6
 
 
+@given(AXES, st.sampled_from(BLENDS), st.data())
+def test_some_windows_have_the_weights_they_have_among_all(axis: Axis, kind: Blend, data: st.DataObject) -> None:
+    first = data.draw(st.integers(0, axis.count - 1))
+    some = range(first, data.draw(st.integers(first + 1, axis.count)))
+    np.testing.assert_array_equal(blend_weights(axis, kind, some), blend_weights(axis, kind)[some.start : some.stop])
+
+
+@given(AXES, st.data())
+def test_touching_windows_are_those_that_hold_a_pixel(axis: Axis, data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, axis.length - 1))
+    stop = data.draw(st.integers(start + 1, axis.length))
+    found = [index for index, first in enumerate(axis.starts) if first < stop and first + axis.size > start]
+    assert list(axis.touching(start, stop)) == found
+
+
 @given(AXES)
 def test_hann_is_nowhere_zero(axis: Axis) -> None:
     assert blend_weights(axis, "hann").min() > 0

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -114,6 +115,13 @@ def test_the_file_s_layout_does_not_matter(
     np.testing.assert_array_equal(stream(path, plain(PixelRule())), certain(pixels))
 
 
+def test_a_jpeg_in_ycbcr_is_read_as_rgb(tmp_path: Path, scene_file: Callable[..., Path], stream: Callable) -> None:
+    path = scene_file(tmp_path / "scene.tif", size=(150, 110), photometric="YCBCR", compress="JPEG", tiled=True,
+                      blockxsize=64, blockysize=64)  # fmt: skip
+    with rasterio.open(path) as dataset:
+        np.testing.assert_array_equal(stream(path, plain(PixelRule())), certain(dataset.read()))
+
+
 def test_a_scene_with_blank_blocks(tmp_path: Path, scene_file: Callable[..., Path], stream: Callable) -> None:
     pixels = np.random.default_rng(3).integers(0, 256, (3, 300, 200), dtype=np.uint8)
     pixels[:, 64:256, 32:160] = 0
@@ -173,8 +181,6 @@ def test_values_under_the_mask_change_no_valid_byte(
 
 
 def masked_scene(scene_file: Callable[..., Path], path: Path, pixels: Any, mask: Any = None) -> Path:
-    import rasterio
-
     scene_file(path, pixels)
     if mask is not None:
         with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "r+") as target:
