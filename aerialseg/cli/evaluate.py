@@ -10,6 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from aerialseg.evaluation.pairs import Pair
+    from aerialseg.evaluation.polygons import PolygonScores
     from aerialseg.evaluation.results import Counts, EvaluationReport
     from aerialseg.progress import Progress
 
@@ -69,6 +70,12 @@ def evaluate(
     pixels_only: Annotated[
         bool, typer.Option("--pixels-only", help="Leave out outlines, objects and probabilities; takes less time.")
     ] = False,
+    polygons: Annotated[
+        Path | None,
+        typer.Option(
+            help="Predicted polygons, judged by those of --masks: PoLiS, angles, corners.", show_default=False
+        ),
+    ] = None,
     report: Annotated[
         Path | None,
         typer.Option(help="Write a page with scores, pictures and curves: report.html.", show_default=False),
@@ -117,6 +124,7 @@ def evaluate(
     options = EvaluateOptions(rule, access, not pixels_only, where, labelled_area)
     pairing = pair_predictions(predictions, masks, mask_pattern)
     _check_outputs(pairing.pairs, report, errors, scenes, overwrite=overwrite)
+    drawn = None if polygons is None else _score_polygons(polygons, pairing.pairs, where)
     with console_progress() as progress:
         _say_unused(pairing.unused, progress)
         found = evaluate_pairs(pairing.pairs, options, progress)
@@ -133,9 +141,12 @@ def evaluate(
                 f"{wrong['missed']:,} missed and {wrong['invented']:,} invented buildings in {one_line(errors)}"
             )
     if as_json:
-        print_json(found.to_json() | {"unused_masks": list(pairing.unused)})
-    else:
-        _print(found)
+        more = {} if drawn is None else {"polygons": drawn.to_json()}
+        print_json(found.to_json() | {"unused_masks": list(pairing.unused)} | more)
+        return
+    _print(found)
+    if drawn is not None:
+        _print_polygons(drawn)
 
 
 def command_line(context: typer.Context) -> str:
@@ -174,6 +185,27 @@ def _check_outputs(
         from aerialseg.evaluation.error_maps import check_error_folder
 
         check_error_folder(errors, pairs, overwrite=overwrite)
+
+
+def _score_polygons(path: Path, pairs: tuple[Pair, ...], where: str | None) -> PolygonScores:
+    from aerialseg.errors import UsageError
+    from aerialseg.evaluation.polygons import score_polygons
+    from aerialseg.geo.vectors import read_layer
+
+    if len(pairs[0].vectors) != 1:
+        raise UsageError("--polygons are judged by true polygons: give one vector file with --masks")
+    return score_polygons(read_layer(path), read_layer(pairs[0].vectors[0], where=where))
+
+
+def _print_polygons(drawn: PolygonScores) -> None:
+    from aerialseg.cli.console import print_table
+
+    columns = ["true", "predicted", "matched", "f1", "iou", "C-IoU", "PoLiS", "max tangent angle", "vertex ratio"]
+    values = (drawn.f1, drawn.iou, drawn.c_iou)
+    counts = [f"{count:,}" for count in (drawn.true, drawn.predicted, drawn.matched)]
+    metres, angle = f"{drawn.polis_m:.2f} m", f"{drawn.max_tangent_angle_deg:.1f} deg"
+    row = [*counts, *map(_number, values), metres, angle, f"{drawn.vertex_ratio:.2f}"]
+    print_table("Polygons, matched one to one at IoU 0.5", columns, [row])
 
 
 def _print(report: EvaluationReport) -> None:

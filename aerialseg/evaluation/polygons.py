@@ -1,0 +1,188 @@
+"""How well predicted building polygons follow true ones: not only where they are, but their corners and walls.
+
+Polygons are matched one to one at IoU 0.5, the best pairs first; each matched pair is then compared by
+
+PoLiS                  mean distance of either's corners to the other's outline, in metres (Avbelj et al. 2015,
+                       https://doi.org/10.1109/LGRS.2014.2330695)
+maximum tangent angle  the worst angle between a stretch of the predicted outline and its projection on the true one
+                       (Girard et al. 2021, https://arxiv.org/abs/2004.14875), 0 to 90 degrees
+C-IoU                  IoU times one minus the relative difference of the numbers of corners (Zorzi et al. 2022,
+                       https://arxiv.org/abs/2111.15491)
+
+and averaged. The vertex ratio is predicted over true corners of all matched pairs. Everything is measured in metres, in
+the UTM zone of the truth.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import shapely
+from pyproj import CRS, Transformer
+from pyproj.aoi import AreaOfInterest
+from pyproj.database import query_utm_crs_info
+
+from aerialseg.errors import BadDataError, one_line
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from aerialseg.geo.vectors import Layer
+
+    Shapes = NDArray[np.object_]
+    Points = NDArray[np.float64]
+
+MATCH_IOU = 0.5
+SPACING_M = 0.5
+"""Between the points along a predicted outline whose direction is compared."""
+MOST_STRETCH = 2.0
+"""A stretch that the projection makes longer or shorter than this many times lies around a corner: no direction."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolygonScores:
+    """Polygons of two files; means over matched pairs, nan without any."""
+
+    true: int
+    predicted: int
+    matched: int
+    iou: float
+    c_iou: float
+    polis_m: float
+    max_tangent_angle_deg: float
+    vertex_ratio: float
+
+    @property
+    def precision(self) -> float:
+        """Share of predicted polygons that match."""
+        return self.matched / self.predicted if self.predicted else math.nan
+
+    @property
+    def recall(self) -> float:
+        """Share of true polygons that are matched."""
+        return self.matched / self.true if self.true else math.nan
+
+    @property
+    def f1(self) -> float:
+        """2 matches / (true + predicted)."""
+        return 2 * self.matched / (self.true + self.predicted) if self.true + self.predicted else math.nan
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values, None where undefined."""
+        values = asdict(self) | {name: getattr(self, name) for name in ("precision", "recall", "f1")}
+        return {name: None if value != value else value for name, value in values.items()}
+
+
+def score_polygons(predicted: Layer, true: Layer) -> PolygonScores:
+    """Compare the polygons of two vector files; raises BadDataError when their CRS has no way to metres."""
+    metric = _utm(true)
+    own, other = (_moved(layer, metric) for layer in (predicted, true))
+    pairs = match_polygons(own, other)
+    if not pairs:
+        return PolygonScores(len(other), len(own), 0, *(math.nan,) * 5)
+    matched = [(own[i], other[j], iou) for i, j, iou in pairs]
+    corners = np.array([(_corners(a), _corners(b)) for a, b, _ in matched], dtype=np.float64)
+    ious = np.array([iou for _, _, iou in matched])
+    unlike = np.abs(corners[:, 0] - corners[:, 1]) / corners.sum(axis=1)
+    angles = [tangent_angle(a, b) for a, b, _ in matched]
+    return PolygonScores(
+        len(other),
+        len(own),
+        len(pairs),
+        float(ious.mean()),
+        float((ious * (1 - unlike)).mean()),
+        float(np.mean([polis(a, b) for a, b, _ in matched])),
+        math.degrees(float(np.mean(angles))),
+        float(corners[:, 0].sum() / corners[:, 1].sum()),
+    )
+
+
+def match_polygons(predicted: Shapes, true: Shapes) -> list[tuple[int, int, float]]:
+    """Return (predicted, true, IoU) of the one-to-one matches at IoU >= 0.5, the best first."""
+    j, i = shapely.STRtree(predicted).query(true, predicate="intersects")
+    shared = shapely.area(shapely.intersection(predicted[i], true[j]))
+    iou = shared / (shapely.area(predicted[i]) + shapely.area(true[j]) - shared)
+    taken: tuple[set[int], set[int]] = set(), set()
+    pairs = []
+    for place in np.lexsort((j, i, -iou)):
+        a, b, value = int(i[place]), int(j[place]), float(iou[place])
+        if value >= MATCH_IOU and a not in taken[0] and b not in taken[1]:
+            taken[0].add(a)
+            taken[1].add(b)
+            pairs.append((a, b, value))
+    return pairs
+
+
+def polis(one: shapely.Polygon, other: shapely.Polygon) -> float:
+    """Return the PoLiS distance: half the mean distance of one's corners to the other's outline, and vice versa."""
+    parts = []
+    for a, b in ((one, other), (other, one)):
+        parts.append(shapely.distance(shapely.points(_vertices(a)), shapely.boundary(b)).mean() / 2)
+    return float(sum(parts))
+
+
+def tangent_angle(predicted: shapely.Polygon, true: shapely.Polygon) -> float:
+    """Return the largest angle, in radians, between the predicted outline and its projection on the true one.
+
+    Unlike the authors' code this leaves out stretches whose projection bends around a true corner: a chord across a
+    corner has no direction of a wall, and would be the worst of nearly every building.
+    """
+    rings = [true.exterior, *true.interiors]
+    worst = 0.0
+    for ring in (predicted.exterior, *predicted.interiors):
+        points = shapely.get_coordinates(shapely.segmentize(ring, SPACING_M))
+        projected, ring_number, place = _project(points, rings)
+        steps, shadows = np.diff(points, axis=0), np.diff(projected, axis=0)
+        lengths, shadow_lengths = np.hypot(*steps.T), np.hypot(*shadows.T)
+        along = np.abs(np.diff(place))
+        around = np.array([outline.length for outline in rings])[ring_number[1:]]
+        straight = shadow_lengths > 0.999 * np.minimum(along, around - along)
+        judged = straight & (np.diff(ring_number) == 0)
+        judged &= (shadow_lengths * MOST_STRETCH > lengths) & (shadow_lengths < lengths * MOST_STRETCH)
+        if judged.any():
+            cosine = np.abs((steps * shadows).sum(axis=1)[judged]) / (lengths * shadow_lengths)[judged]
+            worst = max(worst, math.acos(min(1.0, float(cosine.min()))))
+    return worst
+
+
+def _project(points: Points, rings: list[shapely.LinearRing]) -> tuple[Points, NDArray[np.int64], NDArray[np.float64]]:
+    """Return each point's nearest one on the rings, the number of that ring, and how far along it lies."""
+    placed = shapely.points(points)
+    nearest = np.argmin([shapely.distance(placed, ring) for ring in rings], axis=0)
+    lines = np.array(rings, dtype=object)[nearest]
+    place = shapely.line_locate_point(lines, placed)
+    return shapely.get_coordinates(shapely.line_interpolate_point(lines, place)), nearest, place
+
+
+def _vertices(shape: shapely.Polygon) -> Points:
+    """Return the corners of all rings, each ring's last one left out: it is the first again."""
+    rings = (shape.exterior, *shape.interiors)
+    return np.concatenate([shapely.get_coordinates(ring)[:-1] for ring in rings])
+
+
+def _corners(shape: shapely.Polygon) -> int:
+    return len(_vertices(shape))
+
+
+def _utm(layer: Layer) -> CRS:
+    """Return the UTM zone of a layer's middle."""
+    name = one_line(layer.path)
+    middle = layer.hull.centroid
+    lon, lat = Transformer.from_crs(layer.crs, CRS.from_epsg(4326), always_xy=True).transform(middle.x, middle.y)
+    if not (math.isfinite(lon) and math.isfinite(lat)):
+        raise BadDataError(
+            f"{name}: its CRS has no way to longitude and latitude, so nothing can be measured in metres"
+        )
+    zones = query_utm_crs_info("WGS 84", AreaOfInterest(lon, lat, lon, lat))
+    if not zones:
+        raise BadDataError(f"{name}: lies at latitude {lat:.1f}, where there is no UTM zone to measure in")
+    return CRS.from_epsg(zones[0].code)
+
+
+def _moved(layer: Layer, crs: CRS) -> Shapes:
+    way = Transformer.from_crs(layer.crs, crs, always_xy=True)
+    moved: Shapes = shapely.transform(layer.shapes, way.transform, interleaved=False)
+    return moved
