@@ -6,9 +6,10 @@ Nothing here opens a file.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import shapely
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.errors import CRSError
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 Bounds = tuple[float, float, float, float]
 """West, south, east, north."""
 WGS84 = CRS.from_epsg(4326)
+DIGITS, CENTIMETRE = 8, 1e-7
+"""Of degrees."""
 EDGE_STEPS = 8
 """An edge that is straight on the scene's own grid is a curve on another; this many pieces follow it."""
 
@@ -69,6 +72,30 @@ def bounds_in(box: GeoBox, target: CRS) -> Bounds | None:
     return None if ring is None else around([(*min_xy(ring), *max_xy(ring))])
 
 
+def footprint(box: GeoBox) -> tuple[dict[str, Any] | None, Bounds | None]:
+    """Return a grid's outline in degrees as GeoJSON, and its bounds; (None, None) without a place on the ground.
+
+    Points on the line between others, to a centimetre, are left out. Across the 180th meridian the outline is two
+    polygons and the bounds' west is larger than their east (RFC 7946, 3.1.9 and 5.2).
+    """
+    ring = outline(box, WGS84)
+    if ring is None:
+        return None, None
+    shape, (west, south), (east, north) = shapely.Polygon(ring), min_xy(ring), max_xy(ring)
+    if east - west <= 180 and west >= -180 and east <= 180:
+        return _geojson([shape]), (west, south, east, north)
+    turned = shapely.Polygon([(x % 360, y) for x, y in ring])
+    before = turned.intersection(shapely.box(0, -90, 180, 90))
+    behind = shapely.transform(turned.intersection(shapely.box(180, -90, 360, 90)), lambda points: points - (360, 0))
+    west, _, east, _ = (x if x <= 180 else x - 360 for x in turned.bounds)
+    return _geojson([part for part in (before, behind) if part.area > 0]), (west, south, east, north)
+
+
+def rounded(degrees: Sequence[float]) -> list[float]:
+    """Return degrees to the millimetre; behind that, PROJ's versions differ."""
+    return [round(number, DIGITS) for number in degrees]
+
+
 def around(rectangles: Sequence[Bounds]) -> Bounds | None:
     """Return the rectangle around rectangles; None around none."""
     if not rectangles:
@@ -85,6 +112,15 @@ def min_xy(ring: Sequence[tuple[float, float]]) -> tuple[float, float]:
 def max_xy(ring: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """Return the largest x and the largest y of points."""
     return max(x for x, _ in ring), max(y for _, y in ring)
+
+
+def _geojson(polygons: Sequence[Any]) -> dict[str, Any]:
+    """Return polygons, whose outer rings GeoJSON wants counter-clockwise, simplified and rounded."""
+    plain = [shapely.geometry.polygon.orient(polygon.simplify(CENTIMETRE)) for polygon in polygons]
+    rings = [[rounded(point) for point in polygon.exterior.coords] for polygon in plain]
+    if len(rings) == 1:
+        return {"type": "Polygon", "coordinates": rings}
+    return {"type": "MultiPolygon", "coordinates": [[ring] for ring in rings]}
 
 
 def _signed_area(ring: Sequence[tuple[float, float]]) -> float:

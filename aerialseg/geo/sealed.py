@@ -23,6 +23,8 @@ Origin = Literal["absent", "ours", "edited", "foreign"]
 MARK = "aerialseg-sha256:"
 BLANK = MARK + "0" * 64
 """What a caller puts where the digest shall stand."""
+LARGEST = 1 << 28
+"""Nothing that is sealed comes near 256 MB; a larger file is not read into memory to find out."""
 
 _SEAL = re.compile(rb"aerialseg-sha256:[0-9a-f]{64}")
 
@@ -42,7 +44,7 @@ def origin_of(path: Path, remembers: Callable[[bytes], bool] | None = None) -> O
     if not os.path.lexists(path):
         return "absent"
     try:
-        content = path.read_bytes()
+        content = path.read_bytes() if path.stat().st_size <= LARGEST else b""
     except OSError:
         return "foreign"
     seals = _SEAL.findall(content)

@@ -7,10 +7,12 @@ may have been moved. A scene that is gone or cannot be read is drawn grey. Equal
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -19,7 +21,9 @@ from aerialseg.files import locked, prepare_output_folder, refuse_foreign, sweep
 from aerialseg.geo.opening import open_raster
 from aerialseg.geo.shrinking import cell_means, small_shape
 from aerialseg.geo.styles import shown_bands
+from aerialseg.prediction.collection import STAC
 from aerialseg.prediction.pictures import Looks, draw, draw_sheet, draw_thumbnail, is_our_png, save_png
+from aerialseg.prediction.stac import identifier_of
 from aerialseg.progress import Silent
 
 if TYPE_CHECKING:
@@ -103,7 +107,20 @@ def _predicted(out: Path, name: str, entry: Any) -> Predicted | None:
     mask, probability = out / f"{name}.tif", out / "probability" / f"{name}.tif"
     if not mask.is_file():
         return None
-    return Predicted(name, Path(str(entry.get("image", ""))), mask, probability if probability.is_file() else None)
+    return Predicted(name, _scene_of(out, name, entry), mask, probability if probability.is_file() else None)
+
+
+def _scene_of(out: Path, name: str, entry: dict[str, Any]) -> Path:
+    """Return where a scene is: where it was predicted from, or from `out` on the way that its STAC item says."""
+    image = Path(str(entry.get("image", "")))
+    item = out / STAC / "items" / f"{identifier_of(name)}.json"
+    try:
+        if not image.is_file():
+            href = json.loads(item.read_bytes())["assets"]["scene"]["href"]
+            return Path(os.path.normpath(item.parent / unquote(href)))
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        pass  # the scene is named where it was, and cannot be read
+    return image
 
 
 def _mpx(item: Predicted) -> float:

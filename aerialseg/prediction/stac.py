@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from aerialseg.errors import one_line
-from aerialseg.geo.place import WGS84, around, crs_code, max_xy, min_xy, outline
+from aerialseg.geo.place import around, crs_code, footprint, rounded
 from aerialseg.geo.project import relative_to
 from aerialseg.geo.sealed import BLANK, origin_of, write_sealed
 from aerialseg.geo.styles import MASK_CLASSES
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 
 UNKNOWN = (datetime(1900, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC))
 """Start and end where a scene does not say when it was taken."""
-DIGITS = 8
-"""Of degrees: a millimetre; PROJ's versions differ further behind."""
-CENTIMETRE = 1e-7
 COLLECTION = "buildings"
 COG = "image/tiff; application=geotiff; profile=cloud-optimized"
 MEDIA = {
@@ -68,11 +65,16 @@ class Sheet:
 
     @property
     def identifier(self) -> str:
-        """The name where it is plain enough for a file name and an address, else a likeness with a digest."""
-        if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
-            return self.name
-        likeness = re.sub(r"[^A-Za-z0-9._-]+", "-", self.name).strip("-.")[:80] or "scene"
-        return f"{likeness}-{hashlib.sha256(self.name.encode()).hexdigest()[:8]}"
+        """What the scene's item is called."""
+        return identifier_of(self.name)
+
+
+def identifier_of(name: str) -> str:
+    """Return a scene's name where it is plain enough for a file name and an address, else a likeness with a digest."""
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        return name
+    likeness = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:80] or "scene"
+    return f"{likeness}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def parse_taken(tag: str | None) -> datetime | None:
@@ -115,12 +117,12 @@ def write_stac(
 def _item(folder: Path, sheet: Sheet) -> dict[str, Any]:
     import pystac
 
-    ring = _ring(sheet)
+    geometry, bounds = footprint(sheet.box)
     start, end = (None, None) if sheet.taken is not None else UNKNOWN
     item = pystac.Item(
         sheet.identifier,
-        None if ring is None else {"type": "Polygon", "coordinates": [[_rounded(point) for point in ring]]},
-        None if ring is None else _rounded((*min_xy(ring), *max_xy(ring))),
+        geometry,
+        None if bounds is None else rounded(bounds),
         sheet.taken,
         {"title": one_line(sheet.name), **_projection(sheet.box)},
         start_datetime=start,
@@ -143,14 +145,6 @@ def _item(folder: Path, sheet: Sheet) -> dict[str, Any]:
     ):
         item.add_link(pystac.Link(rel, target, "application/json", title))
     return _plain(item)
-
-
-def _ring(sheet: Sheet) -> tuple[tuple[float, float], ...] | None:
-    """Return the scene's outline in degrees, without points that lie on the line between others to a centimetre."""
-    import shapely
-
-    ring = outline(sheet.box, WGS84)
-    return None if ring is None else tuple(shapely.Polygon(ring).simplify(CENTIMETRE).exterior.coords)
 
 
 def _projection(box: GeoBox) -> dict[str, Any]:
@@ -241,12 +235,13 @@ def _machine_learning(card: ModelCard) -> dict[str, Any]:
 def _collection(folder: Path, sheets: Sequence[Sheet], extras: Mapping[str, Path]) -> dict[str, Any]:
     import pystac
 
-    rings = [ring for ring in map(_ring, sheets) if ring is not None]
-    bounds = around([(*min_xy(ring), *max_xy(ring)) for ring in rings]) or (-180.0, -90.0, 180.0, 90.0)
+    found = [bounds for _, bounds in (footprint(sheet.box) for sheet in sheets) if bounds is not None]
+    whole = [(w, s, e, n) if w <= e else (-180.0, s, 180.0, n) for w, s, e, n in found]
+    bounds = around(whole) or (-180.0, -90.0, 180.0, 90.0)
     times = [sheet.taken for sheet in sheets]
     known = [time for time in times if time is not None]
     interval = [min(known), max(known)] if known and len(known) == len(times) else [None, None]
-    extent = pystac.Extent(pystac.SpatialExtent([_rounded(bounds)]), pystac.TemporalExtent([interval]))
+    extent = pystac.Extent(pystac.SpatialExtent([rounded(bounds)]), pystac.TemporalExtent([interval]))
     collection = pystac.Collection(
         COLLECTION, "Building masks of aerial scenes, written by aerialseg", extent, "Buildings", license="other"
     )
@@ -266,7 +261,3 @@ def _plain(thing: Any) -> dict[str, Any]:
     """Return an item or a collection as JSON has it, with links as they were given."""
     value: dict[str, Any] = thing.to_dict(include_self_link=False, transform_hrefs=False)
     return value
-
-
-def _rounded(numbers: Sequence[float]) -> list[float]:
-    return [round(number, DIGITS) for number in numbers]

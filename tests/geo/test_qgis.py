@@ -8,10 +8,11 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pytest
 import rasterio
 from rasterio.enums import ColorInterp
 
-from aerialseg.geo.qgis import write_index_style, write_mask_sidecars
+from aerialseg.geo.qgis import write_index_style, write_mask_sidecars, write_probability_sidecar
 from aerialseg.geo.styles import MASK_CLASSES, SPLIT_COLOURS
 
 if TYPE_CHECKING:
@@ -74,6 +75,18 @@ def test_equal_masks_have_equal_side_files(tmp_path: Path, scene_file: Callable[
         write_mask_sidecars(mask_at(tmp_path / f"{name}.tif", scene_file))
         contents.append([(tmp_path / f"{name}.tif.aux.xml").read_bytes(), (tmp_path / f"{name}.qml").read_bytes()])
     assert contents[0] == contents[1]
+
+
+@pytest.mark.parametrize("scale", [1.0, 1 / 254])
+def test_a_probability_is_clear_at_zero_and_red_at_one(tmp_path: Path, scale: float) -> None:
+    path = tmp_path / "p.tif"
+    assert write_probability_sidecar(path, scale) == (tmp_path / "p.qml",)
+    assert write_probability_sidecar(path, scale) == ()
+    shader = next(ElementTree.fromstring((tmp_path / "p.qml").read_text().split("\n", 1)[1]).iter("colorrampshader"))
+    items = [(float(item.get("value", "")), item.get("alpha")) for item in shader]
+    assert items[0] == (0, "0")
+    assert items[-1] == (pytest.approx(254 * scale), "255")
+    assert shader[-1].get("color") == MASK_CLASSES[1].hex
 
 
 def index_at(path: Path) -> Path:

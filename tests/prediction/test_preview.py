@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from PIL import Image
-from small_run import HEIGHT, ODD_NAMES, WIDTH, labels_of, write_run
+from small_run import CARD, HASH, HEIGHT, ODD_NAMES, WIDTH, labels_of, write_run
 
 from aerialseg.errors import BadDataError, NoInputError, OutputError, Stopped, UsageError
+from aerialseg.prediction.collection import write_collection
 from aerialseg.prediction.pictures import CAPTION, GAP, OUTLINE
 from aerialseg.prediction.preview import SHEET, write_previews
 from aerialseg.progress import Silent
@@ -90,6 +91,18 @@ def test_a_moved_folder_still_has_its_masks(tmp_path: Path) -> None:
     out = report(tmp_path, write_run(tmp_path, ["a"]))
     moved = out.rename(tmp_path / "elsewhere")
     assert previewed(moved)[0].is_file()
+
+
+def test_scenes_that_moved_with_the_folder_are_found_by_their_stac_items(tmp_path: Path) -> None:
+    entries = write_run(tmp_path / "before", ["plain", "hash#1 100%25"])
+    out = report(tmp_path / "before", entries)
+    write_collection(out, entries, card=CARD, model_hash=HASH, buildings=None)
+    listening = Listening()
+    expected = [path.read_bytes() for path in previewed(out)]
+    (tmp_path / "before").rename(tmp_path / "after")
+    found = previewed(tmp_path / "after/out", progress=listening)
+    assert listening.said == []
+    assert [path.read_bytes() for path in found] == expected
 
 
 class Listening(Silent):

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
+import numpy as np
 import pystac
 import pystac.validation
 import pytest
@@ -119,6 +120,32 @@ def test_the_grid_is_said_in_the_projection_extension(tmp_path: Path) -> None:
     assert rasterio.crs.CRS.from_wkt(custom["proj:wkt2"]) == rasterio.crs.CRS.from_user_input(CUSTOM)
     assert found["items/c.json"]["geometry"] is None
     assert "bbox" not in found["items/c.json"]
+
+
+@pytest.mark.parametrize("crs", ["EPSG:32601", "EPSG:4326"])
+def test_a_scene_across_the_180th_meridian_is_two_polygons(tmp_path: Path, crs: str) -> None:
+    east = (1e-5, 0, 179.9994, 0, -1e-5, 48.0)
+    x, y = rasterio.warp.transform("EPSG:4326", "EPSG:32601", [-180.0], [48.0])
+    grid = (0.3, 0, x[0] - 18, 0, -0.3, y[0]) if crs == "EPSG:32601" else east
+    value = stac_of(tmp_path, [write_entry(tmp_path, "a", 0, crs=crs, transform=grid)])["items/a.json"]
+    core_valid(value)
+    shape = shapely.geometry.shape(value["geometry"])
+    assert shape.geom_type == "MultiPolygon"
+    assert shape.is_valid
+    assert all(part.exterior.is_ccw for part in shape.geoms)
+    assert [round(part.bounds[index]) for part, index in zip(shape.geoms, (2, 0), strict=True)] == [180, -180]
+    west, south, east_, north = value["bbox"]
+    assert west > 179.999 and east_ < -179.999
+    assert north > south
+    metres = (36 / 111_320 / np.cos(np.radians(48))) * (30 / 111_195)
+    assert shape.area == pytest.approx(metres if crs == "EPSG:32601" else 120e-5 * 100e-5, rel=0.02)
+
+
+def test_degrees_from_0_to_360_are_turned(tmp_path: Path) -> None:
+    entry = write_entry(tmp_path, "a", 0, crs="EPSG:4326", transform=(1e-5, 0, 262.2, 0, -1e-5, 30.2))
+    value = stac_of(tmp_path, [entry])["items/a.json"]
+    assert value["geometry"]["type"] == "Polygon"
+    assert value["bbox"] == pytest.approx([-97.8, 30.199, -97.7988, 30.2])
 
 
 def test_time_is_the_scenes_own_or_unknown_but_never_now(tmp_path: Path) -> None:
