@@ -13,7 +13,7 @@ import numpy as np
 import shapely
 
 from aerialseg.errors import BadDataError, one_line
-from aerialseg.geo.regularising import regularise, resemble
+from aerialseg.geo.regularising import regularise
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 QUANTA = 254
 """A probability of 1 as a byte."""
+MOST_CHANGE = 0.3
+"""What simplifying would change by a larger share of its area stays as it is."""
 CHUNK = 20_000
 """Footprints that files hold back before they write them."""
 
@@ -157,7 +159,8 @@ def _shaped(shapes: Shapes, ground: Ground, gsd_m: float | None, shaping: Shapin
     metric, back = shapely.transform(shapes, ground.to_metres()), ground.from_metres()
     if shaping.simplify_m:
         simpler = shapely.simplify(metric, shaping.simplify_m, preserve_topology=True)
-        metric = np.where(resemble(metric, simpler), simpler, metric)  # not where a pixel became a triangle
+        change = np.abs(shapely.area(simpler) / shapely.area(metric) - 1)  # half where a pixel became a triangle
+        metric = np.where(shapely.is_valid(simpler) & (change <= MOST_CHANGE), simpler, metric)
     if not shaping.regularise:
         yield shapely.transform(metric, back), 0
         return

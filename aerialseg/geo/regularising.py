@@ -39,20 +39,8 @@ def regularise(shapes: Shapes, gsd_m: float) -> Iterator[tuple[Shapes, int]]:
         before = shapes[start : start + TOGETHER]
         filled = _without_specks(before, SPECK_PX * gsd_m**2)
         after = _regularised(filled, gsd_m)
-        good = resemble(filled, after)
+        good = _resemble(filled, after)
         yield np.where(good, after, before), int(np.count_nonzero(~good))
-
-
-def resemble(before: Shapes, after: Shapes) -> NDArray[np.bool_]:
-    """Return which pairs are valid polygons that have as many holes and lie about where they lay."""
-    good: NDArray[np.bool_] = (shapely.get_type_id(after) == shapely.GeometryType.POLYGON) & shapely.is_valid(after)
-    good &= shapely.get_num_interior_rings(after) == shapely.get_num_interior_rings(before)
-    good &= np.isfinite(shapely.bounds(after)).all(axis=1)
-    shared = np.zeros(len(before))
-    shared[good] = shapely.area(shapely.intersection(before[good], after[good]))
-    union = shapely.area(before) + np.nan_to_num(shapely.area(after)) - shared
-    good &= shared >= LEAST_IOU * union
-    return good
 
 
 def _without_specks(shapes: Shapes, least_m2: float) -> Shapes:
@@ -97,3 +85,15 @@ def _call(shapes: Shapes, gsd_m: float) -> tuple[Shapes, NDArray[np.int64]]:
             num_cores=1,
         )
     return made.geometry.to_numpy(), made["building"].to_numpy()
+
+
+def _resemble(before: Shapes, after: Shapes) -> NDArray[np.bool_]:
+    """Return which pairs are valid polygons that have as many holes and lie about where they lay."""
+    good: NDArray[np.bool_] = (shapely.get_type_id(after) == shapely.GeometryType.POLYGON) & shapely.is_valid(after)
+    good &= shapely.get_num_interior_rings(after) == shapely.get_num_interior_rings(before)
+    good &= np.isfinite(shapely.bounds(after)).all(axis=1)
+    shared = np.zeros(len(before))
+    shared[good] = shapely.area(shapely.intersection(before[good], after[good]))
+    union = shapely.area(before) + np.nan_to_num(shapely.area(after)) - shared
+    good &= shared >= LEAST_IOU * union
+    return good

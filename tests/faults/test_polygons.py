@@ -231,6 +231,23 @@ def test_a_killed_run_is_swept_and_done_again(tmp_path: Path, scene_file: Write,
     assert left == {"m.tif", "b.gpkg", mine.name, ".aerialseg-lock"}
 
 
+def test_what_others_write_in_the_folder_meanwhile_stays(tmp_path: Path, scene_file: Write) -> None:
+    """predict finishes rasters in a thread, and other shards write there too."""
+    from aerialseg.geo.polygons import MaskLayer, write_buildings
+    from aerialseg.progress import Silent
+
+    theirs = tmp_path / ".aerialseg-feedfeedfeed.tif"
+
+    class Meanwhile(Silent):
+        def advance(self, amount: float = 1, note: str = "") -> None:
+            theirs.write_text("half a mask")
+
+    path = scene_file(tmp_path / "m.tif", noise())
+    for suffix in FORMATS:
+        write_buildings([MaskLayer("m", path)], tmp_path / f"b{suffix}", progress=Meanwhile())
+    assert {entry.name for entry in tmp_path.iterdir()} == {"m.tif", theirs.name, *(f"b{suffix}" for suffix in FORMATS)}
+
+
 STOPPED = """
 import os, signal, sys
 from pathlib import Path
