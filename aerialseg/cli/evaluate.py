@@ -11,23 +11,8 @@ import typer
 if TYPE_CHECKING:
     from aerialseg.evaluation.pairs import Pair
     from aerialseg.evaluation.polygons import PolygonScores
-    from aerialseg.evaluation.results import Counts, EvaluationReport
+    from aerialseg.evaluation.results import EvaluationReport
     from aerialseg.progress import Progress
-
-COLUMNS = {
-    "iou": "iou",
-    "accuracy": "accuracy",
-    "precision": "precision",
-    "recall": "recall",
-    "f1": "f1",
-    "mcc": "mcc",
-    "boundary_iou_3px": "bound. iou 3px",
-    "boundary_f1_3px": "bound. f1 3px",
-    "object_f1": "object f1",
-    "building_fraction": "building",
-}
-"""What the table shows of the scores; JSON has them all."""
-SIZE_LABELS = ("below 50 m2", "50 to 200 m2", "above 200 m2", "size unknown")
 
 
 def evaluate(
@@ -70,6 +55,18 @@ def evaluate(
     pixels_only: Annotated[
         bool, typer.Option("--pixels-only", help="Leave out outlines, objects and probabilities; takes less time.")
     ] = False,
+    filtered: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PX",
+            help="Leave out patches of PX pixels without a true building; does not compare.",
+            show_default=False,
+        ),
+    ] = None,
+    trained_on: Annotated[
+        Path | None,
+        typer.Option(help="The tiles of training: say which scenes lie on their ground.", show_default=False),
+    ] = None,
     polygons: Annotated[
         Path | None,
         typer.Option(
@@ -113,40 +110,38 @@ def evaluate(
       aerialseg evaluate out --masks AerialImageDataset --report report.html --scenes AerialImageDataset/train/images
     """
     from aerialseg.cli.console import console_progress, print_json
+    from aerialseg.cli.score_tables import print_polygons, print_scores
     from aerialseg.errors import one_line
+    from aerialseg.evaluation.error_maps import write_error_maps
     from aerialseg.evaluation.pairs import pair_predictions
+    from aerialseg.evaluation.report import PageOptions, write_report
     from aerialseg.evaluation.scores import EvaluateOptions, decide_rules, evaluate_pairs
     from aerialseg.geo.masks import MaskRule
     from aerialseg.geo.raster import Access
 
     values, ignored = _values("--building-values", building_values), _values("--ignore-values", ignore_values)
     rule, access = MaskRule(values, ignored or (), mask_threshold), Access(allow_ungeoreferenced, max_pixels)
-    options = EvaluateOptions(rule, access, not pixels_only, where, labelled_area)
+    options = EvaluateOptions(rule, access, not pixels_only, where, labelled_area, filtered)
     pairing = pair_predictions(predictions, masks, mask_pattern)
-    _check_outputs(pairing.pairs, report, errors, scenes, overwrite=overwrite)
+    _check_outputs(pairing.pairs, report, errors, scenes, overwrite=overwrite, filtered=filtered)
     drawn = None if polygons is None else _score_polygons(polygons, pairing.pairs, where)
     with console_progress() as progress:
         _say_unused(pairing.unused, progress)
-        found = evaluate_pairs(pairing.pairs, options, progress)
+        found = _with_doubts(evaluate_pairs(pairing.pairs, options, progress), pairing.pairs, trained_on, progress)
         if report is not None:
-            from aerialseg.evaluation.report import PageOptions, write_report
-
             page = PageOptions(options, tuple(scenes or ()), command_line(context))
             write_report(report, found, pairing.pairs, page, progress)
         if errors is not None:
-            from aerialseg.evaluation.error_maps import write_error_maps
-
             wrong = write_error_maps(errors, pairing.pairs, decide_rules(pairing.pairs, options)[0], progress)
-            progress.say(
-                f"{wrong['missed']:,} missed and {wrong['invented']:,} invented buildings in {one_line(errors)}"
-            )
+            missed, invented = wrong["missed"], wrong["invented"]
+            progress.say(f"{missed:,} missed and {invented:,} invented buildings in {one_line(errors)}")
     if as_json:
         more = {} if drawn is None else {"polygons": drawn.to_json()}
         print_json(found.to_json() | {"unused_masks": list(pairing.unused)} | more)
         return
-    _print(found)
+    print_scores(found)
     if drawn is not None:
-        _print_polygons(drawn)
+        print_polygons(drawn)
 
 
 def command_line(context: typer.Context) -> str:
@@ -168,11 +163,19 @@ def command_line(context: typer.Context) -> str:
 
 
 def _check_outputs(
-    pairs: tuple[Pair, ...], report: Path | None, errors: Path | None, scenes: list[str] | None, *, overwrite: bool
+    pairs: tuple[Pair, ...],
+    report: Path | None,
+    errors: Path | None,
+    scenes: list[str] | None,
+    *,
+    overwrite: bool,
+    filtered: int | None,
 ) -> None:
     """Refuse what could only fail after the counting, and options that would do nothing."""
     from aerialseg.errors import UsageError
 
+    if filtered is not None and (report is not None or errors is not None):
+        raise UsageError("--filtered scores do not compare, so there is no --report or --errors of them")
     if scenes and report is None:
         raise UsageError("--scenes are shown by --report; give --report FILE.html too")
     if overwrite and report is None and errors is None:
@@ -187,6 +190,22 @@ def _check_outputs(
         check_error_folder(errors, pairs, overwrite=overwrite)
 
 
+def _with_doubts(
+    report: EvaluationReport, pairs: tuple[Pair, ...], trained_on: Path | None, progress: Progress
+) -> EvaluationReport:
+    """Add what the model's card and its training tiles say against the scores."""
+    from dataclasses import replace
+
+    from aerialseg.evaluation.leaks import find_leaks
+    from aerialseg.evaluation.report import check_claims
+
+    doubts = check_claims(pairs, report.overall.building_fraction)
+    doubts += [] if trained_on is None else find_leaks(trained_on, pairs)
+    for doubt in doubts:
+        progress.say(f"warning: {doubt}")
+    return replace(report, warnings=(*report.warnings, *doubts))
+
+
 def _score_polygons(path: Path, pairs: tuple[Pair, ...], where: str | None) -> PolygonScores:
     from aerialseg.errors import UsageError
     from aerialseg.evaluation.polygons import score_polygons
@@ -195,70 +214,6 @@ def _score_polygons(path: Path, pairs: tuple[Pair, ...], where: str | None) -> P
     if len(pairs[0].vectors) != 1:
         raise UsageError("--polygons are judged by true polygons: give one vector file with --masks")
     return score_polygons(read_layer(path), read_layer(pairs[0].vectors[0], where=where))
-
-
-def _print_polygons(drawn: PolygonScores) -> None:
-    from aerialseg.cli.console import print_table
-
-    columns = ["true", "predicted", "matched", "f1", "iou", "C-IoU", "PoLiS", "max tangent angle", "vertex ratio"]
-    values = (drawn.f1, drawn.iou, drawn.c_iou)
-    counts = [f"{count:,}" for count in (drawn.true, drawn.predicted, drawn.matched)]
-    metres, angle = f"{drawn.polis_m:.2f} m", f"{drawn.max_tangent_angle_deg:.1f} deg"
-    row = [*counts, *map(_number, values), metres, angle, f"{drawn.vertex_ratio:.2f}"]
-    print_table("Polygons, matched one to one at IoU 0.5", columns, [row])
-
-
-def _print(report: EvaluationReport) -> None:
-    from aerialseg.cli.console import print_table
-    from aerialseg.counts import SCORES
-
-    everything = report.everything
-    columns = {name: name for name in (*SCORES, "building_fraction")} if everything.objects is None else COLUMNS
-    scenes = {result.name: result.counts for result in report.results}
-    groups = [("scene", scenes), ("city", report.by_city), ("", {"overall": everything})]
-    rows = [
-        _row(f"{kind} {name}".strip(), counts, columns) for kind, members in groups for name, counts in members.items()
-    ]
-    many = len(report.results)
-    title = f"{many} {'scene' if many == 1 else 'scenes'}, pooled over {report.overall.pixels:,} pixels"
-    if report.uncounted_share:
-        title += f"; {report.uncounted_share:.2%} of all pixels are nodata and not counted"
-    print_table(title, ["", *columns.values()], rows)
-    if everything.objects is not None:
-        print_table(
-            "Buildings by size", ["", "true", "found", "recall", "predicted", "precision"], _by_size(everything)
-        )
-    if intervals := report.intervals():
-        shown = {name: label for name, label in columns.items() if name in intervals}
-        low, high = ([f"{intervals[name][end]:.4f}" for name in shown] for end in (0, 1))
-        title = f"Overall, 95 % of the time with {many} scenes drawn anew from these"
-        print_table(title, ["", *shown.values()], [["from", *low], ["to", *high]])
-
-
-def _row(name: str, counts: Counts, columns: dict[str, str]) -> list[str]:
-    from aerialseg.errors import one_line
-
-    scores = counts.scores()
-    return [one_line(name), *(_number(scores[column]) for column in columns)]
-
-
-def _by_size(counts: Counts) -> list[list[str]]:
-    from aerialseg.evaluation.objects import SIZES, ObjectCounts
-
-    objects = counts.objects or ObjectCounts()
-    rows = []
-    for index, (size, meaning) in enumerate(zip(SIZES, SIZE_LABELS, strict=True)):
-        part = objects.of_size(index)
-        true, predicted = part.true[index], part.predicted[index]
-        if size != "unsized" or true or predicted:
-            rows.append([meaning, f"{true:,}", f"{part.found[index]:,}", _number(part.recall), f"{predicted:,}",
-                         _number(part.precision)])  # fmt: skip
-    all_sizes = [f"{sum(objects.true):,}", f"{sum(objects.found):,}", _number(objects.recall)]
-    return [*rows, ["all", *all_sizes, f"{sum(objects.predicted):,}", _number(objects.precision)]]
-
-
-def _number(score: float) -> str:
-    return "-" if score != score else f"{score:.4f}"
 
 
 def _say_unused(names: tuple[str, ...], progress: Progress, most: int = 5) -> None:

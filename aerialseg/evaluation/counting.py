@@ -58,6 +58,8 @@ class Rules:
     """Whether outlines, objects and probabilities are counted too, not pixels alone."""
     probabilities: bool = False
     """Whether probabilities are counted, if there are any, also without the other details."""
+    filtered: int | None = None
+    """Leave out square patches of this many pixels that hold no true building, as some papers do."""
     labels: Mapping[str, Labels] = field(default_factory=dict)
     """By the pair's name, where the truth is not simply a mask: polygons, or a labelled area."""
 
@@ -108,7 +110,10 @@ def open_pair(pair: Pair, rules: Rules) -> Iterator[tuple[GeoBox, Iterator[Strip
             probability = files.enter_context(open_raster(pair.probability))
             check_probability(probability, pair.probability)
             datasets.append(probability)
-        chunks = _chunks(box, [dataset.block_shapes[0][0] for dataset in datasets])
+        if rules.filtered is not None:
+            read_truth = partial(_read_filtered, read_truth, rules.filtered)
+        blocks = [dataset.block_shapes[0][0] for dataset in datasets]
+        chunks = _chunks(box, blocks if rules.filtered is None else [rules.filtered])
         yield box, _read_strips(chunks, partial(read_mask, predicted, rules.prediction), read_truth, probability)
 
 
@@ -161,6 +166,15 @@ def _joined(row: int, prediction: Both, true: Both, quanta: NDArray[np.uint8] | 
 def _read_labels(read: Callable[[Window], NDArray[np.uint8]], window: Window) -> Both:
     values = read(window)
     return values == 1, values != UNLABELLED
+
+
+def _read_filtered(read: Read, size: int, window: Window) -> Both:
+    """Read whole rows of patches, those without a building as unlabelled."""
+    building, labelled = read(window)
+    places = [np.arange(0, length, size) for length in building.shape]
+    kept = np.add.reduceat(np.add.reduceat(building, places[0], axis=0, dtype=np.int64), places[1], axis=1) > 0
+    rows, cols = (np.arange(length) // size for length in building.shape)
+    return building, labelled & kept[rows][:, cols]
 
 
 class Tally:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aerialseg.errors import AerialsegError, one_line
+from aerialseg.evaluation.claims import compare_claim
 from aerialseg.evaluation.page import OURS, PageContent, render_page
 from aerialseg.evaluation.pictures import draw_views
 from aerialseg.evaluation.scores import EvaluateOptions, decide_rules
@@ -82,6 +83,18 @@ def describe_model(pairs: Iterable[Pair]) -> dict[str, Any]:
         return found | _of_card(read_card(path))
     except AerialsegError:
         return found
+
+
+def check_claims(pairs: Sequence[Pair], truth_share: float) -> list[str]:
+    """Return a warning when the scores in the model's own card were taken on ground unlike the truth's."""
+    known = _of_report(pairs[0])
+    try:
+        path = Path(str(known.get("model file", "")))
+        if path.is_file() and sha256_of(path)[:SHA_SHOWN] == known.get("SHA-256"):
+            return compare_claim(str(path), read_card(path).scores, truth_share)
+    except AerialsegError:
+        return []
+    return []
 
 
 def _of_report(pair: Pair) -> dict[str, Any]:

@@ -56,6 +56,14 @@ class EvaluateOptions:
     """An SQL condition: which polygons of a vector truth are buildings."""
     labelled_area: Path | None = None
     """A vector file: ground outside its polygons was not labelled and is not counted."""
+    filtered: int | None = None
+    """Leave out patches of this many pixels without a true building: flatters, and does not compare."""
+
+    def __post_init__(self) -> None:
+        if self.filtered is not None and self.filtered < 1:
+            raise UsageError(f"--filtered {self.filtered}: give the side of a patch in pixels, such as 512")
+        if self.filtered is not None and self.details:
+            raise UsageError("--filtered gives pixel scores only; add --pixels-only")
 
 
 def evaluate_scenes(
@@ -110,7 +118,12 @@ def decide_rules(pairs: Sequence[Pair], options: EvaluateOptions) -> tuple[Rules
         }
         warnings += [line for layer in (*layers, *((area,) if area else ())) for line in layer.warnings]
         warnings += source.coverage_notes(labels, boxes)
-    return Rules(prediction, truth, options.details, labels=labels), tuple(warnings)
+    if options.filtered is not None:
+        warnings.append(
+            f"filtered: patches of {options.filtered} px without a true building are left out; such scores are higher"
+            " and do not compare with those of whole scenes"
+        )
+    return Rules(prediction, truth, options.details, filtered=options.filtered, labels=labels), tuple(warnings)
 
 
 def count_probabilities(pairs: Sequence[Pair], rule: MaskRule, progress: Progress) -> ScoreHistogram:
