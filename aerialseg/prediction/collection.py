@@ -14,14 +14,14 @@ from aerialseg.geo.opening import open_raster
 from aerialseg.geo.project import Group, Layer, was_ours, write_project
 from aerialseg.geo.qgis import TOP, write_probability_sidecar
 from aerialseg.geo.raster import GeoBox
-from aerialseg.geo.sealed import origin_of
+from aerialseg.geo.sealed import origin_of, write_sealed
 from aerialseg.geo.styles import building_renderer, mask_pipe, probability_pipe, scene_pipe
 from aerialseg.geo.tables import polygon_tables
 from aerialseg.geo.vrt import Kind, Mosaic, Part, write_mosaics
-from aerialseg.prediction.stac import Sheet, parse_taken, write_stac
+from aerialseg.prediction.stac import ITEMS, Sheet, describe, parse_taken
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from aerialseg.models.package import ModelCard
@@ -61,16 +61,20 @@ def write_collection(
     card: ModelCard,
     model_hash: str,
     buildings: Path | None,
-    say: Callable[[str], None] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    advance: Callable[[float], None] = lambda amount: None,
 ) -> tuple[Path, ...]:
     """Write mosaic*.vrt, stac/ and project.qgz into `out` over the entries, and return all that stand there now.
 
-    `say` is told, a line each, what is left out of a mosaic and what a user has changed and so stays. Raises what
-    `open_raster` raises, OutputError for a stranger's file in the way, StorageError when the disk is full.
+    `say` is told, a line each, what is left out of a mosaic and what a user has changed and so stays; `advance` is
+    called with 0 for every scene, and may raise to stop. Raises what `open_raster` raises, OutputError for a stranger's
+    file in the way, StorageError when the disk is full.
     """
-    say = say or _silent
     refuse_strangers(out)
-    known = [_known(entry) for entry in entries]
+    known = []
+    for entry in entries:
+        advance(0)
+        known.append(_known(entry))
     parts = [item.probability for item in known if item.probability is not None]
     masks = write_mosaics(out, [item.mask for item in known], "mask", say)
     likely = write_mosaics(out / "probability", parts, "probability", say)
@@ -78,7 +82,8 @@ def write_collection(
         write_probability_sidecar(path, scale)
     extras = {mosaic.path.stem: mosaic.path for mosaic in masks} | ({"buildings": buildings} if buildings else {})
     sheets = [item.sheet for item in known]
-    stac = write_stac(out / STAC, sheets, card=card, model_hash=model_hash, extras=extras, say=say)
+    stac = describe(out / STAC, sheets, card=card, model_hash=model_hash, extras=extras)
+    _write_all(out / STAC / ITEMS, stac, say, advance)
     groups = (
         Group("", _polygons(buildings, say)),
         Group("masks", _rasters("mask", known, masks)),
@@ -101,8 +106,18 @@ def refuse_strangers(out: Path) -> None:
             )
 
 
-def _silent(line: str) -> None:
-    """Say nothing."""
+def _write_all(
+    items: Path, contents: Mapping[Path, bytes], say: Callable[[str], None], advance: Callable[[float], None]
+) -> None:
+    """Write the catalogue's files, and remove items of ours whose scenes are gone."""
+    for path, content in contents.items():
+        advance(0)
+        note = write_sealed(path, content)
+        if note is not None:
+            say(note)
+    for path in sorted(set(items.glob("*.json")).difference(contents)):
+        if origin_of(path) == "ours":
+            path.unlink()
 
 
 def _known(entry: Entry) -> _Known:

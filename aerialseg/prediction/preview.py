@@ -23,7 +23,7 @@ from aerialseg.geo.shrinking import cell_means, small_shape
 from aerialseg.geo.styles import shown_bands
 from aerialseg.prediction.collection import STAC
 from aerialseg.prediction.pictures import Looks, draw, draw_sheet, draw_thumbnail, is_our_png, save_png
-from aerialseg.prediction.stac import identifier_of
+from aerialseg.prediction.stac import ITEMS, identifier_of
 from aerialseg.progress import Silent
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def _predicted(out: Path, name: str, entry: Any) -> Predicted | None:
 def _scene_of(out: Path, name: str, entry: dict[str, Any]) -> Path:
     """Return where a scene is: where it was predicted from, or from `out` on the way that its STAC item says."""
     image = Path(str(entry.get("image", "")))
-    item = out / STAC / "items" / f"{identifier_of(name)}.json"
+    item = out / STAC / ITEMS / f"{identifier_of(name)}.json"
     try:
         if not image.is_file():
             href = json.loads(item.read_bytes())["assets"]["scene"]["href"]

@@ -19,11 +19,11 @@ from urllib.parse import quote
 from aerialseg.errors import one_line
 from aerialseg.geo.place import around, crs_code, footprint, rounded
 from aerialseg.geo.project import relative_to
-from aerialseg.geo.sealed import BLANK, origin_of, write_sealed
+from aerialseg.geo.sealed import BLANK
 from aerialseg.geo.styles import MASK_CLASSES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from aerialseg.geo.geobox import GeoBox
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 UNKNOWN = (datetime(1900, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC))
 """Start and end where a scene does not say when it was taken."""
+ITEMS = "items"
 COLLECTION = "buildings"
 COG = "image/tiff; application=geotiff; profile=cloud-optimized"
 MEDIA = {
@@ -85,33 +86,21 @@ def parse_taken(tag: str | None) -> datetime | None:
         return None
 
 
-def write_stac(
-    folder: Path,
-    sheets: Sequence[Sheet],
-    *,
-    card: ModelCard,
-    model_hash: str,
-    extras: Mapping[str, Path],
-    say: Callable[[str], None],
-) -> tuple[Path, ...]:
-    """Write collection.json, model.json and items/ID.json into `folder`, and return them.
+def describe(
+    folder: Path, sheets: Sequence[Sheet], *, card: ModelCard, model_hash: str, extras: Mapping[str, Path]
+) -> dict[Path, bytes]:
+    """Return what belongs into `folder`: items/ID.json, model.json and collection.json, each with room for a seal.
 
-    `extras` are files over all scenes, which the collection names. Items of ours whose scenes are gone are removed.
-    What a user has changed stays, and `say` is told so. Raises OutputError for a stranger's file in the way.
+    `extras` are files over all scenes, which the collection names.
     """
-    items = folder / "items"
-    contents = {items / f"{sheet.identifier}.json": _item(items, sheet) for sheet in sheets}
-    contents[folder / "model.json"] = _model(card, model_hash)
-    contents[folder / "collection.json"] = _collection(folder, sheets, extras)
-    for stale in sorted(set(items.glob("*.json")) - set(contents)):
-        if origin_of(stale) == "ours":
-            stale.unlink()
-    for path, value in contents.items():
-        text = json.dumps({**value, "aerialseg:seal": BLANK}, indent=2, allow_nan=False) + "\n"
-        note = write_sealed(path, text.encode())
-        if note is not None:
-            say(note)
-    return tuple(contents)
+    values = {folder / ITEMS / f"{sheet.identifier}.json": _item(folder / ITEMS, sheet) for sheet in sheets}
+    values[folder / "model.json"] = _model(card, model_hash)
+    values[folder / "collection.json"] = _collection(folder, sheets, extras)
+    return {path: _json({**value, "aerialseg:seal": BLANK}) for path, value in values.items()}
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
 
 
 def _item(folder: Path, sheet: Sheet) -> dict[str, Any]:

@@ -16,12 +16,12 @@ import shapely
 from pyogrio.raw import write
 from small_run import CARD, HASH, write_entry, write_run
 
-from aerialseg.errors import BadDataError, NoInputError, OutputError
+from aerialseg.errors import BadDataError, NoInputError, OutputError, Stopped
 from aerialseg.geo.styles import write_building_style
 from aerialseg.prediction.collection import SINGLY, Entry, refuse_strangers, write_collection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from xml.etree.ElementTree import Element
 
 
@@ -187,6 +187,27 @@ def test_no_stranger_is_seen_in_an_empty_folder_or_in_our_own(tmp_path: Path) ->
     refuse_strangers(tmp_path)
     collect(tmp_path, write_run(tmp_path, ["a"]))
     refuse_strangers(tmp_path / "out")
+
+
+def test_a_stop_leaves_whole_files_and_the_next_run_goes_on(tmp_path: Path) -> None:
+    entries = write_run(tmp_path, ["a", "b", "c"])
+    collect(tmp_path, entries)
+    whole = bytes_of(tmp_path / "out")
+    for calls in range(1, 8):
+        for name in ("mosaic.vrt", "project.qgz", "stac/collection.json", "stac/items/b.json"):
+            (tmp_path / "out" / name).unlink(missing_ok=True)
+        left = iter(range(calls))
+
+        def stop(amount: float, left: Iterator[int] = left) -> None:
+            if next(left, None) is None:
+                raise Stopped(15)
+
+        with pytest.raises(Stopped):
+            write_collection(tmp_path / "out", entries, card=CARD, model_hash=HASH, buildings=None, advance=stop)
+        there = bytes_of(tmp_path / "out")
+        assert there.items() <= whole.items()
+    collect(tmp_path, entries)
+    assert bytes_of(tmp_path / "out") == whole
 
 
 def test_scenes_without_a_place_are_collected_too(tmp_path: Path) -> None:
