@@ -42,7 +42,7 @@ def predict(
     ] = "auto",
     batch: Annotated[str, typer.Option(help="Windows that run together, or auto.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, cuda:all or mps.")] = "auto",
     compiled: Annotated[
         bool, typer.Option("--compile", help="Translate the network first: pays on many scenes.")
     ] = False,
@@ -92,7 +92,8 @@ def predict(
     from aerialseg.cli.values import band_rule, batch_size, gsd_of, shard_of
     from aerialseg.geo.raster import Access
     from aerialseg.geo.scenes import find_scenes
-    from aerialseg.prediction.job import PredictOptions, predict_scenes
+    from aerialseg.prediction.fleet import predict_anywhere
+    from aerialseg.prediction.options import PredictOptions
 
     access = Access(allow_ungeoreferenced, max_pixels)
     chosen = PredictOptions(
@@ -102,7 +103,7 @@ def predict(
         rule=band_rule(bands, scale), access=access, shard=shard_of(shard), overwrite=overwrite, fail_fast=fail_fast,
     )  # fmt: skip
     with console_progress() as progress:
-        report = predict_scenes(find_scenes(scenes), model, out, chosen, progress)
+        report = predict_anywhere(find_scenes(scenes), model, out, chosen, progress)
     if as_json:
         print_json(report.to_json())
     else:

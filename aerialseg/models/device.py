@@ -69,6 +69,16 @@ def pick_device(wanted: str = "auto", *, system: System | None = None) -> torch.
     raise DeviceError(f"--device {wanted}: {_why_unusable(card, reason, system)}")
 
 
+def every_gpu(*, system: System | None = None) -> tuple[str, ...]:
+    """Return the names of all CUDA devices, each proved by running a kernel; raises DeviceError when there is none."""
+    system = system or Machine()
+    pick_device("cuda", system=system)
+    names = tuple(f"cuda:{index}" for index in range(system.cuda_devices()[0]))
+    for name in names:
+        pick_device(name, system=system)
+    return names
+
+
 def pick_precision(wanted: str, device: torch.device, *, system: System | None = None) -> str:
     """Return fp32, bf16 or fp16 for `device`; auto takes the fastest that is sound there.
 

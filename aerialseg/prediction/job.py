@@ -70,9 +70,11 @@ def predict_scenes(
     out: Path,
     options: PredictOptions | None = None,
     progress: Progress | None = None,
+    known: Mapping[str, SceneResult] | None = None,
 ) -> PredictReport:
     """Write a mask for every scene below `out`, and report.json; what is done already is left as it is.
 
+    `known` are results of other processes, by the scene's name, for the report: scenes that failed there are not tried.
     A scene that fails is reported and the next one is tried: see `PredictReport.raise_failures`. Raises UsageError when
     an output would be an input, OutputError when outputs cannot be written or are not ours, ModelError, DeviceError,
     StorageError when the disk is full, and Stopped; the same call then goes on behind the last finished rows.
@@ -93,6 +95,8 @@ def predict_scenes(
         journal = Journal(Run(model, sha256_of(model), read_card(model), out, options, progress), scenes)
         check_window(journal.run)
         check_products(journal.run)
+        for result in (known or {}).values():
+            journal.take(result)
         foreign = {name: refuse_foreign_rasters(files[name], overwrite=options.overwrite) for name in journal.results}
         try:
             work = _check(journal, scenes, files, foreign)
@@ -117,7 +121,7 @@ def _check(
     canvases, failures = check_scenes(run, scenes if run.options.neighbours else [s for s in scenes if s.name in mine])
     for scene in scenes:
         run.progress.advance(0)
-        if scene.name not in mine:
+        if scene.name not in mine or journal.knows_failure(scene.name):
             continue
         if scene.image in failures:
             journal.record(SceneResult(scene.name, scene.image, "failed", failure=failures[scene.image]))

@@ -25,15 +25,27 @@ class Journal:
         self.run = run
         mine = scenes if run.options.shard is None else run.options.shard.of(scenes)
         self.results = {scene.name: SceneResult(scene.name, scene.image, "not started") for scene in mine}
+        self._taken: dict[str, SceneResult] = {}
         self.settings: dict[str, Any] = {}
         self.products: dict[str, Any] = {}
         """What was made of all scenes together."""
         self.loaded: float | None = None
         """When the model was ready."""
 
+    def take(self, result: SceneResult) -> None:
+        """Note what another process made of a scene; it has been shown already."""
+        self._taken[result.name] = self.results[result.name] = result
+
+    def knows_failure(self, name: str) -> bool:
+        """Return whether another process failed on the scene."""
+        return name in self._taken and self._taken[name].status == "failed"
+
     def record(self, result: SceneResult) -> SceneResult:
         """Note and show a scene's result; raises its failure when the next scene would meet the same disk."""
         self.results[result.name] = result
+        if result.status == "skipped" and result.name in self._taken:  # done a moment ago, by another process
+            self.results[result.name] = self._taken[result.name]
+            return result
         for warning in result.warnings:
             self.run.progress.say(f"warning: {warning}")
         if isinstance(result.failure, OutputError | StorageError):

@@ -15,6 +15,7 @@ from aerialseg.prediction.tta import Symmetry
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+ALL_GPUS = "cuda:all"
 T = TypeVar("T")
 
 
@@ -77,8 +78,8 @@ class PredictOptions:
             raise UsageError(f"--batch {self.batch}: give 1 or more windows, or auto")
         if not isinstance(self.gsd_m, str) and not 0 < self.gsd_m < math.inf:
             raise UsageError(f"--gsd {self.gsd_m:g}: give metres per pixel, auto, or keep")
-        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
-            raise UsageError(f"--device {one_line(self.device)}: give auto, cpu, cuda, cuda:N or mps")
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device) and self.device != ALL_GPUS:
+            raise UsageError(f"--device {one_line(self.device)}: give auto, cpu, cuda, cuda:N, cuda:all or mps")
         for flag, value, known in (("--blend", self.blend, Blend), ("--tta", self.tta, Symmetry)):
             if value not in get_args(known):
                 raise UsageError(f"{flag} {one_line(value)}: give one of {', '.join(get_args(known))}")
