@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import suppress
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     the program itself is at fault.
     """
     handlers = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    from aerialseg.cli.console import drop_unwritable
     from aerialseg.errors import AerialsegError
 
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -35,9 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AerialsegError as error:
         if "--debug" in arguments:
             raise
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        with suppress(OSError):
+            print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return error.exit_code
     finally:
+        drop_unwritable(sys.stderr)
         for number, handler in handlers.items():
             signal.signal(number, handler)
 

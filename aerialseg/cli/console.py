@@ -116,34 +116,24 @@ class ResultStream:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self.failed = False
 
     def write(self, text: str) -> int:
         """Write `text`."""
         try:
             return self._stream.write(text)
         except OSError as error:
-            raise self._failure(error) from error
+            raise _failed_result(error) from error
 
     def flush(self) -> None:
         """Write what is buffered."""
         try:
             self._stream.flush()
         except OSError as error:
-            raise self._failure(error) from error
+            raise _failed_result(error) from error
 
     def __getattr__(self, name: str) -> Any:
         """Return whatever else the stream has."""
         return getattr(self._stream, name)
-
-    def _failure(self, error: OSError) -> BaseException:
-        """Return what ends the command: quietly when the reader has left."""
-        self.failed = True
-        if isinstance(error, BrokenPipeError):
-            return SystemExit(128 + signal.SIGPIPE)
-        return StorageError(
-            f"standard output: the result cannot be written: {error.strerror}; files are complete; send it elsewhere"
-        )
 
 
 @contextmanager
@@ -161,8 +151,24 @@ def guarded_stdout() -> Iterator[None]:
         guarded.flush()
     finally:
         sys.stdout = original
-        if guarded.failed:  # what is still buffered would fail once more when the interpreter ends
-            os.dup2(os.open(os.devnull, os.O_WRONLY), original.fileno())
+        drop_unwritable(original)
+
+
+def drop_unwritable(stream: TextIO) -> None:
+    """Let vanish what a stream cannot write: it would fail once more, and change the exit code, at the very end."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _failed_result(error: OSError) -> BaseException:
+    """Return what ends a command whose result cannot be written: quietly when its reader has left."""
+    if isinstance(error, BrokenPipeError):
+        return SystemExit(128 + signal.SIGPIPE)
+    return StorageError(
+        f"standard output: the result cannot be written: {error.strerror}; files are complete; send it elsewhere"
+    )
 
 
 def print_json(value: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -96,6 +96,8 @@ def test_a_reader_that_has_left_is_no_error(words: str) -> None:
     assert (done.returncode, done.stderr) == (141, "")
 
 
-def test_a_log_that_cannot_be_written_does_not_end_the_work(tmp_path: Path) -> None:
-    done = shell(f"aerialseg sample {tmp_path / 'out'} --scenes 1 --size 64 2> /dev/full")
-    assert done.returncode == 0 and (tmp_path / "out" / "train" / "gt" / "austin6.tif").is_file()
+def test_a_log_that_cannot_be_written_does_not_end_the_work(tmp_path: Path, scene_file: Any, mask_file: Any) -> None:
+    scene, mask = scene_file(tmp_path / "a.tif"), mask_file(tmp_path / "mask.tif")
+    done = shell(f"aerialseg tile {scene} --masks {mask} -o {tmp_path / 'set'} --size 64 --split 0 2> /dev/full")
+    assert done.returncode == 0 and (tmp_path / "set" / "tileset.json").is_file()
+    assert shell("aerialseg tile nowhere --masks nowhere 2> /dev/full").returncode == 66
