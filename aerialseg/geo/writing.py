@@ -135,7 +135,7 @@ def _holds(written: DatasetReader, strips: Iterable[NDArray[np.uint8]]) -> bool:
         if not np.array_equal(written.read(1, window=Window(0, row, written.width, len(strip))), strip):
             return False
         row += len(strip)
-    return row == written.height
+    return bool(row == written.height)
 
 
 def _profile(box: GeoBox, dtype: np.dtype[Any], bands: int, compress: str, blocksize: int) -> dict[str, Any]:
