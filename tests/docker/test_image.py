@@ -1,6 +1,6 @@
 """The image of docker/Dockerfile: built, run as anybody, compared with the host, stopped, and searched for secrets.
 
-Needs Debian's docker.io; its daemon is started here when none answers, which needs root. Takes about ten minutes.
+Needs Debian's docker.io; its daemon is started here when none answers, which needs root. Takes some fifteen minutes, and 14 GB for that time.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CLIENTS = ("/usr/bin/docker", shutil.which("docker"))
 """Debian's own first: another program of that name may stand before it in the PATH."""
 SPACE = 20e9
-"""The image has 7 GB of CUDA libraries, which the build holds twice."""
+"""The build was measured to take 14 GB: the CUDA libraries are in it twice."""
 MARKER = "aerialseg-test-secret-5f1c7a"
 ANYBODY = ("--network", "none", "--user", "1234:1234", "--read-only", "--tmpfs", "/tmp", "-e", "OMP_NUM_THREADS=1")
 PLAIN = ("--device", "cpu", "--precision", "fp32")
