@@ -1,6 +1,7 @@
 """The image of docker/Dockerfile: built, run as anybody, compared with the host, stopped, and searched for secrets.
 
-Needs Debian's docker.io; its daemon is started here when none answers, which needs root. Takes some fifteen minutes, and 14 GB for that time.
+Needs Debian's docker.io; its daemon is started here when none answers, which needs root. Takes some fifteen
+minutes, and 14 GB for that time.
 """
 
 from __future__ import annotations
