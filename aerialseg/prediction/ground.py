@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
+from aerialseg.errors import BadDataError
 from aerialseg.geo.neighbours import Placed
 from aerialseg.geo.raster import open_raster, read_window, read_window_into
 from aerialseg.geo.resampling import rescaled
@@ -51,7 +52,10 @@ def _fill_from_group(
     files: ExitStack, handles: dict[Path, DatasetReader], canvas: Canvas,
     window: Window, pixels: NDArray[np.uint8], valid: NDArray[np.bool_],
 ) -> None:  # fmt: skip
-    """Read a window of the group from the scenes it lies in; a neighbour is opened when it is first needed."""
+    """Read a window of the group from the scenes it lies in; a neighbour is opened when it is first needed.
+
+    What cannot be read of a neighbour is missing ground: a damaged file fails as a scene, not those around it.
+    """
     top, left = int(window.row_off), int(window.col_off)
     bottom, right = top + len(valid), left + valid.shape[1]
     pixels[:], valid[:] = 0, False
@@ -59,13 +63,18 @@ def _fill_from_group(
         shared = member.overlap_with(top, left, bottom, right)
         if shared is None:
             continue
-        path = member.source.path
-        if path not in handles:
-            handles[path] = files.enter_context(open_raster(path))
         first, west, last, east = shared
         inner = Window(west - member.col, first - member.row, east - west, last - first)
         rows, cols = slice(first - top, last - top), slice(west - left, east - left)
-        read_window_into(handles[path], member.source, inner, pixels[:, rows, cols], valid[rows, cols])
+        path = member.source.path
+        try:
+            if path not in handles:
+                handles[path] = files.enter_context(open_raster(path))
+            read_window_into(handles[path], member.source, inner, pixels[:, rows, cols], valid[rows, cols])
+        except BadDataError:
+            if path == canvas.source.path:
+                raise
+            pixels[:, rows, cols], valid[rows, cols] = 0, False
 
 
 def _fill_rescaled(

@@ -136,6 +136,25 @@ def test_a_changed_neighbour_is_other_work(tmp_path: Path, scene_file: Callable[
     assert [scene.status for scene in run(pieces, model, out).scenes] == ["done"] * 4
 
 
+def test_a_neighbour_that_is_damaged_inside_fails_alone(
+    tmp_path: Path, scene_file: Callable[..., Path], model: Path
+) -> None:
+    whole = scene_file(tmp_path / "whole" / "w.tif", size=(170, 210), seed=5)
+    cut(whole, tmp_path / "pieces", 75, 131)
+    damaged = tmp_path / "pieces" / "piece0_0.tif"
+    with rasterio.open(damaged) as scene:
+        pixels, profile = scene.read(), {**scene.profile, "compress": "deflate"}
+    with rasterio.open(damaged, "w", **profile) as scene:
+        scene.write(pixels)
+    content = bytearray(damaged.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 2000] = b"x" * 2000
+    damaged.write_bytes(content)
+    report = run(tmp_path / "pieces", model, tmp_path / "out")
+    assert [scene.status for scene in report.scenes] == ["failed", "done", "done", "done"]
+    assert "piece0_0.tif" in str(report.scenes[0].failure)
+
+
 def test_shards_side_by_side_make_what_one_run_makes(
     tmp_path: Path, scene_file: Callable[..., Path], model: Path, tree_hashes: Hashes
 ) -> None:
