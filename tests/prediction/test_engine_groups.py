@@ -54,7 +54,7 @@ def cut(
             path = folder / f"{top}-{left}.tif"
             write(path, pixels[:, top:bottom, left:right], transform=moved(transform, top, left), **profile)
             places[path] = slice(top, bottom), slice(left, right)
-    canvases = make_canvases([inspect_scene(path) for path in places], neighbours=True, gsd_m=gsd_m)
+    canvases = make_canvases([inspect_scene(path) for path in places], neighbours=True, gsd_m=gsd_m, reach=128)
     return [(place, canvases[path]) for path, place in places.items()]
 
 
@@ -96,15 +96,17 @@ def test_pieces_of_a_resampled_raster_equal_the_whole_resampled(
     np.testing.assert_array_equal(joined(stream, pieces, whole.shape, **options), whole)
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    height=st.integers(1, 200), width=st.integers(1, 200), rows=st.sets(st.integers(1, 199), max_size=2),
-    cols=st.sets(st.integers(1, 199), max_size=2), overlap=st.sampled_from([0, 0.25, 0.5, 0.75, 0.6]),
+    height=st.integers(1, 300), width=st.integers(1, 300), rows=st.sets(st.integers(1, 299), max_size=3),
+    cols=st.sets(st.integers(1, 299), max_size=3), overlap=st.sampled_from([0, 0.25, 0.5, 0.75, 0.6]),
     blend=st.sampled_from(["hann", "linear", "crop"]), nodata=st.booleans(),
+    gsd_m=st.sampled_from([None, None, 0.2, 0.41, 0.77]),
 )  # fmt: skip
 def test_ragged_pieces_equal_the_whole_at_any_settings(
     tmp_path_factory: pytest.TempPathFactory, scene_file: Callable[..., Path], stream: Callable[..., np.ndarray],
     height: int, width: int, rows: set[int], cols: set[int], overlap: float, blend: str, nodata: bool,
+    gsd_m: float | None,
 ) -> None:  # fmt: skip
     folder = tmp_path_factory.mktemp("ragged")
     pixels = np.random.default_rng(height + width).integers(1, 256, (3, height, width), dtype=np.uint8)
@@ -113,12 +115,13 @@ def test_ragged_pieces_equal_the_whole_at_any_settings(
     profile = {"nodata": 0} if nodata else {}
     chosen = {"overlap": overlap, "blend": blend, "agreement": True}
     kept: list[Any] = []
+    source = inspect_scene(scene_file(folder / "whole.tif", pixels, **profile))
     whole = stream(
-        scene_file(folder / "whole.tif", pixels, **profile), standardised(Neighbourhood()), strips=kept, **chosen
+        source.path, standardised(Neighbourhood()), canvas=Canvas.alone(source, gsd_m), strips=kept, **chosen
     )
     spread = np.concatenate([agreement for _, _, agreement in kept])
     cuts = sorted(row for row in rows if row < height), sorted(col for col in cols if col < width)
-    for place, canvas in cut(scene_file, folder / "cut", pixels, *cuts, **profile):
+    for place, canvas in cut(scene_file, folder / "cut", pixels, *cuts, gsd_m, **profile):
         found: list[Any] = []
         quanta = stream(canvas.source.path, standardised(Neighbourhood()), canvas=canvas, strips=found, **chosen)
         np.testing.assert_array_equal(quanta, whole[place])
@@ -151,7 +154,7 @@ def test_missing_ground_inside_the_group_is_invalid_to_the_network(
     pieces = cut(scene_file, tmp_path / "cut", pixels, [90], [110])
     gone = (slice(90, 200), slice(0, 110))
     sources = [canvas.source for place, canvas in pieces if place != gone]
-    canvases = make_canvases(sources, neighbours=True, gsd_m=None)
+    canvases = make_canvases(sources, neighbours=True, gsd_m=None, reach=128)
     pixels[(slice(None), *gone)] = 0
     whole = stream(scene_file(tmp_path / "whole.tif", pixels, nodata=0), standardised(Neighbourhood()))
     for place, canvas in pieces:
@@ -175,7 +178,7 @@ def test_pieces_of_an_exact_model_have_no_wrong_pixel(
 def test_a_run_that_goes_on_at_any_strip_gives_the_same_bytes_and_runs_less(
     tmp_path: Path, scene_file: Callable[..., Path], stream: Callable[..., np.ndarray], overlap: float, chosen: Any
 ) -> None:
-    pixels = np.random.default_rng(2).integers(1, 256, (3, 260, 60), dtype=np.uint8)
+    pixels = np.random.default_rng(2).integers(1, 256, (3, 200, 60), dtype=np.uint8)
     pixels[:, 100:140, 20:] = 0
     if "row" in chosen:
         pieces = cut(scene_file, tmp_path, pixels, [chosen["row"]], [], nodata=0)
@@ -189,15 +192,14 @@ def test_a_run_that_goes_on_at_any_strip_gives_the_same_bytes_and_runs_less(
     whole = stream(path, standardised(Neighbourhood()), strips=strips, **options)
     stream(path, plain(network), **options)
     everything = len(network.sizes)
-    for row in [row for row, _, _ in strips[1:]]:
+    for row in [row for row, _, _ in strips[1:]][:: max(1, len(strips) // 4)]:
         again: list[Any] = []
-        if row:
-            rest = stream(path, standardised(Neighbourhood()), skip=row, strips=again, **options)
-            np.testing.assert_array_equal(rest, whole[row:])
-            np.testing.assert_array_equal(
-                np.concatenate([agreement for _, _, agreement in again]),
-                np.concatenate([agreement for first, _, agreement in strips if first >= row]),
-            )
+        rest = stream(path, standardised(Neighbourhood()), skip=row, strips=again, **options)
+        np.testing.assert_array_equal(rest, whole[row:])
+        np.testing.assert_array_equal(
+            np.concatenate([agreement for _, _, agreement in again]),
+            np.concatenate([agreement for first, _, agreement in strips if first >= row]),
+        )
     network.sizes.clear()
     stream(path, plain(network), skip=strips[-1][0], **options)
     assert 0 < len(network.sizes) < everything
