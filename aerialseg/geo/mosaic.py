@@ -61,7 +61,7 @@ def mosaic_sources(path: Path) -> tuple[Path, ...]:
     when `path` itself is remote. Nothing but the VRT is read.
     """
     refuse_remote(path)
-    root = _parse(path, _text_of(path))
+    root = parse_vrt(path)
     bands = {str(number): band for number, band in enumerate(root.findall("VRTRasterBand"), 1)}
     masks = {f"mask {number}": band for number, band in enumerate(root.iterfind("MaskBand/VRTRasterBand"), 1)}
     sources = {number: _sources_of(path, band) for number, band in (bands | masks).items()}
@@ -82,6 +82,23 @@ def mosaic_sources(path: Path) -> tuple[Path, ...]:
     return tuple(shown / file for file in places)
 
 
+def parse_vrt(path: Path) -> Element:
+    """Return the XML of a plain mosaic's outline: a VRTDataset without entities, neither endless nor bottomless."""
+    text = _text_of(path)
+    if _DTD.search(text):
+        raise _refusal(path, "declares a document type or entities")
+    try:
+        root = ElementTree.XML(text, ElementTree.XMLParser(target=_Bounded()))
+    except (ElementTree.ParseError, ValueError) as error:  # ValueError: too many or too deep
+        raise _refusal(path, f"is not a GDAL virtual raster ({one_line(str(error))})") from error
+    if root.tag != "VRTDataset":
+        raise _refusal(path, f"is XML but no GDAL virtual raster: it begins with <{one_line(root.tag)[:40]}>")
+    _only(path, root, {"rasterXSize", "rasterYSize"}, ROOT_PARTS)
+    for mask in root.findall("MaskBand"):
+        _only(path, mask, set(), {"VRTRasterBand"})
+    return root
+
+
 def _text_of(path: Path) -> str:
     name = one_line(path)
     if not path.is_file():
@@ -99,21 +116,6 @@ def _text_of(path: Path) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise _refusal(path, "is not UTF-8 text") from error
-
-
-def _parse(path: Path, text: str) -> Element:
-    if _DTD.search(text):
-        raise _refusal(path, "declares a document type or entities")
-    try:
-        root = ElementTree.XML(text, ElementTree.XMLParser(target=_Bounded()))
-    except (ElementTree.ParseError, ValueError) as error:  # ValueError: too many or too deep
-        raise _refusal(path, f"is not a GDAL virtual raster ({one_line(str(error))})") from error
-    if root.tag != "VRTDataset":
-        raise _refusal(path, f"is XML but no GDAL virtual raster: it begins with <{one_line(root.tag)[:40]}>")
-    _only(path, root, {"rasterXSize", "rasterYSize"}, ROOT_PARTS)
-    for mask in root.findall("MaskBand"):
-        _only(path, mask, set(), {"VRTRasterBand"})
-    return root
 
 
 class _Bounded(ElementTree.TreeBuilder):

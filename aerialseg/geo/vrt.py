@@ -10,10 +10,12 @@ import hashlib
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
-from aerialseg.errors import one_line
+from aerialseg.errors import AerialsegError, one_line
 from aerialseg.geo.geobox import GeoBox
+from aerialseg.geo.mosaic import parse_vrt
 from aerialseg.geo.opening import open_raster
 from aerialseg.geo.place import crs_code
 from aerialseg.geo.sealed import BLANK, origin_of, write_sealed
@@ -22,10 +24,13 @@ from aerialseg.geo.styles import MASK_CLASSES
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
+    from xml.etree.ElementTree import Element
 
 Kind = Literal["mask", "probability"]
 
 NODATA = 255
+CONTENT = "AERIALSEG_CONTENT"
+"""The metadata item that holds a digest of what the mosaic shows."""
 LARGEST = 2**31 - 1
 """GDAL counts rows and columns in 32 bits."""
 NOTICED_SHIFT = 0.1
@@ -75,13 +80,41 @@ def write_mosaics(folder: Path, parts: Sequence[Part], kind: Kind, say: Callable
         if text is not None:
             wanted[folder / name] = text, Mosaic(folder / name, tuple(group))
     for stale in sorted(folder.glob("mosaic*.vrt")):
-        if stale not in wanted and origin_of(stale) == "ours":
+        if (stale not in wanted and origin_of(stale) == "ours") or _only_measured(stale):
             stale.unlink()
     for path, (text, _) in wanted.items():
         note = write_sealed(path, text.encode())
         if note is not None:
             say(note)
     return tuple(mosaic for _, mosaic in wanted.values())
+
+
+def _only_measured(path: Path) -> bool:
+    """Return whether GDAL has rewritten a mosaic of ours to keep statistics in it, and nothing else has changed."""
+    if origin_of(path) != "edited":
+        return False
+    try:
+        root = parse_vrt(path)
+    except AerialsegError:
+        return False
+    stored = {item.get("key"): item.text for item in root.iter("MDI")}
+    return stored.get(CONTENT) == _content_of(root)
+
+
+def _content_of(root: Element) -> str:
+    """Return a digest of what a mosaic shows, however it is written down."""
+    rectangles = [
+        [float(rectangle.get(key, "nan")) for key in ("xOff", "yOff", "xSize", "ySize")]
+        for tag in ("SrcRect", "DstRect")
+        for rectangle in root.iter(tag)
+    ]
+    words = [[item.text for item in root.iter(tag)] for tag in ("SourceFilename", "Category", "Description")]
+    values = [[float(item.text or "nan") for item in root.iter(tag)] for tag in ("NODATA", "NoDataValue")]
+    colours = [sorted(entry.items()) for entry in root.iter("Entry")]
+    corner = [f"{float(number):.9g}" for number in (root.findtext("GeoTransform") or "").split(",") if number.strip()]
+    size = [root.get("rasterXSize"), root.get("rasterYSize")]
+    shown = repr((size, corner, rectangles, words, values, colours))
+    return hashlib.sha256(shown.encode()).hexdigest()
 
 
 def _groups(parts: Sequence[Part], say: Callable[[str], None]) -> list[list[Part]]:
@@ -142,18 +175,20 @@ def _text(folder: Path, parts: Sequence[Part], kind: Kind, say: Callable[[str], 
     t = first.transform
     corner = (t.c + left * t.a, t.a, 0.0, t.f + top * t.e, 0.0, t.e)
     sources = [_source(folder, part, row - top, col - left) for (row, col), part in zip(places, parts, strict=True)]
-    return "".join(
+    text = "".join(
         (
             f'<VRTDataset rasterXSize="{width}" rasterYSize="{height}">\n',
             f"  <SRS>{escape(_wkt(parts[0]))}</SRS>\n",
             f"  <GeoTransform>{', '.join(repr(float(number)) for number in corner)}</GeoTransform>\n",
-            f'  <Metadata>\n    <MDI key="AERIALSEG_SEAL">{BLANK}</MDI>\n  </Metadata>\n',
+            f'  <Metadata>\n    <MDI key="AERIALSEG_SEAL">{BLANK}</MDI>\n',
+            f'    <MDI key="{CONTENT}">{CONTENT}</MDI>\n  </Metadata>\n',
             '  <VRTRasterBand dataType="Byte" band="1">\n',
             _description(kind, parts[0].scale),
             *sources,
             "  </VRTRasterBand>\n</VRTDataset>\n",
         )
     )
+    return text.replace(f">{CONTENT}<", f">{_content_of(ElementTree.XML(text))}<")
 
 
 def _description(kind: Kind, scale: float) -> str:

@@ -155,6 +155,23 @@ def test_gdal_reads_the_pixels_of_the_parts(tmp_path: Path, upright: bool) -> No
 
 
 @pytest.mark.gdal
+def test_a_mosaic_into_which_gdal_wrote_statistics_is_still_ours(tmp_path: Path) -> None:
+    entries = write_run(tmp_path, ["a", "b", "amp&<lt>"])
+    mosaics_of(tmp_path, entries[:2])
+    path = tmp_path / "out/mosaic.vrt"
+    before = path.read_bytes()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("GDAL_", "OSR_"))}
+    subprocess.run(["gdalinfo", "-stats", path], check=True, env=environment, stdout=subprocess.DEVNULL)
+    measured = path.read_bytes()
+    assert b"STATISTICS_MEAN" in measured + b"".join(p.read_bytes() for p in path.parent.glob("*.vrt.aux.xml"))
+    assert mosaics_of(tmp_path, entries[:2]) == (["mosaic.vrt"], [])
+    assert path.read_bytes() == before
+    path.write_bytes(measured.replace(b'c1="230"', b'c1="231"'))
+    _, said = mosaics_of(tmp_path, entries)
+    assert "stays as it is" in said[0]
+
+
+@pytest.mark.gdal
 def test_where_a_raster_has_no_data_the_one_below_shows(tmp_path: Path) -> None:
     below = write_entry(tmp_path, "a", 0)
     above = write_entry(tmp_path, "b", 3, transform=(0.3, 0.0, 616000 + 30 * 0.3, 0.0, -0.3, 3347000.0))
