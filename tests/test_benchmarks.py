@@ -78,3 +78,34 @@ def test_every_part_of_the_gpu_benchmark_runs_at_toy_size(tmp_path: Path) -> Non
     assert all(row["network_windows_per_s"] > 0 for row in rows if row["part"] == "prediction")
     page = (tmp_path / "results" / "gpu.md").read_text()
     assert all(f"## {part}" in page for part in ("Prediction", "Feeding", "Memory"))
+
+
+def test_predict_is_measured_against_its_floor_at_toy_size(tmp_path: Path) -> None:
+    import numpy as np
+
+    sys.path.insert(0, str(BENCHMARKS / "peers"))
+    from meter import squares
+
+    sizes = "--size", 300, "--large", 0, "--network", 0, "--window", 64, "--times", 1
+    done = script("predict.py", *sizes, "--no-peers", "--write", "--results", tmp_path, "--work", tmp_path / "work")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "predict.json").read_text())
+    assert {row["contestant"] for row in rows} == {"floor", "aerialseg"}
+    assert all(row["cog_wall_s"] > 0 and row["cog_user_s"] > 0 and row["extra_mb"] > 0 for row in rows)
+    assert next(row["over_floor"] for row in rows if row["contestant"] == "floor") == 1
+    page = (tmp_path / "predict.md").read_text()
+    assert "300x300: wall over the floor's" in page
+    assert "| aerialseg |" in page
+    drawn = np.load(tmp_path / "work" / "aerialseg-free.npy")
+    assert np.array_equal(drawn, squares(64, 300, 300))  # so the floor writes the very mask that the engine draws
+
+
+def test_answers_are_ratios_to_the_floor_and_to_the_best_peer() -> None:
+    from predict import answers
+
+    rows = [
+        {"part": "free", "contestant": name, "size": 9, "over_floor": wall, "wall_s": wall, "extra_mb": 7.0,
+         "cog_wall_s": wall, "cog_user_s": user}
+        for name, wall, user in (("floor", 1.0, 1.0), ("aerialseg", 1.5, 3.0), ("a", 6.0, 2.0), ("b", 3.0, 4.0))
+    ]  # fmt: skip
+    assert [answer["found"] for answer in answers(rows)] == [1.5, 1.5, 7.0, 0.5, 1.5]
