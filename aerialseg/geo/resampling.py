@@ -119,11 +119,17 @@ def _read_rescaled(
 
 def _weighted(stack: NDArray[Any], rows: _Taps, cols: _Taps, chunk: slice) -> NDArray[np.float32]:
     """Return the weighted sums of the new rows in `chunk`: float32 [planes, rows, new columns]."""
-    places, weights = rows.places[:, chunk], rows.weights[:, chunk]
-    down = np.zeros((len(stack), places.shape[1], stack.shape[2]), dtype=np.float32)
+    down = _blended(stack, 1, rows.places[:, chunk], rows.weights[:, chunk, np.newaxis])
+    return _blended(down, 2, cols.places, cols.weights)
+
+
+def _blended(
+    stack: NDArray[Any], axis: int, places: NDArray[np.intp], weights: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Return the sum over taps of what lies at `places` along an axis times its weight."""
+    shape = *stack.shape[:axis], places.shape[1], *stack.shape[axis + 1 :]
+    total, taken, part = np.zeros(shape, np.float32), np.empty(shape, stack.dtype), np.empty(shape, np.float32)
     for place, weight in zip(places, weights, strict=True):
-        down += stack[:, place] * weight[:, np.newaxis]
-    across = np.zeros((*down.shape[:2], cols.places.shape[1]), dtype=np.float32)
-    for place, weight in zip(cols.places, cols.weights, strict=True):
-        across += down[..., place] * weight
-    return across
+        np.take(stack, place, axis=axis, out=taken, mode="clip")  # in range by construction, and twice as fast
+        total += np.multiply(taken, weight, out=part)
+    return total
