@@ -11,7 +11,8 @@ import typer
 def preview(
     predicted: Annotated[Path, typer.Argument(help="A folder that predict wrote.", show_default=False)],
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="The folder for pictures.", show_default="preview in it")
+        Path | None,
+        typer.Option("-o", "--out", help="The folder for pictures.", show_default="beside it, NAME-preview"),
     ] = None,
     size: Annotated[int, typer.Option(help="The longer side of a scene, in pixels.", min=64, max=8192)] = 1024,
     overwrite: Annotated[bool, typer.Option("-f", "--overwrite", help="Replace pictures of other origin.")] = False,
@@ -28,6 +29,9 @@ def preview(
     from aerialseg.cli.console import console_progress
     from aerialseg.prediction.preview import write_previews
 
+    # Beside it, not in it: evaluate and polygonize take every raster in the folder for a mask.
+    whole = predicted.resolve()
+    target = out or whole.with_name(f"{whole.name}-preview")
     with console_progress() as progress:
         paths = write_previews(
             predicted, out or predicted / "preview", size=size, overwrite=overwrite, progress=progress

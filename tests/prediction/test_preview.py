@@ -195,12 +195,12 @@ def test_a_stop_leaves_no_half_picture(tmp_path: Path) -> None:
     assert [path.name for path in (out / "preview").iterdir()] == [".aerialseg-lock"]
 
 
-def test_the_command_draws_into_the_folder_or_elsewhere(
+def test_the_command_draws_beside_the_folder_or_elsewhere(
     tmp_path: Path, run: Callable[..., tuple[int, str, str]]
 ) -> None:
     out = report(tmp_path, write_run(tmp_path, ["a"]))
     code, stdout, stderr = run("preview", out)
-    assert (code, stdout) == (0, f"{out / 'preview' / SHEET}\n"), stderr
+    assert (code, stdout) == (0, f"{tmp_path / 'out-preview' / SHEET}\n"), stderr
     code, _, _ = run("preview", out, "-o", tmp_path / "pictures", "--size", "64")
     assert code == 0
     assert Image.open(io.BytesIO((tmp_path / "pictures/a.png").read_bytes())).width == 2 * (64 + GAP) + GAP
