@@ -33,7 +33,5 @@ def preview(
     whole = predicted.resolve()
     target = out or whole.with_name(f"{whole.name}-preview")
     with console_progress() as progress:
-        paths = write_previews(
-            predicted, out or predicted / "preview", size=size, overwrite=overwrite, progress=progress
-        )
+        paths = write_previews(predicted, target, size=size, overwrite=overwrite, progress=progress)
     typer.echo(paths[-1])
