@@ -56,6 +56,8 @@ KINDS = ("missed", "invented")
 DATE = "2000-01-01T00:00:00.000Z"
 LARGEST_DRAWN = 2**26
 """Pixels of the rectangle around an object; a larger one is drawn as that rectangle."""
+NAME_LIMIT = 255
+"""Bytes in a file name on every file system in use; a side file whose name would be longer is left out."""
 BYTES = 0.3
 """Disk a pixel takes while its file is copied."""
 
@@ -67,6 +69,26 @@ class _Found:
     shapes: list[shapely.Geometry] = field(default_factory=list)
     scenes: list[str] = field(default_factory=list)
     areas_m2: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a scene's pixels lie; found once a scene, for asking costs more than drawing a building."""
+
+    name: str
+    stride: int
+    transform: Affine
+    pixel_m2: float
+    way: Transformer | None
+    """To the common CRS, where the scene has another."""
+
+    @classmethod
+    def of(cls, name: str, crs: CRS | None, box: GeoBox) -> _Place:
+        own = None if box.crs is None else CRS.from_wkt(box.crs.to_wkt())
+        another = crs is not None and own is not None and own != crs
+        way = Transformer.from_crs(own, crs, always_xy=True) if another else None
+        gsd_m = box.gsd_m
+        return cls(name, box.width + 1, box.transform, np.nan if gsd_m is None else gsd_m * gsd_m, way)
 
 
 def error_path(folder: Path, name: str) -> Path:
@@ -100,7 +122,7 @@ def write_error_maps(folder: Path, pairs: Sequence[Pair], rules: Rules, progress
         sweep(folder)
         progress.start("errors", len(pairs), "scene")
         for pair in pairs:
-            _write_pair(error_path(folder, pair.name), pair, rules, partial(_gather, found, pair.name, crs))
+            _write_pair(error_path(folder, pair.name), pair, rules, partial(_Place.of, pair.name, crs), found, progress)
             progress.advance(1, note=one_line(pair.name))
         progress.finish()
         _write_buildings(folder / BUILDINGS, found, crs)
@@ -119,22 +141,34 @@ def _common_crs(pairs: Sequence[Pair]) -> CRS | None:
     return CRS.from_wkt(first.to_wkt()) if all(box.crs == first for box in boxes) else CRS.from_epsg(4326)
 
 
-def _write_pair(final: Path, pair: Pair, rules: Rules, gather: Callable[[GeoBox, str, Runs], None]) -> None:
-    """Write one raster with its side files, and hand over its wrong buildings."""
+def _write_pair(
+    final: Path,
+    pair: Pair,
+    rules: Rules,
+    place_of: Callable[[GeoBox], _Place],
+    found: dict[str, _Found],
+    progress: Progress,
+) -> None:
+    """Write one raster with its side files, and gather its wrong buildings."""
     with open_pair(pair, rules) as (box, strips):
-        objects = ObjectTally(box.width, None, partial(gather, box))
+        objects = ObjectTally(box.width, None, partial(_gather, found, place_of(box)))
         for strip in strips:
             objects.add(strip.building, strip.truth, strip.valid)
+            progress.advance(0)
         objects.finish()
     require_space(final.parent, int(BYTES * box.height * box.width))
-    write_cog(final, box, partial(_read_classes, pair, rules), Layer(NODATA), tags={TAG: "1"})
-    write_text(final.with_name(f"{final.name}.aux.xml"), error_auxiliary())
-    write_text(final.with_suffix(".qml"), error_style())
+    write_cog(final, box, partial(_read_classes, pair, rules, progress), Layer(NODATA), tags={TAG: "1"})
+    sides = {final.with_name(f"{final.name}.aux.xml"): error_auxiliary(), final.with_suffix(".qml"): error_style()}
+    for path, text in sides.items():
+        if len(path.name.encode()) <= NAME_LIMIT:
+            write_text(path, text)
 
 
-def _read_classes(pair: Pair, rules: Rules) -> Iterator[NDArray[np.uint8]]:
+def _read_classes(pair: Pair, rules: Rules, progress: Progress) -> Iterator[NDArray[np.uint8]]:
     with open_pair(pair, rules) as (_, strips):
-        yield from map(_classes, strips)
+        for strip in strips:
+            progress.advance(0)
+            yield _classes(strip)
 
 
 def _classes(strip: Strip) -> NDArray[np.uint8]:
@@ -145,15 +179,14 @@ def _classes(strip: Strip) -> NDArray[np.uint8]:
     return values
 
 
-def _gather(found: dict[str, _Found], name: str, crs: CRS | None, box: GeoBox, kind: str, runs: Runs) -> None:
+def _gather(found: dict[str, _Found], place: _Place, kind: str, runs: Runs) -> None:
     """Add a wrong building to the others, in the common CRS."""
-    shape, gsd_m = _outline(runs, box.width + 1, box.transform), box.gsd_m
-    own = None if box.crs is None else CRS.from_wkt(box.crs.to_wkt())
-    if crs is not None and own is not None and own != crs:
-        shape = shapely.transform(shape, Transformer.from_crs(own, crs, always_xy=True).transform, interleaved=False)
+    shape = _outline(runs, place.stride, place.transform)
+    if place.way is not None:
+        shape = shapely.transform(shape, place.way.transform, interleaved=False)
     found[kind].shapes.append(shape)
-    found[kind].scenes.append(name)
-    found[kind].areas_m2.append(np.nan if gsd_m is None else int((runs.ends - runs.starts).sum()) * gsd_m * gsd_m)
+    found[kind].scenes.append(place.name)
+    found[kind].areas_m2.append(int((runs.ends - runs.starts).sum()) * place.pixel_m2)
 
 
 def _outline(runs: Runs, stride: int, transform: Affine) -> shapely.Geometry:

@@ -102,10 +102,9 @@ def check_pairs(pairs: Sequence[Pair], access: Access) -> tuple[list[str], list[
     faults: list[AerialsegError] = []
     for pair in pairs:
         try:
+            truth = None if pair.vectors else mask_box(pair.truth, access)
             box = mask_box(pair.prediction, access)
-            warning = None
-            if not pair.vectors:
-                warning = check_same_grid(mask_box(pair.truth, access), box, (pair.truth, pair.prediction))
+            warning = None if truth is None else check_same_grid(truth, box, (pair.truth, pair.prediction))
             if pair.probability is not None:
                 check_same_grid(box, mask_box(pair.probability, access), (pair.prediction, pair.probability))
         except AerialsegError as fault:

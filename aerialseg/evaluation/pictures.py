@@ -17,6 +17,7 @@ from rasterio.windows import Window
 from aerialseg.errors import AerialsegError
 from aerialseg.evaluation.counting import open_pair
 from aerialseg.geo.raster import inspect_scene, open_raster, read_window
+from aerialseg.progress import Silent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from aerialseg.evaluation.counting import Rules, Strip
     from aerialseg.evaluation.pairs import Pair
     from aerialseg.geo.raster import Access
+    from aerialseg.progress import Progress
 
     Sums = NDArray[np.float32]
 
@@ -69,21 +71,33 @@ class Picture:
     """Pixels in the cell."""
 
 
-def draw_views(pair: Pair, rules: Rules, scene: Path | None, access: Access | None = None) -> Views:
-    """Draw a pair, over its scene where that is given and can be shown; memory does not grow with the scene's area."""
+def draw_views(
+    pair: Pair, rules: Rules, scene: Path | None, access: Access | None = None, progress: Progress | None = None
+) -> Views:
+    """Draw a pair, over its scene where that is given and can be shown; memory does not grow with the scene's area.
+
+    `progress` is only asked whether to stop.
+    """
+    progress = progress or Silent()
     with open_pair(pair, rules) as (box, strips):
         cell = max(1, -(-max(box.height, box.width) // OVERVIEW))
-        small = _sum_cells(strips, cell, (box.height, box.width))
+        small = _sum_cells(_watched(strips, progress), cell, (box.height, box.width))
     row, col = _worst(small, min(CLOSE_UP, box.height), min(CLOSE_UP, box.width), (box.height, box.width))
     window = Window(col, row, min(CLOSE_UP, box.width), min(CLOSE_UP, box.height))
     with open_pair(pair, rules) as (_, strips):
-        large = _sum_cells(_cut(strips, window), 1, (int(window.height), int(window.width)))
+        large = _sum_cells(_cut(_watched(strips, progress), window), 1, (int(window.height), int(window.width)))
     whole = Window(0, 0, box.width, box.height)
     behind = [_grey(scene, piece, size, access) for piece, size in ((whole, cell), (window, 1))]
     overview = _colour(small, behind[0])
     _frame(overview, [int(value) // cell for value in (row, col, row + window.height, col + window.width)])
     errors = int(large.kinds[1:].sum())
     return Views(_png(overview), _png(_colour(large, behind[1])), int(row), int(col), errors)
+
+
+def _watched(strips: Iterator[Strip], progress: Progress) -> Iterator[Strip]:
+    for strip in strips:
+        progress.advance(0)
+        yield strip
 
 
 def _sum_cells(strips: Iterator[Strip], cell: int, size: tuple[int, int]) -> Picture:

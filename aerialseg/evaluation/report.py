@@ -63,7 +63,7 @@ def write_report(
     views = {}
     progress.start("draw", len(chosen), "scene")
     for name in chosen:
-        views[name] = draw_views(by_name[name], rules, images.get(name), options.scored.access)
+        views[name] = draw_views(by_name[name], rules, images.get(name), options.scored.access, progress)
         progress.advance(1, note=one_line(name))
     progress.finish()
     content = PageContent(report, views, describe_model(pairs), options.command, over_scenes=bool(images))

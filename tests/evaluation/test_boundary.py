@@ -45,7 +45,7 @@ def by_hand(prediction: np.ndarray, truth: np.ndarray, valid: np.ndarray, distan
     return BoundaryCounts(*(int(v.sum()) for v in (*values, line_t, line_t & near(line_p, distance))))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(seeds)
 def test_counts_equal_distances_between_all_pixels(seed: int) -> None:
     prediction, truth, valid, height = draw(seed)
@@ -56,7 +56,7 @@ def test_counts_equal_distances_between_all_pixels(seed: int) -> None:
     assert found == {distance: by_hand(prediction, truth, valid, distance) for distance in DISTANCES}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(seeds, st.integers(0, 9))
 def test_growing_bits_equals_distances(seed: int, radius: int) -> None:
     mask = draw(seed)[0]

@@ -1,0 +1,119 @@
+"""FAULTS.md for what evaluate, compare and submit write: full disks, stops, odd names, hostile files in a zip."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from html_pages import check
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    Write = Callable[..., Path]
+    Run = Callable[..., tuple[int, str, str]]
+    Hashes = Callable[[Path], dict[str, str]]
+
+
+@pytest.fixture
+def pair(tmp_path: Path, mask_file: Write) -> Path:
+    """Noisy masks, so that what is written is not small."""
+    rng = np.random.default_rng(0)
+    for side in ("out", "gt"):
+        blocks = np.kron(rng.random((175, 175)) < 0.3, np.ones((4, 4)))
+        mask_file(tmp_path / side / "sfo1.tif", blocks.astype(np.uint8), nodata=255)
+    return tmp_path
+
+
+def commands(folder: Path) -> dict[str, list[Any]]:
+    """The commands that write, into a folder `new`."""
+    evaluate = ["evaluate", folder / "out", "--masks", folder / "gt"]
+    return {
+        "report": [*evaluate, "--pixels-only", "--report", folder / "new/r.html"],
+        "errors": [*evaluate, "--pixels-only", "--errors", folder / "new"],
+        "submit": ["submit", folder / "out", "--out", folder / "new/x.zip", "--test-root", folder / "out"],
+    }
+
+
+@pytest.mark.parametrize("what", ["report", "errors", "submit"])
+def test_row_14_a_full_disk_ends_with_74_and_leaves_nothing(
+    pair: Path, cli: Callable[..., subprocess.CompletedProcess[str]], tree_hashes: Hashes, what: str
+) -> None:
+    (pair / "new").mkdir()
+    before = tree_hashes(pair)
+
+    def small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, 6_000))
+
+    done = cli(*commands(pair)[what], preexec_fn=small_files)
+    assert done.returncode == 74, done.stderr
+    assert "Traceback" not in done.stderr
+    assert {
+        name: digest for name, digest in tree_hashes(pair).items() if not name.endswith(".aerialseg-lock")
+    } == before
+
+
+@pytest.mark.parametrize("what", ["report", "errors", "submit"])
+def test_row_17_an_output_that_cannot_be_made_is_refused_before_any_work(
+    pair: Path, run: Run, tree_hashes: Hashes, what: str
+) -> None:
+    (pair / "new").write_text("in the way")
+    before = tree_hashes(pair)
+    code, out, err = run(*commands(pair)[what])
+    assert (code, out) == (73, "")
+    assert "new" in err
+    assert tree_hashes(pair) == before
+
+
+@pytest.mark.parametrize("name", ["a b#%'\"<&>", "überbau", "-dash", "two\nlines", "n" * 251])
+def test_row_19_odd_names_in_pages_rasters_and_layers(tmp_path: Path, mask_file: Write, run: Run, name: str) -> None:
+    import geopandas as gpd
+    import rasterio
+
+    truth = np.zeros((64, 64), np.uint8)
+    truth[10:20, 10:20] = 1
+    mask_file(tmp_path / "gt" / f"{name}.tif", truth)
+    mask_file(tmp_path / "out" / f"{name}.tif", np.roll(truth, 30, 0), nodata=255)
+    outputs = ("--report", tmp_path / "r.html", "--errors", tmp_path / "errors")
+    code, _, err = run("evaluate", tmp_path / "out", "--masks", tmp_path / "gt", *outputs)
+    assert code == 0, err
+    assert name.replace("\n", "\\n") in check((tmp_path / "r.html").read_text()).text
+    with rasterio.open(tmp_path / "errors" / f"{name}.tif") as raster:
+        assert np.array_equal(raster.read(1), 2 * truth + 3 * np.roll(truth, 30, 0))
+    assert list(gpd.read_file(tmp_path / "errors/errors.gpkg", layer="missed").scene) == [name]
+
+
+def test_row_20_a_link_at_the_final_name_is_replaced_and_never_followed(pair: Path, run: Run) -> None:
+    (pair / "precious").write_text("<!doctype html>\n<!-- aerialseg evaluate: report -->")
+    (pair / "r.html").symlink_to(pair / "precious")
+    assert run("evaluate", pair / "out", "--masks", pair / "gt", "--report", pair / "r.html")[0] == 0
+    assert not (pair / "r.html").is_symlink()
+    assert (pair / "precious").read_text().endswith("report -->")
+
+
+@pytest.mark.slow
+def test_row_16_a_stop_leaves_within_ten_seconds_and_nothing_behind(tmp_path: Path, mask_file: Write) -> None:
+    big = {"size": (12000, 12000), "compress": "DEFLATE", "tiled": True, "blockxsize": 512, "blockysize": 512}
+    for side in ("out", "gt"):
+        mask_file(tmp_path / side / "x.tif", **big)
+    arguments = ["evaluate", tmp_path / "out", "--masks", tmp_path / "gt", "--report", tmp_path / "new/r.html"]
+    command = [sys.executable, "-m", "aerialseg", *map(str, arguments)]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    while not (tmp_path / "new").exists():  # made by the checks before any counting
+        time.sleep(0.05)
+        assert running.poll() is None
+    time.sleep(1)
+    began = time.monotonic()
+    running.send_signal(signal.SIGTERM)
+    _, err = running.communicate(timeout=30)
+    assert running.returncode == 143, err
+    assert time.monotonic() - began < 10
+    assert list((tmp_path / "new").iterdir()) == []
