@@ -50,16 +50,14 @@ def predict_scene(
     `skip` is the row to begin at, the first one of a strip of an earlier run with the same settings: windows that only
     touch rows above are not run, and the strips are the same bytes. `advance` is called in this thread after every
     batch with the million pixels done (those skipped are not counted), and may raise. Memory grows with the scene's
-    width: some window heights of rows, and the batches. Raises what the reader, the sink, `forward` and `advance`
-    raise, and ModelError when the network gives NaN; the sink has then been closed at its `yield`, and nothing is left
-    running.
+    width: see `peak_bytes`. Raises what the reader, the sink, `forward` and `advance` raise, and ModelError when the
+    network gives NaN; the sink has then been closed at its `yield`, and nothing is left running.
     """
     settings = forward.settings
     lattice = Lattice.of(canvas, settings.size, settings.overlap, skip)
     schedule = Schedule.of(canvas, lattice, skip)
     validity: Validity = SimpleQueue()
-    box = canvas.source.box
-    left = (box.height - skip) * box.width / 1e6
+    left = (canvas.source.box.height - skip) * canvas.source.box.width / 1e6
     done = 0
     with ExitStack() as threads:
         put = threads.enter_context(write_behind(sink, WRITE_DEPTH))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from rasterio.io import DatasetReader
 
+    from aerialseg.geo.raster import Source
     from aerialseg.prediction.canvas import Canvas
 
 Ground = Callable[[Window, NDArray[np.uint8], NDArray[np.bool_]], None]
@@ -66,15 +67,30 @@ def _fill_from_group(
         first, west, last, east = shared
         inner = Window(west - member.col, first - member.row, east - west, last - first)
         rows, cols = slice(first - top, last - top), slice(west - left, east - left)
-        path = member.source.path
+        path, target = member.source.path, (pixels[:, rows, cols], valid[rows, cols])
         try:
             if path not in handles:
                 handles[path] = files.enter_context(open_raster(path))
-            read_window_into(handles[path], member.source, inner, pixels[:, rows, cols], valid[rows, cols])
+            read_window_into(handles[path], member.source, inner, *target)
         except BadDataError:
             if path == canvas.source.path:
                 raise
-            pixels[:, rows, cols], valid[rows, cols] = 0, False
+            target[0][:], target[1][:] = 0, False
+            if path in handles:
+                _fill_readable_rows(handles[path], member.source, inner, *target)
+
+
+def _fill_readable_rows(
+    dataset: DatasetReader, source: Source, window: Window, pixels: NDArray[np.uint8], valid: NDArray[np.bool_]
+) -> None:
+    """Read what can be read of a damaged neighbour, row by row: a run that goes on elsewhere finds the same rows."""
+    for index in range(len(valid)):
+        row = Window(window.col_off, window.row_off + index, window.width, 1)
+        pixels_of, valid_of = pixels[:, index : index + 1], valid[index : index + 1]
+        try:
+            read_window_into(dataset, source, row, pixels_of, valid_of)
+        except BadDataError:
+            pixels_of[:], valid_of[:] = 0, False
 
 
 def _fill_rescaled(

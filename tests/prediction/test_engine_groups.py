@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from known_networks import Counting, Neighbourhood, PixelRule, certain, plain, standardised
 
+from aerialseg.errors import BadDataError
 from aerialseg.geo.raster import inspect_scene
 from aerialseg.prediction.canvas import Canvas, make_canvases
 from aerialseg.prediction.engine import count_windows, predict_scene
@@ -19,7 +21,6 @@ from aerialseg.prediction.forward import EngineSettings, Forward
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     Place = tuple[slice, slice]
 
@@ -162,6 +163,31 @@ def test_missing_ground_inside_the_group_is_invalid_to_the_network(
             path = canvas.source.path
             found = stream(path, standardised(Neighbourhood()), canvas=canvases[path])
             np.testing.assert_array_equal(found, whole[place])
+
+
+def test_what_cannot_be_read_of_a_neighbour_is_missing_ground(
+    tmp_path: Path, scene_file: Callable[..., Path], stream: Callable[..., np.ndarray]
+) -> None:
+    pixels = np.random.default_rng(2).integers(1, 256, (3, 300, 100), dtype=np.uint8)
+    profile = {"compress": "deflate", "blockysize": 16, "nodata": 0}
+    (_, broken), (place, canvas) = cut(scene_file, tmp_path / "cut", pixels, [100], [], **profile)
+    path = broken.source.path
+    with path.open("r+b") as file:  # in the middle of the noise: one block of 16 rows, 80 to 95
+        file.seek(round(path.stat().st_size * 88 / 100))
+        file.write(bytes(64))
+    with pytest.raises(BadDataError, match=r"0-0\.tif: block row 5"):
+        stream(path, plain(PixelRule()), canvas=broken)
+    missing = pixels.copy()
+    missing[:, 80:96] = 0
+    expected = stream(scene_file(tmp_path / "whole.tif", missing, nodata=0), standardised(Neighbourhood()))[place]
+    strips: list[Any] = []
+    found = stream(canvas.source.path, standardised(Neighbourhood()), canvas=canvas, strips=strips)
+    np.testing.assert_array_equal(found, expected)
+    row = strips[1][0]
+    rest = stream(canvas.source.path, standardised(Neighbourhood()), canvas=canvas, skip=row)
+    np.testing.assert_array_equal(rest, found[row:])
+    opened = {link.resolve() for link in Path("/proc/self/fd").iterdir() if link.exists()}
+    assert not opened & {path, canvas.source.path}
 
 
 def test_pieces_of_an_exact_model_have_no_wrong_pixel(
