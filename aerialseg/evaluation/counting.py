@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 STRIP_PIXELS = 2**20
 """Counted at a time: few enough that their ten arrays stay in the processor's cache."""
+CACHED_BLOCKS = 2**22
+"""Rows of blocks of so many pixels stay in GDAL's cache, of 64 MB, for four scenes at once."""
 LARGEST_BLOCKS = 2**25
 """Rows of blocks with more pixels than this are not read whole: a file stored as one piece is cut."""
 
@@ -113,7 +115,7 @@ def open_pair(pair: Pair, rules: Rules) -> Iterator[tuple[GeoBox, Iterator[Strip
         if rules.filtered is not None:
             read_truth = partial(_read_filtered, read_truth, rules.filtered)
         blocks = [dataset.block_shapes[0][0] for dataset in datasets]
-        chunks = _chunks(box, blocks if rules.filtered is None else [rules.filtered])
+        chunks = _chunks(box, blocks) if rules.filtered is None else _rows_of(box, rules.filtered)
         yield box, _read_strips(chunks, partial(read_mask, predicted, rules.prediction), read_truth, probability)
 
 
@@ -146,8 +148,13 @@ def _read_strips(
 
 
 def _chunks(box: GeoBox, block_rows: Sequence[int]) -> Iterator[Window]:
-    """Yield full-width windows of whole rows of blocks, so that no block is decoded twice."""
-    least = max((rows for rows in block_rows if rows * box.width <= LARGEST_BLOCKS), default=1)
+    """Yield full-width windows: whole rows of blocks where GDAL's cache may not hold them until the next window."""
+    least = max((rows for rows in block_rows if CACHED_BLOCKS < rows * box.width <= LARGEST_BLOCKS), default=1)
+    return _rows_of(box, least)
+
+
+def _rows_of(box: GeoBox, least: int) -> Iterator[Window]:
+    """Yield full-width windows of about STRIP_PIXELS, their heights multiples of `least`."""
     rows = max(1, STRIP_PIXELS // box.width // least) * least
     for row in range(0, box.height, rows):
         yield Window(0, row, box.width, min(rows, box.height - row))
