@@ -79,7 +79,8 @@ class SceneFiles:
     @property
     def all(self) -> tuple[Path, ...]:
         """Every file that may be written for the scene."""
-        return *self.rasters, self.mask.with_name(f"{self.mask.name}.aux.xml"), self.mask.with_suffix(".qml")
+        styles = [path.with_suffix(".qml") for path in (self.mask, self.probability) if path is not None]
+        return *self.rasters, self.mask.with_name(f"{self.mask.name}.aux.xml"), *styles
 
 
 def done_key(scene: str, parameters: Mapping[str, Any]) -> str:

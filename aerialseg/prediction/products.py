@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from aerialseg.errors import UsageError
+from aerialseg.errors import UsageError, one_line
 from aerialseg.geo.polygons import MaskLayer, write_buildings
+from aerialseg.geo.raster import GeoBox, open_raster
 from aerialseg.prediction.collection import Entry, refuse_strangers, write_collection
 
 if TYPE_CHECKING:
@@ -35,15 +36,29 @@ def make_products(run: Run, results: Sequence[SceneResult]) -> dict[str, Any]:
         return {}
     run.progress.advance(0)
     made: dict[str, Any] = {}
-    buildings = None
-    if run.options.polygons:
-        buildings = run.out / BUILDINGS
-        layers = [MaskLayer(r.name, r.outputs["mask"], r.outputs.get("probability")) for r in finished]
+    placed = [result for result in finished if run.options.polygons and _has_place(run, result)]
+    buildings = run.out / BUILDINGS if placed else None
+    if buildings is not None:
+        layers = [MaskLayer(r.name, r.outputs["mask"], r.outputs.get("probability")) for r in placed]
         written = write_buildings(layers, buildings, progress=run.progress, overwrite=run.options.overwrite)
         run.progress.say(written.line())
         made["buildings"] = written.to_json()
-    entries = [Entry(r.name, r.image, r.outputs["mask"], r.outputs.get("probability")) for r in finished]
     files = write_collection(
-        run.out, entries, card=run.card, model_hash=run.model_hash, buildings=buildings, say=run.progress.say
+        run.out,
+        [Entry(r.name, r.image, r.outputs["mask"], r.outputs.get("probability")) for r in finished],
+        card=run.card,
+        model_hash=run.model_hash,
+        buildings=buildings,
+        say=run.progress.say,
+        advance=run.progress.advance,
     )
     return {**made, "collection": [str(path) for path in files]}
+
+
+def _has_place(run: Run, result: SceneResult) -> bool:
+    """Return whether a scene's mask lies on the ground; says so when its buildings cannot be drawn there."""
+    with open_raster(result.outputs["mask"]) as mask:
+        placed = GeoBox.of(mask).georeferenced
+    if not placed:
+        run.progress.say(f"warning: {one_line(result.image)}: is not georeferenced; its buildings are not drawn")
+    return placed

@@ -7,11 +7,13 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyogrio
 import pytest
 import rasterio
 
 from aerialseg.errors import OutputError, Stopped, UsageError
 from aerialseg.files import locked
+from aerialseg.geo.raster import Access
 from aerialseg.geo.scenes import find_scenes
 from aerialseg.prediction.job import PredictOptions, Shard, predict_scenes
 from aerialseg.progress import Silent
@@ -217,3 +219,17 @@ def test_products_are_left_alone_when_nothing_changed(
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.suffix != ".json"}
     assert run(tall, model, out, polygons=True).products["buildings"]["done_before"]
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_scenes_without_a_place_are_predicted_and_not_drawn(
+    tmp_path: Path, scene_file: Callable[..., Path], model: Path
+) -> None:
+    scene_file(tmp_path / "scenes" / "a.tif", size=(64, 64))
+    with pytest.warns(rasterio.errors.NotGeoreferencedWarning):
+        scene_file(tmp_path / "scenes" / "b.tif", size=(64, 64), crs=None, transform=None)
+    report = run(tmp_path / "scenes", model, tmp_path / "out", polygons=True, access=Access(True))
+    assert [scene.status for scene in report.scenes] == ["done", "done"]
+    drawn = pyogrio.read_dataframe(tmp_path / "out" / "buildings.gpkg")
+    assert set(drawn["scene"]) == {"a"}
+    lone = run(tmp_path / "scenes" / "b.tif", model, tmp_path / "lone", polygons=True, access=Access(True))
+    assert [scene.status for scene in lone.scenes] == ["done"]
