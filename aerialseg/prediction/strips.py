@@ -68,9 +68,9 @@ class StripMaker:
             None if schedule.rows is None or cols is None else _Back(schedule.rows, cols, schedule.lattice.left, device)
         )
         rows = schedule.lattice.size if self._back is None else CHUNK_ROWS
-        shape, pinned = (planes, rows, canvas.source.box.width), device.type == "cuda"
-        self._quanta = None if device.type == "cpu" else torch.empty(shape, dtype=torch.uint8, device=device)
-        self._hosts = [torch.empty(shape, dtype=torch.uint8, pin_memory=pinned) for _ in range(hosts)]
+        size, pinned = planes * rows * canvas.source.box.width, device.type == "cuda"
+        self._quanta = None if device.type == "cpu" else torch.empty(size, dtype=torch.uint8, device=device)
+        self._hosts = [torch.empty(size, dtype=torch.uint8, pin_memory=pinned) for _ in range(hosts)]
         self._check = torch.zeros((), device=device)
         self._turn = 0
 
@@ -89,15 +89,15 @@ class StripMaker:
             raise ModelError(f"{self._name}: the model gave NaN; use --precision fp32")
 
     def _strip(self, row: int, planes: Tensor, valid: NDArray[np.bool_] | None) -> Strip:
-        rows = planes.shape[1]
         planes.mul_(QUANTA).round_()
         self._check += planes[0].sum()
-        host = self._hosts[self._turn % len(self._hosts)][:, :rows]
+        # Buffers are flat, so that what is used of them is contiguous: another copy to the host is never asynchronous.
+        host = self._hosts[self._turn % len(self._hosts)][: planes.numel()].view(planes.shape)
         self._turn += 1
         if self._quanta is None:
             return Strip(row, host.copy_(planes), valid, None)
-        on_cuda = planes.device.type == "cuda"
-        host.copy_(self._quanta[:, :rows].copy_(planes), non_blocking=on_cuda)
+        quanta, on_cuda = self._quanta[: planes.numel()].view(planes.shape), planes.device.type == "cuda"
+        host.copy_(quanta.copy_(planes), non_blocking=on_cuda)
         return Strip(row, host, valid, mark(planes.device) if on_cuda else None)
 
 
