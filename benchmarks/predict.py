@@ -12,7 +12,8 @@ aerialseg    the engine as `aerialseg predict` runs it, hashing, counting, side 
              the COG step: up to the finished part
 numpy        rasterio and numpy in aerialseg's own environment: all read, all added up in arrays of the scene's size
 the others   from PyPI, each in an environment of its own (benchmarks/peers/*.txt), used as its documentation shows
-             (benchmarks/peers/with_*.py); its mask goes through aerialseg's COG writer, in a process of its own
+             (benchmarks/peers/with_*.py); its mask goes through aerialseg's COG writer, in a process of its own, whose
+             memory is not counted
 
 Two masks are compared with aerialseg's, pixel by pixel. `bright` is a network that judges every pixel by itself, so
 whoever loses, moves or doubles a pixel is found out. `free` shows where windows stand: those of MONAI's last row and
@@ -37,12 +38,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from record import RESULTS, ROOT, SCRATCH, Row, machine, merge, table, versions
+from peers.environments import NAMES, PEERS, environments
+from record import RESULTS, SCRATCH, Row, machine, merge, table, versions
 
 ENVIRONMENT = dict(os.environ)
 """As it was given: importing aerialseg.geo tells GDAL what it may not do, through variables that peers must not see."""
-PEERS = ROOT / "benchmarks" / "peers"
-NAMES = {"monai": "MONAI", "toolbelt": "pytorch-toolbelt", "torchgeo": "torchgeo", "rastervision": "raster-vision"}
 PRESET = "unet-r18"
 FREE = {
     "": "{contestant}",
@@ -73,6 +73,12 @@ TARGETS = {
     "wanted": "{wanted}",
     "found": "{found:.3g}",
 }
+RIVALRY = {
+    "wall": ("cog_wall_s",),
+    "user time": ("cog_user_s",),
+    "user and system time": ("cog_user_s", "cog_system_s"),
+}
+"""What aerialseg should be first of all in."""
 
 
 class Runner:
@@ -132,26 +138,6 @@ def draw_scene(work: Path, size: int) -> Path:
     return path
 
 
-def environments(work: Path) -> Iterator[tuple[str, Path]]:
-    """Yield the peers that can be installed, with their Python; says of the others why not."""
-    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}") or "uv"
-    for name in NAMES:
-        requirements, folder = PEERS / f"{name}.txt", work / "environments" / name
-        python, stamp = folder / "bin" / "python", folder / "installed.txt"
-        if not stamp.is_file() or stamp.read_text() != requirements.read_text():
-            make = [uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)]
-            install = [uv, "pip", "install", "--quiet", "--python", str(python), "--requirement", str(requirements)]
-            try:
-                for command in (make, install):
-                    subprocess.run(command, check=True, capture_output=True, text=True)
-            except (OSError, subprocess.CalledProcessError) as error:
-                told = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-                print(f"skipped: {NAMES[name]}: cannot be installed: {told[0]}", file=sys.stderr)
-                continue
-            stamp.write_text(requirements.read_text())
-        yield name, python
-
-
 def least(runs: list[Row]) -> Row:
     """Return the least of all times, each by itself, and the largest memory."""
     best = {key: min(run[key] for run in runs) for key in runs[0] if key.endswith("_s")}
@@ -185,10 +171,10 @@ def measure_free(runner: Runner, size: int, peers: dict[str, Path]) -> list[Row]
                 del peers[name]
                 continue
             runs.setdefault((name, True), []).append(runner.ours("cog", scene, "--mask", runner.mask(name, "free")))
-    rows = []
+    ours, rows = f"aerialseg {versions()['aerialseg']}", []
     for name in (*known, *peers):
         row = with_cog(least(runs[name, False]), least(runs[name, True]), added=name not in known)
-        rows.append({**row, "contestant": NAMES.get(name, name)})
+        rows.append({"version": ours, **row, "contestant": NAMES.get(name, name)})
     compare_masks(runner, scene, peers, rows)
     floor = rows[0]["cog_wall_s"]
     return [{**row, "over_floor": row["cog_wall_s"] / floor, "part": "free", "size": size} for row in rows]
@@ -231,10 +217,10 @@ def answers(rows: list[Row]) -> list[Row]:
             ("the same before the COG step", "at most 2.33 (0.35 s over 0.15 s)", ours["wall_s"] / floor["wall_s"]),
             (f"{size}: extra memory, MB", "at most 250", ours["extra_mb"]),
         ]
-        for measure, key in (("wall", "cog_wall_s"), ("user time", "cog_user_s")):
+        for measure, keys in RIVALRY.items():
             if peers:
-                least_of_peers = min(row[key] for row in peers)
-                questions.append((f"{measure} over the best peer's", "below 1", ours[key] / least_of_peers))
+                mine, others = sum(ours[key] for key in keys), [sum(row[key] for key in keys) for row in peers]
+                questions.append((f"{measure}, over the best peer's", "below 1", mine / min(others)))
     if large := found.get(("large", "aerialseg")):
         questions.append((f"{large['size']}x{large['size']}: extra memory, MB", "at most 450", large["extra_mb"]))
     for row in rows:
@@ -255,11 +241,10 @@ def page(rows: list[Row]) -> str:
                 text.append(f"### {title}: {chosen[0]['size']}x{chosen[0]['size']} px\n\n{table(FREE, chosen)}\n")
         if chosen := [row for row in mine if row["part"] == "network"]:
             text.append(f"### A real network: {PRESET}\n\n{table(NETWORK, chosen)}\n")
-        last = mine[0]
-        about = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
-        text.append(
-            f"{last['times']} runs each; load average {last['load']:.1f}; {about}. Made by `{last['command']}`.\n"
-        )
+        for run in {row["command"]: row for row in mine}.values():
+            about = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+            made = f"Made by `{run['command']}`, {run['times']} runs each, at a load average of {run['load']:.1f}"
+            text.append(f"{made}; with {about}.\n")
     return "\n".join(text)
 
 

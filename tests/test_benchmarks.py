@@ -82,9 +82,7 @@ def test_every_part_of_the_gpu_benchmark_runs_at_toy_size(tmp_path: Path) -> Non
 
 def test_predict_is_measured_against_its_floor_at_toy_size(tmp_path: Path) -> None:
     import numpy as np
-
-    sys.path.insert(0, str(BENCHMARKS / "peers"))
-    from meter import squares
+    from peers.meter import squares
 
     sizes = "--size", 300, "--large", 0, "--network", 0, "--window", 64, "--times", 1
     done = script("predict.py", *sizes, "--no-peers", "--write", "--results", tmp_path, "--work", tmp_path / "work")
@@ -105,7 +103,19 @@ def test_answers_are_ratios_to_the_floor_and_to_the_best_peer() -> None:
 
     rows = [
         {"part": "free", "contestant": name, "size": 9, "over_floor": wall, "wall_s": wall, "extra_mb": 7.0,
-         "cog_wall_s": wall, "cog_user_s": user}
+         "cog_wall_s": wall, "cog_user_s": user, "cog_system_s": 1.0}
         for name, wall, user in (("floor", 1.0, 1.0), ("aerialseg", 1.5, 3.0), ("a", 6.0, 2.0), ("b", 3.0, 4.0))
     ]  # fmt: skip
-    assert [answer["found"] for answer in answers(rows)] == [1.5, 1.5, 7.0, 0.5, 1.5]
+    assert [answer["found"] for answer in answers(rows)] == [1.5, 1.5, 7.0, 0.5, 1.5, 4 / 3]
+
+
+def test_a_peer_that_cannot_be_installed_is_left_out_with_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from peers import environments
+
+    monkeypatch.setattr(environments.shutil, "which", lambda *_, **__: "false")
+    assert list(environments.environments(tmp_path)) == []
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == len(environments.NAMES)
+    assert all(line.startswith("skipped: ") for line in told)
