@@ -63,7 +63,9 @@ def compare(
         for warning in warnings:
             progress.say(f"warning: {warning}")
         found = [evaluate_pairs(pairs, options, progress) for pairs in (pairs_a, pairs_b)]
-    compared = compare_reports(found[0], found[1], warnings)
+        compared = compare_reports(found[0], found[1], warnings)
+        for warning in compared.warnings[len(warnings) :]:
+            progress.say(f"warning: {warning}")
     if report is not None:
         from aerialseg.evaluation.comparison_page import render_comparison
         from aerialseg.files import write_text

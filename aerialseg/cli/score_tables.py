@@ -40,6 +40,7 @@ def print_scores(report: EvaluationReport) -> None:
     """Print scenes, cities and overall, buildings by size, and intervals."""
     from aerialseg.cli.console import print_table
     from aerialseg.counts import SCORES
+    from aerialseg.evaluation.results import FEW
 
     everything = report.everything
     columns = {name: name for name in (*SCORES, "building_fraction")} if everything.objects is None else COLUMNS
@@ -62,6 +63,7 @@ def print_scores(report: EvaluationReport) -> None:
         shown = {name: label for name, label in columns.items() if name in intervals}
         low, high = ([f"{intervals[name][end]:.4f}" for name in shown] for end in (0, 1))
         title = f"Overall, 95 % of the time with {many} scenes drawn anew from these"
+        title += "; so few make it too narrow" if many < FEW else ""
         print_table(title, ["", *shown.values()], [["from", *low], ["to", *high]])
 
 

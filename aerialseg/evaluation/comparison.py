@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aerialseg.errors import BadDataError, one_line
-from aerialseg.evaluation.results import EvaluationReport, Interval, resampled
+from aerialseg.evaluation.results import FEW, EvaluationReport, Interval, resampled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -109,6 +109,8 @@ def compare_reports(a: EvaluationReport, b: EvaluationReport, warnings: Sequence
     uneven = [one_line(one.name) for one, two in pairs if one.confusion.pixels != two.confusion.pixels]
     doubts = [f"{', '.join(uneven[:NAMED])}: A and B have data on different ground, so they are not judged by the same"
               " pixels"] if uneven else []  # fmt: skip
+    if 2 <= len(pairs) < FEW:
+        doubts.append(f"{len(pairs)} scenes are few: the intervals are too narrow, so take small differences for none")
     intervals = _intervals(a, b)
     one, two = a.everything.scores(), b.everything.scores()
     by_scene = [(first.counts.scores(), second.counts.scores()) for first, second in pairs]

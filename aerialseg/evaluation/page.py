@@ -15,6 +15,7 @@ from aerialseg.errors import one_line
 from aerialseg.evaluation.charts import bars, reliability_chart, threshold_chart
 from aerialseg.evaluation.objects import SIZES, ObjectCounts
 from aerialseg.evaluation.probability import calibration_error, reliability, threshold_curve
+from aerialseg.evaluation.results import FEW
 from aerialseg.evaluation.style import LEGEND, MEANINGS, STYLE
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ def _headline(report: EvaluationReport, everything: Counts, intervals: Mapping[s
     note = ""
     if intervals:
         note = f" The small numbers are 95 % intervals over the {len(report.results)} scenes, drawn anew 2,000 times."
+        note += " So few scenes make them too narrow." if len(report.results) < FEW else ""
     return f'<div class="tiles">{"".join(tiles)}</div><p>{counted}{left_out}.{note}</p>'
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 Interval = tuple[float, float]
 RESAMPLES = 2000
 SEED = 0
+FEW = 10
+"""With fewer scenes than this the draws resemble each other too much, and intervals are too narrow; it is said."""
 NO_BOUNDARY = (BoundaryCounts(),) * len(DISTANCES)
 
 

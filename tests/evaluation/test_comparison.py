@@ -67,6 +67,7 @@ def test_the_command_and_its_page(tmp_path: Path, mask_file: Write, run: Run) ->
     code, out, err = run("compare", tmp_path / "a", tmp_path / "b", "--masks", tmp_path / "gt", "--report", page)
     assert code == 0, err
     assert "only A has austin9; left out" in err
+    assert "4 scenes are few: the intervals are too narrow" in err
     row = next(line for line in out.splitlines() if line.startswith("│ iou"))
     assert "│ B " in row
     seen = check(page.read_text())
