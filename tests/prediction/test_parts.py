@@ -30,8 +30,8 @@ class FakeStrip:
     def quanta(self) -> np.ndarray:
         return self.values[0]
 
-    def agreement(self) -> np.ndarray:
-        return self.values[1]
+    def agreement(self) -> np.ndarray | None:
+        return self.values[1] if len(self.values) > 1 else None
 
 
 def pixels(layers: int = 1) -> np.ndarray:
