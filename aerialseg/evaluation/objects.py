@@ -1,10 +1,10 @@
 """Buildings found, missed and invented: objects matched one to one at IoU 0.5, by size, in one pass down the scene.
 
 An object is a 4-connected part of a mask. A predicted object is right when it shares IoU >= 0.5 with a true one, each
-serving one match only (SpaceNet's rule, https://arxiv.org/abs/1807.01232). Objects of one mask are disjoint, so the
-match is unique but for one case: two halves of exactly half an object each, of which one is taken; any other
-assignment finds as many. Ground without data belongs to no object, and an object that touches it was cut by it: it is
-not counted, neither is its match. An object at the scene's edge is cut alike in both masks and counts.
+serving one match only (SpaceNet's rule, https://arxiv.org/abs/1807.01232). That they do so needs no assignment: for an
+object to reach IoU 0.5 with two others, these would have to be its two exact halves, and such halves touch, which makes
+them one object. Ground without data belongs to no object, and an object that touches it was cut by it: it is not
+counted, neither is its match. An object at the scene's edge is cut alike in both masks and counts.
 """
 
 from __future__ import annotations
@@ -249,14 +249,10 @@ class _Pairs:
         return _Pairs(*np.divmod(keys, max(1, len(true.area))), total)
 
     def matches(self, predicted: Ids, true: Ids, done: Flags) -> tuple[Ids, Ids]:
-        """Return the pairs of settled objects with IoU >= 0.5, every object in one of them at most."""
+        """Return the pairs of settled objects with IoU >= 0.5; every object is in one of them at most."""
         union = predicted[self.prediction] + true[self.truth] - self.pixels
         good = done[self.prediction] & (2 * self.pixels >= union)
-        prediction, truth = self.prediction[good], self.truth[good]
-        for side in (0, 1):  # two halves of one object are alone with it, so the order does not matter
-            first = np.unique((prediction, truth)[side], return_index=True)[1]
-            prediction, truth = prediction[first], truth[first]
-        return prediction, truth
+        return self.prediction[good], self.truth[good]
 
     def without(self, done_predicted: Flags, done_true: Flags) -> _Pairs:
         """Return the pairs that are left, in the numbers that the sides give the objects that are left."""

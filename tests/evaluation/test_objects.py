@@ -95,21 +95,16 @@ def test_the_height_of_strips_does_not_matter(seed: int, height: int) -> None:
     assert tally(prediction, truth, valid, height, 3.0) == tally(prediction, truth, valid, other, 3.0)
 
 
-def test_two_halves_of_an_object_make_one_match() -> None:
-    """IoU is exactly 0.5 with either half; without one-to-one both would be right."""
-    truth, prediction = np.zeros((2, 6, 9), bool)
-    truth[1:5, 1:8] = True
-    prediction[1:5, 1:4] = prediction[1:5, 5:8] = True
-    truth[1:5, 4] = False
-    truth[5, 1:8] = False
-    halves = tally(prediction, truth, np.ones_like(truth), 2, 1.0)
-    assert sum(halves.right) == 2  # two objects each: the gap parts the truth too
+def test_an_iou_of_exactly_a_half_is_a_match_and_the_other_half_is_not() -> None:
+    """Two parts of a house: one is half of it, the other, as they may not touch, is less."""
     truth, prediction = np.zeros((2, 4, 8), bool)
-    truth[0:4, 0:8] = True
-    prediction[0:2] = prediction[2:4] = True
-    prediction[2, :] = False
-    assert sum(tally(prediction, truth, np.ones_like(truth), 1, 1.0).right) == 1
-    assert sum(tally(truth, prediction, np.ones_like(truth), 3, 1.0).right) == 1
+    truth[:] = True
+    prediction[0:2] = prediction[3] = True
+    for p, t, height in ((prediction, truth, 1), (truth, prediction, 3)):
+        counts = tally(p, t, np.ones_like(truth), height, 1.0)
+        assert (sum(counts.right), sum(counts.found)) == (1, 1)
+    prediction[1, 7] = False
+    assert sum(tally(prediction, truth, np.ones_like(truth), 2, 1.0).right) == 0
 
 
 def test_corners_do_not_join_and_a_spiral_is_one_object() -> None:

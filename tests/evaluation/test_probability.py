@@ -56,6 +56,8 @@ def test_log_loss_equals_scikit_learn_off_the_ends() -> None:
     inner = (stored > 0) & (stored < QUANTA)
     histogram = ScoreHistogram().add(stored[inner], truth[inner])
     assert log_loss(histogram) == pytest.approx(sklearn_log_loss(truth[inner], stored[inner] / QUANTA))
+    ends = ScoreHistogram().add(np.array([0, 254], np.uint8), np.array([False, True]))
+    assert log_loss(ends) == pytest.approx(-np.log(1 - 0.25 / QUANTA))
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7, 4.0])
