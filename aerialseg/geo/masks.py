@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rasterio.io import DatasetReader
 
+BYTE = 255
 SAMPLED_WINDOWS = 8
 WINDOW_PIXELS = 2**18
 """A sample is 8 windows of about 512 x 512 px spread over the file; files smaller than that are read whole."""
@@ -76,6 +77,11 @@ def decide_rule(
     """
     rule = rule or MaskRule()
     found, zero_nodata = _sample(paths, skip)
+    if rule.threshold is not None and found and max(found) <= BYTE < rule.threshold:
+        raise BadDataError(
+            f"{one_line(found[max(found)])}: its highest value is {max(found)}, as of all masks, and --mask-threshold"
+            f" {rule.threshold} is never reached; give a lower one, such as 128"
+        )
     values = {value: path for value, path in found.items() if value not in rule.ignore_values}
     building = _decide_building(values, rule)
     background = set(values) - {0, *building}

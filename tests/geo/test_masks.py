@@ -95,6 +95,12 @@ def test_an_anti_aliased_mask_is_refused_and_then_read_with_a_threshold(tmp_path
     assert valid.all()
 
 
+def test_a_threshold_beyond_eight_bits_is_refused_for_masks_that_have_no_more(tmp_path: Path, mask_file: Write) -> None:
+    path = mask_file(tmp_path / "m.tif", checker(0, 255))
+    with pytest.raises(BadDataError, match=r"highest value is 255.*--mask-threshold 300 is never reached"):
+        decide_rule([path], MaskRule(threshold=300))
+
+
 def test_zero_as_nodata_is_background_when_nothing_else_could_be(tmp_path: Path, mask_file: Write) -> None:
     """GIS tools write nodata 0 so that the background shows transparent; the ground there was looked at."""
     path = mask_file(tmp_path / "m.tif", checker(0, 255), nodata=0)
