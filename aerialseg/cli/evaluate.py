@@ -113,6 +113,7 @@ def evaluate(
     from aerialseg.cli.score_tables import print_polygons, print_scores
     from aerialseg.errors import one_line
     from aerialseg.evaluation.error_maps import write_error_maps
+    from aerialseg.evaluation.leaks import find_leaks
     from aerialseg.evaluation.pairs import pair_predictions
     from aerialseg.evaluation.report import PageOptions, write_report
     from aerialseg.evaluation.scores import EvaluateOptions, decide_rules, evaluate_pairs
@@ -127,7 +128,8 @@ def evaluate(
     drawn = None if polygons is None else _score_polygons(polygons, pairing.pairs, where)
     with console_progress() as progress:
         _say_unused(pairing.unused, progress)
-        found = _with_doubts(evaluate_pairs(pairing.pairs, options, progress), pairing.pairs, trained_on, progress)
+        leaks = [] if trained_on is None else find_leaks(trained_on, pairing.pairs)
+        found = _with_doubts(evaluate_pairs(pairing.pairs, options, progress), pairing.pairs, leaks, progress)
         if report is not None:
             page = PageOptions(options, tuple(scenes or ()), command_line(context))
             write_report(report, found, pairing.pairs, page, progress)
@@ -182,7 +184,9 @@ def _check_outputs(
         raise UsageError("--overwrite is about --report and --errors; give one of them too")
     if report is not None:
         from aerialseg.evaluation.report import check_report_path
+        from aerialseg.geo.scenes import find_scenes
 
+        find_scenes(scenes or ())
         check_report_path(report, pairs, overwrite=overwrite)
     if errors is not None:
         from aerialseg.evaluation.error_maps import check_error_folder
@@ -191,16 +195,14 @@ def _check_outputs(
 
 
 def _with_doubts(
-    report: EvaluationReport, pairs: tuple[Pair, ...], trained_on: Path | None, progress: Progress
+    report: EvaluationReport, pairs: tuple[Pair, ...], leaks: list[str], progress: Progress
 ) -> EvaluationReport:
     """Add what the model's card and its training tiles say against the scores."""
     from dataclasses import replace
 
-    from aerialseg.evaluation.leaks import find_leaks
     from aerialseg.evaluation.report import check_claims
 
-    doubts = check_claims(pairs, report.overall.building_fraction)
-    doubts += [] if trained_on is None else find_leaks(trained_on, pairs)
+    doubts = [*leaks, *check_claims(pairs, report.overall.building_fraction)]
     for doubt in doubts:
         progress.say(f"warning: {doubt}")
     return replace(report, warnings=(*report.warnings, *doubts))

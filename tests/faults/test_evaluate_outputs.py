@@ -99,6 +99,37 @@ def test_row_20_a_link_at_the_final_name_is_replaced_and_never_followed(pair: Pa
     assert (pair / "precious").read_text().endswith("report -->")
 
 
+def test_row_21_remote_paths_are_refused_before_any_work(pair: Path, run: Run, tree_hashes: Hashes) -> None:
+    before, far = tree_hashes(pair), "http://127.0.0.1:9/x.tif"
+    masks = ("--masks", pair / "gt")
+    for arguments in (
+        ("compare", far, pair / "out", *masks),
+        ("compare", pair / "out", "/vsicurl/" + far, *masks),
+        ("submit", far, "--out", pair / "x.zip"),
+        ("evaluate", pair / "out", *masks, "--report", pair / "r.html", "--scenes", far),
+        ("evaluate", pair / "out", *masks, "--labelled-area", "http://127.0.0.1:9/x.gpkg"),
+        ("evaluate", pair / "out", "--masks", "http://127.0.0.1:9/x.gpkg"),
+        ("calibrate", pair / "none", "--scenes", far, "-o", pair / "m.safetensors"),
+    ):
+        code, out, err = run(*arguments)
+        assert (code, out) == (2, ""), arguments
+        assert "only local files are read" in err
+    assert tree_hashes(pair) == before
+
+
+def test_rows_2_and_23_a_model_that_is_none(pair: Path, run: Run, scene_file: Write) -> None:
+    import pickle
+
+    scene_file(pair / "scenes/sfo1.tif", size=(700, 700))
+    arguments = ("--scenes", pair / "scenes", "--masks", pair / "gt", "-o", pair / "new.safetensors")
+    assert run("calibrate", pair / "missing", *arguments)[0] == 66
+    (pair / "p.safetensors").write_bytes(pickle.dumps({"a": 1}))
+    code, _, err = run("calibrate", pair / "p.safetensors", *arguments)
+    assert code == 78
+    assert "pickle" in err
+    assert not (pair / "new.safetensors").exists()
+
+
 @pytest.mark.slow
 def test_row_16_a_stop_leaves_within_ten_seconds_and_nothing_behind(tmp_path: Path, mask_file: Write) -> None:
     big = {"size": (12000, 12000), "compress": "DEFLATE", "tiled": True, "blockxsize": 512, "blockysize": 512}
