@@ -44,32 +44,27 @@ def compare(
     from aerialseg.cli.evaluate import command_line
     from aerialseg.errors import UsageError
     from aerialseg.evaluation.comparison import common_pairs, compare_reports
+    from aerialseg.evaluation.comparison_page import render_comparison
     from aerialseg.evaluation.pairs import pair_predictions
+    from aerialseg.evaluation.report import check_report_path
     from aerialseg.evaluation.scores import EvaluateOptions, evaluate_pairs
+    from aerialseg.files import write_text
     from aerialseg.geo.masks import MaskRule
     from aerialseg.geo.raster import Access
 
     options = EvaluateOptions(MaskRule(threshold=mask_threshold), Access(allow_ungeoreferenced), details=True)
-    pairs_a, pairs_b, warnings = common_pairs(
-        *(pair_predictions([run], masks, mask_pattern).pairs for run in (run_a, run_b))
-    )
+    runs = (pair_predictions([run], masks, mask_pattern).pairs for run in (run_a, run_b))
+    pairs_a, pairs_b, warnings = common_pairs(*runs)
     if report is not None:
-        from aerialseg.evaluation.report import check_report_path
-
         check_report_path(report, [*pairs_a, *pairs_b], overwrite=overwrite)
     elif overwrite:
         raise UsageError("--overwrite says how --report is made; give --report FILE.html too")
     with console_progress() as progress:
-        for warning in warnings:
-            progress.say(f"warning: {warning}")
         found = [evaluate_pairs(pairs, options, progress) for pairs in (pairs_a, pairs_b)]
         compared = compare_reports(found[0], found[1], warnings)
-        for warning in compared.warnings[len(warnings) :]:
+        for warning in compared.warnings:
             progress.say(f"warning: {warning}")
     if report is not None:
-        from aerialseg.evaluation.comparison_page import render_comparison
-        from aerialseg.files import write_text
-
         write_text(report, render_comparison(compared, (run_a, run_b), command_line(context)))
     print_json(compared.to_json()) if as_json else _print(compared)
 
