@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from aerialseg.complaints import explain
 from aerialseg.errors import ConfigError, one_line
@@ -42,9 +42,21 @@ class ModelSection(Section):
     encoder: str | None = None
     """An encoder of that library: "resnet34", "tu-pvt_v2_b0", ..."""
     encoder_arguments: dict[str, str | int | float | bool] = Field(default_factory=dict)
-    """Passed to the encoder as they are."""
+    """Passed to the encoder as they are; a list as text with commas."""
     weights: str = Field("imagenet", min_length=1)
     """ "imagenet", "none", or the path of a file with encoder weights."""
+    accept_licence: bool = False
+    """Allows encoders whose licence forbids commercial use; `aerialseg models` names them."""
+
+    @field_validator("encoder_arguments", mode="before")
+    @classmethod
+    def _lists_as_text(cls, arguments: Any) -> Any:
+        """Write `["conv", "window"]` as "conv,window": the model card keeps plain values only."""
+        if not isinstance(arguments, dict):
+            return arguments
+        return {
+            name: ",".join(map(str, value)) if isinstance(value, list) else value for name, value in arguments.items()
+        }
 
     @model_validator(mode="after")
     def _names_one_network(self) -> ModelSection:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from aerialseg.models.catalog import Preset
+    from aerialseg.models.presets import Preset
 
 
 def models(as_json: Annotated[bool, typer.Option("--json", help="Print the presets as JSON.")] = False) -> None:
-    """List the networks that `train` knows by name.
+    """List the networks that `train` knows by name; GMACs are the billions of multiply-adds for a tile of 256 px.
 
     Any other architecture and encoder of segmentation_models_pytorch can be named in the configuration, and is tried on
     one tile before training starts.
@@ -25,12 +25,13 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print the prese
     from dataclasses import asdict
 
     from aerialseg.cli.console import print_json, print_table
-    from aerialseg.models.catalog import DEFAULT_PRESET, PRESETS
+    from aerialseg.models.catalog import DEFAULT_PRESET
+    from aerialseg.models.presets import PRESETS
 
     if as_json:
         print_json([{**asdict(preset), "default": name == DEFAULT_PRESET} for name, preset in PRESETS.items()])
         return
-    columns = ["preset", "architecture", "encoder", "parameters", "tile size", "attention", "licence"]
+    columns = ["preset", "encoder", "parameters", "GMACs", "tiles", "attention", "licence"]
     print_table(
         "Networks by name", columns, [_row(preset, preset.name == DEFAULT_PRESET) for preset in PRESETS.values()]
     )
@@ -38,6 +39,6 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print the prese
 
 def _row(preset: Preset, default: bool) -> list[str]:
     name = f"{preset.name} (default)" if default else preset.name
-    size = f"multiple of {preset.size_multiple}"
-    parameters = f"{preset.parameters or 0:,}"
-    return [name, preset.architecture, preset.encoder, parameters, size, preset.attention, preset.licence]
+    size = f"n x {preset.size_multiple}"
+    parameters, cost = f"{preset.parameters or 0:,}", f"{preset.gmacs or 0:.1f}"
+    return [name, preset.encoder, parameters, cost, size, preset.attention, preset.licence]

@@ -1,29 +1,28 @@
-"""Which networks there are: a preset's name -> architecture, encoder, size rule, attention family and licence.
+"""From a preset's name, or an architecture and an encoder, to a network that may be used.
 
-Builds them through segmentation_models_pytorch (smp) and timm. Knows nothing of what pixels mean (segmenter.py), of
-files (weights.py, package.py) or of training. Importing this module does not import torch; building a network does.
+Builds through segmentation_models_pytorch (smp) and timm. The table of presets is in presets.py. Knows nothing of what
+pixels mean (segmenter.py), of files (weights.py, package.py) or of training. Importing this module does not import
+torch; building a network does.
 """
 
 from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from aerialseg.errors import ConfigError, first_line, one_line
+from aerialseg.models.presets import NVIDIA, EncoderArguments
+from aerialseg.models.presets import PRESETS as PRESETS
+from aerialseg.models.presets import SIZE_MULTIPLE as SIZE_MULTIPLE
+from aerialseg.models.presets import Preset as Preset
 
 if TYPE_CHECKING:
     from torch import nn
 
-EncoderArguments: TypeAlias = Mapping[str, str | int | float | bool]
-
 DEFAULT_PRESET = "unet-r34"
-SIZE_MULTIPLE = 32
-NO_ATTENTION = "none (convolution)"
-POOLED_KEYS = "memory: pooled keys (spatial reduction)"
 
 # What smp and timm decide themselves, or what would let a model file name a checkpoint or a repository to load.
 RESERVED_ARGUMENTS = frozenset(
@@ -33,24 +32,6 @@ RESERVED_ARGUMENTS = frozenset(
         *("pretrained_model_args", "scriptable"),
     }
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Preset:
-    """A network under a short name; `parameters` counts it at three bands (None: not counted yet)."""
-
-    name: str
-    architecture: str
-    """As smp spells it, in lower case."""
-    encoder: str
-    """As smp spells it; `tu-NAME` is timm's NAME."""
-    size_multiple: int = SIZE_MULTIPLE
-    """Tile sizes must be multiples of this."""
-    attention: str = "not catalogued"
-    """Family in the survey of efficient transformers by Tay et al., arXiv:2009.06732."""
-    licence: str = "not catalogued"
-    parameters: int | None = None
-    encoder_arguments: EncoderArguments = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,18 +46,6 @@ class ModelSpec:
     weights: str | Path = "none"
 
 
-PRESETS: Mapping[str, Preset] = {
-    preset.name: preset
-    for preset in (
-        Preset("unet-r18", "unet", "resnet18", 32, NO_ATTENTION, "MIT, weights BSD-3-Clause", 14_328_209),
-        Preset("unet-r34", "unet", "resnet34", 32, NO_ATTENTION, "MIT, weights BSD-3-Clause", 24_436_369),
-        Preset("unet-r50", "unet", "resnet50", 32, NO_ATTENTION, "MIT, weights BSD-3-Clause", 32_521_105),
-        Preset("segformer-pvt2-b0", "segformer", "tu-pvt_v2_b0", 32, POOLED_KEYS, "Apache-2.0", 3_804_769),
-        Preset("segformer-pvt2-b2", "segformer", "tu-pvt_v2_b2", 32, POOLED_KEYS, "Apache-2.0", 25_375_937),
-    )
-}
-
-
 def resolve(
     preset: str | None = None,
     architecture: str | None = None,
@@ -85,15 +54,31 @@ def resolve(
     encoder_arguments: EncoderArguments | None = None,
     bands: int = 3,
     weights: str | Path = "none",
+    accept_licence: bool = False,
 ) -> ModelSpec:
     """Return the spec of a preset, or of any smp architecture and encoder; nothing named: the default preset.
 
-    `encoder_arguments` are added to the preset's own. Raises ConfigError for an unknown preset, for half a pair, and
-    for a preset together with a pair.
+    `encoder_arguments` are added to the preset's own. Raises ConfigError for an unknown preset, for half a pair, for a
+    preset together with a pair, and for an encoder whose licence forbids commercial use unless `accept_licence`. (The
+    spec of a model file is not made here: whoever trained it accepted, and its card names the licence.)
     """
     found = _find_preset(preset, architecture, encoder)
+    if found.licence == NVIDIA and not accept_licence:
+        twin = "segformer-pvt2-b" + found.encoder[-1]
+        raise ConfigError(
+            f"encoder {found.encoder} is under NVIDIA's Source Code License, non-commercial; preset {twin} is nearly"
+            " the same network under Apache-2.0; to accept that licence set model.accept_licence = true"
+        )
     arguments = {**found.encoder_arguments, **(encoder_arguments or {})}
     return ModelSpec(found.name, found.architecture, found.encoder, arguments, bands, weights)
+
+
+def licence_of(spec: ModelSpec) -> str:
+    """Return the licence of the spec's encoder and its pretrained weights; "" where none is recorded."""
+    if spec.preset in PRESETS:
+        return PRESETS[spec.preset].licence
+    known = {preset.encoder: preset.licence for preset in PRESETS.values()}
+    return known.get(spec.encoder, "")
 
 
 def build_network(spec: ModelSpec) -> nn.Module:
@@ -166,6 +151,18 @@ def count_parameters(spec: ModelSpec) -> int:
     return sum(parameter.numel() for parameter in _without_weights(spec, "meta").parameters())
 
 
+def count_macs(spec: ModelSpec, size: int = 256) -> int:
+    """Count the multiply-adds of one tile: those of convolutions, products of matrices and fused attention."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    network = _without_weights(spec, "meta").eval()
+    device = next(network.parameters()).device
+    with torch.device(device), torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, spec.bands, size, size))
+    return int(counter.get_total_flops()) // 2
+
+
 def _without_weights(spec: ModelSpec, device: str) -> nn.Module:
     """Build the network on `device`; on the CPU where it cannot be built on "meta", which takes no memory or time."""
     import torch
@@ -197,7 +194,8 @@ def _find_preset(preset: str | None, architecture: str | None, encoder: str | No
         )
     if architecture is None or encoder is None:
         raise ConfigError("model needs architecture and encoder together, for example 'unet' and 'tu-convnext_tiny'")
-    return Preset(f"{architecture.lower()}-{encoder}", architecture.lower(), encoder)
+    licence = NVIDIA if re.fullmatch(r"mit_b\d", encoder) else ""
+    return Preset(f"{architecture.lower()}-{encoder}", architecture.lower(), encoder, licence=licence)
 
 
 def _check_spec(spec: ModelSpec) -> None:
@@ -214,12 +212,9 @@ def _check_spec(spec: ModelSpec) -> None:
             f"architecture {one_line(spec.architecture)!r} is unknown, expected one of"
             f" {', '.join(MODEL_ARCHITECTURES_MAPPING)}"
         )
-    if re.fullmatch(r"mit_b\d", encoder):
-        twin = "segformer-pvt2-b2" if encoder >= "mit_b2" else "segformer-pvt2-b0"
-        raise ConfigError(
-            f"encoder {encoder} carries NVIDIA's non-commercial licence and is refused; preset {twin} is nearly the"
-            " same network under Apache-2.0"
-        )
+    if encoder == "pyramid":
+        _check_pyramid(spec)
+        return
     # timm would take "hf-hub:owner/name" and "local-dir:path" for a name; only its own registry is allowed.
     universal = encoder.startswith("tu-")
     known = timm.is_model(encoder[3:].split(".")[0]) if universal else encoder in get_encoder_names()
@@ -228,6 +223,19 @@ def _check_spec(spec: ModelSpec) -> None:
             f"encoder {one_line(encoder)!r} is unknown to smp; for one of timm's write tu-NAME, such as tu-pvt_v2_b1"
         )
     _check_arguments(spec, universal)
+
+
+def _check_pyramid(spec: ModelSpec) -> None:
+    from aerialseg.models.construction import JOINED
+    from aerialseg.models.pyramid import parse_design
+
+    if spec.architecture not in JOINED:
+        raise ConfigError(f"encoder pyramid goes with {', '.join(JOINED)}, not with {spec.architecture}")
+    if spec.weights == "imagenet":
+        raise ConfigError(
+            'encoder pyramid has no pretrained weights: set model.weights = "none", or to a file of such an encoder'
+        )
+    parse_design(spec.encoder_arguments)
 
 
 def _check_arguments(spec: ModelSpec, universal: bool) -> None:

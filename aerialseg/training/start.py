@@ -22,6 +22,7 @@ from aerialseg.models.catalog import (
     build_network,
     check_network,
     input_statistics,
+    licence_of,
     resolve,
 )
 from aerialseg.models.package import ModelCard, find_model, load_model
@@ -68,11 +69,12 @@ def start_fresh(tiles: TileSet, config: TrainConfig) -> Start:
         encoder_arguments=section.encoder_arguments,
         bands=len(tiles.mean),
         weights=section.weights,
+        accept_licence=section.accept_licence,
     )
     _check_fit(spec, tiles, config)
     network = build_network(spec)
     mean, std = input_statistics(spec) or (tiles.mean, tuple(max(value, LEAST_SPREAD) for value in tiles.std))
-    licence = PRESETS[spec.preset].licence if spec.preset in PRESETS else ""
+    licence = licence_of(spec)
     card = _describe(spec, tiles, config, mean=mean, std=std, licence=licence, training=_provenance(tiles, config))
     return Start(Segmenter(network, mean, std), card, config)
 
@@ -134,7 +136,7 @@ def _differences(old: ModelCard, tiles: TileSet, config: TrainConfig) -> list[st
     ]
     if old.gsd_m and tiles.gsd_m and abs(tiles.gsd_m / old.gsd_m - 1.0) > GSD_TOLERANCE:
         lines.append(f"was trained at {old.gsd_m:.3g} m per pixel, the tiles have {tiles.gsd_m:.3g} m")
-    wanted = resolve(config.model.preset, config.model.architecture, config.model.encoder)
+    wanted = resolve(config.model.preset, config.model.architecture, config.model.encoder, accept_licence=True)
     if (wanted.architecture, wanted.encoder) != (old.architecture, old.encoder):
         lines.append(f"is {old.preset}, and that is trained, not the configuration's {wanted.preset}")
     return lines
@@ -145,7 +147,8 @@ def _section_of(card: ModelCard, config: TrainConfig) -> Any:
     known = card.preset in PRESETS and PRESETS[card.preset].encoder == card.encoder
     named = {"preset": card.preset} if known else {"architecture": card.architecture, "encoder": card.encoder}
     arguments = dict(card.encoder_arguments)
-    return type(config.model)(**named, encoder_arguments=arguments, weights="none")
+    accepted = config.model.accept_licence
+    return type(config.model)(**named, encoder_arguments=arguments, weights="none", accept_licence=accepted)
 
 
 def _provenance(tiles: TileSet, config: TrainConfig) -> dict[str, Any]:

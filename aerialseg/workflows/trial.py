@@ -27,8 +27,14 @@ def seconds_per_step(config: TrainConfig, device: str = "auto") -> float:
     chosen = pick_device(device)
     precision = pick_precision(config.run.precision, chosen)
     section, data = config.model, config.data
-    arguments = section.encoder_arguments
-    spec = resolve(section.preset, section.architecture, section.encoder, encoder_arguments=arguments, bands=BANDS)
+    spec = resolve(
+        section.preset,
+        section.architecture,
+        section.encoder,
+        encoder_arguments=section.encoder_arguments,
+        bands=BANDS,
+        accept_licence=section.accept_licence,
+    )
     model = Segmenter(build_network(spec), (128.0,) * BANDS, (64.0,) * BANDS)
     model.to(chosen).to(memory_format=torch.channels_last).train()
     pixels = torch.randint(0, 256, (data.batch, BANDS, data.crop, data.crop), dtype=torch.uint8, device=chosen)

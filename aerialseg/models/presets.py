@@ -1,0 +1,107 @@
+"""The table of networks by name. Says what they are; how they are built is in catalog.py and construction.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+EncoderArguments: TypeAlias = Mapping[str, str | int | float | bool]
+
+SIZE_MULTIPLE = 32
+NO_ATTENTION = "none (convolution)"
+POOLED_KEYS = "memory: pooled keys"
+LINEAR = "kernels: linear attention"
+FULL = "full attention"
+
+OURS = "MIT, no weights"
+SMP = "MIT, weights BSD-3-Clause"
+APACHE = "Apache-2.0"
+NVIDIA = "NVIDIA, non-commercial"
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A network under a short name; `parameters` and `gmacs` are counted at three bands (None: not counted yet)."""
+
+    name: str
+    architecture: str
+    """As smp spells it, in lower case."""
+    encoder: str
+    """As smp spells it; `tu-NAME` is timm's NAME; `pyramid` is ours."""
+    size_multiple: int = SIZE_MULTIPLE
+    """Tile sizes must be multiples of this."""
+    attention: str = "not catalogued"
+    """Family in the survey of efficient transformers by Tay et al., arXiv:2009.06732."""
+    licence: str = "not catalogued"
+    parameters: int | None = None
+    gmacs: float | None = None
+    """Multiply-adds of one 256 x 256 tile, in units of 1e9: those of convolutions and of products of matrices."""
+    encoder_arguments: EncoderArguments = field(default_factory=dict)
+
+
+SWIN, DINO = "tu-swin_tiny_patch4_window7_224", "tu-vit_small_patch14_dinov2"
+ANY_SIZE: EncoderArguments = {"strict_img_size": False}
+ANY_GRID: EncoderArguments = {"dynamic_img_size": True}
+PATCH_16: EncoderArguments = {"dynamic_img_size": True, "patch_size": 16}
+WINDOWS: EncoderArguments = {"mixers": "conv,conv,window,full"}
+GLOBAL: EncoderArguments = {"mixers": "global,global,global,full"}
+LINEAR_ONLY: EncoderArguments = {"mixers": "linear"}
+
+PRESETS: Mapping[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        Preset("unet-r18", "unet", "resnet18", 32, NO_ATTENTION, SMP, 14_328_209, 5.40),
+        Preset("unet-r34", "unet", "resnet34", 32, NO_ATTENTION, SMP, 24_436_369, 7.81),
+        Preset("unet-r50", "unet", "resnet50", 32, NO_ATTENTION, SMP, 32_521_105, 10.63),
+        Preset("unetplusplus-r34", "unetplusplus", "resnet34", 32, NO_ATTENTION, SMP, 26_078_609, 18.38),
+        Preset("unet-efficientnet-b3", "unet", "tu-efficientnet_b3", 32, NO_ATTENTION, APACHE, 12_561_529, 3.74),
+        Preset("unet-convnext-tiny", "unet", "tu-convnext_tiny", 32, NO_ATTENTION, APACHE, 31_928_753, 8.92),
+        Preset("fpn-r34", "fpn", "resnet34", 32, NO_ATTENTION, SMP, 23_155_393, 6.86),
+        Preset("deeplabv3plus-r50", "deeplabv3plus", "resnet50", 32, NO_ATTENTION, SMP, 26_677_585, 9.14),
+        Preset("segformer-pvt2-b0", "segformer", "tu-pvt_v2_b0", 32, POOLED_KEYS, APACHE, 3_804_769, 1.89),
+        Preset("segformer-pvt2-b1", "segformer", "tu-pvt_v2_b1", 32, POOLED_KEYS, APACHE, 14_022_081, 3.99),
+        Preset("segformer-pvt2-b2", "segformer", "tu-pvt_v2_b2", 32, POOLED_KEYS, APACHE, 25_375_937, 6.52),
+        Preset("segformer-pvt2-b3", "segformer", "tu-pvt_v2_b3", 32, POOLED_KEYS, APACHE, 45_251_777, 10.30),
+        Preset("segformer-pvt2-b4", "segformer", "tu-pvt_v2_b4", 32, POOLED_KEYS, APACHE, 62_569_153, 14.52),
+        Preset("segformer-pvt2-b5", "segformer", "tu-pvt_v2_b5", 32, POOLED_KEYS, APACHE, 81_969_089, 16.66),
+        Preset("unet-pvt2-b2", "unet", "tu-pvt_v2_b2", 32, POOLED_KEYS, APACHE, 28_130_577, 8.08),
+        Preset("upernet-swin-tiny", "upernet", SWIN, 32, "fixed patterns: windows", "MIT", 36_743_099, 20.63, ANY_SIZE),
+        Preset(
+            *(
+                "unet-maxvit-tiny",
+                "unet",
+                "tu-maxvit_rmlp_tiny_rw_256",
+                256,
+                "fixed patterns: windows and grid",
+                APACHE,
+            ),
+            *(31_786_569, 9.74),
+        ),
+        Preset("unet-caformer-s18", "unet", "tu-caformer_s18", 32, "full, after convolution", APACHE, 26_517_633, 8.22),
+        Preset("unet-poolformer-s12", "unet", "tu-poolformer_s12", 32, "none (pooling)", APACHE, 14_681_873, 5.13),
+        Preset("unet-efficientvit-b1", "unet", "tu-efficientvit_b1", 32, LINEAR, APACHE, 6_800_305, 3.00),
+        Preset("unet-edgenext-small", "unet", "tu-edgenext_small", 32, "between channels", "MIT", 7_667_993, 3.73),
+        Preset("dpt-vit-small", "dpt", "tu-vit_small_patch16_224", 32, FULL, APACHE, 52_639_337, 36.17, ANY_GRID),
+        Preset("dpt-dinov2-small", "dpt", DINO, 32, FULL, APACHE, 52_581_505, 36.17, PATCH_16),
+        Preset("unet-pyramid-window", "unet", "pyramid", 32, "fixed patterns: windows", OURS, 6_266_401, 3.34, WINDOWS),
+        Preset(
+            "segformer-pyramid-global",
+            "segformer",
+            "pyramid",
+            32,
+            "combination: global + window",
+            OURS,
+            4_546_577,
+            2.52,
+            GLOBAL,
+        ),
+        Preset("segformer-pyramid-linear", "segformer", "pyramid", 32, LINEAR, OURS, 4_528_145, 2.43, LINEAR_ONLY),
+        Preset("segformer-mit-b0", "segformer", "mit_b0", 32, POOLED_KEYS, NVIDIA, 3_714_401, 1.75),
+        Preset("segformer-mit-b1", "segformer", "mit_b1", 32, POOLED_KEYS, NVIDIA, 13_677_505, 3.42),
+        Preset("segformer-mit-b2", "segformer", "mit_b2", 32, POOLED_KEYS, NVIDIA, 24_722_369, 5.53),
+        Preset("segformer-mit-b3", "segformer", "mit_b3", 32, POOLED_KEYS, NVIDIA, 44_598_209, 9.31),
+        Preset("segformer-mit-b4", "segformer", "mit_b4", 32, POOLED_KEYS, NVIDIA, 61_368_769, 12.98),
+        Preset("segformer-mit-b5", "segformer", "mit_b5", 32, POOLED_KEYS, NVIDIA, 81_969_089, 16.66),
+    )
+}
