@@ -100,13 +100,16 @@ def read_tags(path: Path) -> dict[str, str]:
 
 
 def count_pixels(part: Part, threshold: float, seams: SeamTally) -> tuple[int, int]:
-    """Return how many pixels of a finished scene are valid, and building; lets `seams` see every strip."""
+    """Return how many pixels of a finished scene are valid, and building; lets `seams` see every strip.
+
+    Raises StorageError when the part does not read back as written; what is read from it later is not checked again.
+    """
     valid = building = 0
-    for row, quanta in part.strips():
+    for row, quanta in part.strips(checked=True):
         seams.add(row, quanta)
-        labels = _labels(quanta, threshold)
-        building += int(np.count_nonzero(labels == 1))
-        valid += labels.size - int(np.count_nonzero(labels == NODATA))
+        invalid = int(np.count_nonzero(quanta == NODATA))
+        valid += quanta.size - invalid
+        building += int(np.count_nonzero(quanta >= _least(threshold))) - invalid
     return valid, building
 
 
@@ -162,7 +165,12 @@ def _measured_strips(part: Part, layer: int) -> Iterator[NDArray[np.uint8]]:
 
 def _labels(quanta: NDArray[np.uint8], threshold: float) -> NDArray[np.uint8]:
     """Return 0, 1 or NODATA for each quantised probability."""
-    table = (np.arange(256) >= round(QUANTA * threshold)).astype(np.uint8)
-    table[NODATA] = NODATA
-    labels: NDArray[np.uint8] = table[quanta]
+    labels = (quanta >= _least(threshold)).view(np.uint8)
+    if quanta.max() == NODATA:
+        labels[quanta == NODATA] = NODATA
     return labels
+
+
+def _least(threshold: float) -> int:
+    """Return the smallest quantised probability that is building."""
+    return round(QUANTA * threshold)

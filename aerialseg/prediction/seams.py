@@ -52,7 +52,8 @@ class SeamTally:
             self._count_rows(joined, row, marked=bool((joined == INVALID).any()))
         self._count_rows(quanta, row + 1, marked=marked)
         across = _differences(quanta[:, :-1], quanta[:, 1:], marked=marked)
-        self._count(across.sum(0, dtype=np.int64), _pairs(quanta[:, :-1], quanta[:, 1:], 0, marked), self._col_edges)
+        sums = across.sum(0, dtype=np.uint32).astype(np.int64)  # a strip has no more than 2^24 rows
+        self._count(sums, _pairs(quanta[:, :-1], quanta[:, 1:], 0, marked), self._col_edges)
         self._last = row + len(quanta), quanta[-1].copy()
 
     def _count_rows(self, quanta: NDArray[np.uint8], row: int, *, marked: bool) -> None:

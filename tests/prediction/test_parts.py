@@ -121,3 +121,13 @@ def test_a_part_that_is_not_whole_cannot_be_finished(tmp_path: Path) -> None:
     write(part, pixels(), [0, 8, 21])
     with pytest.raises(StorageError, match="does not read back"):
         read(part)
+
+
+def test_pixels_that_changed_on_the_disk_are_noticed_when_asked_for(tmp_path: Path) -> None:
+    part = Part(tmp_path / "x.part", HEIGHT, WIDTH)
+    write(part, pixels(), [0, 8, 40])
+    content = bytearray(part.path.read_bytes())
+    content[-1] ^= 1
+    part.path.write_bytes(content)
+    with pytest.raises(StorageError, match="does not read back"):
+        list(part.strips(checked=True))
