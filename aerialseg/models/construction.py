@@ -53,6 +53,8 @@ def construct(spec: ModelSpec, *, pretrained: bool) -> nn.Module:
     """
     network = _join(spec) if spec.encoder == "pyramid" else _construct_by_smp(spec, pretrained=pretrained)
     _centre_upsampling(network)
+    if spec.architecture == "dpt":
+        _drop_classifier(network.get_submodule("encoder.model"))
     network.get_submodule("encoder").register_forward_hook(_narrow_features)
     return network
 
@@ -110,6 +112,13 @@ def _centre_upsampling(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, nn.Upsample) and module.align_corners:
             module.align_corners = False
+
+
+def _drop_classifier(backbone: nn.Module) -> None:
+    """Remove what DPT leaves of timm's classifier; parameters without gradients stop data-parallel training."""
+    for name in ("norm", "fc_norm", "head"):
+        if hasattr(backbone, name):
+            setattr(backbone, name, nn.Identity())
 
 
 def _narrow_features(encoder: nn.Module, inputs: Any, features: Any) -> Any:

@@ -82,8 +82,8 @@ PRESETS: Mapping[str, Preset] = {
         Preset("unet-poolformer-s12", "unet", "tu-poolformer_s12", 32, "none (pooling)", APACHE, 14_681_873, 5.13),
         Preset("unet-efficientvit-b1", "unet", "tu-efficientvit_b1", 32, LINEAR, APACHE, 6_800_305, 3.00),
         Preset("unet-edgenext-small", "unet", "tu-edgenext_small", 32, "between channels", "MIT", 7_667_993, 3.73),
-        Preset("dpt-vit-small", "dpt", "tu-vit_small_patch16_224", 32, FULL, APACHE, 52_639_337, 36.17, ANY_GRID),
-        Preset("dpt-dinov2-small", "dpt", DINO, 32, FULL, APACHE, 52_581_505, 36.17, PATCH_16),
+        Preset("dpt-vit-small", "dpt", "tu-vit_small_patch16_224", 32, FULL, APACHE, 52_253_569, 36.17, ANY_GRID),
+        Preset("dpt-dinov2-small", "dpt", DINO, 32, FULL, APACHE, 52_580_737, 36.17, PATCH_16),
         Preset("unet-pyramid-window", "unet", "pyramid", 32, "fixed patterns: windows", OURS, 6_266_401, 3.34, WINDOWS),
         Preset(
             "segformer-pyramid-global",

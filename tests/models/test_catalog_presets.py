@@ -16,7 +16,6 @@ from aerialseg.models.presets import NVIDIA, PRESETS, SMP
 TRANSFORMERS = [name for name, preset in PRESETS.items() if preset.attention != "none (convolution)"]
 SLOW = ("segformer-mit-b1", "segformer-mit-b2", "segformer-mit-b3", "segformer-mit-b4", "segformer-mit-b5")
 SLOW += ("segformer-pvt2-b3", "segformer-pvt2-b4", "segformer-pvt2-b5")
-UNUSED = ("nothing",)
 ALL = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in PRESETS]
 
 
@@ -45,8 +44,7 @@ def train_once(name: str) -> None:
     assert logits.shape == (2, 1, side, side)
     logits.square().mean().backward()
     grads = {key: parameter.grad for key, parameter in network.named_parameters()}
-    assert [key for key, grad in grads.items() if grad is None and not key.startswith(UNUSED)] == []
-    assert all(grad is None or grad.isfinite().all() for grad in grads.values())
+    assert [key for key, grad in grads.items() if grad is None or not grad.isfinite().all()] == []
 
 
 @pytest.mark.parametrize("name", [name for name, preset in PRESETS.items() if preset.encoder == "pyramid"])
