@@ -82,7 +82,7 @@ def burned(shapes_: Any, like: np.ndarray, grid: Affine = GRID) -> np.ndarray:
 
 @pytest.mark.usefixtures("thin_strips")
 @pytest.mark.parametrize("density", [0.3, 0.5, 0.65, 0.9])
-def test_a_mask_cut_into_scenes_gives_the_buildings_of_the_whole(
+def test_row_37_a_mask_cut_into_scenes_gives_the_buildings_of_the_whole(
     tmp_path: Path, scene_file: Callable[..., Path], density: float
 ) -> None:
     mask = noise(int(density * 100), density)
@@ -208,7 +208,7 @@ def test_equal_input_gives_equal_bytes(tmp_path: Path, scene_file: Callable[...,
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_an_empty_result_is_an_empty_layer_with_its_columns(
+def test_row_37_an_empty_result_is_an_empty_layer_with_its_columns(
     tmp_path: Path, scene_file: Callable[..., Path], suffix: str
 ) -> None:
     mask = scene_file(tmp_path / "m.tif", np.zeros((8, 8), np.uint8))

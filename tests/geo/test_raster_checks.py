@@ -246,7 +246,7 @@ def test_a_block_too_large_for_memory_is_refused(tmp_path: Path) -> None:
         inspect_scene(path)
 
 
-def test_blocks_never_written_are_mentioned(tmp_path: Path, scene_file: Callable[..., Path]) -> None:
+def test_row_3_blocks_never_written_are_mentioned(tmp_path: Path, scene_file: Callable[..., Path]) -> None:
     path = tmp_path / "sparse.tif"
     profile = {"driver": "GTiff", "count": 3, "height": 128, "width": 128, "dtype": "uint8", "sparse_ok": True}
     grid = {

@@ -229,7 +229,7 @@ def test_a_copy_that_reads_back_wrong_never_gets_the_name(
     assert [p.name for p in tmp_path.iterdir()] == ["cog.tif"]
 
 
-def test_large_rasters_become_bigtiff_before_they_grow(tmp_path: Path) -> None:
+def test_row_13_large_rasters_become_bigtiff_before_they_grow(tmp_path: Path) -> None:
     for side, magic in ((1000, b"II*\0"), (70_000, b"II+\0")):
         path = tmp_path / f"{side}.tif"
         box = GeoBox(side, side, NORTH_UP, UTM)

@@ -142,14 +142,16 @@ def test_progress_counts_every_pixel_and_names_every_scene(town: Town) -> None:
     assert [line.split(":")[0] for line in heard.lines] == ["austin1", "austin2", "austin3"]
 
 
-def test_reruns_give_equal_bytes_and_overwrite_predicts_again(town: Town) -> None:
+def test_row_34_reruns_give_equal_bytes_and_overwrite_predicts_again(town: Town) -> None:
     town.predict()
     first = town.masks()
     assert town.statuses(overwrite=True) == ["done"] * 3
     assert town.masks() == first
 
 
-def test_what_is_done_is_not_done_again_whatever_the_times_say(town: Town, no_torch_work: Callable[[], None]) -> None:
+def test_row_31_what_is_done_is_not_done_again_whatever_the_times_say(
+    town: Town, no_torch_work: Callable[[], None]
+) -> None:
     town.predict()
     no_torch_work()
     before = town.masks()

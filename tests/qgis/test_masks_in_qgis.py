@@ -71,7 +71,7 @@ def masks(tmp_path_factory: pytest.TempPathFactory, scene_file: Callable[..., Pa
     return found
 
 
-def test_a_mask_shows_two_named_classes_on_a_transparent_background(masks: list[Path]) -> None:
+def test_row_36_a_mask_shows_two_named_classes_on_a_transparent_background(masks: list[Path]) -> None:
     for path, seen in zip(masks, look(*masks), strict=True):
         assert seen["valid"], path
         assert seen["crs"] == "EPSG:26914"

@@ -126,7 +126,7 @@ def test_the_saved_threshold_and_iou_are_those_of_the_saved_weights(tiles: TileS
     assert float(rows(finished)[-1]["iou"]) <= card.scores["val_iou"] + 1e-6
 
 
-def test_the_same_seed_gives_the_same_file_whatever_the_threads(
+def test_row_34_the_same_seed_gives_the_same_file_whatever_the_threads(
     tiles_folder: Path, finished: Path, tmp_path: Path
 ) -> None:
     train(tiles_folder, dropping("data.threads=5"), tmp_path / "a", options=CPU)
