@@ -146,21 +146,20 @@ def input_statistics(spec: ModelSpec) -> tuple[tuple[float, ...], tuple[float, .
     return tuple(unit * value for value in settings["mean"]), tuple(unit * value for value in settings["std"])
 
 
-def count_parameters(spec: ModelSpec) -> int:
-    """Count the network's trainable numbers."""
-    return sum(parameter.numel() for parameter in _without_weights(spec, "meta").parameters())
+def count(spec: ModelSpec, size: int = 256) -> tuple[int, int]:
+    """Return the network's trainable numbers, and the multiply-adds of one tile of `size` x `size`.
 
-
-def count_macs(spec: ModelSpec, size: int = 256) -> int:
-    """Count the multiply-adds of one tile: those of convolutions, products of matrices and fused attention."""
+    Counted are convolutions, products of matrices and fused attention, from shapes alone where the network can be built
+    so.
+    """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     network = _without_weights(spec, "meta").eval()
-    device = next(network.parameters()).device
-    with torch.device(device), torch.inference_mode(), FlopCounterMode(display=False) as counter:
+    parameters = list(network.parameters())
+    with torch.device(parameters[0].device), torch.inference_mode(), FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, spec.bands, size, size))
-    return int(counter.get_total_flops()) // 2
+    return sum(parameter.numel() for parameter in parameters), int(counter.get_total_flops()) // 2
 
 
 def _without_weights(spec: ModelSpec, device: str) -> nn.Module:

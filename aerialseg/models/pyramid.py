@@ -143,12 +143,12 @@ class Scale(nn.Module):
 
     def __init__(self, channels: int, drop: float) -> None:
         super().__init__()
-        self.factors = nn.Parameter(torch.full((channels, 1, 1), LAYER_SCALE))
+        self.factors = nn.Parameter(torch.full((channels,), LAYER_SCALE))  # one dimension: not decayed
         self.drop = drop
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale [N, C, H, W]; the result is of the input's type, or a float32 factor would widen all that follows."""
-        scaled = x * self.factors.to(x.dtype)
+        scaled = x * self.factors.to(x.dtype)[:, None, None]
         if not self.training or self.drop == 0.0:
             return scaled
         kept = torch.rand(x.shape[0], 1, 1, 1, device=x.device) >= self.drop
