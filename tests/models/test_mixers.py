@@ -277,3 +277,11 @@ def test_65536_positions_in_float16_are_right(core: Any) -> None:
         found = core(q, k, v).double()
     expected = core(q.double(), k.double(), v.double())
     assert ((found - expected).abs().max() / expected.abs().max()) < 1e-3
+
+
+@pytest.mark.slow  # tracing each takes little, loading the tracer 5 s
+@pytest.mark.parametrize("name", MIXERS)
+def test_a_mixer_can_be_exported(name: str) -> None:
+    mixer = make_mixer(name, MixerSize(16, 8, window=4, landmarks=3, ratio=2)).eval()
+    x = torch.randn(1, 16, 18, 18)
+    torch.testing.assert_close(torch.export.export(mixer, (x,)).module()(x), mixer(x), rtol=1e-4, atol=1e-5)

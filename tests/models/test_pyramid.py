@@ -93,6 +93,7 @@ def test_stochastic_depth_drops_samples_whole_and_keeps_the_mean() -> None:
     torch.testing.assert_close(scale.eval()(x), 0.1 * x)
     torch.testing.assert_close(factors[kept], torch.full_like(factors[kept], 1 / 0.6))
     assert 0.57 < kept.float().mean() < 0.63
+    assert scale(x.bfloat16()).dtype == torch.bfloat16  # or all that follows would be float32 under autocast
     assert (scale.train()(x).flatten(1).std(1) == 0).all()
 
 
