@@ -33,7 +33,7 @@ SCENE, TRUTH = "inria_austin/aerial_sample_image.tif", "inria_austin/aerial_samp
 
 SETTINGS = {"model.weights": "none", "data.crop": 256, "data.batch": 8, "schedule.patience": 0}
 """Beside these the shipped configuration `small` is used as it is."""
-EPOCHS = 10
+EPOCHS = 4
 """Times the selecting run validates; the refit stops where the best of these did."""
 PROBE_STEPS = {"cpu": 4, "cuda": 40}
 """Steps an epoch of the run that measures how fast this machine trains; it is not part of the budget."""
