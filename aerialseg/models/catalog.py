@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aerialseg.errors import ConfigError, first_line, one_line
-from aerialseg.models.presets import NVIDIA, EncoderArguments
 from aerialseg.models.presets import PRESETS as PRESETS
 from aerialseg.models.presets import SIZE_MULTIPLE as SIZE_MULTIPLE
+from aerialseg.models.presets import EncoderArguments
 from aerialseg.models.presets import Preset as Preset
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ class ModelSpec:
     encoder_arguments: EncoderArguments
     bands: int
     weights: str | Path = "none"
+    accept_licence: bool = False
+    """Whether a licence that forbids commercial use was accepted: in the configuration, or by a card that names it."""
 
 
 def resolve(
@@ -59,18 +61,11 @@ def resolve(
     """Return the spec of a preset, or of any smp architecture and encoder; nothing named: the default preset.
 
     `encoder_arguments` are added to the preset's own. Raises ConfigError for an unknown preset, for half a pair, for a
-    preset together with a pair, and for an encoder whose licence forbids commercial use unless `accept_licence`. (The
-    spec of a model file is not made here: whoever trained it accepted, and its card names the licence.)
+    preset together with a pair. `accept_licence` allows encoders whose licence forbids commercial use.
     """
     found = _find_preset(preset, architecture, encoder)
-    if found.licence == NVIDIA and not accept_licence:
-        twin = "segformer-pvt2-b" + found.encoder[-1]
-        raise ConfigError(
-            f"encoder {found.encoder} is under NVIDIA's Source Code License, non-commercial; preset {twin} is nearly"
-            " the same network under Apache-2.0; to accept that licence set model.accept_licence = true"
-        )
     arguments = {**found.encoder_arguments, **(encoder_arguments or {})}
-    return ModelSpec(found.name, found.architecture, found.encoder, arguments, bands, weights)
+    return ModelSpec(found.name, found.architecture, found.encoder, arguments, bands, weights, accept_licence)
 
 
 def licence_of(spec: ModelSpec) -> str:
@@ -193,8 +188,7 @@ def _find_preset(preset: str | None, architecture: str | None, encoder: str | No
         )
     if architecture is None or encoder is None:
         raise ConfigError("model needs architecture and encoder together, for example 'unet' and 'tu-convnext_tiny'")
-    licence = NVIDIA if re.fullmatch(r"mit_b\d", encoder) else ""
-    return Preset(f"{architecture.lower()}-{encoder}", architecture.lower(), encoder, licence=licence)
+    return Preset(f"{architecture.lower()}-{encoder}", architecture.lower(), encoder)
 
 
 def _check_spec(spec: ModelSpec) -> None:
@@ -210,6 +204,12 @@ def _check_spec(spec: ModelSpec) -> None:
         raise ConfigError(
             f"architecture {one_line(spec.architecture)!r} is unknown, expected one of"
             f" {', '.join(MODEL_ARCHITECTURES_MAPPING)}"
+        )
+    if re.fullmatch(r"mit_b\d", encoder) and not spec.accept_licence:
+        raise ConfigError(
+            f"encoder {encoder} is under NVIDIA's Source Code License, non-commercial; preset"
+            f" segformer-pvt2-b{encoder[-1]} is nearly the same network under Apache-2.0; to accept that licence set"
+            " model.accept_licence = true"
         )
     if encoder == "pyramid":
         _check_pyramid(spec)

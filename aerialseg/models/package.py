@@ -118,12 +118,14 @@ def load_model(path: Path) -> tuple[Segmenter, ModelCard]:
     from safetensors.torch import load
 
     from aerialseg.models.catalog import ModelSpec, build_network
+    from aerialseg.models.presets import NVIDIA
     from aerialseg.models.segmenter import Segmenter
 
     file = find_model(path)
     content = _read(file)
     card = _verified_card(file, content)
-    spec = ModelSpec(card.preset, card.architecture, card.encoder, card.encoder_arguments, card.bands, "none")
+    named = (card.preset, card.architecture, card.encoder, card.encoder_arguments, card.bands)
+    spec = ModelSpec(*named, accept_licence=card.licence == NVIDIA)
     try:
         network = build_network(spec)
     except ConfigError as error:

@@ -26,6 +26,7 @@ from aerialseg.models.catalog import (
     resolve,
 )
 from aerialseg.models.package import ModelCard, find_model, load_model
+from aerialseg.models.presets import NVIDIA
 from aerialseg.models.segmenter import Segmenter
 from aerialseg.training.dataset import training_tiles, validation_side, validation_tiles
 
@@ -111,7 +112,8 @@ def start_again(state: State) -> Start:
 
 def spec_of(card: ModelCard) -> ModelSpec:
     """Return the card's network, without pretrained weights."""
-    return ModelSpec(card.preset, card.architecture, card.encoder, card.encoder_arguments, card.bands, "none")
+    named = (card.preset, card.architecture, card.encoder, card.encoder_arguments, card.bands)
+    return ModelSpec(*named, accept_licence=card.licence == NVIDIA)
 
 
 def _check_fit(spec: ModelSpec, tiles: TileSet, config: TrainConfig) -> None:
@@ -136,7 +138,7 @@ def _differences(old: ModelCard, tiles: TileSet, config: TrainConfig) -> list[st
     ]
     if old.gsd_m and tiles.gsd_m and abs(tiles.gsd_m / old.gsd_m - 1.0) > GSD_TOLERANCE:
         lines.append(f"was trained at {old.gsd_m:.3g} m per pixel, the tiles have {tiles.gsd_m:.3g} m")
-    wanted = resolve(config.model.preset, config.model.architecture, config.model.encoder, accept_licence=True)
+    wanted = resolve(config.model.preset, config.model.architecture, config.model.encoder)
     if (wanted.architecture, wanted.encoder) != (old.architecture, old.encoder):
         lines.append(f"is {old.preset}, and that is trained, not the configuration's {wanted.preset}")
     return lines

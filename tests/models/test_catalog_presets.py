@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,9 +10,11 @@ import torch
 from torch import Tensor
 
 from aerialseg.config import ModelSection
-from aerialseg.errors import ConfigError
+from aerialseg.errors import ConfigError, ModelError
 from aerialseg.models.catalog import build_network, check_network, count, licence_of, resolve
+from aerialseg.models.package import ModelCard, load_model, save_model
 from aerialseg.models.presets import NVIDIA, PRESETS, SMP
+from aerialseg.models.segmenter import Segmenter
 
 TRANSFORMERS = [name for name, preset in PRESETS.items() if preset.attention != "none (convolution)"]
 SLOW = ("segformer-mit-b1", "segformer-mit-b2", "segformer-mit-b3", "segformer-mit-b4", "segformer-mit-b5")
@@ -88,7 +91,28 @@ def test_a_non_commercial_encoder_is_built_once_its_licence_is_accepted() -> Non
     assert licence_of(spec) == NVIDIA
     check_network(spec, 64)
     with pytest.raises(ConfigError, match="NVIDIA"):
-        resolve(None, section.architecture, section.encoder)
+        check_network(resolve(None, section.architecture, section.encoder), 64)
+
+
+def test_a_model_file_brings_its_acceptance_along_only_where_its_card_names_the_licence(tmp_path: Path) -> None:
+    segmenter = Segmenter(build_network(spec_of("segformer-mit-b0")), (90.0,) * 3, (40.0,) * 3).eval()
+    for licence in (NVIDIA, ""):
+        card = ModelCard(
+            preset="segformer-mit-b0",
+            architecture="segformer",
+            encoder="mit_b0",
+            bands=3,
+            mean=(90.0,) * 3,
+            std=(40.0,) * 3,
+            tile_size=64,
+            licence=licence,
+        )
+        save_model(tmp_path / "m.safetensors", segmenter, card)
+        if licence:
+            assert load_model(tmp_path / "m.safetensors")[1].licence == NVIDIA
+        else:
+            with pytest.raises(ModelError, match="non-commercial"):
+                load_model(tmp_path / "m.safetensors")
 
 
 def seen_by_unet(name: str) -> list[torch.dtype]:
