@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Any
 from aerialseg.errors import AerialsegError, BadDataError, OutputError, StorageError, UsageError, one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
 TEMPORARY = ".aerialseg-"
 LOCK = f"{TEMPORARY}lock"
@@ -110,7 +110,7 @@ def prepare_output_folder(folder: Path) -> None:
         raise BadDataError(f"{one_line(folder)}: the folder's name is not UTF-8; give another one with -o") from error
     with _output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        reserve(folder, "").unlink()
+        reserve(folder, "").unlink(missing_ok=True)  # another run may sweep here
 
 
 def refuse_input_as_output(inputs: Iterable[Path], outputs: Iterable[Path]) -> None:
@@ -134,16 +134,18 @@ def refuse_foreign(path: Path, *, ours: bool, overwrite: bool) -> None:
 
 
 @contextmanager
-def locked(folder: Path, *, shared: bool = False) -> Iterator[bool]:
+def locked(folder: Path, *, shared: bool = False, when_alone: Callable[[], object] = lambda: None) -> Iterator[bool]:
     """Hold a writer's place in `folder`, with others that share it or alone; yield whether nobody else was there.
 
-    Raises OutputError when a living process holds it otherwise. The kernel drops the lock with its process, so a killed
-    run never leaves one behind.
+    If so, `when_alone` was called before anybody else could come. Raises OutputError when a living process holds it
+    otherwise. The kernel drops the lock with its process, so a killed run never leaves one behind.
     """
     with _output_errors(folder / LOCK):
         stream = (folder / LOCK).open("a")
     with stream:
         alone = _lock(stream, fcntl.LOCK_EX)
+        if alone:
+            when_alone()
         held, deadline = alone and not shared, time.monotonic() + SHARING_S
         while shared and not (held := _lock(stream, fcntl.LOCK_SH)) and time.monotonic() < deadline:
             time.sleep(SHARING_S / 50)  # another sharer may be alone for a moment, while it looks who is there
@@ -189,7 +191,7 @@ def require_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise StorageError(
-            f"{one_line(folder)}: no space: needs about {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB free;"
+            f"{one_line(folder)}: no space: needs about {max(needed / 1e6, 0.1):,.1f} MB, {free / 1e6:,.1f} MB free;"
             " free some or give another folder with -o"
         )
 

@@ -18,7 +18,7 @@ from aerialseg.errors import AerialsegError, ResourceError, Stopped, UsageError
 from aerialseg.files import write_json
 from aerialseg.prediction.job import predict_scenes
 from aerialseg.prediction.options import ALL_GPUS, PredictOptions, Shard
-from aerialseg.prediction.plan import REPORT
+from aerialseg.prediction.plan import REPORT, report_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,6 +84,8 @@ def predict_on(
     loading = min(worker.loading_seconds for worker in workers)
     report = replace(report, seconds=time.monotonic() - began, loading_seconds=loading)
     write_json(out / REPORT, report.to_json())
+    for number in range(1, len(devices) + 1):
+        (out / report_name(Shard(number, len(devices)))).unlink(missing_ok=True)
     return report
 
 

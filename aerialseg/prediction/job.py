@@ -27,7 +27,7 @@ from aerialseg.prediction.journal import Journal
 from aerialseg.prediction.loading import load_forward
 from aerialseg.prediction.options import PredictOptions, Shard
 from aerialseg.prediction.outputs import SceneFiles, count_pixels, finish, output_tags
-from aerialseg.prediction.parts import Part, part_path
+from aerialseg.prediction.parts import Part, forget_part, part_path
 from aerialseg.prediction.pipeline import in_background
 from aerialseg.prediction.plan import (
     Run,
@@ -88,9 +88,7 @@ def predict_scenes(
     for folder in sorted({out, *(path.parent for entry in files.values() for path in entry.rasters)}):
         prepare_output_folder(folder)
     parts = {part_path(out, scene.name) for scene in scenes}
-    with locked(out, shared=options.shard is not None) as alone:
-        if alone:
-            sweep(out, parts)
+    with locked(out, shared=options.shard is not None, when_alone=partial(sweep, out, parts)):
         refuse_foreign_report(out / report_name(options.shard), overwrite=options.overwrite)
         journal = Journal(Run(model, sha256_of(model), read_card(model), out, options, progress), scenes)
         check_window(journal.run)
@@ -121,22 +119,26 @@ def _check(
     canvases, failures = check_scenes(run, scenes if run.options.neighbours else [s for s in scenes if s.name in mine])
     for scene in scenes:
         run.progress.advance(0)
+        if run.options.fail_fast and journal.failed:
+            return []
         if scene.name not in mine or journal.knows_failure(scene.name):
             continue
         if scene.image in failures:
             journal.record(SceneResult(scene.name, scene.image, "failed", failure=failures[scene.image]))
-            if run.options.fail_fast:
-                return []
             continue
-        canvas = canvases[scene.image]
-        work = Work(scene, files[scene.name], canvas, stamps_of(canvas), foreign=mine[scene.name])
-        done = done_before(run, work)
+        work = Work(scene, files[scene.name], canvases[scene.image], foreign=mine[scene.name])
+        try:
+            work = replace(work, stamps=stamps_of(work.canvas))
+            done = done_before(run, work)
+        except BadDataError as error:
+            journal.record(replace(work.result, status="failed", failure=error))
+            continue
         if done is None:
             found.append(work)
         else:
-            part_path(run.out, scene.name).unlink(missing_ok=True)
+            forget_part(run.out, scene.name)
             journal.record(done)
-    return found
+    return [] if run.options.fail_fast and journal.failed else found
 
 
 def _predict(journal: Journal, work: Sequence[Work]) -> None:
@@ -196,7 +198,7 @@ def _stream(journal: Journal, work: Work, forward: Forward, finisher: _Finisher)
     from aerialseg.prediction.seams import SeamTally
 
     run, began = journal.run, time.monotonic()
-    part = Part.of(run.out, work.scene.name, (work.box.height, work.box.width), 1 + run.options.agreement)
+    part = Part.claimed(run.out, work.scene.name, (work.box.height, work.box.width), 1 + run.options.agreement)
     key = in_background(partial(_part_key, run, work, forward), "hasher")
     try:
         skip = 0
@@ -207,8 +209,9 @@ def _stream(journal: Journal, work: Work, forward: Forward, finisher: _Finisher)
         streamed = predict_scene(forward, work.canvas, part.write(skip, key), finisher.advance, skip=skip)
     except AerialsegError as error:
         if isinstance(error, Stopped) or journal.knows(error):
+            part.release()
             raise
-        part.path.unlink(missing_ok=True)  # on a full disk, it makes room
+        part.remove()  # on a full disk, it makes room
         journal.record(replace(work.result, status="failed", failure=error))
         return
     seams = SeamTally.of(work.canvas, forward.settings)
@@ -222,13 +225,14 @@ def _finish(run: Run, work: Work, part: Part, seams: SeamTally, began: float) ->
     try:
         key = run.key(work.canvas)
         if not work.unchanged:
-            part.path.unlink(missing_ok=True)
+            part.remove()
             raise BadDataError(f"{one_line(image)}: changed while it was predicted; run again")
         counts = count_pixels(part, threshold, seams)
         tags = output_tags(key, run.model_hash, threshold, counts)
         hashes, warnings = finish(part, work.files, work.box, tags, threshold=threshold, replace_sides=work.foreign)
-        part.path.unlink(missing_ok=True)
+        part.remove()
     except AerialsegError as error:
+        part.release()  # what was computed stays
         return replace(work.result, status="failed", failure=error)
     if not counts[0]:
         warnings = (*warnings, f"{one_line(image)}: has no valid pixel; its mask is all nodata")

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from aerialseg.errors import ModelError, one_line
+from aerialseg.files import sha256_of
+
 if TYPE_CHECKING:
     from aerialseg.prediction.forward import Forward
     from aerialseg.prediction.plan import Run
 
 
 def load_forward(run: Run) -> Forward:
-    """Load the run's model; raises DeviceError, ModelError and Stopped."""
+    """Load the run's model; raises DeviceError, ModelError (also when it is not the one hashed before) and Stopped."""
     # Threads that spin while they wait take the cores from reader and writer: up to ten times slower on two cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from aerialseg.models.device import pick_device, pick_precision
@@ -23,6 +26,8 @@ def load_forward(run: Run) -> Forward:
     precision = pick_precision(run.options.precision, device)
     segmenter, card = load_model(run.model)
     run.progress.advance(0)
+    if sha256_of(run.model) != run.model_hash:  # a training goes on improving it
+        raise ModelError(f"{one_line(run.model)}: changed while the scenes were checked; run again")
     settings = EngineSettings(
         size=run.window,
         overlap=run.overlap,

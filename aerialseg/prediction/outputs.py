@@ -15,13 +15,14 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from rasterio.windows import Window
 
 from aerialseg import __version__
 from aerialseg.counts import QUANTA
 from aerialseg.errors import AerialsegError, UsageError, one_line
 from aerialseg.files import sha256_of
 from aerialseg.geo.qgis import write_mask_sidecars
-from aerialseg.geo.raster import GeoBox, Layer, open_raster, write_cog
+from aerialseg.geo.raster import GeoBox, Layer, open_raster, raster_errors, write_cog
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -97,6 +98,16 @@ def read_tags(path: Path) -> dict[str, str]:
     except AerialsegError:
         return {}
     return tags if KEY in tags else {}
+
+
+def reads_to_the_end(path: Path) -> bool:
+    """Return whether the last block of an output can be read: a copy that broke off has its head, and its tags."""
+    try:
+        with open_raster(path) as dataset, raster_errors(path):
+            dataset.read(1, window=Window(dataset.width - 1, dataset.height - 1, 1, 1))
+    except AerialsegError:
+        return False
+    return True
 
 
 def count_pixels(part: Part, threshold: float, seams: SeamTally) -> tuple[int, int]:

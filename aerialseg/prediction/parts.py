@@ -6,18 +6,19 @@ checksum. GDAL plays no part: a GeoTIFF whose writer was killed reads as zeros, 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import struct
 import zlib
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
 from aerialseg.errors import StorageError, one_line
-from aerialseg.files import TEMPORARY, output_error
+from aerialseg.files import TEMPORARY, output_error, reserve
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from aerialseg.prediction.engine import Strip
 
+SUFFIX = ".part"
 MAGIC = b"aerialseg strips\n"
 UNKNOWN = bytes(32)
 HEAD = struct.Struct("<17s32sII")
@@ -45,11 +47,32 @@ class Part:
     width: int
     layers: int = 1
     """1: probability, quantised; 2: agreement, too."""
+    claim: IO[bytes] | None = field(default=None, compare=False)
+    """Open and locked, for as long as the part is this process's."""
 
     @classmethod
-    def of(cls, out: Path, name: str, shape: tuple[int, int], layers: int) -> Part:
-        """Return the part of the scene called `name`, in `out`, under a name that `files.sweep` knows."""
-        return cls(part_path(out, name), *shape, layers)
+    def claimed(cls, out: Path, name: str, shape: tuple[int, int], layers: int) -> Part:
+        """Return the part of the scene called `name`, in `out`, as nobody else's until it is removed or released.
+
+        When another process is at the same scene, it is one of another name, with nothing to go on from.
+        """
+        path = part_path(out, name)
+        try:
+            while (claim := _claim(path)) is None:
+                path = reserve(out, SUFFIX)
+        except OSError as error:
+            raise output_error(path, error) from error
+        return cls(path, *shape, layers, claim)
+
+    def remove(self) -> None:
+        """Remove the file, for its scene is finished, or has to be begun anew."""
+        self.path.unlink(missing_ok=True)
+        self.release()
+
+    def release(self) -> None:
+        """Leave the file for another run to go on from."""
+        if self.claim is not None:
+            self.claim.close()
 
     def finished(self, key: bytes) -> int:
         """Return how many rows are there, whole and made from `key`; what follows them is cut off."""
@@ -98,11 +121,14 @@ class Part:
         With `checked`, strips whose checksum is wrong count as missing.
         """
         row = 0
-        with self.path.open("rb") as stream:
-            stream.seek(HEAD.size)
-            for record in self._records(stream, checked=checked):
-                yield record.row, record.layers[layer]
-                row += len(record.layers[layer])
+        try:
+            with self.path.open("rb") as stream:
+                stream.seek(HEAD.size)
+                for record in self._records(stream, checked=checked):
+                    yield record.row, record.layers[layer]
+                    row += len(record.layers[layer])
+        except OSError as error:
+            raise StorageError(f"{one_line(self.path)}: cannot be read: {error.strerror}; run again") from error
         if row != self.height:
             raise StorageError(f"{one_line(self.path)}: does not read back as written; check the disk and run again")
 
@@ -132,7 +158,31 @@ class _Record:
 
 def part_path(out: Path, name: str) -> Path:
     """Return where the strips of the scene called `name` are kept."""
-    return out / f"{TEMPORARY}{hashlib.sha256(name.encode()).hexdigest()[:20]}.part"
+    return out / f"{TEMPORARY}{hashlib.sha256(name.encode()).hexdigest()[:20]}{SUFFIX}"
+
+
+def forget_part(out: Path, name: str) -> None:
+    """Remove what is left of a scene that is finished, unless another process is at it."""
+    path = part_path(out, name)
+    if path.exists() and (claim := _claim(path)) is not None:
+        path.unlink(missing_ok=True)
+        claim.close()
+
+
+def _claim(path: Path) -> IO[bytes] | None:
+    """Open and lock a file, made if need be; None when another process has it."""
+    while True:
+        stream = path.open("ab")
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(stream.fileno()), path.stat()):
+                return stream
+        except BlockingIOError:
+            stream.close()
+            return None
+        except FileNotFoundError:
+            pass
+        stream.close()  # its owner finished, and removed it, in between
 
 
 @contextmanager

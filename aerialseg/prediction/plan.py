@@ -17,7 +17,7 @@ from aerialseg.geo.contents import content_digest
 from aerialseg.geo.raster import BandRule, inspect_scene
 from aerialseg.models.catalog import PRESETS, SIZE_MULTIPLE
 from aerialseg.prediction.canvas import make_canvases
-from aerialseg.prediction.outputs import COUNTS, KEY, SceneFiles, done_key, read_tags, write_sides
+from aerialseg.prediction.outputs import COUNTS, KEY, SceneFiles, done_key, read_tags, reads_to_the_end, write_sides
 from aerialseg.prediction.report import SceneResult
 
 if TYPE_CHECKING:
@@ -95,8 +95,11 @@ class Run:
 
     def key(self, canvas: Canvas) -> str:
         """Return the done-key of a scene: over its bytes, its neighbours' and the parameters."""
-        around = [self.digest(path) for path in canvas.halo]
-        return done_key(self.digest(canvas.source.path), {**self.parameters, **canvas.describe(), "halo": around})
+        box, around = canvas.source.box, [self.digest(path) for path in canvas.halo]
+        crs = None if box.crs is None else box.crs.to_wkt()
+        place = [*box.transform[:6], crs, [list(point[:5]) for point in box.gcps]]
+        described = {**self.parameters, **canvas.describe(), "halo": around, "place": place}
+        return done_key(self.digest(canvas.source.path), described)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +109,10 @@ class Work:
     scene: Scene
     files: SceneFiles
     canvas: Canvas
-    stamps: tuple[tuple[int, int], ...]
-    """Size and time of the files of the scene and of its neighbours when they were checked."""
     foreign: bool
     """Whether its outputs replace a stranger's raster, as the user asked for."""
+    stamps: tuple[tuple[int, int], ...] = ()
+    """Size and time of the files of the scene and of its neighbours when they were checked."""
     known: SceneResult | None = None
     """What is known of the outcome once the scene was run."""
 
@@ -192,7 +195,7 @@ def done_before(run: Run, work: Work) -> SceneResult | None:
     Times are not looked at. Side files that went missing are written again.
     """
     tags = [read_tags(path) for path in work.files.rasters]
-    if run.options.overwrite or not all(tags):
+    if run.options.overwrite or not all(tags) or not all(map(reads_to_the_end, work.files.rasters)):
         return None
     key = run.key(work.canvas)
     if any(tag[KEY] != key for tag in tags):

@@ -81,7 +81,7 @@ def predicted(source: Source, given: argparse.Namespace, folder: Path, forward: 
     began = time.perf_counter()
     box = source.box
     canvas = make_canvases([source], neighbours=True, gsd_m=None, reach=2 * given.window)[source.path]
-    part = Part.of(folder, "scene", (box.height, box.width), 1)
+    part = Part.claimed(folder, "scene", (box.height, box.width), 1)
     key = in_background(lambda: hashlib.sha256(content_digest(source.path).encode()).digest(), "hasher")
     predict_scene(forward, canvas, part.write(0, key))
     written = time.perf_counter()

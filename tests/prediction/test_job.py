@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import rasterio
 
 from aerialseg.errors import (
     BadDataError,
+    ModelError,
     NoInputError,
     OutputError,
     SomeScenesFailed,
@@ -25,11 +27,11 @@ from aerialseg.geo.raster import BandRule
 from aerialseg.geo.scenes import Scene, find_scenes
 from aerialseg.prediction import engine, job
 from aerialseg.prediction.job import PredictOptions, predict_scenes
+from aerialseg.prediction.plan import Run
 from aerialseg.progress import Silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from aerialseg.prediction.report import PredictReport
 
@@ -268,6 +270,55 @@ def test_a_scene_that_changes_while_it_is_predicted_fails(town: Town, monkeypatc
     report = town.predict()
     assert [scene.status for scene in report.scenes] == ["done", "failed", "done"]
     assert "changed while it was predicted" in str(report.scenes[1].failure)
+
+
+def test_a_model_that_changes_before_it_is_loaded_is_not_used(
+    town: Town, small_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    town.model = Path(shutil.copy(town.model, tmp_path / "live.safetensors"))
+    real = job.check_scenes
+
+    def improving(run: Any, scenes: Any) -> Any:
+        shutil.copy(small_model(threshold=0.7), town.model)
+        return real(run, scenes)
+
+    monkeypatch.setattr(job, "check_scenes", improving)
+    with pytest.raises(ModelError, match="changed while the scenes were checked"):
+        town.predict()
+    assert town.masks() == {}
+
+
+def test_a_scene_that_vanishes_fails_alone(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = job.check_scenes
+
+    def losing(run: Any, scenes: Any) -> Any:
+        checked = real(run, scenes)
+        (town.scenes / "austin2.tif").unlink()
+        return checked
+
+    monkeypatch.setattr(job, "check_scenes", losing)
+    assert town.statuses() == ["done", "failed", "done"]
+
+
+def test_half_an_output_is_made_again(town: Town) -> None:
+    town.predict()
+    before = town.masks()
+    path = town.out / "austin1.tif"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    assert town.statuses() == ["done", "skipped", "skipped"]
+    assert town.masks() == before
+
+
+def test_a_scene_that_was_moved_is_other_work_whatever_file_says_so(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    town.predict()
+    monkeypatch.setattr(Run, "digest", lambda run, path: "the same")  # a side file that the digest does not know
+    assert town.statuses() == ["done"] * 3
+    assert town.statuses() == ["skipped"] * 3
+    with rasterio.open(town.scenes / "austin1.tif", "r+") as scene:
+        scene.transform = rasterio.Affine.translation(1e5, 0) @ scene.transform
+    assert town.statuses() == ["done", "skipped", "skipped"]
 
 
 @pytest.mark.parametrize("stop_at", [1, 3, 8, 9])

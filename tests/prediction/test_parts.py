@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aerialseg.errors import StorageError
-from aerialseg.prediction.parts import HEAD, RECORD, Part
+from aerialseg.files import TEMPORARY
+from aerialseg.prediction.parts import HEAD, RECORD, Part, forget_part
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -131,3 +132,29 @@ def test_pixels_that_changed_on_the_disk_are_noticed_when_asked_for(tmp_path: Pa
     part.path.write_bytes(content)
     with pytest.raises(StorageError, match="does not read back"):
         list(part.strips(checked=True))
+
+
+def test_two_processes_at_one_scene_have_a_part_each(tmp_path: Path) -> None:
+    first = Part.claimed(tmp_path, "x", (HEIGHT, WIDTH), 1)
+    second = Part.claimed(tmp_path, "x", (HEIGHT, WIDTH), 1)
+    assert first.path != second.path
+    assert second.path.name.startswith(TEMPORARY), "a sweep knows it"
+    image = pixels()
+    write(first, image, [0, 8, 40])
+    write(second, 255 - image, [0, 8, 40])
+    np.testing.assert_array_equal(read(first), image[0])
+    second.remove()
+    forget_part(tmp_path, "x")
+    assert first.path.exists(), "somebody is at it"
+    first.release()
+    third = Part.claimed(tmp_path, "x", (HEIGHT, WIDTH), 1)
+    assert third.path == first.path
+    assert third.finished(KEY) == HEIGHT
+    third.release()
+    forget_part(tmp_path, "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_part_that_vanished_is_a_storage_error(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="cannot be read"):
+        read(Part(tmp_path / "x.part", HEIGHT, WIDTH))

@@ -54,7 +54,7 @@ def predicted(image: Path, out: Path, name: str) -> Path:
     out.mkdir(exist_ok=True)
     source = inspect_scene(image)
     files = SceneFiles.of(Scene(name, image), out, ("probability",))
-    part = Part.of(out, name, (source.box.height, source.box.width), 1)
+    part = Part.claimed(out, name, (source.box.height, source.box.width), 1)
     forward = Forward(Segmenter(Rule(), [0.0] * 3, [1.0] * 3), EngineSettings(64, 0.25, 4, torch.device("cpu")))
     predict_scene(forward, Canvas.alone(source), part.write(0, Future()))
     finish(part, files, source.box, {"AERIALSEG_KEY": "x"}, threshold=0.5, replace_sides=False)
