@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from aerialseg.errors import AerialsegError, NoInputError, UsageError, one_line
 from aerialseg.geo.labels import find_labels
 from aerialseg.geo.masks import mask_box
+from aerialseg.geo.measures import MEASURES, PROBABILITY
 from aerialseg.geo.scenes import Scene, check_same_grid, find_scenes, pair_masks
 from aerialseg.geo.vectors import is_vector
 
@@ -20,10 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from aerialseg.geo.raster import Access
-
-PROBABILITY = "probability"
-MEASURES = frozenset((PROBABILITY, "agreement"))
-"""The folders in which `predict` keeps what does not say building or not."""
 
 
 @dataclass(frozen=True, slots=True)

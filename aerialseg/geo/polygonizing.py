@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from aerialseg.errors import NoInputError, one_line
 from aerialseg.files import TEMPORARY, locked, prepare_output_folder
 from aerialseg.geo.buildings import SUFFIXES, require_writer
+from aerialseg.geo.measures import kind_of
 from aerialseg.geo.pairing import pair_by_name
 from aerialseg.geo.polygons import MaskLayer, write_buildings
 from aerialseg.geo.scenes import find_scenes
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
 
     from aerialseg.geo.polygons import BuildingsReport, PolygonOptions
     from aerialseg.progress import Progress
-
-PROBABILITY = "probability"
-"""The folder in which `predict` keeps probabilities; what lies there does not say building or not."""
 
 
 def polygonize_masks(
@@ -51,8 +49,11 @@ def polygonize_masks(
 
 
 def find_layers(masks: Sequence[str | Path], probability: Path | None = None) -> tuple[MaskLayer, ...]:
-    """Return the masks in natural order, with their probabilities where there are any."""
-    scenes = [scene for scene in find_scenes(masks) if PROBABILITY not in scene.name.split("/")[:-1]]
+    """Return the masks in natural order, with their probabilities where there are any.
+
+    What `predict` measured, wherever it lies, is no mask.
+    """
+    scenes = [scene for scene in find_scenes(masks) if kind_of(scene.mask or scene.image) != "measure"]
     candidates = () if probability is None else find_scenes([probability])
     taken = {candidate.image.resolve() for candidate in candidates}
     scenes = [scene for scene in scenes if scene.image.resolve() not in taken]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import geopandas
 import numpy as np
 import pytest
+import rasterio
 import shapely
 from affine import Affine
 from rasterio.features import rasterize, shapes
@@ -348,6 +349,21 @@ def test_masks_and_probabilities_are_found_by_name(tmp_path: Path, scene_file: C
     assert found.probability.tolist() == [pytest.approx(200 / 254, abs=1e-4)] * len(found)
     polygonize_masks([tmp_path / "out/x.tif"], tmp_path / "c.gpkg", probability=tmp_path / "out/probability/x.tif")
     assert read(tmp_path / "c.gpkg").probability.notna().all()
+
+
+def test_what_predict_measured_is_no_mask_and_a_folders_name_says_nothing(
+    tmp_path: Path, scene_file: Callable[..., Path]
+) -> None:
+    mask = np.pad(np.ones((4, 4), np.uint8), 2)
+    scene_file(tmp_path / "out/x.tif", mask, nodata=255)
+    for folder in ("agreement", "probability"):
+        path = scene_file(tmp_path / "out" / folder / "x.tif", mask * 200, nodata=255)
+        with rasterio.open(path, "r+") as dataset:
+            dataset.scales = (1 / 254,)
+            dataset.update_tags(AERIALSEG_KEY="0")
+    assert polygonize_masks([tmp_path / "out"], tmp_path / "a.gpkg").kept == 1
+    scene_file(tmp_path / "pp/probability/x.tif", mask)
+    assert polygonize_masks([tmp_path / "pp"], tmp_path / "b.gpkg").kept == 1
 
 
 GRIDS = {
