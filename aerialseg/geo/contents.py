@@ -7,30 +7,42 @@ import os
 from typing import TYPE_CHECKING
 
 from aerialseg.files import sha256_of
+from aerialseg.geo.sidecars import pam_digest
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-APPENDED = (".aux.xml", ".msk", ".MSK", "-wal")
-"""Side files named after the whole name: GDAL's metadata, a mask, a GeoPackage's pending changes."""
+PAM = ".aux.xml"
+APPENDED = (PAM, ".msk", ".MSK", "-wal", ".aux", ".AUX")
+"""Side files named after the whole name: GDAL's metadata, a mask, a GeoPackage's changes, Erdas Imagine's metadata."""
 REPLACED = {
-    ".tif": (".tfw", ".tifw", ".wld"),
-    ".tiff": (".tfw", ".tiffw", ".wld"),
-    ".jp2": (".j2w", ".jp2w", ".wld"),
-    ".png": (".pgw", ".pngw", ".wld"),
-    ".jpg": (".jgw", ".jpgw", ".jpegw", ".wld"),
-    ".jpeg": (".jgw", ".jpgw", ".jpegw", ".wld"),
+    ".tif": (".tfw", ".tifw", ".wld", ".tab", ".xml", ".aux"),
+    ".tiff": (".tfw", ".tiffw", ".wld", ".tab", ".xml", ".aux"),
+    ".jp2": (".j2w", ".jp2w", ".wld", ".aux"),
+    ".j2k": (".jkw", ".j2kw", ".wld", ".aux"),
+    ".png": (".pgw", ".pngw", ".wld", ".aux"),
+    ".jpg": (".jgw", ".jpgw", ".jpegw", ".jpw", ".wld", ".tab", ".aux"),
+    ".jpeg": (".jgw", ".jpgw", ".jpegw", ".jpw", ".wld", ".tab", ".aux"),
     ".shp": (".shx", ".dbf", ".prj", ".cpg"),
 }
-"""Side files with the same stem: world files, and the parts of a Shapefile."""
+"""Side files with the same stem: world files, MapInfo's and ArcGIS's ways of placing a raster, a Shapefile's parts."""
 
 
 def content_digest(path: Path) -> str:
-    """Return a SHA-256 over the bytes of a raster or vector file and of the side files that GDAL reads with it."""
-    stem_files = [path.with_suffix(suffix) for suffix in REPLACED.get(path.suffix.lower(), ())]
-    upper = [file.with_suffix(file.suffix.upper()) for file in stem_files]
-    beside = [*(path.with_name(path.name + suffix) for suffix in APPENDED), *stem_files, *upper]
+    """Return a SHA-256 over the bytes of a raster or vector file and of the side files that GDAL reads with it.
+
+    Of an `.aux.xml` counts what it says, without the statistics that a GIS leaves there when it shows the raster.
+    """
+    suffixes = [form for suffix in REPLACED.get(path.suffix.lower(), ()) for form in _spellings(suffix)]
+    beside = [*(path.with_name(path.name + suffix) for suffix in APPENDED), *map(path.with_suffix, suffixes)]
     # Not Path.is_file: beside a name of 255 bytes it raises "File name too long" instead of answering.
     there = [file for file in beside if os.path.isfile(file)]  # noqa: PTH113
-    parts = [sha256_of(path), *(f"{file.suffix.lower()} {sha256_of(file)}" for file in there)]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    digests = [(file, pam_digest(file) if file.name.endswith(PAM) else sha256_of(file)) for file in there]
+    parts = [f"{file.suffix.lower()} {digest}" for file, digest in digests if digest is not None]
+    # Once each: a file system that ignores case finds one file under all of its spellings.
+    return hashlib.sha256("\n".join([sha256_of(path), *dict.fromkeys(parts)]).encode()).hexdigest()
+
+
+def _spellings(suffix: str) -> tuple[str, str, str]:
+    """Return a suffix in the ways programs write it: .tfw, .TFW and, beside an upper-case name, .TFw."""
+    return suffix, suffix.upper(), suffix[:-1].upper() + suffix[-1]
