@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from aerialseg.config import ModelSection, load_config, to_toml
 from aerialseg.errors import ConfigError
@@ -190,3 +192,13 @@ def test_the_guide_lists_every_mixer_once() -> None:
     rows = re.findall(r"^\| `(\w+)` \|", GUIDE.read_text(encoding="utf-8"), re.M)
     assert sorted(rows) == sorted(MIXERS)
     assert len(guide_examples()) == 3
+
+
+def test_encoder_weights_come_from_a_file_of_ours(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    first = build_network(spec("unet", mixers="linformer"))
+    save_file(first.state_dict(), tmp_path / "unet.safetensors")
+    again = build_network(replace(spec("fpn", mixers="linformer"), weights=tmp_path / "unet.safetensors"))
+    expected = first.get_submodule("encoder").state_dict()
+    for name, tensor in again.get_submodule("encoder").state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
