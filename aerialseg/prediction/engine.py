@@ -73,7 +73,6 @@ def predict_scene(
                 advance(len(batch.places) * left / lattice.count)
             for strip in blend.finish(lattice.down.stop):
                 put(strip)
-            blend.maker.check()
     if lattice.count:
         advance((lattice.count - done) * left / lattice.count)
     return Streamed(lattice.count, done)

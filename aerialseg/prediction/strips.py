@@ -35,10 +35,14 @@ class Strip:
     buffer: Tensor
     """uint8 [planes, rows, width]"""
     valid: NDArray[np.bool_] | None
-    arrived: torch.cuda.Event | None
+    arrival: Arrival | None
+    """None where nothing is under way: on a processor."""
 
     def quanta(self) -> NDArray[np.uint8]:
-        """Return round(254 x probability), [rows, width], 255 where the scene has no data; waits for the device."""
+        """Return round(254 x probability), [rows, width], 255 where the scene has no data; waits for the device.
+
+        Raises ModelError when the network gave NaN, which would read as a number here.
+        """
         return self._plane(0)
 
     def agreement(self) -> NDArray[np.uint8] | None:
@@ -50,12 +54,27 @@ class Strip:
         return self._plane(1) if len(self.buffer) > 1 else None
 
     def _plane(self, index: int) -> NDArray[np.uint8]:
-        if self.arrived is not None:
-            self.arrived.synchronize()
+        if self.arrival is not None:
+            self.arrival.wait()
         plane: NDArray[np.uint8] = self.buffer[index].numpy()
         if self.valid is not None:
             plane[~self.valid] = INVALID
         return plane
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A strip's way from a CUDA device to the host, which is known to be sound once it has come."""
+
+    event: torch.cuda.Event
+    total: Tensor
+    """What the strip's probabilities add up to: a number on the host, there after `event`."""
+    scene: str
+
+    def wait(self) -> None:
+        """Wait until the strip is there; raises ModelError when it holds a NaN."""
+        self.event.synchronize()
+        _refuse_nan(self.total, self.scene)
 
 
 class StripMaker:
@@ -71,7 +90,7 @@ class StripMaker:
         size, pinned = planes * rows * canvas.source.box.width, device.type == "cuda"
         self._quanta = None if device.type == "cpu" else torch.empty(size, dtype=torch.uint8, device=device)
         self._hosts = [torch.empty(size, dtype=torch.uint8, pin_memory=pinned) for _ in range(hosts)]
-        self._check = torch.zeros((), device=device)
+        self._totals = torch.empty(hosts, pin_memory=pinned)
         self._turn = 0
 
     def strips(self, index: int, rows: Tensor, validity: Validity) -> Iterator[Strip]:
@@ -83,23 +102,31 @@ class StripMaker:
             planes = rows if self._back is None else self._back.between(start, stop)
             yield self._strip(start, planes, validity.get())
 
-    def check(self) -> None:
-        """Raise ModelError when any probability was NaN: half precision overflows to it, and it would read as 0."""
-        if not torch.isfinite(self._check):
-            raise ModelError(f"{self._name}: the model gave NaN; use --precision fp32")
-
     def _strip(self, row: int, planes: Tensor, valid: NDArray[np.bool_] | None) -> Strip:
         planes.mul_(QUANTA).round_()
-        self._check += planes[0].sum()
         # Buffers are flat, so that what is used of them is contiguous: another copy to the host is never asynchronous.
-        host = self._hosts[self._turn % len(self._hosts)][: planes.numel()].view(planes.shape)
+        turn = self._turn % len(self._hosts)
+        host, total = self._hosts[turn][: planes.numel()].view(planes.shape), self._totals[turn]
         self._turn += 1
+        on_cuda = planes.device.type == "cuda"
+        total.copy_(planes[0].sum(), non_blocking=on_cuda)
+        if not on_cuda:
+            _refuse_nan(total, self._name)
         if self._quanta is None:
             np.copyto(host.numpy(), planes.numpy(), casting="unsafe")  # six times as fast as torch's copy
             return Strip(row, host, valid, None)
-        quanta, on_cuda = self._quanta[: planes.numel()].view(planes.shape), planes.device.type == "cuda"
+        quanta = self._quanta[: planes.numel()].view(planes.shape)
         host.copy_(quanta.copy_(planes), non_blocking=on_cuda)
-        return Strip(row, host, valid, mark(planes.device) if on_cuda else None)
+        return Strip(row, host, valid, Arrival(mark(planes.device), total, self._name) if on_cuda else None)
+
+
+def _refuse_nan(total: Tensor, scene: str) -> None:
+    """Raise ModelError when a strip holds NaN: half precision overflows to it, and quantised it would read as 0.
+
+    Strip by strip, before one is kept: a run that goes on behind it would never look at it again.
+    """
+    if not torch.isfinite(total):
+        raise ModelError(f"{scene}: the model gave NaN; use --precision fp32")
 
 
 class _Back:

@@ -21,12 +21,11 @@ from aerialseg.prediction import ground
 from aerialseg.prediction.canvas import Canvas
 from aerialseg.prediction.engine import predict_scene
 from aerialseg.prediction.forward import EngineSettings, Forward
+from aerialseg.prediction.strips import Arrival, Strip
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
     from pathlib import Path
-
-    from aerialseg.prediction.engine import Strip
 
 SIZES = [(200, 150), (40, 50), (1, 1), (31, 700), (97, 61), (64, 64), (65, 64), (1, 130), (130, 1), (112, 113)]
 
@@ -296,6 +295,56 @@ def test_nan_from_the_network_is_an_error_and_no_background(
 ) -> None:
     with pytest.raises(ModelError, match="NaN; use --precision fp32"):
         stream(scene_file(tmp_path / "scene.tif"), plain(Silly(float("nan"))))
+
+
+class NanAt(PixelRule):
+    """Gives one NaN, in the first window of its batch number `call`, counted from one."""
+
+    def __init__(self, call: int) -> None:
+        super().__init__()
+        self.left = call
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        logits = super().forward(pixels)
+        self.left -= 1
+        if not self.left:
+            logits[0, 0, 20, 20] = torch.nan
+        return logits
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("gsd_m", [None, 0.5])
+@pytest.mark.parametrize("call", [1, 6, 20, 24])
+def test_no_row_with_a_nan_is_handed_out(
+    tmp_path: Path, scene_file: Callable[..., Path], stream: Callable[..., Any], call: int, gsd_m: float | None
+) -> None:
+    size = (290, 190) if gsd_m is None else (483, 316)  # on the grid that is run
+    path = scene_file(tmp_path / "scene.tif", size=size)
+    canvas = Canvas.alone(inspect_scene(path), gsd_m)
+    strips: list[Any] = []
+    clean = stream(path, plain(PixelRule()), canvas=canvas, batch=1, agreement=True)
+    with pytest.raises(ModelError, match="NaN; use --precision fp32"):
+        stream(path, plain(NanAt(call)), canvas=canvas, batch=1, agreement=True, strips=strips)
+    for row, quanta, _ in strips:
+        np.testing.assert_array_equal(quanta, clean[row : row + len(quanta)])
+    assert (len(strips) > 0) == (call > 4), "rows above it are kept"
+
+
+class Arrived:
+    """A CUDA event, as far as a strip asks."""
+
+    def synchronize(self) -> None: ...
+
+
+def test_a_strip_from_a_card_tells_of_nan_once_it_has_arrived() -> None:
+    planes = torch.zeros((2, 3, 4), dtype=torch.uint8)
+    sound, rotten = (
+        Strip(0, planes, None, Arrival(Arrived(), torch.tensor(total), "s.tif")) for total in (7.0, float("nan"))
+    )
+    assert sound.quanta().shape == (3, 4)
+    for read in (rotten.quanta, rotten.agreement):
+        with pytest.raises(ModelError, match=r"s\.tif: the model gave NaN"):
+            read()
 
 
 def test_a_network_with_two_outputs_is_refused(
