@@ -22,14 +22,18 @@ def plan(
     overlap: Annotated[float | None, typer.Option(help="As for predict.", show_default="the model's")] = None,
     tta: Annotated[Literal["none", "flips", "d4"], typer.Option(help="As for predict.")] = "none",
     gsd: Annotated[str, typer.Option(help="As for predict.")] = "auto",
+    neighbours: Annotated[Literal["auto", "off"], typer.Option(help="As for predict.")] = "auto",
     batch: Annotated[str, typer.Option(help="As for predict.")] = "auto",
     precision: Annotated[str, typer.Option(help="As for predict.")] = "auto",
     device: Annotated[str, typer.Option(help="As for predict.")] = "auto",
     compiled: Annotated[bool, typer.Option("--compile", help="As for predict.")] = False,
     probability: Annotated[bool, typer.Option("--probability", help="As for predict.")] = False,
     agreement: Annotated[bool, typer.Option("--agreement", help="As for predict.")] = False,
+    polygons: Annotated[bool, typer.Option("--polygons", help="As for predict.")] = False,
     bands: Annotated[str | None, typer.Option(help="As for predict.", show_default="the model's")] = None,
     scale: Annotated[str | None, typer.Option(help="As for predict.", show_default="the model's")] = None,
+    allow_ungeoreferenced: Annotated[bool, typer.Option("--allow-ungeoreferenced", help="As for predict.")] = False,
+    max_pixels: Annotated[float, typer.Option(help="As for predict.", show_default="1e10")] = 1e10,
     shard: Annotated[str | None, typer.Option(help="As for predict.", metavar="I/N")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the estimate as JSON.")] = False,
 ) -> None:
@@ -43,14 +47,16 @@ def plan(
     """
     from aerialseg.cli.console import console_progress, print_json, print_table
     from aerialseg.cli.values import band_rule, batch_size, gsd_of, shard_of
+    from aerialseg.geo.raster import Access
     from aerialseg.geo.scenes import find_scenes
     from aerialseg.prediction.estimate import estimate
     from aerialseg.prediction.options import PredictOptions
 
     options = PredictOptions(
-        window=window, overlap=overlap, tta=tta, gsd_m=gsd_of(gsd), batch=batch_size(batch), precision=precision,
-        device=device, compiled=compiled, probability=probability, agreement=agreement, rule=band_rule(bands, scale),
-        shard=shard_of(shard),
+        window=window, overlap=overlap, tta=tta, gsd_m=gsd_of(gsd), neighbours=neighbours == "auto",
+        batch=batch_size(batch), precision=precision, device=device, compiled=compiled, probability=probability,
+        agreement=agreement, polygons=polygons, rule=band_rule(bands, scale),
+        access=Access(allow_ungeoreferenced, max_pixels), shard=shard_of(shard),
     )  # fmt: skip
     with console_progress() as progress:
         found = estimate(find_scenes(scenes), model, out, options, progress)

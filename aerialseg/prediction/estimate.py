@@ -16,7 +16,7 @@ from aerialseg.errors import NoInputError, one_line
 from aerialseg.files import sha256_of
 from aerialseg.models.package import find_model, read_card
 from aerialseg.prediction.loading import load_forward
-from aerialseg.prediction.options import PredictOptions
+from aerialseg.prediction.options import ALL_GPUS, PredictOptions
 from aerialseg.prediction.plan import Run, check_scenes, check_window, disk_bytes
 from aerialseg.progress import Silent
 
@@ -87,8 +87,9 @@ def estimate(
     Scenes that cannot be predicted are told of in `failures`. Raises NoInputError when none can, UsageError for options
     the model does not take, ModelError, DeviceError and Stopped.
     """
-    options, progress = options or PredictOptions(), progress or Silent()
-    model = find_model(model)
+    options, progress, model = options or PredictOptions(), progress or Silent(), find_model(model)
+    if options.device == ALL_GPUS:
+        options = _on_one_gpu(options)
     run = Run(model, sha256_of(model), read_card(model), out, options, progress)
     check_window(run)
     found, failures = check_scenes(run, scenes)
@@ -98,6 +99,13 @@ def estimate(
     canvases = [canvas for path, canvas in found.items() if path in mine]
     forward = load_forward(run)
     return _sum_up(run, canvases, forward, [str(error) for error in failures.values()])
+
+
+def _on_one_gpu(options: PredictOptions) -> PredictOptions:
+    """Return the options for the first GPU; the time is then that of one, for all scenes."""
+    from aerialseg.models.device import every_gpu
+
+    return dataclasses.replace(options, device=every_gpu()[0])
 
 
 def _sum_up(run: Run, canvases: Sequence[Canvas], forward: Forward, failures: Sequence[str]) -> Estimate:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from aerialseg.errors import UsageError, one_line
+from aerialseg.files import refuse_foreign
+from aerialseg.geo.buildings import read_mark
 from aerialseg.geo.polygons import MaskLayer, write_buildings
 from aerialseg.geo.raster import GeoBox, open_raster
 from aerialseg.prediction.collection import Entry, refuse_strangers, write_collection
@@ -22,6 +24,9 @@ def check_products(run: Run) -> None:
     """Raise before the work begins what `make_products` would raise after it; a shard makes none."""
     if run.options.shard is None:
         refuse_strangers(run.out)
+        if run.options.polygons:
+            target = run.out / BUILDINGS
+            refuse_foreign(target, ours=read_mark(target) is not None, overwrite=run.options.overwrite)
     elif run.options.polygons:
         raise UsageError("--polygons --shard: the parts know nothing of each other; run once more without --shard")
 

@@ -81,6 +81,7 @@ def test_the_command_prints_a_table_or_json(
     assert code == 0
     assert "windows" in out and "MB free" in out
     assert "error: " in err and "broken.tif" in err
-    code, out, _ = run(*options, "--json", "--tta", "flips")
+    more = ("--tta", "flips", "--polygons", "--neighbours", "off", "--allow-ungeoreferenced", "--max-pixels", "1e9")
+    code, out, _ = run(*options, "--json", *more)
     assert code == 0
     assert json.loads(out)["scenes"] == 3

@@ -221,6 +221,15 @@ def test_products_are_left_alone_when_nothing_changed(
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+def test_a_stranger_s_polygons_are_refused_before_the_work(tmp_path: Path, tall: Path, model: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "buildings.gpkg").write_text("mine")
+    with pytest.raises(OutputError, match=r"buildings.gpkg: exists and was not written by aerialseg"):
+        run(tall, model, tmp_path / "out", polygons=True)
+    assert not list((tmp_path / "out").glob("*.tif"))
+    assert (tmp_path / "out" / "buildings.gpkg").read_text() == "mine"
+
+
 def test_scenes_without_a_place_are_predicted_and_not_drawn(
     tmp_path: Path, scene_file: Callable[..., Path], model: Path
 ) -> None:
