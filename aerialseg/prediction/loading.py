@@ -31,7 +31,7 @@ def load_forward(run: Run) -> Forward:
     settings = EngineSettings(
         size=run.window,
         overlap=run.overlap,
-        batch=run.options.batch or automatic_batch(device, run.window),
+        batch=run.options.batch or automatic_batch(device, run.window, run.options.tta),
         device=device,
         precision=precision,
         temperature=card.temperature,
