@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
+from aerialseg.errors import ResourceError, one_line
+from aerialseg.models.device import is_out_of_memory
 from aerialseg.prediction.accumulator import Accumulator
 from aerialseg.prediction.batches import Batch, read_batches
 from aerialseg.prediction.lattice import Lattice, Schedule
@@ -50,9 +52,31 @@ def predict_scene(
     `skip` is the row to begin at, the first one of a strip of an earlier run with the same settings: windows that only
     touch rows above are not run, and the strips are the same bytes. `advance` is called in this thread after every
     batch with the million pixels done (those skipped are not counted), and may raise. Memory grows with the scene's
-    width: see `peak_bytes`. Raises what the reader, the sink, `forward` and `advance` raise, and ModelError when the
-    network gives NaN; the sink has then been closed at its `yield`, and nothing is left running.
+    width: see `peak_bytes`. Raises what the reader, the sink, `forward` and `advance` raise, ModelError when the
+    network gives NaN, and ResourceError when the scene's own arrays do not fit into memory; the sink has then been
+    closed at its `yield`, and nothing is left running.
     """
+    try:
+        return _stream(forward, canvas, sink, advance, skip)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    # Not in the handler: an error that is kept for the report would keep the traceback, and the scene's arrays with it.
+    raise _too_wide(canvas, forward.settings)
+
+
+def count_windows(canvas: Canvas, settings: EngineSettings) -> int:
+    """Return how many windows a whole run over the scene looks at."""
+    return Lattice.of(canvas, settings.size, settings.overlap).count
+
+
+def _stream(
+    forward: Forward,
+    canvas: Canvas,
+    sink: Generator[None, Strip | None],
+    advance: Callable[[float], None],
+    skip: int,
+) -> Streamed:
     settings = forward.settings
     lattice = Lattice.of(canvas, settings.size, settings.overlap, skip)
     schedule = Schedule.of(canvas, lattice, skip)
@@ -78,9 +102,12 @@ def predict_scene(
     return Streamed(lattice.count, done)
 
 
-def count_windows(canvas: Canvas, settings: EngineSettings) -> int:
-    """Return how many windows a whole run over the scene looks at."""
-    return Lattice.of(canvas, settings.size, settings.overlap).count
+def _too_wide(canvas: Canvas, settings: EngineSettings) -> ResourceError:
+    name, width = one_line(canvas.source.path), canvas.source.box.width
+    return ResourceError(
+        f"{name}: out of memory with rows of {settings.size} px windows over {width:,} px;"
+        " use a smaller --window or --batch, or cut the scene into less wide ones"
+    )
 
 
 class _Blending:

@@ -17,7 +17,8 @@ from torch import nn
 
 from aerialseg.errors import ModelError, ResourceError, Stopped
 from aerialseg.geo.raster import BandRule, inspect_scene
-from aerialseg.prediction import ground
+from aerialseg.prediction import batches, engine, ground
+from aerialseg.prediction.batches import Batch
 from aerialseg.prediction.canvas import Canvas
 from aerialseg.prediction.engine import predict_scene
 from aerialseg.prediction.forward import EngineSettings, Forward
@@ -235,6 +236,42 @@ def test_out_of_memory_with_one_window_names_a_way_out(
     path = scene_file(tmp_path / "scene.tif")
     with pytest.raises(ResourceError, match="64 px window; use --precision bf16"):
         stream(path, plain(Counting(fail_above=0)))
+
+
+ALLOCATIONS = {
+    "buffers": (Batch, "empty", RuntimeError("CUDA error: out of memory")),
+    "rows": (batches, "_bands", MemoryError("Unable to allocate 9 TiB")),
+    "sums": (engine, "Accumulator", RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to")),
+    "strips": (engine, "StripMaker", torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 EiB")),
+}
+
+
+@pytest.mark.parametrize("place", ALLOCATIONS)
+def test_out_of_memory_for_a_scene_s_own_arrays_names_it_and_a_way_out(
+    tmp_path: Path, scene_file: Callable[..., Path], stream: Callable[..., Any], monkeypatch: pytest.MonkeyPatch,
+    place: str,
+) -> None:  # fmt: skip
+    owner, name, refusal = ALLOCATIONS[place]
+
+    def refuse(*arguments: Any, **named: Any) -> None:
+        raise refusal
+
+    monkeypatch.setattr(owner, name, refuse)
+    with pytest.raises(ResourceError, match=r"scene\.tif: out of memory .*150 px.*; use a smaller --window") as caught:
+        stream(scene_file(tmp_path / "scene.tif", size=(200, 150)), plain(PixelRule()))
+    assert caught.value.exit_code == 71
+    assert caught.value.__context__ is None, "a failure that is kept must not keep the scene's arrays"
+
+
+def test_other_failures_of_a_scene_s_arrays_are_not_hidden(
+    tmp_path: Path, scene_file: Callable[..., Path], stream: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any, **named: Any) -> None:
+        raise RuntimeError("expected scalar type Float")
+
+    monkeypatch.setattr(engine, "Accumulator", fail)
+    with pytest.raises(RuntimeError, match="scalar type"):
+        stream(scene_file(tmp_path / "scene.tif"), plain(PixelRule()))
 
 
 class Listener:
