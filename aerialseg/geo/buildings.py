@@ -1,8 +1,8 @@
 """Writing footprints to a vector file, a chunk at a time: GeoPackage, FlatGeobuf, GeoJSON (RFC 7946) and GeoParquet.
 
 Equal footprints in equal order make equal bytes: dates are pinned. Every file carries a mark, by which this program
-knows it for its own and what it was made from: as a layer's description in a GeoPackage, else in the first or last
-bytes.
+knows it for its own, what it was made from and, once it is sealed, whether it was edited since: as a layer's
+description in a GeoPackage, else in the first or last bytes.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import shapely
 from aerialseg.errors import BadDataError, OutputError, UsageError, one_line
 from aerialseg.geo.footprints import CHUNK, join_footprints
 from aerialseg.geo.geopackage import FlatGeobuf, GeoPackage
+from aerialseg.geo.sealed import BLANK
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".gpkg", ".fgb", ".geojson", ".parquet")
 MARK = "aerialseg-buildings"
-"""Followed by ":" and the digest of what the file was made from."""
+"""Followed by ":" and the digest of what the file was made from, and by the seal over what is in it."""
 MARKED_BYTES = 1 << 16
 GEOJSON_DECIMALS = 9
 """A tenth of a millimetre."""
@@ -51,8 +52,11 @@ class BuildingFile(Protocol):
 
 
 def create_buildings(temporary: Path, final: Path, digest: str) -> BuildingFile:
-    """Begin the file that the suffix asks for at `temporary`, which exists and is empty; `final` is for messages."""
-    mark = f"{MARK}:{digest}"
+    """Begin the file that the suffix asks for at `temporary`, which exists and is empty; `final` is for messages.
+
+    Its mark has room for a seal, which `aerialseg.geo.edits.seal_buildings` puts there in the end.
+    """
+    mark = f"{MARK}:{digest} {BLANK}"
     match final.suffix.lower():
         case ".gpkg":
             return GeoPackage(temporary, final, mark)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 from pyproj import CRS
 from pyproj.exceptions import CRSError
 
-from aerialseg.errors import BadDataError, NoInputError, UsageError, one_line
+from aerialseg.errors import BadDataError, NoInputError, OutputError, UsageError, one_line
 from aerialseg.files import refuse_foreign, refuse_input_as_output, staged
 from aerialseg.geo.buildings import create_buildings, read_mark, require_writer
 from aerialseg.geo.contents import content_digest
+from aerialseg.geo.edits import is_edited, is_open_elsewhere, seal_buildings
 from aerialseg.geo.footprints import Shaping, Tally, footprints
 from aerialseg.geo.ground import Ground
 from aerialseg.geo.masks import decide_rule
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from aerialseg.progress import Progress
 
 LAYER = "buildings"
-FORMAT = 1
+FORMAT = 2
 """Counted up when equal masks and options give other bytes than before."""
 WGS84 = "OGC:CRS84"
 
@@ -84,6 +86,8 @@ class BuildingsReport:
     """Buildings left as they were, because the regulariser would have lost or bent them."""
     done_before: bool = False
     """The file had been made from the same masks and options, and was left alone; nothing was counted."""
+    stays: str | None = None
+    """Why the older file was left alone although masks or options are others now; nothing was counted."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON-able values."""
@@ -94,6 +98,8 @@ class BuildingsReport:
         name = one_line(self.target)
         if self.done_before:
             return f"{name}: made from the same masks and options before; nothing to do"
+        if self.stays is not None:
+            return f"{name}: {self.stays}"
         parts = [f"{self.kept:,} buildings"]
         parts += [f"{self.removed:,} smaller than asked for left out"] if self.removed else []
         parts += (
@@ -117,8 +123,9 @@ def write_buildings(
     that pixel lies), `area_m2` (of the polygon as written, measured in the scene's CRS before any reprojection to
     --crs; --min-area-m2 looks at the area before simplifying), `probability` (mean over the pixels, 0 to 1, or null).
     Order: by patches of touching scenes as given, from the top down. A GeoPackage has one layer for each CRS, GeoJSON
-    is in WGS 84. A file made from the same contents and options is left alone, unless `overwrite`. Memory: 500 MB for
-    20000x20000 pixels with 100,000 buildings. The caller holds the folder's lock.
+    is in WGS 84. A file made from the same contents and options is left alone, and so is one that was edited since or
+    that another program has open; `overwrite` replaces it unless it is open. Memory: 500 MB for 20000x20000 pixels with
+    100,000 buildings. The caller holds the folder's lock.
 
     Raises UsageError (several CRSs in a format with one layer; a target that is a mask), BadDataError (a mask that has
     no place, or values that say neither building nor not), NoInputError, OutputError, StorageError and Stopped.
@@ -132,6 +139,9 @@ def write_buildings(
     digest = _digest(layers, target, options)
     if mark == digest and not overwrite:
         return BuildingsReport(target, done_before=True)
+    if not overwrite and (reason := _reason_to_stay(target, overwrite=overwrite)) is not None:
+        return BuildingsReport(target, stays=reason)
+    _require_replaceable(target, overwrite=overwrite)
     with _own_advice():
         rule = decide_rule([layer.mask for layer in layers])
     for warning in rule.warnings:
@@ -140,7 +150,8 @@ def write_buildings(
     with staged(target) as temporary, _cleared(temporary):
         file = create_buildings(temporary, target, digest)
         _write(file, patches, names, (rule, shaping, tally), progress)
-        _drop_pending(target)
+        seal_buildings(temporary)
+        _require_replaceable(target, overwrite=overwrite)
     return BuildingsReport(target, tuple(dict.fromkeys(names)), tally.kept, tally.removed, tally.unregularised)
 
 
@@ -235,10 +246,23 @@ def _cleared(temporary: Path) -> Iterator[None]:
                 path.unlink(missing_ok=True)
 
 
-def _drop_pending(target: Path) -> None:
-    """Remove the old file's changes that a program which has it open keeps beside it; they are not the new one's."""
-    for pending in ("-wal", "-shm"):
-        target.with_name(target.name + pending).unlink(missing_ok=True)
+def _reason_to_stay(target: Path, *, overwrite: bool) -> str | None:
+    """Return why an older file at the target may not be replaced, if there is one."""
+    if not os.path.lexists(target):
+        return None
+    if not overwrite and is_edited(target):
+        return "was changed since aerialseg wrote it and stays as it is; --overwrite or delete it to have it anew"
+    # A new file beside the old one's pending changes would be mixed with them, and a deleted -wal takes edits with it.
+    if is_open_elsewhere(target):
+        return "is open in another program and stays as it is; close it there and run again"
+    return None
+
+
+def _require_replaceable(target: Path, *, overwrite: bool) -> None:
+    """Raise OutputError where an older file at the target may not be replaced; asked again when the new one is made."""
+    reason = _reason_to_stay(target, overwrite=overwrite)
+    if reason is not None:
+        raise OutputError(f"{one_line(target)}: {reason}")
 
 
 def _strict(items: Iterator[tuple[Corners, int]]) -> Iterator[tuple[Corners, int]]:

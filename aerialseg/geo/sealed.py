@@ -17,6 +17,7 @@ from aerialseg.files import write_bytes
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+    from typing import BinaryIO
 
 Origin = Literal["absent", "ours", "edited", "foreign"]
 
@@ -25,6 +26,9 @@ BLANK = MARK + "0" * 64
 """What a caller puts where the digest shall stand."""
 LARGEST = 1 << 28
 """Nothing that is sealed comes near 256 MB; a larger file is not read into memory to find out."""
+ENDS = 1 << 16
+"""Where in a file of any size its digest may stand: among so many of the first or of the last bytes."""
+CHUNK = 1 << 20
 
 _SEAL = re.compile(rb"aerialseg-sha256:[0-9a-f]{64}")
 
@@ -70,6 +74,47 @@ def write_sealed(path: Path, content: bytes, *, remembers: Callable[[bytes], boo
     if origin == "absent" or path.is_symlink() or path.read_bytes() != sealed:
         write_bytes(path, sealed)
     return None
+
+
+def seal_file(path: Path) -> None:
+    """Put the digest in its place in a file of any size, which holds BLANK near its beginning or end."""
+    with path.open("rb+") as stream:
+        found = _find_seal(stream)
+        if found is None or found[1] != BLANK.encode():
+            raise ValueError("a file to be sealed has one place for its digest")
+        sealed = _stream_seal(stream, found[0])
+        stream.seek(found[0])
+        stream.write(sealed)
+
+
+def is_as_sealed(path: Path) -> bool:
+    """Return whether a file of any size is byte for byte what `seal_file` left; False without a seal."""
+    with path.open("rb") as stream:
+        found = _find_seal(stream)
+        return found is not None and found[1] == _stream_seal(stream, found[0])
+
+
+def _find_seal(stream: BinaryIO) -> tuple[int, bytes] | None:
+    """Return where the digest stands, and what stands there."""
+    for start in (0, max(0, stream.seek(0, 2) - ENDS)):
+        stream.seek(start)
+        match = _SEAL.search(stream.read(ENDS))
+        if match is not None:
+            return start + match.start(), match[0]
+    return None
+
+
+def _stream_seal(stream: BinaryIO, place: int) -> bytes:
+    """Return what belongs at `place`: the digest over all bytes around it."""
+    digest, position = hashlib.sha256(), 0
+    for stop, then in ((place, BLANK.encode()), (stream.seek(0, 2), b"")):
+        stream.seek(position)
+        while position < stop and (chunk := stream.read(min(CHUNK, stop - position))):
+            digest.update(chunk)
+            position += len(chunk)
+        digest.update(then)
+        position += len(then)
+    return MARK.encode() + digest.hexdigest().encode()
 
 
 def _seal_of(blank: bytes) -> bytes:

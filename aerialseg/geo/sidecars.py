@@ -64,7 +64,7 @@ def _parse(path: Path) -> ET.Element | None:
 
 
 def _said(element: ET.Element) -> tuple[object, ...] | None:
-    """Return what an element says, of whatever layout, or None where it says nothing but what a GIS found out by looking."""
+    """Return what an element says, however it is laid out, or None where it says only what a GIS leaves by looking."""
     if element.tag == "Histograms" or (element.tag == "MDI" and element.get("key", "").startswith("STATISTICS_")):
         return None
     inner = [said for said in map(_said, element) if said is not None]

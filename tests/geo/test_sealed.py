@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from aerialseg.errors import OutputError
+from aerialseg.geo import sealed
 from aerialseg.geo.sealed import BLANK, origin_of, seal, write_sealed
 
 CONTENT = f"<a><!-- {BLANK} --><b>1</b></a>".encode()
@@ -15,14 +16,14 @@ CONTENT = f"<a><!-- {BLANK} --><b>1</b></a>".encode()
 def test_any_changed_byte_breaks_the_seal(tmp_path: Path) -> None:
     path = tmp_path / "x.xml"
     assert origin_of(path) == "absent"
-    sealed = seal(CONTENT)
-    assert len(sealed) == len(CONTENT)
-    path.write_bytes(sealed)
+    done = seal(CONTENT)
+    assert len(done) == len(CONTENT)
+    path.write_bytes(done)
     assert origin_of(path) == "ours"
-    for index in range(len(sealed)):
-        path.write_bytes(sealed[:index] + bytes([sealed[index] ^ 1]) + sealed[index + 1 :])
+    for index in range(len(done)):
+        path.write_bytes(done[:index] + bytes([done[index] ^ 1]) + done[index + 1 :])
         assert origin_of(path) in ("edited", "foreign"), index
-    path.write_bytes(sealed + b"\n")
+    path.write_bytes(done + b"\n")
     assert origin_of(path) == "edited"
 
 
@@ -68,3 +69,23 @@ def test_a_link_is_replaced_not_followed(tmp_path: Path) -> None:
 def test_a_content_without_one_place_for_the_seal_is_a_mistake(content: bytes) -> None:
     with pytest.raises(ValueError, match="one place"):
         seal(content)
+
+
+@pytest.mark.parametrize("before", [0, 7, sealed.ENDS - 3])
+@pytest.mark.parametrize("chunk", [5, 1 << 20])
+def test_a_file_of_any_size_is_sealed_as_its_bytes_would_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int, chunk: int
+) -> None:
+    """The digest near the beginning, or near the end of what begins otherwise; read in pieces or at once."""
+    monkeypatch.setattr(sealed, "CHUNK", chunk)
+    content, path = b"a" * before + sealed.BLANK.encode() + b"b" * 999, tmp_path / "file"
+    path.write_bytes(content)
+    sealed.seal_file(path)
+    assert path.read_bytes() == sealed.seal(content)
+    assert sealed.is_as_sealed(path)
+    path.write_bytes(path.read_bytes()[:-1] + b"c")
+    assert not sealed.is_as_sealed(path)
+    path.write_bytes(b"nothing")
+    assert not sealed.is_as_sealed(path)
+    with pytest.raises(ValueError, match="one place"):
+        sealed.seal_file(path)
