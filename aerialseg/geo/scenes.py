@@ -23,7 +23,7 @@ from aerialseg.geo.pairing import check_same_grid, pair_by_ground, pair_by_name,
 from aerialseg.geo.split import split_scenes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 __all__ = ["Scene", "check_same_grid", "find_scenes", "pair_masks", "require_masks", "split_scenes"]
 
@@ -58,17 +58,22 @@ class Scene:
         return int(match["number"]) if match else None
 
 
-def find_scenes(inputs: Sequence[str | Path]) -> tuple[Scene, ...]:
+def find_scenes(inputs: Sequence[str | Path], ours: Callable[[Path], bool] | None = None) -> tuple[Scene, ...]:
     """Return the scenes that files, folders, globs and Inria roots stand for, in natural order (austin2 < austin10).
 
-    Of a data set root the training scenes are taken, with their masks. Raises UsageError when two scenes would share
-    an output name or a path is remote, BadDataError for a name that is not UTF-8 and for a `.vrt` that is more than a
-    mosaic of files below its folder, NoInputError when nothing is found.
+    Of a data set root the training scenes are taken, with their masks. Files that are `ours` are outputs of an earlier
+    run among its scenes; they are passed over. Raises UsageError when two scenes would share an output name or a path
+    is remote, BadDataError for a name that is not UTF-8 and for a `.vrt` that is more than a mosaic of files below its
+    folder, NoInputError when nothing is found.
     """
     scenes: dict[Path, Scene] = {}
     for given in inputs:
         for scene in _scenes_of(given):
             scenes.setdefault(Path(os.path.abspath(scene.image)), scene)  # noqa: PTH100  (links are not followed)
+    if ours is not None:
+        scenes = {path: scene for path, scene in scenes.items() if not ours(scene.image)}
+        if inputs and not scenes:
+            raise NoInputError(f"{one_line(inputs[0])}: holds nothing but what aerialseg wrote; give the scenes")
     once = {(scene.name, scene.image.resolve()): scene for scene in reversed(scenes.values())}
     _refuse_collisions(once.values())
     return tuple(sorted(once.values(), key=lambda scene: natural_key(scene.name)))

@@ -120,6 +120,23 @@ def test_the_test_scenes_are_a_plain_folder(tmp_path: Path) -> None:
     assert names(find_scenes([inria(tmp_path) / "test/images"])) == ["bellingham2", "sfo1"]
 
 
+def test_what_the_caller_knows_for_its_own_is_no_scene_and_takes_no_name(tmp_path: Path) -> None:
+    """A second `predict png -o png` finds its masks beside the scenes, under the scenes' names."""
+    touch(tmp_path, "s1.png", "s1.tif", "s2.png", "out/s3.tif")
+    with pytest.raises(UsageError, match="both would be called s1"):
+        find_scenes([tmp_path])
+    asked: list[Path] = []
+
+    def ours(path: Path) -> bool:
+        asked.append(path)
+        return path.suffix == ".tif"
+
+    assert names(find_scenes([tmp_path, tmp_path / "s1.tif"], ours)) == ["s1", "s2"]
+    assert sorted(asked) == sorted(set(asked)), "opening a file to look takes time"
+    with pytest.raises(NoInputError, match=r"out: holds nothing but what aerialseg wrote"):
+        find_scenes([tmp_path / "out"], ours)
+
+
 def test_what_this_program_writes_is_not_mistaken_for_scenes_and_masks_mixed(tmp_path: Path) -> None:
     touch(tmp_path, "images/a.tif", "masks/a.tif")
     assert find_scenes([tmp_path]) == (Scene("a", tmp_path / "images/a.tif", tmp_path / "masks/a.tif"),)
