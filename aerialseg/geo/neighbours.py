@@ -15,7 +15,7 @@ from affine import Affine
 from aerialseg.geo.geobox import GeoBox
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -75,6 +75,15 @@ class Group:
             return own
         transform = own.transform @ Affine.translation(-first.col, -first.row)
         return GeoBox(self.height, self.width, transform, own.crs)
+
+    def within(self, margin: int) -> Iterator[tuple[Placed, ...]]:
+        """Yield, for every member, the others with a pixel inside the rectangle `margin` pixels around it, in order."""
+        places = [(member.row, member.col, member.bottom, member.right) for member in self.members]
+        top, left, bottom, right = np.array(places).T
+        for index, (row, col, below, beside) in enumerate(places):
+            near = (top < below + margin) & (bottom > row - margin) & (left < beside + margin) & (right > col - margin)
+            near[index] = False
+            yield tuple(self.members[other] for other in np.flatnonzero(near).tolist())
 
 
 def find_groups(sources: Sequence[Source]) -> list[Group]:

@@ -92,11 +92,10 @@ def make_canvases(
     for group in find_groups(sources) if neighbours else singles:
         wanted = gsd_m if gsd_m is not None and _differs(group.box, gsd_m) else None
         factor = 1.0 if wanted is None else _factor(group.box, wanted)
-        margin = ceil(reach * factor)
-        for member in group.members:
-            around = member.row - margin, member.col - margin, member.bottom + margin, member.right + margin
-            others = tuple(other for other in group.members if other is not member and other.overlap_with(*around))
-            place = member.source, member.row, member.col, group.height, group.width
+        height, width = group.height, group.width
+        near = group.within(ceil(reach * factor))
+        for member, others in zip(group.members, near, strict=True):
+            place = member.source, member.row, member.col, height, width
             canvases[member.source.path] = Canvas(*place, others, wanted, factor, reach)
     return {source.path: canvases[source.path] for source in sources}
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from affine import Affine
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rasterio.crs import CRS
 
-from aerialseg.geo.raster import inspect_scene
+from aerialseg.geo.geobox import GeoBox
+from aerialseg.geo.neighbours import find_groups
+from aerialseg.geo.raster import Source, inspect_scene
 from aerialseg.prediction.canvas import Canvas, make_canvases
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
-
-    from aerialseg.geo.raster import Source
 
 
 @pytest.fixture
@@ -35,6 +40,39 @@ def test_the_halo_is_what_lies_within_reach(row_of_scenes: list[Source]) -> None
     assert {(canvas.height, canvas.width) for canvas in list(canvases.values())[:4]} == {(80, 400)}
     alone = make_canvases(row_of_scenes, neighbours=False, gsd_m=None)
     assert all(canvas == Canvas.alone(canvas.source) for canvas in alone.values())
+
+
+@st.composite
+def layouts(draw: st.DrawFn) -> list[Source]:
+    """Scenes on one grid, in any order: bands of rows as high as drawn, cut in widths as drawn, some left out."""
+    grid, sources = Affine(0.3, 0, 616000, 0, -0.3, 3347000), []
+    row = 0
+    for height in draw(st.lists(st.integers(1, 8), min_size=1, max_size=5)):
+        col = draw(st.integers(0, 5))
+        for width in draw(st.lists(st.integers(1, 8), min_size=1, max_size=5)):
+            box = GeoBox(height, width, grid @ Affine.translation(col, row), CRS.from_epsg(26914))
+            if draw(st.integers(0, 4)):
+                path = Path(f"/scenes/{row}-{col}.tif")
+                sources.append(Source(path, box, (1, 2, 3), "uint8", None, False, (), (1, 1)))
+            col += width
+        row += height
+    return draw(st.permutations(sources))
+
+
+@settings(deadline=None)
+@given(layouts(), st.integers(1, 12), st.sampled_from([None, 0.6]))
+def test_canvases_are_those_of_the_plain_definition(sources: list[Source], reach: int, gsd_m: float | None) -> None:
+    canvases = make_canvases(sources, neighbours=True, gsd_m=gsd_m, reach=reach)
+    assert list(canvases) == [source.path for source in sources]
+    for group in find_groups(sources):
+        for member in group.members:
+            canvas = canvases[member.source.path]
+            margin = math.ceil(reach * canvas.factor)
+            around = member.row - margin, member.col - margin, member.bottom + margin, member.right + margin
+            near = tuple(other for other in group.members if other is not member and other.overlap_with(*around))
+            assert canvas.neighbours == near
+            assert (canvas.row, canvas.col) == (member.row, member.col)
+            assert (canvas.height, canvas.width) == (group.height, group.width)
 
 
 def test_a_new_scene_changes_the_keys_of_those_it_can_reach_alone(row_of_scenes: list[Source]) -> None:
