@@ -141,11 +141,7 @@ def write_buildings(
         return BuildingsReport(target, done_before=True)
     if not overwrite and (reason := _reason_to_stay(target, overwrite=overwrite)) is not None:
         return BuildingsReport(target, stays=reason)
-    _require_replaceable(target, overwrite=overwrite)
-    with _own_advice():
-        rule = decide_rule([layer.mask for layer in layers])
-    for warning in rule.warnings:
-        progress.say(warning)
+    rule = _rule_of(layers, progress)
     shaping, tally = Shaping(options.min_area_m2, options.simplify_m, options.regularise, crs), Tally()
     with staged(target) as temporary, _cleared(temporary):
         file = create_buildings(temporary, target, digest)
@@ -163,7 +159,18 @@ def _mark_of_older(layers: Sequence[MaskLayer], target: Path, *, overwrite: bool
     refuse_input_as_output(inputs, [target])
     mark = read_mark(target)
     refuse_foreign(target, ours=mark is not None, overwrite=overwrite)
+    if overwrite:
+        _require_replaceable(target, overwrite=overwrite)
     return mark
+
+
+def _rule_of(layers: Sequence[MaskLayer], progress: Progress) -> ResolvedRule:
+    """Decide what the masks' values mean, and say what is odd about them."""
+    with _own_advice():
+        rule = decide_rule([layer.mask for layer in layers])
+    for warning in rule.warnings:
+        progress.say(warning)
+    return rule
 
 
 def _write(

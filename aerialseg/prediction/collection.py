@@ -6,10 +6,15 @@ give the same bytes, files that are right already are not touched, and what a us
 
 from __future__ import annotations
 
+import json
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from aerialseg.errors import OutputError, one_line
+from aerialseg.geo.measures import MEASURES, kind_of
 from aerialseg.geo.opening import open_raster
 from aerialseg.geo.project import Group, Layer, was_ours, write_project
 from aerialseg.geo.qgis import TOP, write_probability_sidecar
@@ -22,7 +27,6 @@ from aerialseg.prediction.stac import ITEMS, Sheet, describe, parse_taken
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     from aerialseg.models.package import ModelCard
 
@@ -84,6 +88,7 @@ def write_collection(
     sheets = [item.sheet for item in known]
     stac = describe(out / STAC, sheets, card=card, model_hash=model_hash, extras=extras)
     _write_all(out / STAC / ITEMS, stac, say, advance)
+    _note_others(out, entries, say, advance)
     groups = (
         Group("", _polygons(buildings, say)),
         Group("masks", _rasters("mask", known, masks)),
@@ -109,15 +114,41 @@ def refuse_strangers(out: Path) -> None:
 def _write_all(
     items: Path, contents: Mapping[Path, bytes], say: Callable[[str], None], advance: Callable[[float], None]
 ) -> None:
-    """Write the catalogue's files, and remove items of ours whose scenes are gone."""
+    """Write the catalogue's files, and remove items of ours whose masks are gone."""
     for path, content in contents.items():
         advance(0)
         note = write_sealed(path, content)
         if note is not None:
             say(note)
     for path in sorted(set(items.glob("*.json")).difference(contents)):
-        if origin_of(path) == "ours":
+        if origin_of(path) == "ours" and not _mask_in(path).is_file():
             path.unlink()
+
+
+def _mask_in(item: Path) -> Path:
+    """Return the mask that an item of ours describes."""
+    href = json.loads(item.read_bytes())["assets"]["mask"]["href"]
+    return Path(os.path.normpath(item.parent / unquote(href)))
+
+
+def _note_others(
+    out: Path, entries: Sequence[Entry], say: Callable[[str], None], advance: Callable[[float], None]
+) -> None:
+    """Say that masks of earlier runs stand in `out` which are not among the entries."""
+    known = {path.absolute() for entry in entries for path in (entry.mask, entry.scene)}
+    others = []
+    for place, folders, files in os.walk(out):
+        measures = MEASURES if Path(place) == out else ()
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in measures)
+        for path in (Path(place, name) for name in sorted(files) if name.endswith(".tif") and name[0] != "."):
+            advance(0)
+            if path.absolute() not in known and kind_of(path) == "mask":
+                others.append(path.relative_to(out).with_suffix("").as_posix())
+    if others:
+        counted = "1 mask of other scenes" if len(others) == 1 else f"{len(others)} masks of other scenes"
+        verb = "is" if len(others) == 1 else "are"
+        where = f"{verb} in neither the mosaics nor {PROJECT}"
+        say(f"{one_line(out)}: {counted}, such as {one_line(others[0])}, {where}")
 
 
 def _known(entry: Entry) -> _Known:

@@ -109,6 +109,27 @@ def test_a_broken_buildings_file_is_named(tmp_path: Path, suffix: str) -> None:
         collect(tmp_path, entries, path)
 
 
+def test_fewer_scenes_than_before_leave_the_other_masks_their_items(tmp_path: Path) -> None:
+    entries = write_run(tmp_path, ["a", "b #1", "c"])
+    for entry in entries:
+        for path in (entry.mask, entry.probability):
+            with rasterio.open(path, "r+", IGNORE_COG_LAYOUT_BREAK="YES") as dataset:
+                dataset.update_tags(AERIALSEG_KEY="0")
+                dataset.scales = (1.0 if path == entry.mask else 1 / 254,)
+    _, said = collect(tmp_path, entries)
+    assert said == []
+    items = {path.name: path.read_bytes() for path in (tmp_path / "out/stac/items").iterdir()}
+    entries[2].mask.unlink()
+    _, said = collect(tmp_path, entries[:1])
+    assert len(said) == 1
+    assert said[0].endswith("out: 1 mask of other scenes, such as b #1, is in neither the mosaics nor project.qgz")
+    left = {path.name: path.read_bytes() for path in (tmp_path / "out/stac/items").iterdir()}
+    assert left == {name: content for name, content in items.items() if name != "c.json"}
+    (tmp_path / "out/mine.tif").write_bytes(entries[0].scene.read_bytes())
+    _, said = collect(tmp_path, entries[:2])
+    assert said == [], "a stranger's raster is none of ours"
+
+
 def test_many_scenes_are_shown_by_their_mosaic_and_what_is_not_in_it_singly(tmp_path: Path) -> None:
     entries = write_run(tmp_path, [f"s{i}" for i in range(SINGLY)])
     turned = write_entry(tmp_path, "turned", 0, transform=(0.2, 0.1, 616000, 0.1, -0.2, 3347000))

@@ -194,12 +194,13 @@ def test_the_model_is_said_in_the_mlm_extension(tmp_path: Path) -> None:
     assert any(uri.startswith("https://stac-extensions.github.io/mlm/") for uri in value["stac_extensions"])
 
 
-def test_items_of_scenes_that_are_gone_go_but_not_a_users(tmp_path: Path) -> None:
+def test_items_of_masks_that_are_gone_go_but_not_a_users(tmp_path: Path) -> None:
     entries = write_run(tmp_path, ["a", "b", "c"])
     stac_of(tmp_path, entries)
     edited = tmp_path / "out/stac/items/c.json"
     edited.write_text(edited.read_text().replace('"title": "c"', '"title": "mine"'))
     mine = tmp_path / "out/stac/items/mine.json"
     mine.write_text("{}")
+    entries[1].mask.unlink()
     found = stac_of(tmp_path, entries[:1])
     assert set(found) == {"collection.json", "model.json", "items/a.json", "items/c.json", "items/mine.json"}
