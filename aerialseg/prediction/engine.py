@@ -7,12 +7,13 @@ by the same code as on a CPU. Masks, files and reports are `job`'s business.
 
 from __future__ import annotations
 
+import traceback
 from contextlib import ExitStack
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
-from aerialseg.errors import ResourceError, one_line
+from aerialseg.errors import AerialsegError, ResourceError, one_line
 from aerialseg.models.device import is_out_of_memory
 from aerialseg.prediction.accumulator import Accumulator
 from aerialseg.prediction.batches import Batch, read_batches
@@ -58,11 +59,14 @@ def predict_scene(
     """
     try:
         return _stream(forward, canvas, sink, advance, skip)
+    except AerialsegError as error:
+        _clear_frames(error)
+        raise
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-    # Not in the handler: an error that is kept for the report would keep the traceback, and the scene's arrays with it.
-    raise _too_wide(canvas, forward.settings)
+        _clear_frames(error)
+        raise _too_wide(canvas, forward.settings) from error
 
 
 def count_windows(canvas: Canvas, settings: EngineSettings) -> int:
@@ -100,6 +104,14 @@ def _stream(
     if lattice.count:
         advance((lattice.count - done) * left / lattice.count)
     return Streamed(lattice.count, done)
+
+
+def _clear_frames(error: BaseException) -> None:
+    """Let go of the arrays that an error's traceback holds: failures are kept for the report while other scenes run."""
+    link: BaseException | None = error
+    while link is not None:
+        traceback.clear_frames(link.__traceback__)
+        link = link.__cause__ or link.__context__
 
 
 def _too_wide(canvas: Canvas, settings: EngineSettings) -> ResourceError:
