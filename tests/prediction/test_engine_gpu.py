@@ -9,6 +9,7 @@ import pytest
 import torch
 from known_networks import Neighbourhood, PixelRule, certain, plain, standardised
 
+from aerialseg.errors import ModelError
 from aerialseg.geo.raster import inspect_scene
 from aerialseg.prediction.canvas import Canvas
 from aerialseg.prediction.engine import predict_scene
@@ -74,3 +75,32 @@ def test_a_run_repeated_and_one_that_goes_on_give_the_same_bytes(scene: tuple[Ca
     np.testing.assert_array_equal(first, second)
     rest = predicted(canvas, standardised(Neighbourhood()), GPU, skip=96)
     np.testing.assert_array_equal(rest, first[:, 96:])
+
+
+class NanBelow(PixelRule):
+    """Exact for its first batches, then NaN."""
+
+    def __init__(self, batches: int) -> None:
+        super().__init__()
+        self.left = batches
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        self.left -= 1
+        return super().forward(pixels) * (1 if self.left >= 0 else torch.nan)
+
+
+@pytest.mark.parametrize("gsd_m", [None, 0.5])
+def test_no_row_with_a_nan_is_handed_out(scene: tuple[Canvas, np.ndarray], gsd_m: float | None) -> None:
+    canvas = Canvas.alone(scene[0].source, gsd_m)
+    clean, strips = predicted(canvas, plain(PixelRule()), GPU), []
+
+    def sink() -> Generator[None, Strip | None]:
+        while (strip := (yield)) is not None:
+            strips.append((strip.row, strip.quanta().copy()))
+
+    forward = Forward(plain(NanBelow(4)), EngineSettings(64, 0.25, 3, GPU))
+    with pytest.raises(ModelError, match="NaN; use --precision fp32"):
+        predict_scene(forward, canvas, sink())
+    assert strips
+    for row, quanta in strips:
+        np.testing.assert_array_equal(quanta, clean[0, row : row + len(quanta)])
