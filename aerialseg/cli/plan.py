@@ -45,12 +45,15 @@ def plan(
     Example:
       aerialseg plan AerialImageDataset/test/images -m runs/unet -o out --tta d4
     """
+    from functools import partial
+
     from aerialseg.cli.console import console_progress, print_json, print_table
     from aerialseg.cli.values import band_rule, batch_size, gsd_of, shard_of
     from aerialseg.geo.raster import Access
     from aerialseg.geo.scenes import find_scenes
     from aerialseg.prediction.estimate import estimate
     from aerialseg.prediction.options import PredictOptions
+    from aerialseg.prediction.plan import is_ours
 
     options = PredictOptions(
         window=window, overlap=overlap, tta=tta, gsd_m=gsd_of(gsd), neighbours=neighbours == "auto",
@@ -59,7 +62,7 @@ def plan(
         access=Access(allow_ungeoreferenced, max_pixels), shard=shard_of(shard),
     )  # fmt: skip
     with console_progress() as progress:
-        found = estimate(find_scenes(scenes), model, out, options, progress)
+        found = estimate(find_scenes(scenes, ours=partial(is_ours, out=out)), model, out, options, progress)
         for line in found.failures:
             progress.say(f"error: {line}")
     if as_json:

@@ -88,12 +88,15 @@ def predict(
       aerialseg predict scene.tif -m model.safetensors -o out --probability --overlap 0.5
       aerialseg predict 'scenes/*.jp2' -m model.safetensors -o out --bands 4,1,2 --scale 0:2047
     """
+    from functools import partial
+
     from aerialseg.cli.console import console_progress, print_json
     from aerialseg.cli.values import band_rule, batch_size, gsd_of, shard_of
     from aerialseg.geo.raster import Access
     from aerialseg.geo.scenes import find_scenes
     from aerialseg.prediction.fleet import predict_anywhere
     from aerialseg.prediction.options import PredictOptions
+    from aerialseg.prediction.plan import is_ours
 
     access = Access(allow_ungeoreferenced, max_pixels)
     chosen = PredictOptions(
@@ -103,7 +106,7 @@ def predict(
         rule=band_rule(bands, scale), access=access, shard=shard_of(shard), overwrite=overwrite, fail_fast=fail_fast,
     )  # fmt: skip
     with console_progress() as progress:
-        report = predict_anywhere(find_scenes(scenes), model, out, chosen, progress)
+        report = predict_anywhere(find_scenes(scenes, ours=partial(is_ours, out=out)), model, out, chosen, progress)
     if as_json:
         print_json(report.to_json())
     else:

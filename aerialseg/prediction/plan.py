@@ -18,6 +18,7 @@ from aerialseg.geo.raster import BandRule, inspect_scene
 from aerialseg.models.catalog import PRESETS, SIZE_MULTIPLE
 from aerialseg.prediction.canvas import make_canvases
 from aerialseg.prediction.outputs import COUNTS, KEY, SceneFiles, done_key, read_tags, reads_to_the_end, write_sides
+from aerialseg.prediction.pictures import is_our_png
 from aerialseg.prediction.report import SceneResult
 
 if TYPE_CHECKING:
@@ -231,6 +232,11 @@ def report_name(shard: Shard | None) -> str:
 def is_output_in(image: Path, out: Path) -> bool:
     """Return whether a scene is an output of an earlier run in the same place: `predict data -o data/out`, twice."""
     return image.resolve().is_relative_to(out.resolve()) and bool(read_tags(image))
+
+
+def is_ours(image: Path, out: Path) -> bool:
+    """Return whether a picture is no scene but what an earlier run wrote: an output in `out`, or a preview anywhere."""
+    return is_output_in(image, out) or (image.suffix.lower() == ".png" and is_our_png(image))
 
 
 def refuse_foreign_report(path: Path, *, overwrite: bool) -> None:

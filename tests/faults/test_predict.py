@@ -547,6 +547,22 @@ def test_rows_15_and_16_stopped_and_killed_runs_go_on_where_they_were(
     assert resumed == straight
 
 
+def test_a_second_run_in_place_passes_over_what_the_first_one_wrote(
+    tmp_path: Path, scene_file: Write, model: Path
+) -> None:
+    folder, options = tmp_path / "d", ("-m", model, "--device", "cpu", "--allow-ungeoreferenced")
+    scene_file(folder / "a.png", values((64, 64)), driver="PNG", crs=None, transform=None)
+    for _ in range(2):  # a.tif now stands beside a.png, and would be called the same
+        code, err = in_process("predict", folder, *options, "-o", folder)
+        assert code == 0, err
+    code, err = in_process("preview", folder)
+    assert code == 0, err
+    (tmp_path / "d-preview").rename(folder / "preview")
+    code, err = in_process("predict", folder, *options, "-o", folder)
+    assert code == 0, err
+    assert list(json.loads((folder / "report.json").read_text())["scenes"]) == ["a"]
+
+
 def test_help_is_quick_and_shows_examples(cli: Command) -> None:
     began = time.monotonic()
     result = cli("predict", "--help")
