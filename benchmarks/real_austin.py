@@ -31,7 +31,9 @@ VALIDATION = "val=austin4*"
 SCORES = ("iou", "accuracy", "precision", "recall", "f1", "mcc")
 SCENE, TRUTH = "inria_austin/aerial_sample_image.tif", "inria_austin/aerial_sample_label.tif"
 
-SETTINGS = {"model.weights": "none", "data.crop": 256, "data.batch": 8, "schedule.patience": 0}
+SETTINGS = {
+    "model.weights": "none", "data.crop": 256, "data.batch": 4, "optimizer.lr": 1e-3, "schedule.patience": 0
+}  # fmt: skip
 """Beside these the shipped configuration `small` is used as it is."""
 EPOCHS = 4
 """Times the selecting run validates; the refit stops where the best of these did."""
