@@ -53,8 +53,17 @@ def predict(
         bool, typer.Option("--agreement", help="Write where overlapping windows disagree: 0 to 254 for 0 to 1.")
     ] = False,
     polygons: Annotated[
-        bool, typer.Option("--polygons", help="Write buildings.gpkg over all scenes too; implies --probability.")
+        bool,
+        typer.Option("--polygons", help="Write buildings.gpkg over all scenes too (with --probability); shape it by:"),
     ] = False,
+    min_area_m2: Annotated[float, typer.Option("--min-area-m2", help="Leave smaller buildings out of them.")] = 0.0,
+    crs: Annotated[
+        str | None, typer.Option(help="Reproject them to this CRS, as EPSG:25832.", show_default="each scene's own")
+    ] = None,
+    simplify: Annotated[
+        float, typer.Option(metavar="METRES", help="Let their outlines leave the pixels' edges by up to this.")
+    ] = 0.0,
+    regularise: Annotated[bool, typer.Option("--regularise", help="Straighten their walls and corners.")] = False,
     shard: Annotated[
         str | None,
         typer.Option(help="Predict the I-th of N parts of the scenes; parts may share a folder.", metavar="I/N"),
@@ -92,6 +101,7 @@ def predict(
 
     from aerialseg.cli.console import console_progress, print_json
     from aerialseg.cli.values import band_rule, batch_size, gsd_of, shard_of
+    from aerialseg.geo.polygons import PolygonOptions
     from aerialseg.geo.raster import Access
     from aerialseg.geo.scenes import find_scenes
     from aerialseg.prediction.fleet import predict_anywhere
@@ -103,6 +113,7 @@ def predict(
         window=window, overlap=overlap, blend=blend, tta=tta, gsd_m=gsd_of(gsd),
         neighbours=neighbours == "auto", batch=batch_size(batch), precision=precision, device=device,
         compiled=compiled, probability=probability, agreement=agreement, polygons=polygons,
+        shaping=PolygonOptions(min_area_m2, crs, simplify, regularise),
         rule=band_rule(bands, scale), access=access, shard=shard_of(shard), overwrite=overwrite, fail_fast=fail_fast,
     )  # fmt: skip
     with console_progress() as progress:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 from aerialseg.errors import UsageError, one_line
+from aerialseg.geo.polygons import PolygonOptions
 from aerialseg.geo.raster import Access, BandRule
 from aerialseg.geo.stitching import Blend
 from aerialseg.prediction.tta import Symmetry
@@ -57,6 +58,8 @@ class PredictOptions:
     agreement: bool = False
     polygons: bool = False
     """Draw building polygons of all scenes, too; their mean probability needs the probability rasters."""
+    shaping: PolygonOptions = field(default_factory=PolygonOptions)
+    """What becomes of the polygons' outlines."""
     rule: BandRule = field(default_factory=BandRule)
     access: Access = field(default_factory=Access)
     shard: Shard | None = None
@@ -70,6 +73,8 @@ class PredictOptions:
         return ("probability",) * (self.probability or self.polygons) + ("agreement",) * self.agreement
 
     def __post_init__(self) -> None:
+        if self.shaping != PolygonOptions() and not self.polygons:
+            raise UsageError("--min-area-m2, --crs, --simplify and --regularise shape polygons: give --polygons, too")
         if self.window is not None and self.window < 1:
             raise UsageError(f"--window {self.window}: give 1 or more pixels")
         if self.overlap is not None and not 0 <= self.overlap <= 0.75:

@@ -13,6 +13,7 @@ import rasterio
 
 from aerialseg.errors import OutputError, Stopped, UsageError
 from aerialseg.files import locked
+from aerialseg.geo.polygons import PolygonOptions
 from aerialseg.geo.raster import Access
 from aerialseg.geo.scenes import find_scenes
 from aerialseg.prediction.job import PredictOptions, Shard, predict_scenes
@@ -219,6 +220,20 @@ def test_products_are_left_alone_when_nothing_changed(
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.suffix != ".json"}
     assert run(tall, model, out, polygons=True).products["buildings"]["done_before"]
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_polygons_are_shaped_as_asked_for(tmp_path: Path, tall: Path, model: Path) -> None:
+    out = tmp_path / "out"
+    every = run(tall, model, out, polygons=True).products["buildings"]["kept"]
+    areas = pyogrio.read_dataframe(out / "buildings.gpkg")["area_m2"]
+    shaped = run(tall, model, out, polygons=True, shaping=PolygonOptions(1.0, "EPSG:4326", 0.3))
+    assert [scene.status for scene in shaped.scenes] == ["skipped"]
+    kept = shaped.products["buildings"]["kept"]
+    assert kept == (areas >= 1.0).sum() < every == len(areas)
+    assert shaped.products["buildings"]["removed"] == every - kept
+    assert pyogrio.read_info(out / "buildings.gpkg", layer="buildings")["crs"] == "EPSG:4326"
+    with pytest.raises(UsageError, match="give --polygons, too"):
+        PredictOptions(shaping=PolygonOptions(1.0))
 
 
 def test_a_stranger_s_polygons_are_refused_before_the_work(tmp_path: Path, tall: Path, model: Path) -> None:
