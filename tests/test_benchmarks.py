@@ -40,7 +40,7 @@ def test_a_table_shows_what_is_missing_as_a_dash() -> None:
     ]
 
 
-@pytest.mark.parametrize(("seconds", "expected"), [(295.0, (10, 28)), (9.0, (4, 1)), (1.0, (1, 1)), (-5.0, (1, 1))])
+@pytest.mark.parametrize(("seconds", "expected"), [(295.0, (4, 72)), (9.0, (4, 1)), (1.0, (1, 1)), (-5.0, (1, 1))])
 def test_a_training_budget_is_shared_out_between_steps_and_validations(
     seconds: float, expected: tuple[int, int]
 ) -> None:

@@ -134,7 +134,10 @@ def test_only_the_scene_that_changed_is_cut_again(
     labels = np.zeros((100, 150), np.uint8)
     mask_file(scenes[2].mask, labels)
     assert tile_scenes(scenes, OPTIONS, out).cut == 1
-    scenes[0].image.with_name("austin1.tif.aux.xml").write_text("<PAMDataset/>")
+    side = scenes[0].image.with_name("austin1.tif.aux.xml")
+    side.write_text("<PAMDataset/>")
+    assert tile_scenes(scenes, OPTIONS, out).cut == 0, "it says nothing"
+    side.write_text('<PAMDataset><Metadata><MDI key="AREA_OR_POINT">Area</MDI></Metadata></PAMDataset>')
     assert tile_scenes(scenes, OPTIONS, out).cut == 1, "side files count"
 
 
