@@ -16,6 +16,7 @@ from aerialseg.geo.geobox import GeoBox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -89,10 +90,11 @@ class Group:
 def find_groups(sources: Sequence[Source]) -> list[Group]:
     """Return every scene in exactly one group, those that touch each other in one.
 
-    Linked are scenes of one folder and CRS that are read alike (bands, type, scale) and share an edge or a corner on
-    one pixel grid: the corners of one lie on whole pixels of the other, to a hundredth. So map tiles in degrees are
-    linked, though each row of them has pixels of its own height. A scene that overlaps another one on its grid stays
-    alone, for nobody can say whose pixels are meant; so does one without a place on the ground.
+    Linked are scenes of one CRS that are read alike (bands, type, scale) and share an edge or a corner on one pixel
+    grid: the corners of one lie on whole pixels of the other, to a hundredth. So map tiles in degrees are linked,
+    though each row of them has pixels of its own height. Where scenes overlap, those of one folder are taken to belong
+    together (folders are often years), and one that overlaps another there stays alone, for nobody can say whose
+    pixels are meant; so does a scene without a place on the ground.
     """
     alike: dict[object, list[Source]] = defaultdict(list)
     for index, source in enumerate(sources):
@@ -103,7 +105,7 @@ def find_groups(sources: Sequence[Source]) -> list[Group]:
 def _kind_of(source: Source) -> object:
     """Return what scenes must share to be pieces of one raster, but for their grids."""
     crs = source.box.crs.to_wkt() if source.box.crs is not None else ""
-    return source.path.absolute().parent, crs, source.bands, source.dtype, source.scale
+    return crs, source.bands, source.dtype, source.scale
 
 
 def _connected(sources: Sequence[Source]) -> list[Group]:
@@ -111,6 +113,11 @@ def _connected(sources: Sequence[Source]) -> list[Group]:
     bounds = np.array([_reach(source.box) for source in sources])
     around = [_touching(sources, index, bounds) for index in range(len(sources))]
     overlapping = {index for index, (_, overlaps) in enumerate(around) if overlaps}
+    folders: dict[Path, list[Source]] = defaultdict(list)
+    for source in sources:
+        folders[source.path.absolute().parent].append(source)
+    if overlapping and len(folders) > 1:
+        return [group for members in folders.values() for group in _connected(members)]
     placed: set[int] = set()
     groups = []
     for index in range(len(sources)):

@@ -69,17 +69,26 @@ OTHERS: dict[str, dict[str, Any]] = {
     "another type": {"dtype": "uint16"},
     "other bands": {"bands": (3, 2, 1)},
     "another scale": {"scale": (0.0, 100.0)},
-    "another folder": {"path": Path("/elsewhere/b")},
 }
 
 
 @pytest.mark.parametrize("difference", OTHERS)
 def test_what_is_not_one_raster_is_not_linked(difference: str) -> None:
     changes = {"col": 100, **OTHERS[difference]}
-    path = changes.pop("path", Path("/scenes/b"))
-    other = source("b", 0, changes.pop("col"), **changes)
-    moved = Source(path, *(getattr(other, name) for name in Source.__slots__[1:]))
-    assert len(find_groups([source("a", 0, 0), moved])) == 2
+    assert len(find_groups([source("a", 0, 0), source("b", 0, changes.pop("col"), **changes)])) == 2
+
+
+def in_folder(folder: str, scene: Source) -> Source:
+    return Source(Path(folder, scene.path.name), *(getattr(scene, name) for name in Source.__slots__[1:]))
+
+
+def test_folders_divide_scenes_only_where_scenes_overlap() -> None:
+    year, next_year = (
+        [in_folder(f"/{folder}", source(name, 0, col)) for name, col in (("a", 0), ("b", 100))]
+        for folder in ("2020", "2021")
+    )
+    assert [len(group.members) for group in find_groups([year[0], next_year[1]])] == [2]
+    assert [len(group.members) for group in find_groups([*year, *next_year])] == [2, 2]
 
 
 def test_a_hundredth_of_a_pixel_is_rounding() -> None:
