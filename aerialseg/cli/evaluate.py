@@ -124,6 +124,8 @@ def evaluate(
     rule, access = MaskRule(values, ignored or (), mask_threshold), Access(allow_ungeoreferenced, max_pixels)
     options = EvaluateOptions(rule, access, not pixels_only, where, labelled_area, filtered)
     pairing = pair_predictions(predictions, masks, mask_pattern)
+    read = [path for path in (polygons, labelled_area, *map(Path, masks)) if path is not None]
+    _refuse_inputs(read, scenes, pairing.pairs, report, errors)
     _check_outputs(pairing.pairs, report, errors, scenes, overwrite=overwrite, filtered=filtered)
     drawn = None if polygons is None else _score_polygons(polygons, pairing.pairs, where)
     with console_progress() as progress:
@@ -164,6 +166,20 @@ def command_line(context: typer.Context) -> str:
     return shlex.join(words)
 
 
+def _refuse_inputs(
+    read: list[Path], scenes: list[str] | None, pairs: tuple[Pair, ...], report: Path | None, errors: Path | None
+) -> None:
+    """Raise UsageError when the page or an error map would stand where something lies that is read."""
+    from aerialseg.evaluation.error_maps import BUILDINGS, error_path
+    from aerialseg.files import refuse_input_as_output
+    from aerialseg.geo.scenes import find_scenes
+
+    outputs = [] if report is None else [report]
+    if errors is not None:
+        outputs += [errors / BUILDINGS, *(error_path(errors, pair.name) for pair in pairs)]
+    refuse_input_as_output([*read, *(scene.image for scene in find_scenes(scenes or ()))], outputs)
+
+
 def _check_outputs(
     pairs: tuple[Pair, ...],
     report: Path | None,
@@ -184,9 +200,7 @@ def _check_outputs(
         raise UsageError("--overwrite is about --report and --errors; give one of them too")
     if report is not None:
         from aerialseg.evaluation.report import check_report_path
-        from aerialseg.geo.scenes import find_scenes
 
-        find_scenes(scenes or ())
         check_report_path(report, pairs, overwrite=overwrite)
     if errors is not None:
         from aerialseg.evaluation.error_maps import check_error_folder

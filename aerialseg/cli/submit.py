@@ -46,7 +46,8 @@ def submit(
             progress.start("check", len(expected.sizes), "mask")
             done = check_submission(Path(predictions[0]), expected, progress)
         else:
-            _refuse(out, predictions, overwrite=overwrite)
+            test = [] if test_root is None else [str(test_root)]
+            _refuse(out, [*predictions, *test], overwrite=overwrite)
             done = write_submission(predictions, out, expected, "8-bit" if eight_bit else "1-bit", progress)
             for warning in done.warnings:
                 progress.say(f"warning: {warning}")
@@ -70,11 +71,11 @@ def _expected(test_root: Path | None) -> Expected:
     return Expected.of_benchmark() if test_root is None else Expected.of_folder(test_root)
 
 
-def _refuse(out: Path, predictions: list[str], *, overwrite: bool) -> None:
+def _refuse(out: Path, read: list[str], *, overwrite: bool) -> None:
     from aerialseg.files import prepare_output_folder, refuse_foreign, refuse_input_as_output
     from aerialseg.geo.scenes import find_scenes
 
-    refuse_input_as_output([scene.image for scene in find_scenes(predictions)], [out])
+    refuse_input_as_output([scene.image for given in read for scene in find_scenes([given])], [out])
     prepare_output_folder(out.parent)
     refuse_foreign(out, ours=False, overwrite=overwrite)
 

@@ -107,7 +107,8 @@ def check_error_folder(folder: Path, pairs: Sequence[Pair], *, overwrite: bool) 
     for parent in sorted({folder, *(path.parent for path in outputs)}):
         prepare_output_folder(parent)
     for path in outputs:
-        refuse_foreign(path, ours=_is_ours(path), overwrite=overwrite)
+        for file in (path, path.with_suffix(".qml"), path.with_name(f"{path.name}.aux.xml")):
+            refuse_foreign(file, ours=_is_ours(path), overwrite=overwrite)
     refuse_foreign(folder / BUILDINGS, ours=_is_our_package(folder / BUILDINGS), overwrite=overwrite)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
@@ -119,7 +120,7 @@ def check_submission(path: Path, expected: Expected, progress: Progress) -> Subm
     try:
         with zipfile.ZipFile(path) as archive:
             faults, forms, building = _check_archive(archive, shown, expected, progress)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
         raise BadDataError(
             f"{one_line(path)}: cannot be read as a zip: {one_line(str(error))}; make it again"
         ) from error

@@ -148,3 +148,33 @@ def test_row_16_a_stop_leaves_within_ten_seconds_and_nothing_behind(tmp_path: Pa
     assert running.returncode == 143, err
     assert time.monotonic() - began < 10
     assert list((tmp_path / "new").iterdir()) == []
+
+
+@pytest.mark.parametrize("what", ["report", "errors", "submit", "masks"])
+def test_row_38_nothing_that_is_read_is_ever_written_over(
+    pair: Path, run: Run, scene_file: Write, tree_hashes: Hashes, what: str
+) -> None:
+    scene = scene_file(pair / "img" / "sfo1.tif", size=(700, 700))
+    before = tree_hashes(pair)
+    evaluate = ["evaluate", pair / "out", "--masks", pair / "gt" / "sfo1.tif", "--pixels-only", "-f"]
+    call = {
+        "report": [*evaluate, "--scenes", pair / "img", "--report", scene],
+        "errors": [*evaluate, "--scenes", pair / "img", "--report", pair / "r.html", "--errors", pair / "img"],
+        "submit": ["submit", pair / "out", "--out", scene, "-f", "--test-root", pair / "img"],
+        "masks": [*evaluate, "--report", pair / "gt" / "sfo1.tif"],
+    }[what]
+    code, _, err = run(*call)
+    assert code == 2, err
+    assert "would overwrite the input" in err
+    assert tree_hashes(pair) == before
+
+
+def test_row_38_a_stranger_s_style_beside_an_error_map_stays(pair: Path, run: Run) -> None:
+    style = pair / "errors" / "sfo1.qml"
+    style.parent.mkdir()
+    style.write_text("mine")
+    command = ["evaluate", pair / "out", "--masks", pair / "gt", "--pixels-only", "--errors", pair / "errors"]
+    code, _, err = run(*command)
+    assert (code, style.read_text()) == (73, "mine"), err
+    assert run(*command, "-f")[0] == 0
+    assert run(*command)[0] == 0, "its own files are no stranger's"
