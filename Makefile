@@ -37,6 +37,8 @@ lock: setup  ## resolve the newest versions again, for every supported Python at
 bench: setup  ## measure against the floors and on real pixels; results go to benchmarks/results/
 	$(PYTHON) benchmarks/tile.py --write
 	$(PYTHON) benchmarks/predict.py --write
+	$(PYTHON) benchmarks/polygons.py --write
+	$(PYTHON) benchmarks/evaluate.py --write
 	$(PYTHON) benchmarks/real_austin.py --write
 
 bench-gpu: setup  ## the same questions on an NVIDIA card

@@ -2,7 +2,7 @@
 
 While the network runs, finished strips gather in a part (see `parts`). From it, in a thread of its own, the
 cloud-optimised files are written, verified and given their names, the mask last: where it stands, all of the scene's
-outputs do. What was made from what travels in the file's own metadata, under KEY.
+outputs do. What was made from what travels in the file's own metadata, under `geo.measures.KEY`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from aerialseg import __version__
 from aerialseg.counts import QUANTA
 from aerialseg.errors import AerialsegError, UsageError, one_line
 from aerialseg.files import sha256_of
+from aerialseg.geo.measures import KEY
 from aerialseg.geo.qgis import write_mask_sidecars
 from aerialseg.geo.raster import GeoBox, Layer, open_raster, raster_errors, write_cog
 
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from aerialseg.prediction.seams import SeamTally
 
 NODATA = 255
-KEY = "AERIALSEG_KEY"
 COUNTS = ("AERIALSEG_VALID_PIXELS", "AERIALSEG_BUILDING_PIXELS")
 ENGINE = 2
 """Part of every key: raise it when the same inputs and parameters come to give other pixels."""

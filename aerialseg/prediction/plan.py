@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from aerialseg.errors import AerialsegError, BadDataError, Stopped, UsageError, one_line
 from aerialseg.files import refuse_foreign, sha256_of
 from aerialseg.geo.contents import content_digest
+from aerialseg.geo.measures import KEY
 from aerialseg.geo.raster import BandRule, inspect_scene
 from aerialseg.models.catalog import PRESETS, SIZE_MULTIPLE
 from aerialseg.prediction.canvas import make_canvases
-from aerialseg.prediction.outputs import COUNTS, KEY, SceneFiles, done_key, read_tags, reads_to_the_end, write_sides
+from aerialseg.prediction.outputs import COUNTS, SceneFiles, done_key, read_tags, reads_to_the_end, write_sides
 from aerialseg.prediction.pictures import is_our_png
 from aerialseg.prediction.report import SceneResult
 
