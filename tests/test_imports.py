@@ -15,7 +15,7 @@ import aerialseg
 PACKAGE = Path(aerialseg.__file__).parent
 LAYERS = (
     {"errors"},
-    {"counts", "complaints", "config", "files", "progress"},
+    {"counts", "config", "files", "progress"},
     {"geo"},
     {"models"},
     {"sample", "training", "prediction", "evaluation", "export"},

@@ -1,6 +1,6 @@
 """What is wrong with a configuration, in one line: which line of the file or which override, what, and how many more.
 
-Knows pydantic's complaints as plain dicts; config.py has the values they are about.
+Knows pydantic's complaints as plain dicts; its neighbours have the values they are about.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What is trained and how: TOML files to frozen, checked values.
 
-pydantic lives here and nowhere else. The file says what is trained; the command line's flags say which files and where.
+pydantic lives in this package and nowhere else. The file says what is trained, the flags which files and where.
 Nothing here knows what a preset is or whether a device can hold the batch: models/ and training/ check that.
 """
 
@@ -11,127 +11,32 @@ import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ValidationError
 
-from aerialseg.complaints import explain
+from aerialseg.config.complaints import explain
+from aerialseg.config.data import DataSection, ModelSection
+from aerialseg.config.learning import LossSection, OptimizerSection, RunSection, ScheduleSection
+from aerialseg.config.values import Section
 from aerialseg.errors import ConfigError, one_line
+
+__all__ = [
+    "DataSection",
+    "LossSection",
+    "ModelSection",
+    "OptimizerSection",
+    "RunSection",
+    "ScheduleSection",
+    "TrainConfig",
+    "differences",
+    "load_config",
+    "shipped_configs",
+    "to_toml",
+]
 
 LARGEST_FILE = 100_000
 """Bytes; ours have fewer than 2,000, and a tile or a model given by mistake has millions."""
-
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Weight = Annotated[float, Field(ge=0.0, le=100.0)]
-Count = Annotated[int, Field(ge=0, le=10_000_000)]
-
-
-class Section(BaseModel):
-    """What all sections have in common: frozen, no unknown keys, no quiet conversion of types, no nan."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class ModelSection(Section):
-    """Which network, and what it starts from."""
-
-    preset: str | None = None
-    """A name from `aerialseg models`; or give architecture and encoder."""
-    architecture: str | None = None
-    """A segmentation_models_pytorch architecture: "Unet", "Segformer", ..."""
-    encoder: str | None = None
-    """An encoder of that library: "resnet34", "tu-pvt_v2_b0", ..."""
-    encoder_arguments: dict[str, str | int | float | bool] = Field(default_factory=dict)
-    """Passed to the encoder as they are; a list as text with commas."""
-    weights: str = Field("imagenet", min_length=1)
-    """ "imagenet", "none", or the path of a file with encoder weights."""
-    accept_licence: bool = False
-    """Allows encoders whose licence forbids commercial use; `aerialseg models` names them."""
-
-    @field_validator("encoder_arguments", mode="before")
-    @classmethod
-    def _lists_as_text(cls, arguments: Any) -> Any:
-        """Write `["conv", "window"]` as "conv,window": the model card keeps plain values only."""
-        if not isinstance(arguments, dict):
-            return arguments
-        return {
-            name: ",".join(map(str, value)) if isinstance(value, list) else value for name, value in arguments.items()
-        }
-
-    @model_validator(mode="after")
-    def _names_one_network(self) -> ModelSection:
-        pair = (self.architecture, self.encoder)
-        if self.preset is not None and pair != (None, None):
-            raise ValueError("give preset, or architecture and encoder, not both")
-        if self.preset is None and None in pair:
-            raise ValueError("give preset, or both architecture and encoder")
-        return self
-
-
-class DataSection(Section):
-    """What the network sees of the tiles."""
-
-    crop: int = Field(512, ge=32, le=8192)
-    """Side of the training crops in pixels; also the window that predict uses by default."""
-    batch: int = Field(8, ge=1, le=4096)
-    """Crops per step."""
-    train_on: Literal["train", "all"] = "train"
-    """ "all" trains on the validation tiles too (a last refit): no validation, threshold from [run]."""
-    flips: bool = True
-    """The eight flips and quarter turns, each equally likely."""
-    scale: float = Field(0.25, ge=0.0, le=0.75)
-    """Zoom by a factor from 1 - scale to 1 + scale."""
-    colour: Share = 0.2
-    """Strength of brightness, contrast, hue and saturation changes."""
-    threads: int = Field(0, ge=0, le=256)
-    """Threads that read and augment crops; 0 takes what the machine has, up to 16."""
-    timeout_s: float = Field(300.0, gt=0.0, le=86_400.0)
-    """How long one batch may take to be read before the disk counts as lost."""
-
-
-class LossSection(Section):
-    """Weights of the loss's parts; both are computed in float32 over labelled pixels only."""
-
-    bce: Weight = 1.0
-    dice: Weight = 1.0
-
-    @model_validator(mode="after")
-    def _asks_for_something(self) -> LossSection:
-        if self.bce + self.dice <= 0.0:
-            raise ValueError("one of bce and dice must be above 0")
-        return self
-
-
-class OptimizerSection(Section):
-    """AdamW; norms and biases are not decayed."""
-
-    lr: float = Field(3e-4, gt=0.0, le=1.0)
-    weight_decay: Share = 0.01
-    clip: float = Field(1.0, ge=0.0, le=1e6)
-    """Largest norm of all gradients together; 0 leaves them as they are."""
-
-
-class ScheduleSection(Section):
-    """How long: linear warm-up, then a cosine down to nothing, by step."""
-
-    epochs: int = Field(50, ge=1, le=100_000)
-    steps_per_epoch: Count = 0
-    """0: as many as cover the training area about once."""
-    warmup_steps: Count = 500
-    """At most a tenth of all steps are used for it."""
-    patience: Count = 10
-    """Stop after so many epochs without a better validation IoU; 0 never stops early."""
-
-
-class RunSection(Section):
-    """Everything else a run depends on."""
-
-    seed: int = Field(0, ge=0, le=2**31 - 1)
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    ema: float = Field(0.999, ge=0.0, lt=1.0)
-    """Decay of the averaged weights that are validated and saved; it warms up, so it is safe in short runs; 0: none."""
-    threshold: float = Field(0.5, gt=0.0, lt=1.0)
-    """Used when there is no validation to choose it from."""
 
 
 class TrainConfig(Section):
@@ -169,8 +74,8 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> TrainConfi
 
 def shipped_configs() -> dict[str, Path]:
     """Return the configurations that come with the program, by name."""
-    here = Path(__file__).resolve().parent
-    folder = next((f for f in (here / "configs", here.parent / "configs") if f.is_dir()), None)
+    package = Path(__file__).resolve().parent.parent
+    folder = next((f for f in (package / "configs", package.parent / "configs") if f.is_dir()), None)
     return {} if folder is None else {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
