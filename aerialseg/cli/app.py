@@ -20,6 +20,7 @@ COMMANDS = (
     "polygonize",
     "preview",
     "models",
+    "bench",
     "doctor",
     "sample",
     "demo",
@@ -38,8 +39,11 @@ def build_app() -> typer.core.TyperGroup:
     )
     app.callback()(_common)
     for name in COMMANDS:
-        module = __import__(f"aerialseg.cli.{name}", fromlist=[name])
-        app.command(name)(getattr(module, name))
+        command = getattr(__import__(f"aerialseg.cli.{name}", fromlist=[name]), name)
+        if isinstance(command, typer.Typer):  # a group of commands
+            app.add_typer(command, name=name)
+        else:
+            app.command(name)(command)
     group = typer.main.get_command(app)
     if not isinstance(group, typer.core.TyperGroup):
         raise TypeError("the application must be a group of commands")
