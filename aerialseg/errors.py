@@ -65,7 +65,13 @@ class OutputError(AerialsegError):
 
 
 class StorageError(AerialsegError):
-    """Reading or writing failed half-way: disk full, I/O error."""
+    """Writing failed half-way: disk full, I/O error. Whatever is written next would meet the same disk."""
+
+    exit_code = 74
+
+
+class ReadError(AerialsegError):
+    """Reading one file failed half-way: I/O error. Another file may well be read."""
 
     exit_code = 74
 

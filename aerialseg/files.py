@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from aerialseg.errors import AerialsegError, BadDataError, OutputError, StorageError, UsageError, one_line
+from aerialseg.errors import AerialsegError, BadDataError, OutputError, ReadError, StorageError, UsageError, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
@@ -91,12 +91,12 @@ def write_json(final: Path, value: Any) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of the file's bytes as hex; raises StorageError when it cannot be read."""
+    """Return the SHA-256 of the file's bytes as hex; raises ReadError when it cannot be read."""
     try:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-        raise StorageError(f"{one_line(path)}: cannot be read: {error.strerror}") from error
+        raise ReadError(f"{one_line(path)}: cannot be read: {error.strerror}; check its disk and run again") from error
 
 
 def prepare_output_folder(folder: Path) -> None:

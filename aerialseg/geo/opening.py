@@ -21,7 +21,7 @@ from rasterio._err import CPLE_BaseError
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader, DatasetWriter
 
-from aerialseg.errors import BadDataError, NoInputError, StorageError, UsageError, one_line
+from aerialseg.errors import BadDataError, NoInputError, ReadError, StorageError, UsageError, one_line
 from aerialseg.files import TEMPORARY, output_error
 
 if TYPE_CHECKING:
@@ -122,7 +122,8 @@ def raster_errors(path: Path, place: str = "") -> Iterator[None]:
     except PermissionError as error:
         raise NoInputError(f"{one_line(path)}: may not be read; check its permissions") from error
     except OSError as error:
-        raise StorageError(f"{one_line(path)}: cannot be read: {error.strerror or error}") from error
+        reason = error.strerror or error
+        raise ReadError(f"{one_line(path)}: cannot be read: {reason}; check its disk and run again") from error
 
 
 @contextmanager

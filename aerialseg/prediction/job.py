@@ -130,7 +130,7 @@ def _check(
         try:
             work = replace(work, stamps=stamps_of(work.canvas))
             done = done_before(run, work)
-        except BadDataError as error:
+        except AerialsegError as error:
             journal.record(replace(work.result, status="failed", failure=error))
             continue
         if done is None:

@@ -41,7 +41,7 @@ class Journal:
         return name in self._taken and self._taken[name].status == "failed"
 
     def record(self, result: SceneResult) -> SceneResult:
-        """Note and show a scene's result; raises its failure when the next scene would meet the same disk."""
+        """Note and show a scene's result; raises its failure when the next scene would be written to the same disk."""
         self.results[result.name] = result
         if result.status == "skipped" and result.name in self._taken:  # done a moment ago, by another process
             self.results[result.name] = self._taken[result.name]

@@ -328,6 +328,24 @@ def test_row_12_max_pixels_names_the_flag(tmp_path: Path, scene: Path, run: Run,
     assert "80x70 is 5.6e+03 pixels, more than --max-pixels 5000" in err
 
 
+def test_an_input_that_cannot_be_read_fails_alone(tmp_path: Path, scene: Path, scene_file: Write, model: Path) -> None:
+    """/proc/self/mem is a file that opens and gives "Input/output error", here as a side file of one scene."""
+    scene_file(scene.with_name("austin2.tif"), values())
+    scene_file(scene.with_name("austin3.tif"), values())
+    scene.with_name("austin2.tif-wal").symlink_to("/proc/self/mem")
+    out = tmp_path / "out"
+    for statuses in (["done", "failed", "done"], ["skipped", "failed", "skipped"]):
+        code, err = in_process("predict", scene.parent, "-m", model, "-o", out, "--device", "cpu")
+        report = json.loads((out / "report.json").read_text())["scenes"]
+        assert [entry["status"] for entry in report.values()] == statuses
+        assert code == 3
+        assert report["austin2"]["error"]["exit_code"] == 74
+        assert f"error: {scene.parent}/austin2.tif-wal: cannot be read: Input/output error" in err
+    code, err = in_process("predict", scene.with_name("austin2.tif"), "-m", model, "-o", tmp_path / "alone")
+    assert code == 74
+    assert not list((tmp_path / "alone").glob("*.tif"))
+
+
 @pytest.mark.parametrize("place", ["a file in the way", "a file on the way", "read-only"])
 def test_row_17_unwritable_outputs(tmp_path: Path, scene: Path, run: Run, model: Path, place: str) -> None:
     (tmp_path / "file").write_text("mine")
