@@ -8,6 +8,13 @@ from pydantic import Field, field_validator, model_validator
 
 from aerialseg.config.values import Section, Share
 
+STRENGTHS: dict[str, dict[str, bool | float]] = {
+    "light": {"flips": True, "scale": 0.1, "colour": 0.1, "wear": 0.0},
+    "medium": {"flips": True, "scale": 0.25, "colour": 0.2, "wear": 0.0},
+    "strong": {"flips": True, "scale": 0.4, "colour": 0.35, "wear": 0.25},
+}
+"""What each level of `data.augment` sets."""
+
 
 class ModelSection(Section):
     """Which network, and what it starts from."""
@@ -54,13 +61,24 @@ class DataSection(Section):
     """Crops per step."""
     train_on: Literal["train", "all"] = "train"
     """ "all" trains on the validation tiles too (a last refit): no validation, threshold from [run]."""
+    augment: Literal["light", "medium", "strong"] = "medium"
+    """Sets the next four together; each may also be given on its own."""
     flips: bool = True
     """The eight flips and quarter turns, each equally likely."""
     scale: float = Field(0.25, ge=0.0, le=0.75)
     """Zoom by a factor from 1 - scale to 1 + scale."""
     colour: Share = 0.2
     """Strength of brightness, contrast, hue and saturation changes."""
+    wear: Share = 0.0
+    """How often each of blur, noise and a change of gamma strikes, as of a worse camera, haze or a low sun."""
     threads: int = Field(0, ge=0, le=256)
     """Threads that read and augment crops; 0 takes what the machine has, up to 16."""
     timeout_s: float = Field(300.0, gt=0.0, le=86_400.0)
     """How long one batch may take to be read before the disk counts as lost."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_strengths(cls, values: Any) -> Any:
+        """Take what the level of augmentation says for what is not given."""
+        level = values.get("augment", "medium") if isinstance(values, dict) else None
+        return {**STRENGTHS[level], **values} if isinstance(level, str) and level in STRENGTHS else values
