@@ -202,7 +202,7 @@ def _stream(journal: Journal, work: Work, forward: Forward, finisher: _Finisher)
     key = in_background(partial(_part_key, run, work, forward), "hasher")
     try:
         skip = 0
-        if part.keyed and not run.options.overwrite:
+        if part.keyed:  # also to overwrite: it holds what this very run began, or would compute
             _wait(key, run.progress)
             skip = part.finished(key.result())
         run.progress.advance(skip * work.box.width / 1e6)
@@ -251,8 +251,10 @@ def _finish(run: Run, work: Work, part: Part, seams: SeamTally, began: float) ->
 
 def _part_key(run: Run, work: Work, forward: Forward) -> bytes:
     """Return what a part must be made from to be gone on with: what promises equal bytes, not only equal pixels."""
-    settings = forward.settings
-    exact = (run.key(work.canvas), settings.batch, str(settings.device), settings.precision, run.options.compiled)
+    import torch
+
+    settings, version = forward.settings, (torch.__version__, torch.get_num_threads())
+    exact = (run.key(work.canvas), settings.batch, str(settings.device), settings.precision, settings.compile, version)
     return hashlib.sha256(repr(exact).encode()).digest()
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pyogrio
 import pytest
 import rasterio
+import torch
 
 from aerialseg.errors import OutputError, Stopped, UsageError
 from aerialseg.files import locked
@@ -77,6 +78,30 @@ def test_a_run_stopped_inside_a_scene_goes_on_there(
         assert [p.name for p in out.glob(".aerialseg-*")] == [".aerialseg-lock"]
         assert products(tree_hashes(out)) == products(tree_hashes(tmp_path / "straight"))
     assert resumed[0] < resumed[-1] < 400, "a stop loses a few windows, not the scene"
+
+
+def test_overwriting_that_was_stopped_goes_on_inside_the_scene_too(
+    tmp_path: Path, tall: Path, model: Path, tree_hashes: Hashes
+) -> None:
+    out = tmp_path / "out"
+    run(tall, model, out)
+    before = products(tree_hashes(out))
+    with pytest.raises(Stopped):
+        run(tall, model, out, StopAfter(9), overwrite=True)
+    (scene,) = run(tall, model, out, overwrite=True).scenes
+    assert (scene.status, scene.resumed_rows > 0) == ("done", True)
+    assert products(tree_hashes(out)) == before
+    assert run(tall, model, out, overwrite=True).scenes[0].resumed_rows == 0, "what is finished is redone"
+
+
+def test_another_number_of_threads_begins_anew(tmp_path: Path, tall: Path, model: Path) -> None:
+    with pytest.raises(Stopped):
+        run(tall, model, tmp_path / "out", StopAfter(9))
+    torch.set_num_threads(2)
+    try:
+        assert run(tall, model, tmp_path / "out").scenes[0].resumed_rows == 0, "its last digits may differ"
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_what_was_begun_with_other_options_or_pixels_is_not_gone_on_with(
