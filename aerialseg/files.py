@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
 
 TEMPORARY = ".aerialseg-"
+WORKING = f"{TEMPORARY}work-"
 LOCK = f"{TEMPORARY}lock"
 SHARING_S = 5.0
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -55,6 +56,25 @@ def temporary_file(folder: Path, suffix: str) -> Iterator[Path]:
     finally:
         path.unlink(missing_ok=True)
         Path(f"{path}.aux.xml").unlink(missing_ok=True)
+
+
+@contextmanager
+def working_folder(parent: Path) -> Iterator[Path]:
+    """Yield an empty folder in `parent`, removed at the end with all that is in it.
+
+    Those that killed runs left in `parent` are removed first. It is locked while it is used: so a sweep can tell.
+    """
+    with _output_errors(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        for other in parent.glob(f"{WORKING}*/"):
+            _sweep_folder(other)
+        folder = parent / f"{WORKING}{secrets.token_hex(6)}"
+        folder.mkdir()
+    try:
+        with locked(folder):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def commit(temporary: Path, final: Path) -> None:
@@ -175,15 +195,30 @@ def _lock(stream: IO[str], kind: int) -> bool:
 def sweep(folder: Path, keep: Collection[Path] = ()) -> int:
     """Remove the temporaries that killed runs left below `folder`, and return how many; call it with the lock held.
 
-    A folder further down with a lock of its own is another run's, which may be alive, and is left alone.
+    A folder further down with a lock of its own is another run's, which may be alive, and is left alone; a working
+    folder goes as a whole when nobody holds its lock.
     """
-    found = [path for path in folder.rglob(f"{TEMPORARY}*") if not path.is_dir()]
+    working = {path for path in folder.rglob(f"{WORKING}*") if path.is_dir()}
+    swept = sum(map(_sweep_folder, working))
+    found = [path for path in folder.rglob(f"{TEMPORARY}*") if not path.is_dir() and working.isdisjoint(path.parents)]
     others = [path.parent for path in found if path.name == LOCK and path.parent != folder]
     stale = [path for path in found if path.name != LOCK and not any(map(path.is_relative_to, others))]
     stale = [path for path in stale if path not in keep]
     for path in stale:
         path.unlink(missing_ok=True)
-    return len(stale)
+    return len(stale) + swept
+
+
+def _sweep_folder(folder: Path) -> bool:
+    """Remove a working folder whose run is gone; return whether it was. One without a lock was never in use."""
+    if not (folder / LOCK).is_file() or folder.is_symlink():
+        return False
+    try:
+        with locked(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+    except OutputError:
+        return False
+    return True
 
 
 def require_space(folder: Path, needed: int) -> None:

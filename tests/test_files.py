@@ -50,6 +50,29 @@ def test_a_sweep_spares_the_temporaries_of_a_run_in_a_folder_below(tmp_path: Pat
     assert not dead.exists()
 
 
+def test_a_working_folder_goes_at_the_end_and_one_of_a_killed_run_with_the_next_or_a_sweep(tmp_path: Path) -> None:
+    script = (
+        "import os, signal, sys; from pathlib import Path; from aerialseg import files\n"
+        "with files.working_folder(Path(sys.argv[1])) as f:\n"
+        "    (f / 'first').mkdir(); (f / 'first' / files.LOCK).touch(); (f / 'first' / 'x.tif').write_text('half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+
+    def killed() -> None:
+        assert subprocess.run([sys.executable, "-c", script, tmp_path], check=False).returncode == -signal.SIGKILL
+        assert len(list(tmp_path.glob(f"{files.WORKING}*/first/x.tif"))) == 1
+
+    killed()
+    with files.working_folder(tmp_path) as alive:
+        assert list(tmp_path.iterdir()) == [alive]
+        (alive / "mine").touch()
+        killed()
+        assert files.sweep(tmp_path) == 1
+        with files.working_folder(tmp_path):
+            assert (alive / "mine").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
 HOLDER = """
 import sys
 from pathlib import Path
