@@ -13,7 +13,7 @@ from aerialseg.errors import ConfigError
 GOOD = '[model]\npreset = "unet-r18"\n\n[optimizer]\nlr = 1e-4\n'
 
 CASES = {
-    "misspelt beside missing": ("[data]\ncropp = 64\n", "line 2: data.cropp: unknown key; known here: batch"),
+    "misspelt beside missing": ("[data]\ncropp = 64\n", "line 2: data.cropp: unknown key; known here: augment, batch"),
     "unknown key": (GOOD + "learning_rate = 1e-4\n", "line 6: optimizer.learning_rate: unknown key; known here: clip"),
     "unknown section": (GOOD + "\n[optimiser]\nlr = 1\n", "line 7: optimiser: unknown key; known here: data"),
     "missing model": ("[data]\ncrop = 512\n", "model: missing"),

@@ -57,8 +57,49 @@ def test_colour_changes_pixels_by_its_strength_and_labels_never(bands: int) -> N
     assert 0 < changes[0] < changes[1]
 
 
+@pytest.mark.parametrize("bands", [1, 3, 5])
+def test_wear_strikes_as_often_as_it_says_and_labels_never(bands: int) -> None:
+    struck = []
+    for share in (0.0, 0.2, 1.0):
+        augment = Augmentation(DataSection(crop=32, flips=False, colour=0.0, wear=share), bands)
+        rough = np.random.default_rng(0).integers(20, 200, (32, 32, bands), np.uint8)
+        results = [augment(rough, *ramp()[1:], 10 * seed) for seed in range(300)]
+        struck.append(np.mean([not np.array_equal(r[0], rough) for r in results]))
+        assert all(np.array_equal(r[1], ramp()[1]) and np.array_equal(r[2], ramp()[2]) for r in results)
+        assert all(r[0].shape == (32, 32, bands) and r[0].dtype == np.uint8 for r in results)
+    assert struck[0] == 0.0 and struck[2] == 1.0 and struck[1] == pytest.approx(1 - 0.8**3, abs=0.1)
+
+
+def test_worn_crops_are_smoother_noisier_and_of_another_gamma() -> None:
+    pixels, target, valid = ramp()
+    augment = Augmentation(DataSection(crop=32, flips=False, colour=0.0, wear=1.0), 3)
+    flat = np.full_like(pixels, 128)
+    worn = [augment(flat, target, valid, seed)[0].astype(float) for seed in range(60)]
+    assert np.mean([crop.std() for crop in worn]) == pytest.approx(0.025 * 255, rel=0.3)
+    means = [crop.mean() for crop in worn]
+    assert min(means) < 105 and max(means) > 145
+    edge = np.where(np.arange(32) < 16, 20, 220).astype(np.uint8)[None, :, None] * np.ones((32, 1, 3), np.uint8)
+    steps = [np.abs(np.diff(augment(edge, target, valid, seed)[0].mean((0, 2)))).max() for seed in range(20)]
+    assert max(steps) < 110, "a hard edge of 200 is spread over three pixels or more"
+
+
+def test_each_level_changes_more_than_the_one_before_and_single_keys_count_above_it() -> None:
+    levels = [DataSection(augment=level) for level in ("light", "medium", "strong")]
+    assert levels[1] == DataSection() == DataSection(flips=True, scale=0.25, colour=0.2, wear=0.0)
+    for key in ("scale", "colour", "wear"):
+        values = [getattr(level, key) for level in levels]
+        assert values == sorted(values) and values[0] < values[2]
+    own = DataSection(augment="strong", colour=0.0)
+    assert own.colour == 0.0 and own.scale == levels[2].scale
+    changed = []
+    for level in ("light", "medium", "strong"):
+        augment = Augmentation(DataSection(crop=32, augment=level, flips=False), 3)
+        changed.append(np.mean([np.abs(augment(*ramp(), seed)[0] - ramp()[0].astype(float)) for seed in range(100)]))
+    assert changed == sorted(changed) and changed[2] > 1.5 * changed[0]
+
+
 def test_the_seed_alone_decides() -> None:
-    section = DataSection(crop=32)
+    section = DataSection(crop=32, augment="strong")
     first, second = Augmentation(section, 3), Augmentation(section, 3)
     for seed in range(5):
         second(*ramp(), seed + 100)  # another history
