@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 HUB_TIMEOUT_S = 10.0
 PERMISSIVE = frozenset({"apache-2.0", "mit", "bsd-3-clause", "bsd-2-clause", "cc-by-4.0", "isc"})
+NESTED = ("state_dict", "model_state_dict", "model", "model_state")
+"""Where programs keep the weights inside a checkpoint."""
 PREFIXES = ("network.encoder.", "model.encoder.", "module.encoder.", "encoder.", "module.")
 HEADS = ("fc_", "head_", "classifier_", "last_linear_", "norm_")
 INSTEAD = 'set weights = "none", or weights = "FILE" to a local .safetensors or .pth file of the encoder'
@@ -90,7 +92,9 @@ def load_encoder_weights(encoder: nn.Module, path: Path, bands: int) -> None:
     import torch
     from timm.models import adapt_input_conv
 
-    given = {_plain(name): tensor for name, tensor in _without_prefix(_read(path)).items()}
+    if not path.is_file():
+        raise NoInputError(f"{one_line(path)}: no such file of encoder weights; {INSTEAD}")
+    given = {_plain(name): tensor for name, tensor in _without_prefix(read_tensors(path)).items()}
     wanted = {_plain(name): tensor for name, tensor in encoder.state_dict().items()}
     missing = [name for name in wanted if name not in given and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in given if name not in wanted and not _is_head(name)]
@@ -114,14 +118,19 @@ def load_encoder_weights(encoder: nn.Module, path: Path, bands: int) -> None:
             target.copy_(source)
 
 
-def _read(path: Path) -> Mapping[str, Tensor]:
+def read_tensors(path: Path) -> Mapping[str, Tensor]:
+    """Return the named tensors of a .safetensors file or of a state dict that torch saved, on the CPU.
+
+    A state dict may lie inside a checkpoint, under one of `NESTED`. Nothing in the file is run; raises ModelError when
+    it is damaged or holds more than plain values.
+    """
     import torch
     from safetensors.torch import load_file
 
-    if not path.is_file():
-        raise NoInputError(f"{one_line(path)}: no such file of encoder weights; {INSTEAD}")
     try:
-        if path.suffix == ".safetensors":
+        with path.open("rb") as stream:
+            plain = stream.read(9)[8:] == b"{"  # safetensors: the header's length in eight bytes, then JSON
+        if plain:
             return load_file(path)
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # broken bytes bring the reader of pickles down in many ways
@@ -129,7 +138,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
             f"{one_line(path)}: cannot be read as tensors only ({first_line(error)}); files that hold anything else are"
             " refused, for they can run code"
         ) from error
-    for key in ("state_dict", "model", "model_state"):
+    for key in NESTED:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict):
