@@ -1,4 +1,8 @@
-"""What training minimises: binary cross-entropy plus Dice, in float32, over labelled pixels only."""
+"""What training minimises: a weighted sum of losses of building against ground, in float32, over labelled pixels only.
+
+Every loss but Lovasz is a ratio of sums over the batch, and each such sum passes through `pooled` before the division:
+whoever trains on several devices adds them up there, and the loss becomes that of the whole batch.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +12,26 @@ import torch
 from torch.nn import functional
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeAlias
+
     from torch import Tensor
 
     from aerialseg.config import LossSection
+
+    Pooling: TypeAlias = Callable[[Tensor], Tensor]
 
 IGNORE = 255
 """The target value of pixels that teach nothing: no label, or no data in the scene."""
 
 
-def building_loss(logits: Tensor, target: Tensor, weights: LossSection) -> Tensor:
-    """Return the weighted sum of cross-entropy and Dice loss as a float32 scalar.
+def building_loss(logits: Tensor, target: Tensor, weights: LossSection, pooled: Pooling = lambda sums: sums) -> Tensor:
+    """Return the weighted sum of the losses that `weights` asks for as a float32 scalar.
 
-    `logits` is [N, 1, H, W] of any float type, `target` uint8 [N, H, W] with 0 background, 1 building and IGNORE. A
-    batch without a labelled pixel gives 0 with gradient 0. Sums are taken in float32: in float16 the sum over one
-    512 px crop already passes that type's largest number, 65,504.
+    `logits` is [N, 1, H, W] of any float type, `target` uint8 [N, H, W] with 0 background, 1 building and IGNORE.
+    `pooled` takes float32 sums of this batch, a vector, and returns those of all batches that count as one, with
+    gradients. A batch without a labelled pixel gives 0 with gradient 0. Sums are taken in float32: in float16 the sum
+    over one 512 px crop already passes that type's largest number, 65,504.
     """
     labelled = target != IGNORE
     # Replaced before any arithmetic: an infinity times a weight of 0 would be nan in the gradient.
@@ -29,23 +39,90 @@ def building_loss(logits: Tensor, target: Tensor, weights: LossSection) -> Tenso
     truth = torch.where(labelled, target, 0).float()
     loss = scores.new_zeros(())
     if weights.bce > 0:
-        loss = loss + weights.bce * _cross_entropy(scores, truth, labelled)
+        loss = loss + weights.bce * _mean(_cross_entropy(scores, truth), labelled, pooled)
     if weights.dice > 0:
-        loss = loss + weights.dice * _dice(scores, truth, labelled)
+        loss = loss + weights.dice * _dice(scores, truth, labelled, pooled)
+    if weights.tversky > 0:
+        loss = loss + weights.tversky * _tversky(scores, truth, labelled, weights.tversky_misses, pooled)
+    if weights.focal > 0:
+        loss = loss + weights.focal * _mean(_focal(scores, truth, weights.focal_gamma), labelled, pooled)
+    if weights.boundary > 0:
+        near = near_edges(target, weights.boundary_px)
+        loss = loss + weights.boundary * _mean(_cross_entropy(scores, truth), near, pooled)
+    if weights.lovasz > 0:
+        loss = loss + weights.lovasz * _lovasz(scores, truth, labelled)
     return loss
 
 
-def _cross_entropy(scores: Tensor, truth: Tensor, labelled: Tensor) -> Tensor:
-    """Average the cross-entropy over labelled pixels."""
-    each = functional.binary_cross_entropy_with_logits(scores, truth, reduction="none")
-    return torch.where(labelled, each, 0.0).sum() / labelled.sum().clamp(min=1)
+def near_edges(target: Tensor, reach: int) -> Tensor:
+    """Return where, bool [N, H, W], a labelled pixel has one of the other class within `reach` rows and columns."""
+    seen = []
+    for label in (0, 1):
+        found = (target == label).float()[:, None]
+        for kernel, margin in (((2 * reach + 1, 1), (reach, 0)), ((1, 2 * reach + 1), (0, reach))):
+            found = functional.max_pool2d(found, kernel, stride=1, padding=margin)
+        seen.append(found[:, 0] > 0)
+    return seen[0] & seen[1] & (target != IGNORE)
 
 
-def _dice(scores: Tensor, truth: Tensor, labelled: Tensor) -> Tensor:
+def _mean(each: Tensor, counted: Tensor, pooled: Pooling) -> Tensor:
+    """Average the counted pixels' values."""
+    total, count = pooled(torch.stack([torch.where(counted, each, 0.0).sum(), counted.sum().float()]))
+    return total / count.clamp(min=1)
+
+
+def _cross_entropy(scores: Tensor, truth: Tensor) -> Tensor:
+    return functional.binary_cross_entropy_with_logits(scores, truth, reduction="none")
+
+
+def _focal(scores: Tensor, truth: Tensor, gamma: float) -> Tensor:
+    """Return cross-entropy times (1 - probability of the truth)^gamma: what is right already counts less.
+
+    Lin et al., arXiv:1708.02002. The power is an exponential of a logarithm, whose gradient is finite everywhere.
+    """
+    signed = torch.where(truth == 1, scores, -scores)
+    return torch.exp(-gamma * functional.softplus(signed)) * functional.softplus(-signed)
+
+
+def _overlaps(scores: Tensor, truth: Tensor, labelled: Tensor, pooled: Pooling) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the sums of probability on buildings, of probability, and of buildings."""
+    probability = torch.where(labelled, scores.sigmoid(), 0.0)
+    overlap, predicted, building = pooled(
+        torch.stack([(probability * truth).sum(), probability.sum(), truth.sum()])
+    ).unbind()
+    return overlap, predicted, building
+
+
+def _dice(scores: Tensor, truth: Tensor, labelled: Tensor, pooled: Pooling) -> Tensor:
     """Return 1 - Dice, pooled over the batch so that crops without buildings do not each count as a perfect one.
 
     The 1 added above and below the line makes a batch without buildings cost 0 when nothing is found.
     """
-    probability = torch.where(labelled, scores.sigmoid(), 0.0)
-    overlap = (probability * truth).sum()
-    return 1.0 - (2.0 * overlap + 1.0) / (probability.sum() + truth.sum() + 1.0)
+    overlap, predicted, building = _overlaps(scores, truth, labelled, pooled)
+    return 1.0 - (2.0 * overlap + 1.0) / (predicted + building + 1.0)
+
+
+def _tversky(scores: Tensor, truth: Tensor, labelled: Tensor, misses: float, pooled: Pooling) -> Tensor:
+    """Return Dice loss in which missed buildings weigh `misses` and invented ones the rest; Dice itself at 0.5.
+
+    Salehi et al., arXiv:1706.05721.
+    """
+    overlap, predicted, building = _overlaps(scores, truth, labelled, pooled)
+    wrong = misses * (building - overlap) + (1.0 - misses) * (predicted - overlap)
+    return 1.0 - (overlap + 0.5) / (overlap + wrong + 0.5)
+
+
+def _lovasz(scores: Tensor, truth: Tensor, labelled: Tensor) -> Tensor:
+    """Return the Lovasz hinge: a convex bound that at hard predictions is the Jaccard loss, 1 - IoU, of the batch.
+
+    Berman et al., arXiv:1705.08790. Pixels by falling hinge error, each error times what its pixel adds to the Jaccard
+    loss once all before it are wrong. That is written out, 1 / union for a building and intersection / (union (union
+    - 1)) for ground, for of millions of pixels the difference of two Jaccard losses is lost in float32.
+    """
+    errors = torch.where(labelled, 1.0 - scores * (2.0 * truth - 1.0), -torch.inf).flatten()
+    errors, order = errors.sort(descending=True, stable=True)
+    building = truth.flatten()[order] == 1
+    missed = building.cumsum(0)
+    union = missed[-1] + torch.arange(1, len(building) + 1, device=missed.device) - missed
+    ground = torch.where(union > 1, (missed[-1] - missed) / (union.float() * (union - 1).clamp(min=1)), 1.0)
+    return torch.dot(functional.relu(errors), torch.where(building, 1.0 / union, ground))

@@ -14,7 +14,7 @@ GOOD = '[model]\npreset = "unet-r18"\n\n[optimizer]\nlr = 1e-4\n'
 
 CASES = {
     "misspelt beside missing": ("[data]\ncropp = 64\n", "line 2: data.cropp: unknown key; known here: augment, batch"),
-    "unknown key": (GOOD + "learning_rate = 1e-4\n", "line 6: optimizer.learning_rate: unknown key; known here: clip"),
+    "unknown key": (GOOD + "learning_rate = 1e-4\n", "line 6: optimizer.learning_rate: unknown key; known here: accumulate"),
     "unknown section": (GOOD + "\n[optimiser]\nlr = 1\n", "line 7: optimiser: unknown key; known here: data"),
     "missing model": ("[data]\ncrop = 512\n", "model: missing"),
     "text for a number": (GOOD.replace("1e-4", '"1e-4"'), "line 5: optimizer.lr: input should be a valid number"),
@@ -31,7 +31,7 @@ CASES = {
     "date": (GOOD + "[run]\nseed = 2026-01-01\n", "line 7: run.seed"),
     "table for a number": (GOOD + "[run.seed]\na = 1\n", "line 6: run.seed"),
     "list for a table": ("model = [1]\n", "line 1: model"),
-    "no loss at all": (GOOD + "[loss]\nbce = 0\ndice = 0\n", "line 6: loss: one of bce and dice must be above 0"),
+    "no loss at all": (GOOD + "[loss]\nbce = 0\ndice = 0\n", "line 6: loss: one of bce, dice, lovasz"),
     "two networks": (GOOD.replace("\n\n", '\nencoder = "resnet34"\n\n'), "line 1: model: give preset, or architecture"),
     "broken TOML": ("[model\npreset = 3", "not valid TOML: "),
     "key twice": (GOOD + "lr = 2e-4\n", "not valid TOML: "),
@@ -65,7 +65,7 @@ def test_a_wrong_file_is_named_with_line_and_key(tmp_path: Path, text: str, expe
         "model.preset.name=1": "preset is a value, not a section",
         "data.crop=1\ncrop=2": "--set data.crop",
         "foo.bar=1": "--set foo.bar: foo: unknown key; known here: data, loss, model",
-        "loss.bce=0": "--set loss.bce: loss: one of bce and dice must be above 0",
+        "loss.bce=0": "--set loss.bce: loss: one of bce, dice, lovasz, focal, tversky and boundary must be above 0",
     }.items(),
 )
 def test_a_wrong_override_is_named(tmp_path: Path, override: str, expected: str) -> None:
@@ -79,7 +79,7 @@ def test_a_wrong_override_is_named(tmp_path: Path, override: str, expected: str)
 def test_an_override_is_not_blamed_for_what_the_file_says(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text(GOOD + "[loss]\nbce = 0.0\ndice = 0.0\n")
-    with pytest.raises(ConfigError, match=r"c\.toml: line 6: loss: one of bce and dice"):
+    with pytest.raises(ConfigError, match=r"c\.toml: line 6: loss: one of bce, dice"):
         load_config(path, ["data.crop=64", "loss.dice=0"])
     path.write_text(GOOD.replace("1e-4", '"slow"'))
     with pytest.raises(ConfigError, match=r"^--set optimizer.lr: .*, found 'fast'"):
@@ -116,5 +116,6 @@ def test_the_command_ends_with_78_before_anything_is_written(run, tmp_path: Path
     path.write_text(GOOD + "learning_rate = 1\n")
     code, out, err = run("train", tmp_path / "tiles", "-c", path, "-o", tmp_path / "run")
     assert (code, out) == (78, "")
-    assert err == f"error: {path}: line 6: optimizer.learning_rate: unknown key; known here: clip, lr, weight_decay\n"
+    known = "accumulate, clip, encoder_lr, lr, weight_decay"
+    assert err == f"error: {path}: line 6: optimizer.learning_rate: unknown key; known here: {known}\n"
     assert not (tmp_path / "run").exists()
