@@ -63,15 +63,23 @@ class Group:
     visible: bool = True
 
 
-def write_project(path: Path, groups: Sequence[Group], frame: Sequence[GeoBox], say: Callable[[str], None]) -> None:
+def write_project(
+    path: Path,
+    groups: Sequence[Group],
+    frame: Sequence[GeoBox],
+    say: Callable[[str], None],
+    *,
+    overwrite: bool = False,
+) -> None:
     """Write a QGIS project of the groups, from the top down, that opens on all of `frame`.
 
     The project's CRS is the one in which most of the frame's pixels lie. A project that a user has saved stays; `say`
-    is told so, and of layers whose names no project can hold. Raises OutputError for a stranger's file at `path`.
+    is told so, and of layers whose names no project can hold. Raises OutputError for a stranger's file at `path`, which
+    `overwrite` replaces.
     """
     fitting = [Group(group.name, _nameable(group.layers, say), group.visible) for group in groups]
     text = _project(path, [group for group in fitting if group.layers], frame)
-    note = write_sealed(path, _zipped(text), remembers=was_ours)
+    note = write_sealed(path, _zipped(text), remembers=was_ours, overwrite=overwrite)
     if note is not None:
         say(note)
 

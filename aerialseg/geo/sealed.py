@@ -11,8 +11,8 @@ import os
 import re
 from typing import TYPE_CHECKING, Literal
 
-from aerialseg.errors import OutputError, one_line
-from aerialseg.files import write_bytes
+from aerialseg.errors import one_line
+from aerialseg.files import refuse_foreign, write_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,20 +58,19 @@ def origin_of(path: Path, remembers: Callable[[bytes], bool] | None = None) -> O
     return "ours" if seals[-1] == _seal_of(blank) else "edited"
 
 
-def write_sealed(path: Path, content: bytes, *, remembers: Callable[[bytes], bool] | None = None) -> str | None:
+def write_sealed(
+    path: Path, content: bytes, *, remembers: Callable[[bytes], bool] | None = None, overwrite: bool = False
+) -> str | None:
     """Write a sealed file unless it is there already; return a line about a user's edit, which stays.
 
-    Raises OutputError for a stranger's file at `path`.
+    Raises OutputError for a stranger's file at `path`, which `overwrite` replaces.
     """
     sealed = seal(content)
     origin = origin_of(path, remembers)
-    if origin == "foreign":
-        raise OutputError(
-            f"{one_line(path)}: exists and was not written by aerialseg; move it away or give another folder with -o"
-        )
+    refuse_foreign(path, ours=origin != "foreign", overwrite=overwrite)
     if origin == "edited":
         return f"{one_line(path)}: was changed since aerialseg wrote it and stays as it is; delete it to have it anew"
-    if origin == "absent" or path.is_symlink() or path.read_bytes() != sealed:
+    if origin in ("absent", "foreign") or path.is_symlink() or path.read_bytes() != sealed:
         write_bytes(path, sealed)
     return None
 

@@ -22,15 +22,19 @@ from aerialseg.geo.sealed import BLANK, origin_of, write_sealed
 from aerialseg.geo.styles import MASK_CLASSES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
     from xml.etree.ElementTree import Element
+
+    from rasterio.crs import CRS
 
 Kind = Literal["mask", "probability"]
 
 NODATA = 255
 CONTENT = "AERIALSEG_CONTENT"
 """The metadata item that holds a digest of what the mosaic shows."""
+SINGLE = "mosaic.vrt"
+"""What the only mosaic of a folder is called."""
 LARGEST = 2**31 - 1
 """GDAL counts rows and columns in 32 bits."""
 NOTICED_SHIFT = 0.1
@@ -66,14 +70,17 @@ class Mosaic:
     parts: tuple[Part, ...]
 
 
-def write_mosaics(folder: Path, parts: Sequence[Part], kind: Kind, say: Callable[[str], None]) -> tuple[Mosaic, ...]:
+def write_mosaics(
+    folder: Path, parts: Sequence[Part], kind: Kind, say: Callable[[str], None], *, overwrite: bool = False
+) -> tuple[Mosaic, ...]:
     """Write a mosaic for each CRS into `folder`, and return those that stand there now.
 
     With one CRS it is mosaic.vrt, else mosaic-EPSG-26914.vrt and so on; mosaics of ours that no longer apply are
-    removed. `say` is told what is left out and why. Raises OutputError for a stranger's file in the way.
+    removed. `say` is told what is left out and why. Raises OutputError for a stranger's file in the way, which
+    `overwrite` replaces.
     """
     groups = _groups(parts, say)
-    names = ["mosaic.vrt"] if len(groups) == 1 else [f"mosaic-{_label(group[0])}.vrt" for group in groups]
+    names = [SINGLE] if len(groups) == 1 else [_name(group[0].box) for group in groups]
     wanted: dict[Path, tuple[str, Mosaic]] = {}
     for name, group in zip(names, groups, strict=True):
         text = _text(folder, group, kind, say)
@@ -83,10 +90,16 @@ def write_mosaics(folder: Path, parts: Sequence[Part], kind: Kind, say: Callable
         if (stale not in wanted and origin_of(stale) == "ours") or _only_measured(stale):
             stale.unlink()
     for path, (text, _) in wanted.items():
-        note = write_sealed(path, text.encode())
+        note = write_sealed(path, text.encode(), overwrite=overwrite)
         if note is not None:
             say(note)
     return tuple(mosaic for _, mosaic in wanted.values())
+
+
+def mosaic_names(boxes: Iterable[GeoBox]) -> tuple[str, ...]:
+    """Return what mosaics over rasters on these grids, or over some of them, may be called."""
+    found: dict[CRS, GeoBox] = {box.crs: box for box in boxes if box.georeferenced and box.crs is not None}
+    return SINGLE, *(map(_name, found.values()) if len(found) > 1 else ())
 
 
 def _only_measured(path: Path) -> bool:
@@ -145,15 +158,15 @@ def _groups(parts: Sequence[Part], say: Callable[[str], None]) -> list[list[Part
     return groups
 
 
-def _label(part: Part) -> str:
-    code = None if part.box.crs is None else crs_code(part.box.crs)
-    if code is not None:
-        return code.replace(":", "-")
-    return "CRS-" + hashlib.sha256(_wkt(part).encode()).hexdigest()[:8]
+def _name(box: GeoBox) -> str:
+    """Return what the mosaic of a CRS is called where there are several."""
+    code = None if box.crs is None else crs_code(box.crs)
+    label = f"CRS-{hashlib.sha256(_wkt(box).encode()).hexdigest()[:8]}" if code is None else code.replace(":", "-")
+    return f"mosaic-{label}.vrt"
 
 
-def _wkt(part: Part) -> str:
-    return "" if part.box.crs is None else str(part.box.crs.to_wkt())
+def _wkt(box: GeoBox) -> str:
+    return "" if box.crs is None else str(box.crs.to_wkt())
 
 
 def _text(folder: Path, parts: Sequence[Part], kind: Kind, say: Callable[[str], None]) -> str | None:
@@ -178,7 +191,7 @@ def _text(folder: Path, parts: Sequence[Part], kind: Kind, say: Callable[[str], 
     text = "".join(
         (
             f'<VRTDataset rasterXSize="{width}" rasterYSize="{height}">\n',
-            f"  <SRS>{escape(_wkt(parts[0]))}</SRS>\n",
+            f"  <SRS>{escape(_wkt(parts[0].box))}</SRS>\n",
             f"  <GeoTransform>{', '.join(repr(float(number)) for number in corner)}</GeoTransform>\n",
             f'  <Metadata>\n    <MDI key="AERIALSEG_SEAL">{BLANK}</MDI>\n',
             f'    <MDI key="{CONTENT}">{CONTENT}</MDI>\n  </Metadata>\n',

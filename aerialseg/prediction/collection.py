@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from aerialseg.errors import OutputError, one_line
+from aerialseg.errors import one_line
+from aerialseg.files import refuse_foreign
 from aerialseg.geo.measures import MEASURES, kind_of
 from aerialseg.geo.opening import open_raster
 from aerialseg.geo.project import Group, Layer, was_ours, write_project
@@ -22,13 +23,15 @@ from aerialseg.geo.raster import GeoBox
 from aerialseg.geo.sealed import origin_of, write_sealed
 from aerialseg.geo.styles import building_renderer, mask_pipe, probability_pipe, scene_pipe
 from aerialseg.geo.tables import polygon_tables
-from aerialseg.geo.vrt import Kind, Mosaic, Part, write_mosaics
+from aerialseg.geo.vrt import Kind, Mosaic, Part, mosaic_names, write_mosaics
 from aerialseg.prediction.stac import ITEMS, Sheet, describe, parse_taken
+from aerialseg.progress import Silent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from aerialseg.models.package import ModelCard
+    from aerialseg.progress import Progress
 
 PROJECT = "project.qgz"
 STAC = "stac"
@@ -65,61 +68,66 @@ def write_collection(
     card: ModelCard,
     model_hash: str,
     buildings: Path | None,
-    say: Callable[[str], None] = lambda line: None,
-    advance: Callable[[float], None] = lambda amount: None,
+    progress: Progress | None = None,
+    overwrite: bool = False,
 ) -> tuple[Path, ...]:
     """Write mosaic*.vrt, stac/ and project.qgz into `out` over the entries, and return all that stand there now.
 
-    `say` is told, a line each, what is left out of a mosaic and what a user has changed and so stays; `advance` is
-    called with 0 for every scene, and may raise to stop. Raises what `open_raster` raises, OutputError for a stranger's
-    file in the way, StorageError when the disk is full.
+    `progress` says, a line each, what is left out of a mosaic and what a user has changed and so stays; it is advanced
+    by 0 for every scene. Raises what `open_raster` raises, OutputError for a stranger's file in the way, which
+    `overwrite` replaces, StorageError when the disk is full, and Stopped.
     """
-    refuse_strangers(out)
+    progress = progress or Silent()
+    say = progress.say
     known = []
     for entry in entries:
-        advance(0)
+        progress.advance(0)
         known.append(_known(entry))
     parts = [item.probability for item in known if item.probability is not None]
-    masks = write_mosaics(out, [item.mask for item in known], "mask", say)
-    likely = write_mosaics(out / "probability", parts, "probability", say)
+    boxes = [item.mask.box for item in known]
+    refuse_strangers(collection_paths(out, boxes, probability=bool(parts)), overwrite=overwrite)
+    masks = write_mosaics(out, [item.mask for item in known], "mask", say, overwrite=overwrite)
+    likely = write_mosaics(out / "probability", parts, "probability", say, overwrite=overwrite)
     for path, scale in [(p.path, p.scale) for p in parts] + [(m.path, m.parts[0].scale) for m in likely]:
         write_probability_sidecar(path, scale)
     extras = {mosaic.path.stem: mosaic.path for mosaic in masks} | ({"buildings": buildings} if buildings else {})
     sheets = [item.sheet for item in known]
     stac = describe(out / STAC, sheets, card=card, model_hash=model_hash, extras=extras)
-    _write_all(out / STAC / ITEMS, stac, say, advance)
-    _note_others(out, entries, say, advance)
+    _write_all(out / STAC / ITEMS, stac, progress, overwrite=overwrite)
+    _note_others(out, entries, progress)
     groups = (
         Group("", _polygons(buildings, say)),
         Group("masks", _rasters("mask", known, masks)),
         Group("probability", _rasters("probability", known, likely), visible=False),
         Group("scenes", tuple(item.picture for item in known)),
     )
-    write_project(out / PROJECT, groups, [item.mask.box for item in known], say)
+    write_project(out / PROJECT, groups, boxes, say, overwrite=overwrite)
     return *(mosaic.path for mosaic in (*masks, *likely)), *stac, out / PROJECT
 
 
-def refuse_strangers(out: Path) -> None:
-    """Raise OutputError when a file of another origin stands where one of the collection's would go.
+def collection_paths(out: Path, boxes: Iterable[GeoBox] = (), *, probability: bool) -> tuple[Path, ...]:
+    """Return where the files over all scenes may go, the mosaics first; `boxes` are the scenes' grids, once known."""
+    names, folders = mosaic_names(boxes), (out, out / "probability")[: 1 + probability]
+    mosaics = [folder / name for folder in folders for name in names]
+    return *mosaics, out / STAC / "collection.json", out / STAC / "model.json", out / PROJECT
+
+
+def refuse_strangers(paths: Iterable[Path], *, overwrite: bool = False) -> None:
+    """Raise OutputError when a file of another origin stands at one of the `collection_paths`.
 
     For a caller that wants to know before the work begins; `write_collection` asks again.
     """
-    for path in (out / "mosaic.vrt", out / STAC / "collection.json", out / STAC / "model.json", out / PROJECT):
-        if origin_of(path, was_ours) == "foreign":
-            raise OutputError(
-                f"{one_line(path)}: exists and was not written by aerialseg; move it away or give another -o"
-            )
+    for path in paths:
+        refuse_foreign(path, ours=origin_of(path, was_ours) != "foreign", overwrite=overwrite)
 
 
-def _write_all(
-    items: Path, contents: Mapping[Path, bytes], say: Callable[[str], None], advance: Callable[[float], None]
-) -> None:
+def _write_all(items: Path, contents: Mapping[Path, bytes], progress: Progress, *, overwrite: bool) -> None:
     """Write the catalogue's files, and remove items of ours whose masks are gone."""
     for path, content in contents.items():
-        advance(0)
-        note = write_sealed(path, content)
+        progress.advance(0)
+        note = write_sealed(path, content, overwrite=overwrite)
         if note is not None:
-            say(note)
+            progress.say(note)
     for path in sorted(set(items.glob("*.json")).difference(contents)):
         if origin_of(path) == "ours" and not _mask_in(path).is_file():
             path.unlink()
@@ -131,9 +139,7 @@ def _mask_in(item: Path) -> Path:
     return Path(os.path.normpath(item.parent / unquote(href)))
 
 
-def _note_others(
-    out: Path, entries: Sequence[Entry], say: Callable[[str], None], advance: Callable[[float], None]
-) -> None:
+def _note_others(out: Path, entries: Sequence[Entry], progress: Progress) -> None:
     """Say that masks of earlier runs stand in `out` which are not among the entries."""
     known = {path.absolute() for entry in entries for path in (entry.mask, entry.scene)}
     others = []
@@ -141,14 +147,14 @@ def _note_others(
         measures = MEASURES if Path(place) == out else ()
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in measures)
         for path in (Path(place, name) for name in sorted(files) if name.endswith(".tif") and name[0] != "."):
-            advance(0)
+            progress.advance(0)
             if path.absolute() not in known and kind_of(path) == "mask":
                 others.append(path.relative_to(out).with_suffix("").as_posix())
     if others:
         counted = "1 mask of other scenes" if len(others) == 1 else f"{len(others)} masks of other scenes"
         verb = "is" if len(others) == 1 else "are"
         where = f"{verb} in neither the mosaics nor {PROJECT}"
-        say(f"{one_line(out)}: {counted}, such as {one_line(others[0])}, {where}")
+        progress.say(f"{one_line(out)}: {counted}, such as {one_line(others[0])}, {where}")
 
 
 def _known(entry: Entry) -> _Known:

@@ -92,7 +92,7 @@ def predict_scenes(
         refuse_foreign_report(out / report_name(options.shard), overwrite=options.overwrite)
         journal = Journal(Run(model, sha256_of(model), read_card(model), out, options, progress), scenes)
         check_window(journal.run)
-        check_products(journal.run)
+        check_products(journal.run, [scene.image for scene in scenes])
         for result in (known or {}).values():
             journal.take(result)
         foreign = {name: refuse_foreign_rasters(files[name], overwrite=options.overwrite) for name in journal.results}
@@ -117,6 +117,7 @@ def _check(
     """
     run, found = journal.run, []
     canvases, failures = check_scenes(run, scenes if run.options.neighbours else [s for s in scenes if s.name in mine])
+    check_products(run, canvases, [canvas.source.box for canvas in canvases.values()])
     for scene in scenes:
         run.progress.advance(0)
         if run.options.fail_fast and journal.failed:

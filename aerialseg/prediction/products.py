@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from aerialseg.errors import UsageError, one_line
-from aerialseg.files import refuse_foreign
+from aerialseg.errors import AerialsegError, UsageError, one_line
+from aerialseg.files import refuse_foreign, refuse_input_as_output
 from aerialseg.geo.buildings import read_mark
+from aerialseg.geo.mosaic import mosaic_sources
 from aerialseg.geo.polygons import MaskLayer, write_buildings
 from aerialseg.geo.raster import GeoBox, open_raster
-from aerialseg.prediction.collection import Entry, refuse_strangers, write_collection
+from aerialseg.geo.scenes import MOSAIC
+from aerialseg.prediction.collection import Entry, collection_paths, refuse_strangers, write_collection
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Iterable, Sequence
+    from pathlib import Path
 
     from aerialseg.prediction.plan import Run
     from aerialseg.prediction.report import SceneResult
@@ -20,10 +23,16 @@ if TYPE_CHECKING:
 BUILDINGS = "buildings.gpkg"
 
 
-def check_products(run: Run) -> None:
-    """Raise before the work begins what `make_products` would raise after it; a shard makes none."""
+def check_products(run: Run, images: Collection[Path], boxes: Iterable[GeoBox] = ()) -> None:
+    """Raise before the work begins what `make_products` would raise after it; a shard makes none.
+
+    `images` are the scenes, `boxes` their grids once they are known. Raises UsageError, too, where an input stands in
+    the way, be it a mosaic of the scenes.
+    """
     if run.options.shard is None:
-        refuse_strangers(run.out)
+        paths = collection_paths(run.out, boxes, probability="probability" in run.options.measures)
+        refuse_input_as_output([run.model, *images, *(path for path in paths if _shows(path, images))], paths)
+        refuse_strangers(paths, overwrite=run.options.overwrite)
         if run.options.polygons:
             target = run.out / BUILDINGS
             refuse_foreign(target, ours=read_mark(target) is not None, overwrite=run.options.overwrite)
@@ -54,10 +63,21 @@ def make_products(run: Run, results: Sequence[SceneResult]) -> dict[str, Any]:
         card=run.card,
         model_hash=run.model_hash,
         buildings=buildings,
-        say=run.progress.say,
-        advance=run.progress.advance,
+        progress=run.progress,
+        overwrite=run.options.overwrite,
     )
     return {**made, "collection": [str(path) for path in files]}
+
+
+def _shows(path: Path, images: Collection[Path]) -> bool:
+    """Return whether a file is a user's mosaic of the scenes, which may be how they were given."""
+    if path.suffix != MOSAIC or not path.exists():
+        return False
+    try:
+        shown = {image.resolve() for image in mosaic_sources(path)}
+    except AerialsegError:
+        return False
+    return any(image.resolve() in shown for image in images)
 
 
 def _has_place(run: Run, result: SceneResult) -> bool:

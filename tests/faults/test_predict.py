@@ -418,6 +418,53 @@ def test_row_38_a_stranger_s_file(tmp_path: Path, scene: Path, scene_file: Write
     assert hashes(tmp_path) == before
 
 
+STRANGERS = ("project.qgz", "mosaic.vrt", "mosaic-EPSG-32614.vrt", "probability/mosaic.vrt", "stac/model.json")
+
+
+def test_row_38_a_stranger_s_file_over_all_scenes(
+    tmp_path: Path, scene: Path, scene_file: Write, run: Run, model: Path
+) -> None:
+    scene_file(scene.with_name("austin2.tif"), values(), crs="EPSG:32614")
+    out, before = tmp_path / "out", hashes(tmp_path)
+    for path in (out / name for name in STRANGERS):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+        code, err = refused(run, scene.parent, "-m", model, "-o", out, "--probability")
+        assert code == 73
+        assert f"{path}: exists and was not written by aerialseg" in err
+        assert path.read_text() == "mine"
+        (out / "report.json").unlink(missing_ok=True)
+        path.rename(path.with_name(f"{path.name}.kept"))
+    assert {file: digest for file, digest in hashes(tmp_path).items() if not file.endswith(".kept")} == before
+    for path in (out / name for name in STRANGERS):
+        path.with_name(f"{path.name}.kept").rename(path)
+    code, err = in_process("predict", scene.parent, "-m", model, "-o", out, "--probability", "-f")
+    assert code == 0, err
+    untouched = [name for name in STRANGERS if (out / name).read_text(errors="replace") == "mine"]
+    assert untouched == ["mosaic.vrt", "probability/mosaic.vrt"], "two CRS have mosaics of other names"
+
+
+@pytest.mark.parametrize("extra", [(), ("--overwrite",)], ids=["plain", "overwrite"])
+def test_row_38_a_mosaic_of_the_scenes_is_an_input(
+    tmp_path: Path, scene: Path, run: Run, model: Path, extra: tuple[str, ...]
+) -> None:
+    size = 'xOff="0" yOff="0" xSize="70" ySize="80"'
+    source = f"<SrcRect {size}/><DstRect {size}/>"
+    bands = "".join(
+        f'<VRTRasterBand dataType="Byte" band="{band}"><SimpleSource>'
+        f'<SourceFilename relativeToVRT="1">scenes/austin1.tif</SourceFilename><SourceBand>{band}</SourceBand>{source}'
+        "</SimpleSource></VRTRasterBand>"
+        for band in (1, 2, 3)
+    )
+    mosaic = tmp_path / "mosaic.vrt"
+    mosaic.write_text(f'<VRTDataset rasterXSize="70" rasterYSize="80">{bands}</VRTDataset>')
+    before = hashes(tmp_path)
+    code, err = refused(run, mosaic, "-m", model, "-o", tmp_path, *extra)
+    assert code == 2
+    assert "would overwrite the input" in err
+    assert hashes(tmp_path) == before
+
+
 def test_row_30_two_runs_in_one_folder(tmp_path: Path, scene: Path, run: Run, model: Path) -> None:
     (tmp_path / "out").mkdir()
     with locked(tmp_path / "out"):

@@ -14,21 +14,22 @@ import pytest
 import rasterio
 import shapely
 from pyogrio.raw import write
-from small_run import CARD, HASH, write_entry, write_run
+from small_run import CARD, HASH, Told, write_entry, write_run
 
 from aerialseg.errors import BadDataError, NoInputError, OutputError, Stopped
 from aerialseg.geo.styles import write_building_style
-from aerialseg.prediction.collection import SINGLY, Entry, refuse_strangers, write_collection
+from aerialseg.geo.vrt import Part
+from aerialseg.prediction.collection import SINGLY, Entry, collection_paths, refuse_strangers, write_collection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from xml.etree.ElementTree import Element
 
 
 def collect(root: Path, entries: list[Entry], buildings: Path | None = None) -> tuple[tuple[Path, ...], list[str]]:
-    said: list[str] = []
-    paths = write_collection(root / "out", entries, card=CARD, model_hash=HASH, buildings=buildings, say=said.append)
-    return paths, said
+    told = Told()
+    paths = write_collection(root / "out", entries, card=CARD, model_hash=HASH, buildings=buildings, progress=told)
+    return paths, told.said
 
 
 def state_of(folder: Path) -> dict[Path, tuple[bytes, int]]:
@@ -187,7 +188,7 @@ def test_what_a_user_has_changed_stays_and_is_said(tmp_path: Path) -> None:
     assert state_of(tmp_path) == before
 
 
-STRANGERS = ("mosaic.vrt", "project.qgz", "stac/collection.json", "stac/model.json")
+STRANGERS = ("mosaic.vrt", "probability/mosaic.vrt", "project.qgz", "stac/collection.json", "stac/model.json")
 
 
 @pytest.mark.parametrize("name", STRANGERS)
@@ -198,16 +199,36 @@ def test_a_strangers_file_is_refused_before_anything_is_written(tmp_path: Path, 
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(content)
     before = state_of(tmp_path)
-    for call in (lambda: refuse_strangers(tmp_path / "out"), lambda: collect(tmp_path, entries)):
+    paths = collection_paths(tmp_path / "out", probability=True)
+    for call in (lambda: refuse_strangers(paths), lambda: collect(tmp_path, entries)):
         with pytest.raises(OutputError, match="not written by aerialseg"):
             call()
         assert state_of(tmp_path) == before
 
 
+def test_several_crs_and_no_probability_have_mosaics_elsewhere(tmp_path: Path) -> None:
+    entries = [write_entry(tmp_path, name, 0, crs=crs) for name, crs in (("a", "EPSG:26914"), ("b", "EPSG:32614"))]
+    boxes = [Part.of(entry.mask).box for entry in entries]
+    paths = collection_paths(tmp_path / "out", boxes, probability=True)
+    written, _ = collect(tmp_path, entries)
+    assert {path for path in written if path.suffix != ".json"} < set(paths)
+    assert not any("probability" in str(path) for path in collection_paths(tmp_path / "out", probability=False))
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+def test_a_strangers_file_is_replaced_when_asked_for(tmp_path: Path, name: str) -> None:
+    entries = write_run(tmp_path, ["a"])
+    collect(tmp_path, entries)
+    path, before = tmp_path / "out" / name, bytes_of(tmp_path)
+    path.write_bytes(b"<VRTDataset/>")
+    write_collection(tmp_path / "out", entries, card=CARD, model_hash=HASH, buildings=None, overwrite=True)
+    assert bytes_of(tmp_path) == before
+
+
 def test_no_stranger_is_seen_in_an_empty_folder_or_in_our_own(tmp_path: Path) -> None:
-    refuse_strangers(tmp_path)
-    collect(tmp_path, write_run(tmp_path, ["a"]))
-    refuse_strangers(tmp_path / "out")
+    for _ in range(2):
+        refuse_strangers(collection_paths(tmp_path / "out", probability=True))
+        collect(tmp_path, write_run(tmp_path, ["a"]))
 
 
 def test_a_stop_leaves_whole_files_and_the_next_run_goes_on(tmp_path: Path) -> None:
@@ -217,14 +238,10 @@ def test_a_stop_leaves_whole_files_and_the_next_run_goes_on(tmp_path: Path) -> N
     for calls in range(1, 8):
         for name in ("mosaic.vrt", "project.qgz", "stac/collection.json", "stac/items/b.json"):
             (tmp_path / "out" / name).unlink(missing_ok=True)
-        left = iter(range(calls))
-
-        def stop(amount: float, left: Iterator[int] = left) -> None:
-            if next(left, None) is None:
-                raise Stopped(15)
-
         with pytest.raises(Stopped):
-            write_collection(tmp_path / "out", entries, card=CARD, model_hash=HASH, buildings=None, advance=stop)
+            write_collection(
+                tmp_path / "out", entries, card=CARD, model_hash=HASH, buildings=None, progress=Told(calls)
+            )
         there = bytes_of(tmp_path / "out")
         assert there.items() <= whole.items()
     collect(tmp_path, entries)

@@ -12,7 +12,7 @@ import pytest
 import shapely
 from in_qgis import BUILDING, CANVAS, look
 from pyogrio.raw import write
-from small_run import CARD, HASH, HEIGHT, ODD_NAMES, WIDTH, labels_of, write_entry, write_run
+from small_run import CARD, HASH, HEIGHT, ODD_NAMES, WIDTH, Told, labels_of, write_entry, write_run
 
 from aerialseg.geo.styles import write_building_style
 from aerialseg.prediction.collection import Entry, write_collection
@@ -31,9 +31,9 @@ def buildings_at(path: Path) -> Path:
 
 
 def collect(root: Path, entries: list[Entry], buildings: Path | None = None) -> list[str]:
-    said: list[str] = []
-    write_collection(root / "out", entries, card=CARD, model_hash=HASH, buildings=buildings, say=said.append)
-    return said
+    told = Told()
+    write_collection(root / "out", entries, card=CARD, model_hash=HASH, buildings=buildings, progress=told)
+    return told.said
 
 
 def houses(count: int) -> int:
