@@ -154,11 +154,18 @@ def refuse_foreign(path: Path, *, ours: bool, overwrite: bool) -> None:
 
 
 @contextmanager
-def locked(folder: Path, *, shared: bool = False, when_alone: Callable[[], object] = lambda: None) -> Iterator[bool]:
+def locked(
+    folder: Path,
+    *,
+    shared: bool = False,
+    when_alone: Callable[[], object] = lambda: None,
+    waiting: Callable[[], object] | None = None,
+) -> Iterator[bool]:
     """Hold a writer's place in `folder`, with others that share it or alone; yield whether nobody else was there.
 
     If so, `when_alone` was called before anybody else could come. Raises OutputError when a living process holds it
-    otherwise. The kernel drops the lock with its process, so a killed run never leaves one behind.
+    otherwise, unless `waiting` is given: it is called ten times a second until the place is free. The kernel drops the
+    lock with its process, so a killed run never leaves one behind.
     """
     with _output_errors(folder / LOCK):
         stream = (folder / LOCK).open("a")
@@ -169,6 +176,10 @@ def locked(folder: Path, *, shared: bool = False, when_alone: Callable[[], objec
         held, deadline = alone and not shared, time.monotonic() + SHARING_S
         while shared and not (held := _lock(stream, fcntl.LOCK_SH)) and time.monotonic() < deadline:
             time.sleep(SHARING_S / 50)  # another sharer may be alone for a moment, while it looks who is there
+        while waiting is not None and not held:
+            waiting()
+            time.sleep(SHARING_S / 50)
+            held = _lock(stream, fcntl.LOCK_EX)
         if not held:
             raise OutputError(
                 f"{one_line(folder)}: another aerialseg run is writing here; wait for it, or give another -o"

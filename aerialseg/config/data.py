@@ -71,6 +71,8 @@ class DataSection(Section):
     """Strength of brightness, contrast, hue and saturation changes."""
     wear: Share = 0.0
     """How often each of blur, noise and a change of gamma strikes, as of a worse camera, haze or a low sun."""
+    cache: str = Field("auto", min_length=1)
+    """Where the tiles are kept as bytes that need no decoding: "auto" is a folder in that of the tiles, "off" nowhere."""
     threads: int = Field(0, ge=0, le=256)
     """Threads that read and augment crops; 0 takes what the machine has, up to 16."""
     timeout_s: float = Field(300.0, gt=0.0, le=86_400.0)

@@ -64,6 +64,8 @@ class TileSet:
     """Changes with the sources, the options, and the split."""
     building_fraction: float
     """The share of building in the labelled pixels of the training tiles' cores."""
+    content: str
+    """The manifest's own digest: what the tiles hold, whatever side they are on now."""
 
     def of_split(self, split: Split) -> tuple[TileRecord, ...]:
         """Return the tiles of one side of the split, in the set's order."""
@@ -172,6 +174,7 @@ def _parse(folder: Path, body: Mapping[str, Any]) -> TileSet:
             tiles=tuple(tile_from_json(line) for line in body["tiles"]),
             digest=body["digest"],
             building_fraction=body["building_fraction"],
+            content=body["digest"],
         )
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise BadDataError(

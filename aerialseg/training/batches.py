@@ -147,7 +147,7 @@ def stream_batches(
             if not waiting:
                 return
             buffer, group, calls = waiting[0]
-            _wait(group, calls, timeout_s, still_waiting)
+            wait_for(group, calls, timeout_s, still_waiting)
             buffer.ignore_from(len(group))
             yield buffer.as_batch(tuple(item.name for item in group))
             waiting.popleft()
@@ -158,13 +158,10 @@ def stream_batches(
                 call.cancel()
 
 
-def _fill(buffer: _Buffer, slot: int, read: Callable[[Item], Arrays], item: Item) -> None:
-    buffer.pixels[slot], buffer.target[slot], buffer.valid[slot] = read(item)
-
-
-def _wait(
-    group: Sequence[Item], calls: Sequence[Future[None]], timeout_s: float, still_waiting: Callable[[], None]
+def wait_for(
+    group: Sequence[Named], calls: Sequence[Future[Any]], timeout_s: float, still_waiting: Callable[[], None]
 ) -> None:
+    """Wait until the call for each of `group` is done; raises its error, or ResourceError when it takes too long."""
     deadline = time.monotonic() + timeout_s
     for item, call in zip(group, calls, strict=True):
         while not wait([call], min(SLICE_S, max(0.0, deadline - time.monotonic()))).done:
@@ -175,6 +172,10 @@ def _wait(
                     " Run again with --resume, or raise data.timeout_s"
                 )
         call.result()
+
+
+def _fill(buffer: _Buffer, slot: int, read: Callable[[Item], Arrays], item: Item) -> None:
+    buffer.pixels[slot], buffer.target[slot], buffer.valid[slot] = read(item)
 
 
 class _Buffer:

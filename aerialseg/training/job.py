@@ -15,8 +15,11 @@ from aerialseg.models.catalog import SIZE_MULTIPLE
 from aerialseg.models.device import pick_precision
 from aerialseg.progress import Progress, Silent
 from aerialseg.training.batches import Layout, stream_batches
-from aerialseg.training.dataset import Sampler, TileReader, steps_to_cover, training_tiles, validation_tiles
+from aerialseg.training.dataset import TileReader, training_tiles, validation_tiles
 from aerialseg.training.optimizer import build_optimizer
+from aerialseg.training.packing import open_tiles
+from aerialseg.training.ranks import ALONE, Ranks
+from aerialseg.training.sampling import Sampler, steps_to_cover
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Sequence
@@ -57,6 +60,7 @@ class Job:
     card: ModelCard
     still_waiting: Callable[[], None]
     """Called while a read takes long; raises Stopped when a stop was asked for."""
+    ranks: Ranks
 
     @property
     def judged(self) -> Segmenter:
@@ -69,25 +73,34 @@ class Job:
         return self.config.schedule.epochs * self.sampler.steps_per_epoch
 
     def training_batches(self, epoch: int, step: int) -> Generator[Batch, None, None]:
-        """Yield the batches from `step` of `epoch` to the end of the schedule, read ahead across epochs."""
+        """Yield this process's share of the batches from `step` of `epoch` to the end of the schedule.
+
+        They are read ahead across epochs.
+        """
         section = self.config.data
-        groups = self.sampler.groups(epoch, step, self.config.schedule.epochs)
-        return self._stream(groups, self.reader.crop, self._layout(section.batch, section.crop))
+        share = self.ranks.share(section.batch)
+        groups = (group[share] for group in self.sampler.groups(epoch, step, self.config.schedule.epochs))
+        return self._stream(groups, self.reader.crop, self._layout(share.stop - share.start, section.crop))
 
     def validation_batches(self) -> Generator[Batch, None, None]:
-        """Yield whole validation tiles, as many at once as have a training batch's pixels."""
-        side, section = self.reader.validation_side, self.config.data
-        size = min(len(self.validation), max(1, section.batch * section.crop**2 // side**2))
-        groups = [self.validation[first : first + size] for first in range(0, len(self.validation), size)]
+        """Yield this process's share of the validation tiles, as many at once as have a training batch's pixels.
+
+        Every process gets as many batches; the last one may be empty.
+        """
+        side, section, ranks = self.reader.validation_side, self.config.data, self.ranks
+        size = min(len(self.validation), max(1, section.batch // ranks.world * section.crop**2 // side**2))
+        starts = range(ranks.rank * size, len(self.validation) + ranks.rank * size, ranks.world * size)
+        groups = [self.validation[first : first + size] for first in starts]
         return self._stream(groups, self.reader.whole, self._layout(size, side))
 
     def _stream(
         self, groups: Iterable[Sequence[Item]], read: Callable[[Item], Arrays], layout: Layout
     ) -> Generator[Batch, None, None]:
         timeout_s = self.config.data.timeout_s
-        return stream_batches(
+        batches = stream_batches(
             groups, read, layout=layout, readers=self.readers, timeout_s=timeout_s, still_waiting=self.still_waiting
         )
+        return batches if self.ranks.world == 1 else self.ranks.in_step(batches, self.still_waiting)
 
     def _layout(self, size: int, side: int) -> Layout:
         return Layout(size, self.card.bands, side, side, pinned=self.fabric.device.type == "cuda")
@@ -111,7 +124,7 @@ def build_job(
         tiles=tiles,
         validation=validation_tiles(tiles, config.data),
         sampler=Sampler(chosen, config.data, tiles.size, config.run.seed, steps),
-        reader=TileReader(tiles, config.data, SIZE_MULTIPLE),
+        reader=TileReader(tiles, config.data, SIZE_MULTIPLE, open_tiles(tiles, config.data, readers, progress)),
         readers=readers,
         fabric=fabric,
         precision=precision,
