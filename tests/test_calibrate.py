@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import rasterio
+from conftest import rectangles
+
+from aerialseg.workflows import calibrate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from aerialseg.geo.scenes import Scene
 
     Write = Callable[..., Path]
     Run = Callable[..., tuple[int, str, str]]
@@ -47,6 +53,22 @@ def work(plain: Path, run: Run) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def quick(plain: Path, mask_file: Write, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The plain set, with a predictor that takes a scene's first band for its probability."""
+
+    def predict(scenes: tuple[Scene, ...], model: Path, folder: Path, *_: object) -> SimpleNamespace:
+        for scene in scenes:
+            with rasterio.open(scene.image) as source:
+                quanta = source.read(1).clip(0, 254)
+            mask_file(folder / f"{scene.name}.tif", (quanta >= 127).astype(np.uint8), nodata=255)
+            mask_file(folder / f"probability/{scene.name}.tif", quanta, nodata=255)
+        return SimpleNamespace(raise_failures=lambda: None)
+
+    monkeypatch.setattr(calibrate, "predict_scenes", predict)
+    return plain
+
+
 def arguments(work: Path, out: str = "new.safetensors") -> list[object]:
     return ["calibrate", work / "model.safetensors", "--scenes", work / "scenes", "--masks", work / "gt", "-o",
             work / out, "--device", "cpu"]  # fmt: skip
@@ -74,7 +96,7 @@ def test_the_new_model_has_better_probabilities_and_predict_uses_them(work: Path
     scored = json.loads(out)
     assert scored["overall"]["iou"] == pytest.approx(found["after"]["iou"])
     assert scored["probabilities"]["log_loss"] == pytest.approx(found["after"]["log_loss"])
-    assert not list(work.rglob(".aerialseg-calibrate*"))
+    assert not list(work.glob(".aerialseg-*"))
 
 
 def test_nothing_is_replaced(plain: Path, run: Run) -> None:
@@ -88,14 +110,14 @@ def test_nothing_is_replaced(plain: Path, run: Run) -> None:
     assert (plain / "model.safetensors").read_bytes() == model
 
 
-def test_masks_of_one_class_are_refused(plain: Path, run: Run, mask_file: Write) -> None:
+def test_masks_of_one_class_are_refused(quick: Path, run: Run, mask_file: Write) -> None:
     for seed in (1, 2):
-        mask_file(plain / f"gt/austin{seed}.tif", np.zeros((96, 128), np.uint8))
-    code, _, err = run(*arguments(plain))
+        mask_file(quick / f"gt/austin{seed}.tif", np.zeros((96, 128), np.uint8))
+    code, _, err = run(*arguments(quick))
     assert code == 65
     assert "hold no building" in err
-    assert not (plain / "new.safetensors").exists()
-    assert not [path for path in plain.iterdir() if path.name.startswith(".aerialseg-") and path.is_dir()]
+    assert not (quick / "new.safetensors").exists()
+    assert not list(quick.glob(".aerialseg-*"))
 
 
 def test_scenes_without_masks_are_named(plain: Path, run: Run) -> None:
@@ -103,3 +125,85 @@ def test_scenes_without_masks_are_named(plain: Path, run: Run) -> None:
     code, _, err = run(*arguments(plain))
     assert code == 65
     assert "austin2.tif: no mask found" in err
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"transform": (0.3, 0, 616000.6, 0, -0.3, 3347000.0)}, "2.00 columns"),
+        ({"size": (96, 127)}, "96x127"),
+        ({"crs": "EPSG:31256"}, "EPSG:31256"),
+    ],
+)
+def test_row_7_a_mask_on_another_grid_is_refused_before_anything_is_predicted(
+    plain: Path, run: Run, mask_file: Write, monkeypatch: pytest.MonkeyPatch, change: dict[str, object], expected: str
+) -> None:
+    monkeypatch.setattr(calibrate, "predict_scenes", None)
+    mask_file(plain / "gt/austin2.tif", **{"size": (96, 128), **change})
+    code, _, err = run(*arguments(plain))
+    assert code == 65
+    assert "scenes/austin2.tif" in err and "gt/austin2.tif" in err and expected in err
+    assert not (plain / "new.safetensors").exists()
+
+
+def test_row_7_half_a_pixel_is_tolerated_with_a_warning(quick: Path, run: Run, mask_file: Write) -> None:
+    mask_file(quick / "gt/austin2.tif", size=(96, 128), transform=(0.3, 0, 616000.12, 0, -0.3, 3347000.0))
+    code, _, err = run(*arguments(quick))
+    assert code == 0
+    assert "0.40 px off" in err
+
+
+def test_values_that_nobody_explained_are_refused_before_anything_is_predicted(
+    quick: Path, run: Run, mask_file: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(calibrate, "predict_scenes", None)
+        mask_file(quick / "gt/austin2.tif", rectangles(96, 128) // 255 * 6)
+        code, _, err = run(*arguments(quick))
+        assert code == 65
+        assert "austin2.tif: mask values" in err
+        assert run(*arguments(quick), "--max-pixels", 100)[0] == 65
+    code, _, err = run(*arguments(quick), "--building-values", "6,255", "--ignore-values", "9")
+    assert code == 0, err
+
+
+def test_polygons_are_as_good_a_truth_as_the_mask_burned_from_them(quick: Path, run: Run) -> None:
+    import geopandas as gpd
+    from rasterio.features import shapes
+    from shapely.geometry import box, shape
+
+    with rasterio.open(quick / "gt/austin1.tif") as mask:
+        values, grid = mask.read(1), mask.transform
+    drawn = [shape(geometry) for geometry, value in shapes(values, values > 0, transform=grid) if value]
+    kinds = ["house"] * len(drawn) + ["lake"]
+    west = box(616000, 3346900, 616000 + 0.3 * 64, 3347000)
+    gpd.GeoDataFrame({"kind": kinds}, geometry=[*drawn, west], crs="EPSG:26914").to_file(quick / "truth.gpkg")
+    gpd.GeoDataFrame(geometry=[west], crs="EPSG:26914").to_crs("EPSG:4326").to_file(quick / "area.geojson")
+    found = []
+    for masks in (("--masks", quick / "truth.gpkg", "--where", "kind = 'house'"), ("--masks", quick / "gt")):
+        code, out, err = run(*arguments(quick)[:4], *masks, "-o", quick / "new.safetensors", "-f", "--device", "cpu",
+                             "--json", "--labelled-area", quick / "area.geojson")  # fmt: skip
+        assert code == 0, err
+        found.append(json.loads(out)["after"])
+    assert found[0] == found[1]
+    code, out, _ = run(*arguments(quick), "-f", "--json")
+    assert json.loads(out)["after"] != found[1], "the labelled area was not used"
+
+
+def test_a_temperature_at_its_limit_is_said(quick: Path, run: Run, mask_file: Write) -> None:
+    rng = np.random.default_rng(0)
+    for seed in (1, 2):  # masks that have nothing to do with the scenes
+        mask_file(quick / f"gt/austin{seed}.tif", (rng.random((96, 128)) < 0.5).astype(np.uint8))
+    code, out, err = run(*arguments(quick), "--json")
+    assert code == 0, err
+    assert "warning: " in err and "no temperature fits: the best of those tried is the last, 10" in err
+    assert len(json.loads(out)["warnings"]) == 1
+
+
+def test_row_15_what_a_killed_run_left_goes_with_the_next(quick: Path, run: Run) -> None:
+    left = quick / ".aerialseg-work-0123456789ab"
+    (left / "first").mkdir(parents=True)
+    (left / "first/austin1.tif").touch()
+    (left / ".aerialseg-lock").touch()
+    assert run(*arguments(quick))[0] == 0
+    assert not list(quick.glob(".aerialseg-*"))

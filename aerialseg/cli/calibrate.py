@@ -7,6 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aerialseg.cli.truth import (
+    AllowUngeoreferenced,
+    BuildingValues,
+    IgnoreValues,
+    LabelledArea,
+    MaskPattern,
+    MaskThreshold,
+    MaxPixels,
+    Where,
+)
+
 if TYPE_CHECKING:
     from aerialseg.workflows.calibrate import CalibrateReport
 
@@ -18,18 +29,18 @@ def calibrate(
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="The new model file.", show_default=False)],
     masks: Annotated[
-        list[str] | None, typer.Option("--masks", help="Their true masks.", show_default="beside the scenes")
+        list[str] | None,
+        typer.Option("--masks", help="Their true masks, or vector files.", show_default="beside the scenes"),
     ] = None,
-    mask_pattern: Annotated[
-        str | None, typer.Option(help="How a mask's name is made from the scene's, as '{stem}_label.tif'.")
-    ] = None,
-    mask_threshold: Annotated[
-        int | None, typer.Option(help="For anti-aliased true masks: this value and above is building, as 128.")
-    ] = None,
+    mask_pattern: MaskPattern = None,
+    building_values: BuildingValues = None,
+    ignore_values: IgnoreValues = None,
+    mask_threshold: MaskThreshold = None,
+    where: Where = None,
+    labelled_area: LabelledArea = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    allow_ungeoreferenced: Annotated[
-        bool, typer.Option("--allow-ungeoreferenced", help="Take scenes that have no place on the ground.")
-    ] = False,
+    allow_ungeoreferenced: AllowUngeoreferenced = False,
+    max_pixels: MaxPixels = 1e10,
     overwrite: Annotated[bool, typer.Option("-f", "--overwrite", help="Replace the new file if it exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
@@ -43,16 +54,18 @@ def calibrate(
       aerialseg calibrate runs/unet --scenes val/images --masks val/gt -o calibrated.safetensors
     """
     from aerialseg.cli.console import console_progress, print_json
-    from aerialseg.geo.masks import MaskRule
+    from aerialseg.cli.truth import mask_rule
+    from aerialseg.evaluation.scores import EvaluateOptions
+    from aerialseg.geo.labels import find_labels
     from aerialseg.geo.raster import Access
-    from aerialseg.geo.scenes import find_scenes, pair_masks, require_masks
+    from aerialseg.geo.scenes import find_scenes
     from aerialseg.prediction.job import PredictOptions
     from aerialseg.workflows.calibrate import CalibrateOptions, calibrate_model
 
-    found = find_scenes(scenes)
-    chosen = pair_masks(found, masks, mask_pattern) if masks else require_masks(found)
-    predict = PredictOptions(device=device, access=Access(allow_ungeoreferenced))
-    options = CalibrateOptions(MaskRule(threshold=mask_threshold), overwrite, predict)
+    rule, access = mask_rule(building_values, ignore_values, mask_threshold), Access(allow_ungeoreferenced, max_pixels)
+    truth = EvaluateOptions(rule, access, where=where, labelled_area=labelled_area)
+    chosen, vectors = find_labels(find_scenes(scenes), masks or (), mask_pattern)
+    options = CalibrateOptions(truth, vectors, overwrite, PredictOptions(device=device, access=access))
     with console_progress() as progress:
         report = calibrate_model(chosen, model, out, options, progress)
     print_json(report.to_json()) if as_json else _print(report)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,6 +64,8 @@ class Rules:
     """Leave out square patches of this many pixels that hold no true building, as some papers do."""
     labels: Mapping[str, Labels] = field(default_factory=dict)
     """By the pair's name, where the truth is not simply a mask: polygons, or a labelled area."""
+    rival: ResolvedRule | None = None
+    """What the values of the pairs' rivals mean."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,6 +81,8 @@ class Strip:
     unpredicted_building: int
     quanta: NDArray[np.uint8] | None
     """Probability as round(254 p), where there are probabilities."""
+    hidden: int = 0
+    """Pixels that both masks know and the rival does not: they are not valid."""
 
 
 def count_pair(pair: Pair, rules: Rules, stop: Event | None = None) -> SceneScore:
@@ -112,11 +116,16 @@ def open_pair(pair: Pair, rules: Rules) -> Iterator[tuple[GeoBox, Iterator[Strip
             probability = files.enter_context(open_raster(pair.probability))
             check_probability(probability, pair.probability)
             datasets.append(probability)
+        read_rival: Read | None = None
+        if pair.rival is not None and rules.rival is not None:
+            datasets.append(files.enter_context(open_raster(pair.rival)))
+            read_rival = partial(read_mask, datasets[-1], rules.rival)
         if rules.filtered is not None:
             read_truth = partial(_read_filtered, read_truth, rules.filtered)
         blocks = [dataset.block_shapes[0][0] for dataset in datasets]
         chunks = _chunks(box, blocks) if rules.filtered is None else _rows_of(box, rules.filtered)
-        yield box, _read_strips(chunks, partial(read_mask, predicted, rules.prediction), read_truth, probability)
+        read = partial(read_mask, predicted, rules.prediction)
+        yield box, _read_strips(chunks, read, read_truth, probability, read_rival)
 
 
 def check_probability(dataset: DatasetReader, path: Path) -> None:
@@ -130,12 +139,17 @@ def check_probability(dataset: DatasetReader, path: Path) -> None:
 
 
 def _read_strips(
-    chunks: Iterable[Window], read_prediction: Read, read_truth: Read, probability: DatasetReader | None
+    chunks: Iterable[Window],
+    read_prediction: Read,
+    read_truth: Read,
+    probability: DatasetReader | None,
+    read_rival: Read | None,
 ) -> Iterator[Strip]:
     """Read whole blocks, and yield few rows at a time."""
     for chunk in chunks:
         building, valid = read_prediction(chunk)
         truth, labelled = read_truth(chunk)
+        hidden = None if read_rival is None else valid & labelled & ~read_rival(chunk)[1]
         quanta = None
         if probability is not None:
             with raster_errors(Path(probability.name)):
@@ -144,7 +158,8 @@ def _read_strips(
         for top in range(0, len(building), rows):
             part = np.s_[top : top + rows]
             row, some = int(chunk.row_off) + top, None if quanta is None else quanta[part]
-            yield _joined(row, (building[part], valid[part]), (truth[part], labelled[part]), some)
+            strip = _joined(row, (building[part], valid[part]), (truth[part], labelled[part]), some)
+            yield strip if hidden is None else _without(strip, hidden[part])
 
 
 def _chunks(box: GeoBox, block_rows: Sequence[int]) -> Iterator[Window]:
@@ -170,6 +185,14 @@ def _joined(row: int, prediction: Both, true: Both, quanta: NDArray[np.uint8] | 
     return Strip(row, building & known, truth & known, known, *lost, quanta)
 
 
+def _without(strip: Strip, hidden: Flags) -> Strip:
+    """Return the strip with the pixels that the rival does not know left out."""
+    if not hidden.any():
+        return strip
+    known, count = strip.valid & ~hidden, int(np.count_nonzero(hidden))
+    return replace(strip, building=strip.building & known, truth=strip.truth & known, valid=known, hidden=count)
+
+
 def _read_labels(read: Callable[[Window], NDArray[np.uint8]], window: Window) -> Both:
     values = read(window)
     return values == 1, values != UNLABELLED
@@ -189,7 +212,7 @@ class Tally:
 
     def __init__(self, box: GeoBox, *, details: bool) -> None:
         gsd_m = box.gsd_m
-        self._confusion, self._pixels, self._lost = Confusion(), 0, (0, 0)
+        self._confusion, self._pixels, self._lost, self._hidden = Confusion(), 0, (0, 0), 0
         self.boundary = BoundaryTally() if details else None
         self.objects = ObjectTally(box.width, None if gsd_m is None else gsd_m * gsd_m) if details else None
         self._histogram: ScoreHistogram | None = None
@@ -199,6 +222,7 @@ class Tally:
         self._confusion += Confusion.of(strip.building, strip.truth, strip.valid)
         self._pixels += strip.valid.size
         self._lost = self._lost[0] + strip.unpredicted, self._lost[1] + strip.unpredicted_building
+        self._hidden += strip.hidden
         if self.boundary is not None:
             self.boundary.add(strip.building, strip.truth, strip.valid)
         if self.objects is not None:
@@ -219,4 +243,5 @@ class Tally:
             None if self.objects is None else self.objects.finish(),
             self._histogram,
             *self._lost,
+            self._hidden,
         )

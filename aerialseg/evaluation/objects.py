@@ -70,11 +70,14 @@ class ObjectCounts:
 
     @property
     def f1(self) -> float:
-        """Harmonic mean of precision and recall: 2 matches / (true + predicted)."""
-        return _ratio(2 * sum(self.right), sum(self.true) + sum(self.predicted))
+        """Share of all objects, true and predicted, that match: the harmonic mean of precision and recall.
+
+        Of one size alone it is the same share: there `found` and `right` may differ, for a match may change the size.
+        """
+        return _ratio(sum(self.found) + sum(self.right), sum(self.true) + sum(self.predicted))
 
     def of_size(self, size: int) -> ObjectCounts:
-        """Return the counts of one size, an index of SIZES, alone; its F1 joins true and predicted sizes."""
+        """Return the counts of one size, an index of SIZES, alone."""
         return ObjectCounts(
             _only(self.true, size), _only(self.found, size), _only(self.predicted, size), _only(self.right, size)
         )

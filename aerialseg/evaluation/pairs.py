@@ -35,6 +35,8 @@ class Pair:
     """What `predict --probability` wrote beside the prediction, if it did."""
     vectors: tuple[Path, ...] = ()
     """The vector files whose polygons are the truth; `truth` is then the first of them."""
+    rival: Path | None = None
+    """Another run's prediction of the scene: ground on which it has no data is not counted either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,17 +79,24 @@ def is_measure(name: str) -> bool:
     return not MEASURES.isdisjoint(name.split("/")[:-1])
 
 
-def pair_scenes(scenes: Sequence[Scene], predictions: Path) -> tuple[Pair, ...]:
-    """Pair the masks of `scenes` with what `predict` wrote for them: `predictions`/NAME.tif.
+def pair_scenes(
+    scenes: Sequence[Scene], predictions: Path | None = None, vectors: tuple[Path, ...] = ()
+) -> tuple[Pair, ...]:
+    """Pair the masks of `scenes`, or the polygons of `vectors`, with what `predict` wrote: `predictions`/NAME.tif.
 
-    Raises NoInputError for a scene without a prediction or without a mask.
+    Before there are predictions the scenes themselves stand for them: they lie on the same grids. Raises NoInputError
+    for a scene without a prediction or without a mask.
     """
+    pairs = []
     for scene in scenes:
-        if scene.mask is None:
+        known = replace(scene, mask=vectors[0]) if vectors else scene
+        if known.mask is None:
             raise NoInputError(f"{one_line(scene.image)}: has no mask to judge its prediction by")
-        if not _prediction_of(scene, predictions).is_file():
-            raise NoInputError(f"{one_line(_prediction_of(scene, predictions))}: no such file; predict the scene first")
-    return tuple(_pair(scene, _prediction_of(scene, predictions)) for scene in scenes)
+        prediction = scene.image if predictions is None else predictions / f"{scene.name}.tif"
+        if not prediction.is_file():
+            raise NoInputError(f"{one_line(prediction)}: no such file; predict the scene first")
+        pairs.append(replace(_pair(known, prediction), vectors=vectors))
+    return tuple(pairs)
 
 
 def check_pairs(pairs: Sequence[Pair], access: Access) -> tuple[list[str], list[AerialsegError]]:
@@ -102,8 +111,8 @@ def check_pairs(pairs: Sequence[Pair], access: Access) -> tuple[list[str], list[
             truth = None if pair.vectors else mask_box(pair.truth, access)
             box = mask_box(pair.prediction, access)
             warning = None if truth is None else check_same_grid(truth, box, (pair.truth, pair.prediction))
-            if pair.probability is not None:
-                check_same_grid(box, mask_box(pair.probability, access), (pair.prediction, pair.probability))
+            for other in filter(None, (pair.probability, pair.rival)):
+                check_same_grid(box, mask_box(other, access), (pair.prediction, other))
         except AerialsegError as fault:
             faults.append(fault)
         else:
@@ -123,7 +132,3 @@ def _pair(scene: Scene, prediction: Path) -> Pair:
     above = prediction.absolute().parents
     beside = above[min(depth, len(above)) - 1] / PROBABILITY / f"{scene.name}{prediction.suffix}"
     return Pair(scene.name, prediction, scene.mask, scene.city, beside if beside.is_file() else None)
-
-
-def _prediction_of(scene: Scene, predictions: Path) -> Path:
-    return predictions / f"{scene.name}.tif"

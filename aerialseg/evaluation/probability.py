@@ -15,6 +15,9 @@ from aerialseg.counts import QUANTA, Confusion, ScoreHistogram
 BINS = 15
 """As in Guo et al., "On calibration of modern neural networks" (https://arxiv.org/abs/1706.04599)."""
 
+TEMPERATURES = (0.1, 10.0)
+"""The temperatures among which the best is sought."""
+
 
 @dataclass(frozen=True, slots=True)
 class Bin:
@@ -72,13 +75,13 @@ def log_loss(histogram: ScoreHistogram, temperature: float = 1.0) -> float:
 
 
 def fit_temperature(histogram: ScoreHistogram) -> float:
-    """Return what logits should be divided by for the likeliest probabilities (Guo et al. 2017), 0.1 to 10.
+    """Return what logits should be divided by for the likeliest probabilities (Guo et al. 2017), within TEMPERATURES.
 
     The log loss is convex in the inverse temperature, so a golden-section search finds its only minimum. Probabilities
     of one window lie in the histogram, blended ones do not come from one logit: how good the result is shows when the
     scenes are predicted with it.
     """
-    low, high = np.log(0.1), np.log(10.0)
+    low, high = np.log(TEMPERATURES)
     golden = (5**0.5 - 1) / 2
     left, right = high - golden * (high - low), low + golden * (high - low)
     for _ in range(60):
@@ -89,6 +92,12 @@ def fit_temperature(histogram: ScoreHistogram) -> float:
             low, left = left, right
             right = low + golden * (high - low)
     return float(np.exp((low + high) / 2))
+
+
+def at_limit(temperature: float) -> bool:
+    """Return whether a fitted temperature lies at an end of TEMPERATURES: the best one lies outside, or nowhere."""
+    low, high = TEMPERATURES
+    return not low * 1.001 < temperature < high / 1.001
 
 
 def calibration_json(histogram: ScoreHistogram) -> dict[str, Any]:

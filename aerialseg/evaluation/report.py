@@ -141,9 +141,12 @@ def _short(value: object, most: int = 200) -> str:
 
 
 def _choose(report: EvaluationReport) -> list[str]:
-    """Return the names of the worst and the best scenes by IoU, the worst first; all when they are few."""
-    known = [(result.confusion.iou, result.name) for result in report.results if result.confusion.pixels]
-    names = [name for _, name in sorted(known, key=lambda item: (item[0] != item[0], item[0]))]
+    """Return the names of the worst and the best scenes by IoU, the worst first; all when they are few.
+
+    A scene without IoU, where neither mask has a building, is neither.
+    """
+    scored = [(result.confusion.iou, result.name) for result in report.results]
+    names = [name for iou, name in sorted(scored, key=lambda item: item[0]) if iou == iou]
     return names if len(names) <= WORST + BEST else [*names[:WORST], *names[-BEST:]]
 
 

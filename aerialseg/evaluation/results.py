@@ -42,6 +42,7 @@ class Counts:
             for index, size in enumerate(SIZES[:3]):
                 found[f"object_recall_{size}"] = self.objects.of_size(index).recall
                 found[f"object_precision_{size}"] = self.objects.of_size(index).precision
+                found[f"object_f1_{size}"] = self.objects.of_size(index).f1
         return found
 
     def numbers(self) -> list[int]:
@@ -101,6 +102,8 @@ class SceneScore:
     unpredicted: int = 0
     """Labelled pixels on which the prediction has no data; `unpredicted_building` of them are true building."""
     unpredicted_building: int = 0
+    hidden: int = 0
+    """Pixels left out because the run that this one is compared with has no data there."""
 
     @property
     def counts(self) -> Counts:

@@ -17,7 +17,7 @@ from aerialseg.evaluation.counting import Rules, count_pair
 from aerialseg.evaluation.pairs import Pair, check_pairs, pair_scenes
 from aerialseg.evaluation.results import EvaluationReport, SceneScore
 from aerialseg.geo.labels import Labels, LabelSource
-from aerialseg.geo.masks import MaskRule, decide_rule, mask_box
+from aerialseg.geo.masks import MaskRule, ResolvedRule, decide_rule, mask_box
 from aerialseg.geo.raster import Access
 from aerialseg.geo.scenes import Scene
 from aerialseg.geo.vectors import read_layer
@@ -101,6 +101,29 @@ def evaluate_pairs(
 def decide_rules(pairs: Sequence[Pair], options: EvaluateOptions) -> tuple[Rules, tuple[str, ...]]:
     """Return how predictions and truths are read, and warnings; raises what reading the truth's files raises."""
     prediction = decide_rule([pair.prediction for pair in pairs])
+    rival = decide_rule([pair.rival for pair in pairs if pair.rival is not None])
+    truth, labels, doubts = read_truth(pairs, options)
+    warnings = [*doubts, *prediction.warnings]
+    if options.filtered is not None:
+        warnings.append(
+            f"filtered: patches of {options.filtered} px without a true building are left out; such scores are higher"
+            " and do not compare with those of whole scenes"
+        )
+    return Rules(prediction, truth, options.details, False, options.filtered, labels, rival), tuple(warnings)
+
+
+def check_truth(pairs: Sequence[Pair], options: EvaluateOptions, progress: Progress) -> None:
+    """Compare all grids and read what the truth's files mean, and say what is odd; raises the first fault."""
+    warnings, faults = check_pairs(pairs, options.access)
+    _raise_first(faults, progress)
+    for warning in (*warnings, *read_truth(pairs, options)[2]):
+        progress.say(f"warning: {warning}")
+
+
+def read_truth(
+    pairs: Sequence[Pair], options: EvaluateOptions
+) -> tuple[ResolvedRule | None, dict[str, Labels], list[str]]:
+    """Return the rule of true masks or None, labels by name where the truth is more than a mask, and warnings."""
     layers = tuple(read_layer(path, where=options.where) for path in pairs[0].vectors)
     if layers and options.rule != MaskRule():
         raise UsageError("--building-values, --ignore-values and --mask-threshold are for masks; polygons take --where")
@@ -108,7 +131,7 @@ def decide_rules(pairs: Sequence[Pair], options: EvaluateOptions) -> tuple[Rules
         raise UsageError("--where chooses polygons, and the true masks are rasters; leave it out")
     truth = None if layers else decide_rule([pair.truth for pair in pairs], options.rule)
     area = None if options.labelled_area is None else read_layer(options.labelled_area)
-    warnings = [*(truth.warnings if truth else ()), *prediction.warnings]
+    warnings = list(truth.warnings if truth else ())
     labels: dict[str, Labels] = {}
     if layers or area is not None:
         source = LabelSource(layers, options.where, truth, area)
@@ -118,20 +141,15 @@ def decide_rules(pairs: Sequence[Pair], options: EvaluateOptions) -> tuple[Rules
         }
         warnings += [line for layer in (*layers, *((area,) if area else ())) for line in layer.warnings]
         warnings += source.coverage_notes(labels, boxes)
-    if options.filtered is not None:
-        warnings.append(
-            f"filtered: patches of {options.filtered} px without a true building are left out; such scores are higher"
-            " and do not compare with those of whole scenes"
-        )
-    return Rules(prediction, truth, options.details, filtered=options.filtered, labels=labels), tuple(warnings)
+    return truth, labels, warnings
 
 
-def count_probabilities(pairs: Sequence[Pair], rule: MaskRule, progress: Progress) -> ScoreHistogram:
+def count_probabilities(pairs: Sequence[Pair], options: EvaluateOptions, progress: Progress) -> ScoreHistogram:
     """Return the pixels of all pairs by truth and probability; raises BadDataError for a pair without probabilities."""
     for pair in pairs:
         if pair.probability is None:
             raise BadDataError(f"{one_line(pair.prediction)}: has no probability raster beside it")
-    rules, _ = decide_rules(pairs, EvaluateOptions(rule))
+    rules, _ = decide_rules(pairs, options)
     results = _count_all(pairs, replace(rules, probabilities=True), progress)
     return sum((result.histogram for result in results if result.histogram is not None), ScoreHistogram())
 

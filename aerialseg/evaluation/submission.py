@@ -11,17 +11,18 @@ import shutil
 import tempfile
 import zipfile
 import zlib
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from aerialseg.errors import AerialsegError, BadDataError, NoInputError, one_line
+from aerialseg.errors import BadDataError, NoInputError, ReadError, StorageError, one_line
 from aerialseg.evaluation.pairs import is_measure
-from aerialseg.files import TEMPORARY, staged
+from aerialseg.files import staged, working_folder
 from aerialseg.geo.masks import ResolvedRule, block_windows, decide_rule, read_mask
-from aerialseg.geo.opening import create_raster, writing_errors
+from aerialseg.geo.opening import create_raster, refuse_remote, writing_errors
 from aerialseg.geo.raster import GeoBox, open_raster, raster_errors
 from aerialseg.geo.scenes import find_scenes, natural_key
 
@@ -91,11 +92,11 @@ def write_submission(
     warnings = [f"{len(left_out)} masks are of no test scene and are left out: {_listed(left_out)}"] if left_out else []
     rule = decide_rule(list(found.values()))
     progress.start("submit", 2 * len(found), "mask")
-    with staged(out) as temporary, tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=out.parent) as folder:
+    with working_folder(out.parent) as folder, staged(out) as temporary:
         with zipfile.ZipFile(temporary, "w") as archive:
             for name, path in found.items():
-                mask = Path(folder) / name
-                unknown = _write_mask(path, mask, rule, form, expected.sizes[name])
+                mask = folder / name
+                unknown = _write_mask(path, (mask, out), rule, form, expected.sizes[name])
                 if unknown:
                     warnings.append(f"{one_line(path)}: {unknown:,} pixels are nodata and became background")
                 entry = zipfile.ZipInfo(name, DATE)
@@ -104,26 +105,28 @@ def write_submission(
                 archive.writestr(entry, mask.read_bytes())
                 mask.unlink()
                 progress.advance(1, note=name)
-        checked = check_submission(temporary, expected, progress)
+        checked = check_submission(temporary, expected, progress, called=out)
     progress.finish()
     return Submission(out, checked.files, form, checked.size, checked.building, tuple(warnings))
 
 
-def check_submission(path: Path, expected: Expected, progress: Progress) -> Submission:
+def check_submission(path: Path, expected: Expected, progress: Progress, called: Path | None = None) -> Submission:
     """Check a zip: the names, flat, no side files; sizes, one band, 0 and 255 or one bit, not all of one value.
 
-    Every fault is said; raises BadDataError for the first. Nothing is unpacked but one mask at a time, of bounded size.
+    Every fault is said, of the file `called` so when that is not its own name; raises BadDataError for the first.
+    Nothing is unpacked but one mask at a time, of bounded size.
     """
-    shown = one_line(path.name)
+    refuse_remote(path)
+    name = one_line(called or path)
     if not path.is_file():
-        raise NoInputError(f"{one_line(path)}: no such file; give the zip to check")
+        raise NoInputError(f"{name}: no such file; give the zip to check")
     try:
         with zipfile.ZipFile(path) as archive:
-            faults, forms, building = _check_archive(archive, shown, expected, progress)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
-        raise BadDataError(
-            f"{one_line(path)}: cannot be read as a zip: {one_line(str(error))}; make it again"
-        ) from error
+            faults, forms, building = _check_archive(archive, one_line((called or path).name), expected, progress)
+    except OSError as error:
+        raise ReadError(f"{name}: cannot be read: {error.strerror or error}; check its disk") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise BadDataError(f"{name}: cannot be read as a zip: {one_line(str(error))}; make it again") from error
     for fault in faults[1:]:
         progress.say(f"error: {fault}")
     if faults:
@@ -139,15 +142,15 @@ def _check_archive(
     names = [entry.filename for entry in archive.infolist()]
     faults = _check_names(names, shown, expected)
     forms, building = set(), 0
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY) as folder:
+    with working_folder(Path(tempfile.gettempdir())) as folder:
         for entry in archive.infolist():
             if entry.filename not in expected.sizes or names.count(entry.filename) > 1:
                 continue
             try:
-                form, count = _check_member(archive, entry, Path(folder), expected.sizes[entry.filename])
+                form, count = _check_member(archive, entry, folder, expected.sizes[entry.filename])
                 forms.add(form)
                 building += count
-            except AerialsegError as error:
+            except BadDataError as error:
                 faults.append(f"{shown}: {error}")
             progress.advance(1, note=entry.filename)
     return faults, forms, building
@@ -183,7 +186,13 @@ def _check_member(
             shutil.copyfileobj(packed, target)
         with open_raster(mask) as dataset:
             return _check_mask(dataset, name, size)
-    except AerialsegError as error:
+    except OSError as error:
+        place = one_line(folder.parent)
+        raise StorageError(
+            f"{name}: cannot be unpacked in {place}: {error.strerror or error}; free space there, or name another"
+            " folder with TMPDIR"
+        ) from error
+    except BadDataError as error:
         raise BadDataError(str(error).replace(str(mask), name)) from error
     finally:
         mask.unlink(missing_ok=True)
@@ -235,17 +244,24 @@ def _find_masks(predictions: Sequence[str | Path], expected: Expected) -> tuple[
     return dict(sorted(found.items(), key=lambda item: natural_key(item[0]))), left_out
 
 
-def _write_mask(path: Path, target: Path, rule: ResolvedRule, form: Form, size: tuple[int, int]) -> int:
-    """Write a mask in the form of the benchmark and return how many pixels had no data."""
-    unknown = 0
-    with open_raster(path) as mask:
+def _write_mask(path: Path, target: tuple[Path, Path], rule: ResolvedRule, form: Form, size: tuple[int, int]) -> int:
+    """Write a mask in the form of the benchmark and return how many pixels had no data.
+
+    `target` is the file, and the zip it is for, by which errors of writing are called; those of reading name the mask.
+    """
+    unknown, (temporary, final) = 0, target
+    with open_raster(path) as mask, ExitStack() as files:
         if (mask.height, mask.width) != size:
             raise BadDataError(f"{one_line(path)}: is {mask.height}x{mask.width} px, expected {size[0]}x{size[1]}")
-        with writing_errors(target), create_raster(target, **_profile(GeoBox.of(mask), form)) as written:
-            for window in _rows(mask):
-                building, valid = read_mask(mask, rule, window)
-                unknown += valid.size - int(np.count_nonzero(valid))
+        with writing_errors(final):
+            written = files.enter_context(create_raster(temporary, **_profile(GeoBox.of(mask), form)))
+        for window in _rows(mask):
+            building, valid = read_mask(mask, rule, window)
+            unknown += valid.size - int(np.count_nonzero(valid))
+            with writing_errors(final):
                 written.write(building.astype(np.uint8) * np.uint8(1 if form == "1-bit" else 255), 1, window=window)
+        with writing_errors(final):
+            files.close()
     return unknown
 
 

@@ -7,17 +7,15 @@ worth and gives the threshold. Nothing else of the model changes, and the old fi
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aerialseg.errors import BadDataError, one_line
 from aerialseg.evaluation.pairs import pair_scenes
-from aerialseg.evaluation.probability import calibration_error, fit_temperature, log_loss
-from aerialseg.evaluation.scores import count_probabilities
-from aerialseg.files import TEMPORARY, prepare_output_folder, refuse_foreign, refuse_input_as_output, sha256_of
-from aerialseg.geo.masks import MaskRule
+from aerialseg.evaluation.probability import at_limit, calibration_error, fit_temperature, log_loss
+from aerialseg.evaluation.scores import EvaluateOptions, check_truth, count_probabilities
+from aerialseg.files import prepare_output_folder, refuse_foreign, refuse_input_as_output, sha256_of, working_folder
 from aerialseg.models.package import find_model, load_model, read_card, save_model
 from aerialseg.prediction.job import PredictOptions, predict_scenes
 from aerialseg.progress import Silent
@@ -37,8 +35,10 @@ WORTH_IT = 0.02
 class CalibrateOptions:
     """How the scenes are predicted and read."""
 
-    rule: MaskRule = field(default_factory=MaskRule)
-    """What the values of the true masks mean."""
+    truth: EvaluateOptions = field(default_factory=EvaluateOptions)
+    """What the truth's files mean."""
+    vectors: tuple[Path, ...] = ()
+    """Vector files whose polygons are the truth; else the scenes have masks."""
     overwrite: bool = False
     predict: PredictOptions = field(default_factory=PredictOptions)
 
@@ -76,33 +76,40 @@ class CalibrateReport:
     scenes: int
     before: Judgement
     after: Judgement
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         paths = {"model": str(self.model), "out": str(self.out), "scenes": self.scenes}
-        return {**paths, "before": self.before.to_json(), "after": self.after.to_json()}
+        judged = {"before": self.before.to_json(), "after": self.after.to_json()}
+        return {**paths, **judged, "warnings": list(self.warnings)}
 
 
 def calibrate_model(
     scenes: Sequence[Scene], model: Path, out: Path, options: CalibrateOptions, progress: Progress | None = None
 ) -> CalibrateReport:
-    """Write the model at `model` to `out` with the temperature and threshold that suit `scenes`, each with its mask.
+    """Write the model at `model` to `out` with the temperature and threshold that suit `scenes`, given their truth.
 
-    Raises UsageError when `out` is the model or an input, OutputError when it exists, BadDataError when the masks hold
-    only one class, and what predicting and counting raise.
+    Raises UsageError when `out` is the model or an input, OutputError when it exists, BadDataError before anything is
+    predicted when a mask lies on another grid than its scene, later when the truth holds only one class, and what
+    predicting and counting raise.
     """
     progress, model = progress or Silent(), find_model(model)
-    inputs = [path for scene in scenes for path in (scene.image, scene.mask) if path is not None]
-    refuse_input_as_output([model, *inputs], [out])
-    prepare_output_folder(out.parent)
-    refuse_foreign(out, ours=False, overwrite=options.overwrite)
+    _check_output(scenes, model, out, options)
     card = read_card(model)
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=out.parent) as folder:
-        work = Path(folder)
+    check_truth(pair_scenes(scenes, vectors=options.vectors), options.truth, progress)
+    warnings: tuple[str, ...] = ()
+    with working_folder(out.parent) as work:
         first = _histogram(scenes, model, work / "first", options, progress)
         before = Judgement.of(first, card.threshold, card.temperature)
         after = Judgement.of(first, first.best_threshold()[0], card.temperature)
         factor = fit_temperature(first)
+        if at_limit(factor):
+            warnings = (
+                f"{one_line(model)}: no temperature fits: the best of those tried is the last, {factor:g}, so the"
+                " probabilities say little of these masks; were the right masks taken?",
+            )
+            progress.say(f"warning: {warnings[0]}")
         if abs(factor - 1) >= WORTH_IT:
             trial = work / "trial.safetensors"
             _save(model, trial, before, replace(before, temperature=card.temperature * factor), len(scenes))
@@ -110,7 +117,15 @@ def calibrate_model(
             other = Judgement.of(second, second.best_threshold()[0], card.temperature * factor)
             after = other if other.log_loss < after.log_loss else after
     _save(model, out, before, after, len(scenes))
-    return CalibrateReport(model, out, len(scenes), before, after)
+    return CalibrateReport(model, out, len(scenes), before, after, warnings)
+
+
+def _check_output(scenes: Sequence[Scene], model: Path, out: Path, options: CalibrateOptions) -> None:
+    inputs = [path for scene in scenes for path in (scene.image, scene.mask) if path is not None]
+    area = [] if options.truth.labelled_area is None else [options.truth.labelled_area]
+    refuse_input_as_output([model, *inputs, *options.vectors, *area], [out])
+    prepare_output_folder(out.parent)
+    refuse_foreign(out, ours=False, overwrite=options.overwrite)
 
 
 def _histogram(
@@ -119,7 +134,7 @@ def _histogram(
     """Return probability by truth of the scenes' pixels under a model; raises BadDataError for masks of one class."""
     chosen = replace(options.predict, probability=True)
     predict_scenes(scenes, model, folder, chosen, progress).raise_failures()
-    histogram = count_probabilities(pair_scenes(scenes, folder), options.rule, progress)
+    histogram = count_probabilities(pair_scenes(scenes, folder, options.vectors), options.truth, progress)
     background, building = (int(count) for count in histogram.counts.sum(axis=1))
     if not background or not building:
         missing = "building" if not building else "background"

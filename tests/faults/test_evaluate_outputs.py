@@ -56,9 +56,48 @@ def test_row_14_a_full_disk_ends_with_74_and_leaves_nothing(
     done = cli(*commands(pair)[what], preexec_fn=small_files)
     assert done.returncode == 74, done.stderr
     assert "Traceback" not in done.stderr
+    assert ".aerialseg-" not in done.stderr, "a temporary name says nothing to a user"
     assert {
         name: digest for name, digest in tree_hashes(pair).items() if not name.endswith(".aerialseg-lock")
     } == before
+
+
+def test_row_14_a_disk_that_is_full_where_masks_are_unpacked(
+    pair: Path, run: Run, cli: Callable[..., subprocess.CompletedProcess[str]], tree_hashes: Hashes
+) -> None:
+    assert run("submit", pair / "out", "--out", pair / "x.zip", "--test-root", pair / "out")[0] == 0
+    (pair / "room").mkdir()
+    before = tree_hashes(pair)
+
+    def small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, 6_000))
+
+    check = ("submit", pair / "x.zip", "--check", "--test-root", pair / "out")
+    done = cli(*check, preexec_fn=small_files, env={"TMPDIR": str(pair / "room")})
+    assert done.returncode == 74, done.stderr
+    assert f"sfo1.tif: cannot be unpacked in {pair / 'room'}" in done.stderr
+    assert ".aerialseg-" not in done.stderr
+    assert tree_hashes(pair) == before
+
+
+@pytest.mark.parametrize("share", [0.9, 0.3])
+def test_row_1_a_truncated_mask_is_told_from_a_disk_that_is_full(pair: Path, run: Run, share: float) -> None:
+    path = pair / "out/sfo1.tif"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    code, _, err = run("submit", pair / "out", "--out", pair / "x.zip", "--test-root", pair / "gt")
+    assert code == 65
+    assert "out/sfo1.tif: " in err
+    assert [file.name for file in pair.iterdir() if not file.is_dir()] == []
+
+
+def test_row_15_what_a_killed_submit_left_goes_with_the_next(pair: Path, run: Run) -> None:
+    left = pair / ".aerialseg-work-0123456789ab"
+    left.mkdir()
+    (left / "sfo1.tif").touch()
+    (left / ".aerialseg-lock").touch()
+    assert run("submit", pair / "out", "--out", pair / "x.zip", "--test-root", pair / "out")[0] == 0
+    assert not list(pair.glob(".aerialseg-*"))
 
 
 @pytest.mark.parametrize("what", ["report", "errors", "submit"])
@@ -106,6 +145,8 @@ def test_row_21_remote_paths_are_refused_before_any_work(pair: Path, run: Run, t
         ("compare", far, pair / "out", *masks),
         ("compare", pair / "out", "/vsicurl/" + far, *masks),
         ("submit", far, "--out", pair / "x.zip"),
+        ("submit", far, "--check"),
+        ("submit", "/vsicurl/" + far, "--check"),
         ("evaluate", pair / "out", *masks, "--report", pair / "r.html", "--scenes", far),
         ("evaluate", pair / "out", *masks, "--labelled-area", "http://127.0.0.1:9/x.gpkg"),
         ("evaluate", pair / "out", "--masks", "http://127.0.0.1:9/x.gpkg"),
