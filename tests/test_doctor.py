@@ -132,13 +132,13 @@ def test_a_precision_without_kernels_is_a_warning_and_a_dead_device_is_missing()
 
 def test_a_container_s_limit_bounds_the_memory(tmp_path: Path) -> None:
     write(tmp_path / "proc/meminfo", "MemTotal: 64000000 kB\nMemAvailable:   32000000 kB\n")
-    assert doctor._available_memory(tmp_path) == 32_000_000 * 1024
+    assert doctor.available_memory(tmp_path) == 32_000_000 * 1024
     write(tmp_path / "sys/fs/cgroup/memory.current", "1000000000\n")
     write(tmp_path / "sys/fs/cgroup/memory.max", "max\n")
-    assert doctor._available_memory(tmp_path) == 32_000_000 * 1024
+    assert doctor.available_memory(tmp_path) == 32_000_000 * 1024
     write(tmp_path / "sys/fs/cgroup/memory.max", "3000000000\n")
-    assert doctor._available_memory(tmp_path) == 2_000_000_000
-    assert doctor._available_memory(tmp_path / "elsewhere") is None
+    assert doctor.available_memory(tmp_path) == 2_000_000_000
+    assert doctor.available_memory(tmp_path / "elsewhere") is None
 
 
 def write(path: Path, text: str) -> None:

@@ -88,7 +88,7 @@ def build_network(spec: ModelSpec) -> nn.Module:
     if spec.weights == "imagenet":
         if spec.encoder not in {preset.encoder for preset in PRESETS.values()}:  # theirs are in the table
             weights.check_licence(spec.encoder)
-        _without_weights(spec, "meta")  # what cannot be built is said before anything is downloaded
+        outline(spec)  # what cannot be built is said before anything is downloaded
         with weights.downloading(spec.encoder):
             return construct(spec, pretrained=True)
     network = construct(spec, pretrained=False)
@@ -107,7 +107,7 @@ def check_network(spec: ModelSpec, tile_size: int) -> None:
     expected = (1, 1, tile_size, tile_size)
     reason = ""
     for device in ("meta", "cpu"):
-        network = _without_weights(spec, device).eval()
+        network = outline(spec, device).eval()
         try:
             with torch.device(device), torch.inference_mode():
                 found = tuple(network(torch.zeros(1, spec.bands, tile_size, tile_size)).shape)
@@ -142,23 +142,26 @@ def input_statistics(spec: ModelSpec) -> tuple[tuple[float, ...], tuple[float, .
 
 
 def count(spec: ModelSpec, size: int = 256) -> tuple[int, int]:
-    """Return the network's trainable numbers, and the multiply-adds of one tile of `size` x `size`.
+    """Return the network's trainable numbers, and the multiply-adds of one tile of `size` x `size`."""
+    return count_network(outline(spec), spec.bands, size)
 
-    Counted are convolutions, products of matrices and fused attention, from shapes alone where the network can be built
-    so.
+
+def count_network(network: nn.Module, bands: int, size: int) -> tuple[int, int]:
+    """Return the trainable numbers of an outline, and its multiply-adds for one tile of `size` x `size`.
+
+    Counted are convolutions, products of matrices and fused attention; not transforms, pooling, norms and activations.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    network = _without_weights(spec, "meta").eval()
-    parameters = list(network.parameters())
+    parameters = list(network.eval().parameters())
     with torch.device(parameters[0].device), torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        network(torch.zeros(1, spec.bands, size, size))
+        network(torch.zeros(1, bands, size, size))
     return sum(parameter.numel() for parameter in parameters), int(counter.get_total_flops()) // 2
 
 
-def _without_weights(spec: ModelSpec, device: str) -> nn.Module:
-    """Build the network on `device`; on the CPU where it cannot be built on "meta", which takes no memory or time."""
+def outline(spec: ModelSpec, device: str = "meta") -> nn.Module:
+    """Build the network without pretrained weights; on torch's meta device it has shapes only: no memory, no time."""
     import torch
 
     from aerialseg.models.construction import construct
@@ -170,7 +173,7 @@ def _without_weights(spec: ModelSpec, device: str) -> nn.Module:
     except ConfigError:
         if device == "cpu":
             raise
-        return _without_weights(spec, "cpu")
+        return outline(spec, "cpu").to(device)  # some compute with numbers while they are built
 
 
 def _find_preset(preset: str | None, architecture: str | None, encoder: str | None) -> Preset:

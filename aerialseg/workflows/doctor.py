@@ -152,7 +152,7 @@ def _devices(system: System | None) -> Iterator[Finding]:
 def _memory() -> Iterator[Finding]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Finding("memory", "processors", f"{cores} usable of {os.cpu_count()}")
-    available = _available_memory(Path("/"))
+    available = available_memory()
     if available is not None:
         advice = "close other programs, or predict with --batch 1"
         yield Finding(
@@ -195,7 +195,7 @@ def _write_and_read(folder: Path) -> None:
         write_geotiff(Path(temporary) / "doctor.tif", np.arange(256, dtype=np.uint8).reshape(16, 16), box)
 
 
-def _available_memory(root: Path) -> int | None:
+def available_memory(root: Path = Path("/")) -> int | None:
     """Return the bytes that can still be used: the kernel's estimate, or what a container's limit leaves."""
     meminfo = root / "proc/meminfo"
     found = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text() if meminfo.is_file() else "", re.MULTILINE)
