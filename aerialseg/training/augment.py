@@ -45,6 +45,8 @@ class Augmentation:
             pixels = resize_pixels(pixels, self._crop)
             target = cv2.resize(target, size, interpolation=cv2.INTER_NEAREST_EXACT)
             valid = cv2.resize(valid.view(np.uint8), size, interpolation=cv2.INTER_NEAREST_EXACT).view(np.bool_)
+        if not self._chain.transforms:
+            return pixels, target, valid
         self._chain.set_random_seed(seed)
         for number, step in enumerate(self._wear, 1):
             step.set_random_seed(seed + number)  # the chain gives all steps the same dice: they would strike together
