@@ -67,12 +67,13 @@ def near_edges(target: Tensor, reach: int) -> Tensor:
 
 def _mean(each: Tensor, counted: Tensor, pooled: Pooling) -> Tensor:
     """Average the counted pixels' values."""
-    total, count = pooled(torch.stack([torch.where(counted, each, 0.0).sum(), counted.sum().float()]))
-    return total / count.clamp(min=1)
+    sums = pooled(torch.stack([torch.where(counted, each, 0.0).sum(), counted.sum().float()]))
+    return sums[0] / sums[1].clamp(min=1)
 
 
 def _cross_entropy(scores: Tensor, truth: Tensor) -> Tensor:
-    return functional.binary_cross_entropy_with_logits(scores, truth, reduction="none")
+    each: Tensor = functional.binary_cross_entropy_with_logits(scores, truth, reduction="none")
+    return each
 
 
 def _focal(scores: Tensor, truth: Tensor, gamma: float) -> Tensor:

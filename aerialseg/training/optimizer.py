@@ -3,45 +3,62 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from aerialseg.config import OptimizerSection
+    from aerialseg.config import OptimizerSection, ScheduleSection
 
 WARMUP_SHARE = 0.1
 """Warm-up takes at most this share of a run, however many steps the configuration names."""
+ONE_CYCLE_SHARE, ONE_CYCLE_START = 0.3, 1 / 25
+POWER = 0.9
+"""Of the polynomial: nearly a line, as DeepLab has it (Chen et al., arXiv:1606.00915)."""
 
 
 def build_optimizer(network: nn.Module, section: OptimizerSection) -> torch.optim.AdamW:
-    """Return AdamW over the network's parameters; those with fewer than two dimensions (norms, biases) do not decay."""
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    """Return AdamW over the network's parameters; those with fewer than two dimensions (norms, biases) do not decay.
+
+    With an `encoder_lr` other than 1 the parameters below a module named `encoder` are groups of their own. The first
+    group always has the plain learning rate.
+    """
+    inside = re.compile(r"(^|\.)encoder\." if section.encoder_lr != 1.0 else r"(?!)")
+    trained = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
     groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": section.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        {
+            "params": [p for name, p in trained if (p.ndim >= 2) == decays and bool(inside.search(name)) == encoder],
+            "weight_decay": section.weight_decay if decays else 0.0,
+            "factor": section.encoder_lr if encoder else 1.0,
+        }
+        for encoder in (False, True)
+        for decays in (True, False)
     ]
     # Not fused: that variant unscales float16 gradients itself, and clipping has to come in between.
-    return torch.optim.AdamW(groups, lr=section.lr)
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=section.lr)
 
 
-def learning_rate(step: int, total: int, peak: float, warmup_steps: int) -> float:
-    """Return the learning rate of `step` (from 0) of `total`: a line up to `peak`, then a cosine that ends near 0.
+def learning_rate(step: int, total: int, peak: float, schedule: ScheduleSection) -> float:
+    """Return the learning rate of `step` (from 0) of `total`: up to `peak`, then down to nearly nothing.
 
-    The warm-up is `warmup_steps` long, or a tenth of the run if that is shorter.
+    The way up is a line, `warmup_steps` long, or a tenth of the run if that is shorter; of "one-cycle" (Smith and
+    Topin, arXiv:1708.07120) it is half a cosine from a 25th of the peak, 30 % of the run long.
     """
-    warmup = min(warmup_steps, int(total * WARMUP_SHARE))
+    one_cycle = schedule.shape == "one-cycle"
+    warmup = int(total * ONE_CYCLE_SHARE) if one_cycle else min(schedule.warmup_steps, int(total * WARMUP_SHARE))
     if step < warmup:
-        return peak * (step + 1) / warmup
-    done = (step - warmup) / max(1, total - warmup)
-    return peak * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+        low = (1.0 - ONE_CYCLE_START) * _half_cosine((step + 1) / warmup)
+        return peak * (1.0 - low) if one_cycle else peak * (step + 1) / warmup
+    done = min(1.0, (step - warmup) / max(1, total - warmup))
+    return peak * ((1.0 - done) ** POWER if schedule.shape == "polynomial" else _half_cosine(done))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group of the optimizer this learning rate."""
+    """Give every group of the optimizer this learning rate, times its factor."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["factor"]
 
 
 def average_decay(step: int, decay: float) -> float:
@@ -64,3 +81,8 @@ def update_average(average: nn.Module, network: nn.Module, decay: float) -> None
     torch._foreach_lerp_([targets[name] for name in floats], [sources[name] for name in floats], 1.0 - decay)
     for name in targets.keys() - set(floats):
         targets[name].copy_(sources[name])
+
+
+def _half_cosine(done: float) -> float:
+    """Return 1 at 0 and 0 at 1, level at both ends."""
+    return 0.5 * (1.0 + math.cos(math.pi * done))
