@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from aerialseg.errors import ConfigError, first_line, one_line
 from aerialseg.models.presets import PRESETS as PRESETS
 from aerialseg.models.presets import SIZE_MULTIPLE as SIZE_MULTIPLE
-from aerialseg.models.presets import EncoderArguments
+from aerialseg.models.presets import STEM_SKIP, EncoderArguments
 from aerialseg.models.presets import Preset as Preset
 
 if TYPE_CHECKING:
@@ -245,10 +245,24 @@ def _check_arguments(spec: ModelSpec, universal: bool) -> None:
 
     architecture = MODEL_ARCHITECTURES_MAPPING[spec.architecture]
     reserved = RESERVED_ARGUMENTS | set(inspect.signature(architecture.__init__).parameters)
-    for name in spec.encoder_arguments:
-        if not universal:
+    for name, value in spec.encoder_arguments.items():
+        if name == STEM_SKIP:
+            _check_stem_skip(spec, value)
+        elif not universal:
             raise ConfigError(
                 f"encoder argument {one_line(name)!r}: encoder {spec.encoder} takes none; only tu-NAME encoders do"
             )
-        if name in reserved:
+        elif name in reserved:
             raise ConfigError(f"encoder argument {one_line(name)!r} is not for the encoder: remove it")
+
+
+def _check_stem_skip(spec: ModelSpec, value: object) -> None:
+    from aerialseg.models.construction import SKIPPING
+
+    if not isinstance(value, bool):
+        raise ConfigError(f"encoder argument {STEM_SKIP!r} is {one_line(repr(value))}, expected true or false")
+    if value and spec.architecture not in SKIPPING:
+        raise ConfigError(
+            f"encoder argument {STEM_SKIP!r} goes with {', '.join(SKIPPING)}: the decoder of {spec.architecture} has no"
+            " skip at stride 2; remove it"
+        )

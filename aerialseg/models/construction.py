@@ -1,12 +1,13 @@
 """Builds a network with segmentation_models_pytorch (smp), then mends what costs accuracy or speed silently.
 
-Our own encoder (pyramid.py) is joined to smp's decoders here, since smp finds encoders only in its own table. What may
-be built is decided in catalog.py.
+Our own encoder (pyramid.py) is joined to smp's decoders here, since smp finds encoders only in its own table; and so is
+one that gets a stem beside it, for the decoder must know of it. What may be built is decided in catalog.py.
 """
 
 from __future__ import annotations
 
 import warnings
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import segmentation_models_pytorch as smp
@@ -16,33 +17,51 @@ from segmentation_models_pytorch.base.initialization import initialize_decoder, 
 from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder
 from segmentation_models_pytorch.decoders.segformer.decoder import SegformerDecoder
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
+from segmentation_models_pytorch.decoders.unetplusplus.decoder import UnetPlusPlusDecoder
 from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
+from segmentation_models_pytorch.encoders import get_encoder
 from torch import nn
 
 from aerialseg.errors import ConfigError, first_line, one_line
-from aerialseg.models.pyramid import PyramidEncoder, parse_design
+from aerialseg.models.presets import STEM_SKIP
+from aerialseg.models.pyramid import PyramidEncoder, make_stem, parse_design
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
     from aerialseg.models.catalog import ModelSpec
 
 JOINED = ("unet", "segformer", "fpn", "upernet")
 """Architectures that our own encoder can be joined to."""
+SKIPPING = ("unet", "unetplusplus")
+"""Architectures whose decoder has a skip at stride 2."""
+STEM_CHANNELS = 32
 
 
 class Joined(nn.Module):
-    """Our encoder, a decoder and a head, under the names that smp's networks give them."""
+    """An encoder, a decoder and a head, under the names that smp's networks give them.
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module, segmentation_head: nn.Module) -> None:
+    With a `stem` the features at stride 2 are its, in place of the zero channels that smp gives an encoder without any.
+    It stands beside the encoder: weights for that, its rate and its freezing are not the stem's.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, decoder: nn.Module, segmentation_head: nn.Module, stem: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
         self.segmentation_head = segmentation_head
+        self.stem = stem
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits [N, 1, H, W] for [N, bands, H, W]."""
-        logits: Tensor = self.segmentation_head(self.decoder(self.encoder(x)))
+        features = self.encoder(x)
+        if self.stem is not None:
+            features = [features[0], self.stem(x), *features[2:]]
+        logits: Tensor = self.segmentation_head(self.decoder(features))
         return logits
 
 
@@ -51,7 +70,13 @@ def construct(spec: ModelSpec, *, pretrained: bool) -> nn.Module:
 
     Raises ConfigError when it cannot be built; with `pretrained` the libraries' own errors pass through.
     """
-    network = _join(spec) if spec.encoder == "pyramid" else _construct_by_smp(spec, pretrained=pretrained)
+    if spec.encoder == "pyramid":
+        encoder = PyramidEncoder(spec.bands, parse_design(spec.encoder_arguments))
+        network: nn.Module = _join(spec.architecture, encoder, encoder.out_channels)
+    elif spec.encoder_arguments.get(STEM_SKIP):
+        network = _join_with_stem(spec, pretrained=pretrained)
+    else:
+        network = _construct_by_smp(spec, pretrained=pretrained)
     _centre_upsampling(network)
     if spec.architecture == "dpt":
         _drop_classifier(network.get_submodule("encoder.model"))
@@ -59,39 +84,68 @@ def construct(spec: ModelSpec, *, pretrained: bool) -> nn.Module:
     return network
 
 
-def _join(spec: ModelSpec) -> nn.Module:
-    """Put the decoder of `spec.architecture`, as smp sets it up by default, behind our encoder."""
-    encoder = PyramidEncoder(spec.bands, parse_design(spec.encoder_arguments))
-    match spec.architecture:
-        case "unet":
+def _join(architecture: str, encoder: nn.Module, channels: list[int], stem: nn.Module | None = None) -> Joined:
+    """Put a decoder, as smp sets it up by default, behind an encoder whose six maps have these `channels`."""
+    last, factor = 256, 4
+    match architecture:
+        case "unet" | "unetplusplus":
             widths = (256, 128, 64, 32, 16)
-            decoder, last, factor = UnetDecoder(encoder.out_channels, widths), widths[-1], 1
+            make = UnetDecoder if architecture == "unet" else UnetPlusPlusDecoder
+            decoder, last, factor = make(channels, widths), widths[-1], 1
         case "segformer":
-            decoder, last, factor = SegformerDecoder(encoder.out_channels), 256, 4
+            decoder = SegformerDecoder(channels)
         case "fpn":
-            decoder, last, factor = FPNDecoder(encoder.out_channels), 128, 4
+            decoder, last = FPNDecoder(channels), 128
         case _:
-            decoder, last, factor = UPerNetDecoder(encoder.out_channels), 256, 4
+            decoder = UPerNetDecoder(channels)
     head = SegmentationHead(last, 1, kernel_size=3 if factor == 1 else 1, upsampling=factor)
     initialize_decoder(decoder)
     initialize_head(head)
-    return Joined(encoder, decoder, head)
+    return Joined(encoder, decoder, head, stem)
+
+
+def _join_with_stem(spec: ModelSpec, *, pretrained: bool) -> Joined:
+    with _complaints_of_smp(spec, pretrained=pretrained):
+        weights = _weights_by_smp(spec, pretrained=pretrained)
+        encoder: nn.Module = get_encoder(spec.encoder, spec.bands, 5, weights, **_arguments_for_smp(spec))
+    channels: Any = encoder.out_channels
+    if len(channels) != 6 or channels[1] != 0:
+        raise ConfigError(
+            f"encoder argument {STEM_SKIP!r}: encoder {spec.encoder} has features at stride 2 of its own; remove it"
+        )
+    stem = make_stem(spec.bands, STEM_CHANNELS)
+    return _join(spec.architecture, encoder, [channels[0], STEM_CHANNELS, *channels[2:]], stem)
 
 
 def _construct_by_smp(spec: ModelSpec, *, pretrained: bool) -> nn.Module:
-    chosen = (True if spec.encoder.startswith("tu-") else "imagenet") if pretrained else None
+    with _complaints_of_smp(spec, pretrained=pretrained):
+        network: nn.Module = smp.create_model(
+            spec.architecture,
+            encoder_name=spec.encoder,
+            encoder_weights=_weights_by_smp(spec, pretrained=pretrained),
+            in_channels=spec.bands,
+            classes=1,
+            **_arguments_for_smp(spec),
+        )
+    return network
+
+
+def _weights_by_smp(spec: ModelSpec, *, pretrained: bool) -> Any:
+    return (True if spec.encoder.startswith("tu-") else "imagenet") if pretrained else None
+
+
+def _arguments_for_smp(spec: ModelSpec) -> dict[str, Any]:
+    return {name: value for name, value in spec.encoder_arguments.items() if name != STEM_SKIP}
+
+
+@contextmanager
+def _complaints_of_smp(spec: ModelSpec, *, pretrained: bool) -> Iterator[None]:
+    """Turn whatever a network of another project raises into ConfigError; with `pretrained` its errors pass through."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
-            network: nn.Module = smp.create_model(
-                spec.architecture,
-                encoder_name=spec.encoder,
-                encoder_weights=chosen,
-                in_channels=spec.bands,
-                classes=1,
-                **spec.encoder_arguments,
-            )
-    except Exception as error:  # a network of another project may raise anything
+            yield
+    except Exception as error:
         if pretrained:
             raise
         given = f" with {dict(spec.encoder_arguments)}" if spec.encoder_arguments else ""
@@ -99,7 +153,6 @@ def _construct_by_smp(spec: ModelSpec, *, pretrained: bool) -> nn.Module:
             f"encoder {spec.encoder} under {spec.architecture}{one_line(given)} cannot be built: {first_line(error)};"
             " choose another encoder or remove the arguments"
         ) from error
-    return network
 
 
 def _centre_upsampling(network: nn.Module) -> None:

@@ -9,6 +9,8 @@ from typing import TypeAlias
 EncoderArguments: TypeAlias = Mapping[str, str | int | float | bool]
 
 SIZE_MULTIPLE = 32
+STEM_SKIP = "stem_skip"
+"""The encoder argument that is ours for every encoder: a small convolution gives the skip at stride 2."""
 NO_ATTENTION = "none (convolution)"
 POOLED_KEYS = "memory: pooled keys"
 LINEAR = "kernels: linear attention"
@@ -44,6 +46,7 @@ SWIN, DINO = "tu-swin_tiny_patch4_window7_224", "tu-vit_small_patch14_dinov2"
 ANY_SIZE: EncoderArguments = {"strict_img_size": False}
 ANY_GRID: EncoderArguments = {"dynamic_img_size": True}
 PATCH_16: EncoderArguments = {"dynamic_img_size": True, "patch_size": 16}
+STEM: EncoderArguments = {STEM_SKIP: True}
 WINDOWS: EncoderArguments = {"mixers": "conv,conv,window,full"}
 GLOBAL: EncoderArguments = {"mixers": "global,global,global,full"}
 LINEAR_ONLY: EncoderArguments = {"mixers": "linear"}
@@ -66,6 +69,7 @@ PRESETS: Mapping[str, Preset] = {
         Preset("segformer-pvt2-b4", "segformer", "tu-pvt_v2_b4", 32, POOLED_KEYS, APACHE, 62_569_153, 14.52),
         Preset("segformer-pvt2-b5", "segformer", "tu-pvt_v2_b5", 32, POOLED_KEYS, APACHE, 81_969_089, 16.66),
         Preset("unet-pvt2-b2", "unet", "tu-pvt_v2_b2", 32, POOLED_KEYS, APACHE, 28_130_577, 8.08),
+        Preset("unet-pvt2-b2-stem", "unet", "tu-pvt_v2_b2", 32, POOLED_KEYS, APACHE, 28_150_001, 8.40, STEM),
         Preset("upernet-swin-tiny", "upernet", SWIN, 32, "fixed patterns: windows", "MIT", 36_743_099, 20.63, ANY_SIZE),
         Preset(
             *(

@@ -96,7 +96,7 @@ class PyramidEncoder(nn.Module):
         half = max(16, design.width // 2)
         self.out_channels = [bands, half, *widths]
         """As smp's decoders ask for it."""
-        self.stem = nn.Sequential(_halve(bands, half), _norm(half), nn.GELU(), nn.Conv2d(half, half, 3, padding=1))
+        self.stem = make_stem(bands, half)
         rates = iter(torch.linspace(0, design.drop_path, sum(design.depths), device="cpu").tolist())
         self.stages = nn.ModuleList()
         for index, (name, depth) in enumerate(zip(design.mixers, design.depths, strict=True)):
@@ -153,6 +153,13 @@ class Scale(nn.Module):
             return scaled
         kept = torch.rand(x.shape[0], 1, 1, 1, device=x.device) >= self.drop
         return scaled * (kept / (1.0 - self.drop)).to(x.dtype)
+
+
+def make_stem(bands: int, channels: int) -> nn.Sequential:
+    """Return the convolutions that make features at stride 2 of pixels; under autocast they are of the narrow type."""
+    return nn.Sequential(
+        _halve(bands, channels), _norm(channels), nn.GELU(), nn.Conv2d(channels, channels, 3, padding=1)
+    )
 
 
 def _norm(channels: int) -> nn.GroupNorm:
