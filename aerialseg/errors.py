@@ -96,6 +96,14 @@ class Stopped(AerialsegError):
         self.exit_code = 128 + signum
 
 
+class EndedElsewhere(AerialsegError):
+    """Another process of the same work failed, and says why itself: this one ends with its exit code, and quietly."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__()
+        self.exit_code = exit_code
+
+
 def one_line(text: str | Path) -> str:
     """Return `text` with control characters and undecodable bytes escaped, so that a message stays on one line."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text))

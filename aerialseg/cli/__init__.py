@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import FrameType
 
+    from aerialseg.errors import AerialsegError
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line on `argv` (default: the process's own) and return its exit code.
@@ -37,8 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AerialsegError as error:
         if "--debug" in arguments:
             raise
-        with suppress(OSError):
-            print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        if _speaks_for(error):
+            with suppress(OSError):
+                print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return error.exit_code
     finally:
         drop_unwritable(sys.stderr)
@@ -70,6 +73,19 @@ def _run(arguments: list[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
+def _speaks_for(error: AerialsegError) -> bool:
+    """Whether this process says what is wrong: of those that torchrun starts, one speaks (training/ranks.py)."""
+    from aerialseg.errors import EndedElsewhere, UsageError
+
+    elsewhere = isinstance(error, EndedElsewhere)
+    return not elsewhere and (_is_first() or not isinstance(error, UsageError))
+
+
+def _is_first() -> bool:
+    """Whether this is the only process, or the first of those that torchrun started with the same command line."""
+    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK") == "0"
+
+
 def _refuse_empty(arguments: list[str]) -> None:
     """Raise UsageError for an empty argument, which would stand for the current folder: `-o "$UNSET"`."""
     from aerialseg.errors import UsageError, one_line
@@ -87,5 +103,6 @@ def _stop(signum: int, frame: FrameType | None) -> None:
     An exception would be lost wherever an import or a callback catches all of them, and the run would go on to its end.
     """
     name = signal.Signals(signum).name
-    os.write(2, f"error: stopped by {name}; run the same command again to go on from here\n".encode())
+    if _is_first():
+        os.write(2, f"error: stopped by {name}; run the same command again to go on from here\n".encode())
     os._exit(128 + signum)

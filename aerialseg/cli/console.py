@@ -27,13 +27,13 @@ MINUTE = 60.0
 
 
 @contextmanager
-def console_progress() -> Iterator[ConsoleProgress]:
-    """Yield the Progress of a command, with SIGINT and SIGTERM turned into a clean stop.
+def console_progress(*, quiet: bool = False) -> Iterator[ConsoleProgress]:
+    """Yield the Progress of a command, with SIGINT and SIGTERM turned into a clean stop; a `quiet` one shows nothing.
 
     The first signal lets the verb reach its next safe point, where `advance` raises Stopped; the second one ends the
     process at once, and so does the first one as long as no work has been started.
     """
-    progress = ConsoleProgress()
+    progress = ConsoleProgress(quiet)
     previous = {number: signal.signal(number, progress.on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield progress
@@ -46,7 +46,8 @@ def console_progress() -> Iterator[ConsoleProgress]:
 class ConsoleProgress:
     """Implements `aerialseg.progress.Progress` for a person at a terminal or a log file."""
 
-    def __init__(self) -> None:
+    def __init__(self, quiet: bool = False) -> None:
+        self._quiet = quiet
         self._signum: int | None = None
         self._working = False
         self._bar: RichProgress | None = None
@@ -57,12 +58,13 @@ class ConsoleProgress:
 
     def on_signal(self, signum: int, frame: FrameType | None) -> None:
         """Remember the first signal; leave at once on the second, or while libraries and models are still loading."""
-        if not self._working:
+        if not self._working and not self._quiet:
             os.write(2, f"error: {Stopped(signum)}\n".encode())
         if self._signum is not None or not self._working:
             os._exit(128 + signum)
         self._signum = signum
-        os.write(2, b"\nstopping cleanly; press again to stop at once\n")
+        if not self._quiet:
+            os.write(2, b"\nstopping cleanly; press again to stop at once\n")
 
     def start(self, label: str, total: float, unit: str) -> None:
         """Begin a piece of work."""
@@ -70,7 +72,7 @@ class ConsoleProgress:
         self._working = True
         self._label, self._unit, self._total, self._done = label, unit, float(total), 0.0
         self._began = self._spoke = time.monotonic()
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not self._quiet:
             self._bar = _new_bar()
             self._task = self._bar.add_task(label, total=total, unit=unit, note="")
             self._bar.start()
@@ -81,13 +83,15 @@ class ConsoleProgress:
         self._done += amount
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, advance=amount, note=note)
-        elif self._label and time.monotonic() - self._spoke >= MINUTE:
+        elif self._label and not self._quiet and time.monotonic() - self._spoke >= MINUTE:
             self._spoke = time.monotonic()
             self.say(self._status(note))
         self._raise_if_stopped()
 
     def say(self, line: str) -> None:
         """Show one line."""
+        if self._quiet:
+            return
         if self._bar is not None:
             self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:

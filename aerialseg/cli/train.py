@@ -45,26 +45,33 @@ def train(
     config.toml, metrics.csv, curves.png and TensorBoard events. Ctrl-C or SIGTERM saves after the current step; the
     same command with --resume goes on from there and ends with the same weights as if it had not stopped.
 
+    On several GPUs, of one machine or many, torchrun starts it; data.batch is then the batch of all GPUs together.
+
     \b
     Examples:
       aerialseg train tiles/inria -o runs/inria
       aerialseg train tiles/mine -c small -o runs/mine --set schedule.epochs=20 --set data.batch=4
       aerialseg train tiles/mine -c small -o runs/tuned --from runs/inria/model.safetensors
       aerialseg train tiles/inria -o runs/inria --resume
+      torchrun --nproc-per-node 8 -m aerialseg train tiles/inria -o runs/inria --resume
     """
     from aerialseg.cli.console import console_progress, print_json
     from aerialseg.config import load_config
+    from aerialseg.training.ranks import join_ranks
 
     begun = out / "config.toml"
     named = config or (begun if resume and begun.is_file() else "inria")
-    chosen = load_config(named, assignments or [])
+    with join_ranks() as ranks, console_progress(quiet=not ranks.first) as progress:
+        with ranks.together():
+            chosen = load_config(named, assignments or [])
 
-    from aerialseg.training.folder import TrainOptions
-    from aerialseg.training.loop import train as train_network
+        from aerialseg.training.folder import TrainOptions
+        from aerialseg.training.loop import train as train_network
 
-    options = TrainOptions(device=device, resume=resume, start_from=start_from, overwrite=overwrite)
-    with console_progress() as progress:
-        report = train_network(tiles, chosen, out, options=options, progress=progress)
+        options = TrainOptions(device=device, resume=resume, start_from=start_from, overwrite=overwrite)
+        report = train_network(tiles, chosen, out, options=options, progress=progress, ranks=ranks)
+    if not ranks.first:
+        return
     if as_json:
         print_json(_values(report))
     else:

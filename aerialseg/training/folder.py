@@ -6,18 +6,26 @@ RUN/config.toml         what is being trained      RUN/metrics.csv, curves.png, 
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aerialseg.config import TrainConfig, differences, to_toml
 from aerialseg.errors import BadDataError, ConfigError, OutputError, one_line
-from aerialseg.files import refuse_foreign, refuse_input_as_output, write_text
+from aerialseg.files import (
+    locked,
+    prepare_output_folder,
+    refuse_foreign,
+    refuse_input_as_output,
+    sweep,
+    write_text,
+)
 from aerialseg.models.package import FILE_NAME, find_model
 from aerialseg.training.checkpoint import LAST, PREVIOUS, load_checkpoint
 from aerialseg.training.history import CURVES, EVENTS, METRICS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from aerialseg.geo.tileset import TileSet
@@ -38,6 +46,15 @@ class TrainOptions:
     """A model file, or a run folder, whose weights training starts from."""
     overwrite: bool = False
     """Start anew in a folder that holds a run; its model stays until the first new one is saved."""
+
+
+@contextmanager
+def claimed(run: Path) -> Iterator[None]:
+    """Hold the folder for this training alone, free of what killed ones left; OutputError when that cannot be."""
+    prepare_output_folder(run)
+    with locked(run):
+        sweep(run)
+        yield
 
 
 def open_run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,12 +11,16 @@ from typing import TYPE_CHECKING
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.plugins import MixedPrecision, Precision
+from lightning.fabric.plugins.environments import TorchElasticEnvironment
+from lightning.fabric.strategies import DDPStrategy
+from timm.layers import convert_sync_batchnorm
 
 from aerialseg.models.catalog import SIZE_MULTIPLE
 from aerialseg.models.device import pick_precision
 from aerialseg.progress import Progress, Silent
 from aerialseg.training.batches import Layout, stream_batches
 from aerialseg.training.dataset import TileReader, training_tiles, validation_tiles
+from aerialseg.training.gradients import keep_fewer_activations
 from aerialseg.training.optimizer import build_optimizer
 from aerialseg.training.packing import open_tiles
 from aerialseg.training.ranks import ALONE, Ranks
@@ -68,18 +73,23 @@ class Job:
         return self.model if self.average is None else self.average
 
     @property
+    def steps_per_epoch(self) -> int:
+        """Steps of the optimizer; each takes `optimizer.accumulate` batches, and the sampler counts those."""
+        return self.sampler.steps_per_epoch // self.config.optimizer.accumulate
+
+    @property
     def total_steps(self) -> int:
         """Steps of the whole schedule."""
-        return self.config.schedule.epochs * self.sampler.steps_per_epoch
+        return self.config.schedule.epochs * self.steps_per_epoch
 
     def training_batches(self, epoch: int, step: int) -> Generator[Batch, None, None]:
         """Yield this process's share of the batches from `step` of `epoch` to the end of the schedule.
 
         They are read ahead across epochs.
         """
-        section = self.config.data
+        section, first = self.config.data, step * self.config.optimizer.accumulate
         share = self.ranks.share(section.batch)
-        groups = (group[share] for group in self.sampler.groups(epoch, step, self.config.schedule.epochs))
+        groups = (group[share] for group in self.sampler.groups(epoch, first, self.config.schedule.epochs))
         return self._stream(groups, self.reader.crop, self._layout(share.stop - share.start, section.crop))
 
     def validation_batches(self) -> Generator[Batch, None, None]:
@@ -107,24 +117,38 @@ class Job:
 
 
 def build_job(
-    run: Path, tiles: TileSet, start: Start, *, device: torch.device, readers: Readers, progress: Progress | None = None
+    run: Path,
+    tiles: TileSet,
+    start: Start,
+    *,
+    device: torch.device,
+    readers: Readers,
+    progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> Job:
-    """Put the network on its device and everything else around it."""
+    """Put the network on its device and everything else around it; all of `ranks` come here at once."""
     config = start.config
     chosen, progress = training_tiles(tiles, config.data), progress or Silent()
-    steps = config.schedule.steps_per_epoch or steps_to_cover(chosen, config.data)
+    parts = config.optimizer.accumulate
+    steps = config.schedule.steps_per_epoch or math.ceil(steps_to_cover(chosen, config.data) / parts)
     precision = pick_precision(config.run.precision, device)
-    fabric = build_fabric(device, precision)
+    fabric = build_fabric(device, precision, ranks)
+    if config.run.checkpoint_activations:
+        keep_fewer_activations(start.segmenter)
     model = start.segmenter.to(device).to(memory_format=torch.channels_last).train()
+    if ranks.world > 1 and device.type == "cuda":  # on a processor torch has none, and announce() says so
+        model = convert_sync_batchnorm(model)
     average = copy.deepcopy(model).eval().requires_grad_(False) if config.run.ema > 0 else None
     forward, optimizer = fabric.setup(model, build_optimizer(model, config.optimizer))
+    with ranks.together():
+        cache = open_tiles(tiles, config.data, readers, progress)
     return Job(
         run=run,
         config=config,
         tiles=tiles,
         validation=validation_tiles(tiles, config.data),
-        sampler=Sampler(chosen, config.data, tiles.size, config.run.seed, steps),
-        reader=TileReader(tiles, config.data, SIZE_MULTIPLE, open_tiles(tiles, config.data, readers, progress)),
+        sampler=Sampler(chosen, config.data, tiles.size, config.run.seed, steps * parts),
+        reader=TileReader(tiles, config.data, SIZE_MULTIPLE, cache),
         readers=readers,
         fabric=fabric,
         precision=precision,
@@ -134,20 +158,35 @@ def build_job(
         optimizer=optimizer,
         card=start.card,
         still_waiting=lambda: progress.advance(0),
+        ranks=ranks,
     )
 
 
-def build_fabric(device: torch.device, precision: str) -> Fabric:
-    """Return Fabric for one device; float16 comes with loss scaling."""
+def build_fabric(device: torch.device, precision: str, ranks: Ranks = ALONE) -> Fabric:
+    """Return Fabric for this process's device; float16 comes with loss scaling, several processes with DDP."""
     plugin = Precision()
     if precision != "fp32":
         plugin = MixedPrecision("16-mixed" if precision == "fp16" else "bf16-mixed", device.type)
     torch.backends.cudnn.benchmark = device.type == "cuda"  # every batch has the same shape
-    devices = [device.index or 0] if device.type == "cuda" else 1
-    return Fabric(accelerator=device.type, devices=devices, plugins=[plugin])
+    if ranks.world == 1:
+        devices = [device.index or 0] if device.type == "cuda" else 1
+        return Fabric(accelerator=device.type, devices=devices, plugins=[plugin])
+    fabric = Fabric(
+        accelerator=device.type,
+        devices=ranks.local_world,
+        num_nodes=ranks.world // ranks.local_world,
+        # Buffers are not sent with every step: batches do not depend on them, and validation aligns them.
+        strategy=DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True),
+        plugins=[plugin, TorchElasticEnvironment()],
+    )
+    fabric.launch()
+    return fabric
 
 
-def reading_threads(wanted: int) -> int:
-    """Return how many threads read tiles: as many as wanted; for 0, one per processor this process may use, 2 to 16."""
+def reading_threads(wanted: int, processes: int = 1) -> int:
+    """Return how many threads read tiles: as many as wanted; for 0, one per processor, 2 to 16.
+
+    The processors are those that this process may use, shared with the other `processes` of this machine.
+    """
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return wanted or max(2, min(MOST_THREADS, usable))
+    return wanted or max(2, min(MOST_THREADS, usable // processes))

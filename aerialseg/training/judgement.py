@@ -38,12 +38,17 @@ def judge(job: Job, standing: Standing, histogram: ScoreHistogram | None) -> Epo
 
 
 def keep_best(job: Job, standing: Standing, record: EpochRecord) -> None:
-    """Save the model when it is the first, the best by validation IoU, or the newest of a run without validation."""
+    """Save the model when it is the first, the best by validation IoU, or the newest of a run without validation.
+
+    All processes keep the record; the first one writes the file.
+    """
     iou = 0.0 if math.isnan(record.iou) else record.iou
     if job.validation and standing.best_iou is not None and iou <= standing.best_iou:
         return
     standing.best_iou = record.iou if job.validation else None
     standing.best_epoch, standing.threshold = record.epoch, record.threshold
+    if not job.ranks.first:
+        return
     scores = {f"val_{name}": getattr(record, name) for name in SCORES if name != "threshold"}
     card = replace(
         job.card,

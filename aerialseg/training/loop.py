@@ -3,31 +3,32 @@
 A stop (SIGTERM, SIGINT) arrives as Stopped from `progress.advance`, between two steps or while a read takes long; the
 state is saved and the error goes on to the caller. Resumed on the same processor, a run ends with the same weights as
 if it had never stopped.
+
+On several processes (ranks.py) all of them go through the same lines at the same time, each with its share of every
+batch, and the first alone writes. Counters, losses, scores and weights are the same on all.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import torch
-
 from aerialseg.errors import Diverged, ResourceError, Stopped, one_line
-from aerialseg.files import locked, prepare_output_folder, sweep
 from aerialseg.geo.tileset import load_tileset
 from aerialseg.models.device import is_out_of_memory, pick_device
 from aerialseg.progress import Progress, Silent
 from aerialseg.training.batches import open_readers
 from aerialseg.training.checkpoint import save_checkpoint
-from aerialseg.training.folder import TrainOptions, begin_run, open_run
+from aerialseg.training.folder import TrainOptions, begin_run, claimed, open_run
+from aerialseg.training.gradients import gather_gradients
 from aerialseg.training.history import draw_curves, open_events, write_events, write_metrics
 from aerialseg.training.job import build_job, reading_threads
 from aerialseg.training.judgement import is_over, judge, keep_best
-from aerialseg.training.losses import building_loss
 from aerialseg.training.optimizer import average_decay, learning_rate, set_learning_rate, update_average
+from aerialseg.training.ranks import ALONE, Ranks
 from aerialseg.training.report import announce, epoch_line, report
 from aerialseg.training.standing import Standing, restore, snapshot
 from aerialseg.training.start import start_again, start_fresh, start_from_model
@@ -38,12 +39,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
+    from torch.utils.tensorboard import SummaryWriter
 
     from aerialseg.config import TrainConfig
     from aerialseg.counts import ScoreHistogram
     from aerialseg.geo.tileset import TileSet
     from aerialseg.training.batches import Batch
     from aerialseg.training.checkpoint import State
+    from aerialseg.training.gradients import Gradients
     from aerialseg.training.history import EpochRecord
     from aerialseg.training.job import Job
     from aerialseg.training.report import TrainReport
@@ -64,6 +67,7 @@ def train(
     *,
     options: TrainOptions | None = None,
     progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> TrainReport:
     """Train what `config` says on a set of tiles, into the folder `run`.
 
@@ -73,42 +77,61 @@ def train(
     """
     began = time.monotonic()
     options, progress = options or TrainOptions(), progress or Silent()
-    tiles = load_tileset(tileset_folder)
-    prepare_output_folder(run)
-    device = pick_device(options.device)
-    with locked(run), open_readers(reading_threads(config.data.threads)) as readers:
-        sweep(run)
-        state = open_run(run, tiles, config, options, say=progress.say)
-        start = _start(state, tiles, config, options, progress)
-        job = build_job(run, tiles, start, device=device, readers=readers, progress=progress)
-        if state is None:
+    with ExitStack() as held:
+        with ranks.together():
+            ranks.check_restarts(options.resume and not options.overwrite)
+            tiles, device = load_tileset(tileset_folder), pick_device(ranks.device(options.device))
+            if ranks.first:
+                held.enter_context(claimed(run))
+            state = open_run(run, tiles, config, options, say=progress.say) if ranks.first else None
+        state = ranks.from_first(state)
+        with ranks.together():
+            start = _start(state, tiles, ranks.from_first(config), options, progress)
+            ranks.share(start.config.data.batch)
+            ranks.check_alike({"set of tiles": tiles.digest[:12], "kind of device": device.type})
+        readers = held.enter_context(open_readers(reading_threads(config.data.threads, ranks.local_world)))
+        job = build_job(run, tiles, start, device=device, readers=readers, progress=progress, ranks=ranks)
+        if state is None and ranks.first:
             begin_run(run, job.config)
         standing = Standing(threshold=config.run.threshold) if state is None else restore(job, state)
         complete = standing.finished
         if not complete:
             announce(job, standing, progress.say)
-            _fit_in_memory(job, standing, progress)
+            _fit_in_memory(job, standing, ranks.patient(progress))
     return report(job, standing, seconds=time.monotonic() - began, complete=complete)
 
 
 def fit(job: Job, standing: Standing, progress: Progress) -> None:
     """Train epoch after epoch until the schedule or the patience ends; Stopped is raised again after saving."""
-    batches = job.training_batches(standing.epoch, standing.step)
-    with closing(batches), open_events(job.run, standing.taken) as events:
+    batches, first = job.training_batches(standing.epoch, standing.step), job.ranks.first
+    with closing(batches), open_events(job.run, standing.taken) if first else nullcontext() as events:
         try:
             while not standing.finished:
                 record = run_epoch(job, standing, batches, progress)
                 standing.records.append(record)
-                write_metrics(job.run, standing.records)
-                write_events(events, record)
-                save_checkpoint(job.run, snapshot(job, standing))
+                if events is not None:
+                    write_down(job, standing, events)
                 progress.say(epoch_line(job, standing, record))
-                if standing.finished or record.seconds > WORTH_A_PICTURE_S:
-                    draw_curves(job.run, standing.records)
         except Stopped:
-            save_checkpoint(job.run, snapshot(job, standing))
+            save(job, standing)
             progress.say(f"saved after step {standing.taken:,}; the same command with --resume goes on from there")
             raise
+
+
+def write_down(job: Job, standing: Standing, events: SummaryWriter) -> None:
+    """Write what a run leaves of an epoch, its curves if that is worth the time, and a checkpoint."""
+    record = standing.records[-1]
+    write_metrics(job.run, standing.records)
+    write_events(events, record)
+    save(job, standing)
+    if standing.finished or record.seconds > WORTH_A_PICTURE_S:
+        draw_curves(job.run, standing.records)
+
+
+def save(job: Job, standing: Standing) -> None:
+    """Write a checkpoint; any process may call this at any time, and only the first one writes."""
+    if job.ranks.first:
+        save_checkpoint(job.run, snapshot(job, standing))
 
 
 def run_epoch(job: Job, standing: Standing, batches: Iterator[Batch], progress: Progress) -> EpochRecord:
@@ -116,7 +139,7 @@ def run_epoch(job: Job, standing: Standing, batches: Iterator[Batch], progress: 
     began, first = time.monotonic(), standing.step
     train_steps(job, standing, batches, progress)
     trained = time.monotonic() - began
-    crops = (standing.step - first) * job.config.data.batch
+    crops = (standing.step - first) * job.config.data.batch * job.config.optimizer.accumulate
     record = judge(job, standing, validate(job, progress))
     keep_best(job, standing, record)
     standing.epoch, standing.step, standing.loss, standing.skipped = standing.epoch + 1, 0, 0.0, 0
@@ -126,42 +149,37 @@ def run_epoch(job: Job, standing: Standing, batches: Iterator[Batch], progress: 
 
 def train_steps(job: Job, standing: Standing, batches: Iterator[Batch], progress: Progress) -> None:
     """Take the steps that are left of the current epoch; a stop comes between two of them."""
-    steps, epochs = job.sampler.steps_per_epoch, job.config.schedule.epochs
+    steps, epochs = job.steps_per_epoch, job.config.schedule.epochs
     progress.start(f"epoch {standing.epoch + 1}/{epochs}", steps - standing.step, "step")
     job.model.train()
     saved = time.monotonic()
     while standing.step < steps:
-        take_step(job, standing, next(batches))
+        take_step(job, standing, batches)
         if time.monotonic() - saved > SAVE_EVERY_S:
-            save_checkpoint(job.run, snapshot(job, standing))
+            save(job, standing)
             saved = time.monotonic()
         progress.advance(1, f"loss {standing.mean_loss:.3f}")
     progress.finish()
 
 
-def take_step(job: Job, standing: Standing, batch: Batch) -> None:
-    """Forward, loss, backward, clip, update: one step, counted in `standing`.
+def take_step(job: Job, standing: Standing, batches: Iterator[Batch]) -> None:
+    """Learning rate, gradients, update, average: one step, counted in `standing`.
 
-    The forward pass alone runs under autocast; the loss is float32. The optimizer is not stepped with a loss or
-    gradients that are not finite: under float16 the scaler lowers its scale instead, otherwise Diverged is raised.
+    The optimizer is not stepped with a loss or gradients that are not finite: under float16 the scaler lowers its
+    scale instead, otherwise Diverged is raised.
     """
-    config, total = job.config, job.total_steps
-    rate = learning_rate(standing.taken, total, config.optimizer.lr, config.schedule.warmup_steps)
-    set_learning_rate(job.optimizer, rate)
-    moved = batch.to(job.fabric.device)
-    loss = building_loss(job.forward(moved.pixels, moved.valid), moved.target, config.loss)
-    job.fabric.backward(loss)
-    largest = config.optimizer.clip or math.inf
-    norm = job.fabric.clip_gradients(job.forward, job.optimizer, max_norm=largest, error_if_nonfinite=False)
-    value, length = torch.stack([loss.detach(), norm]).tolist()  # the one place where the host waits for the device
-    finite = _is_finite(job, standing, batch, value, length)
+    schedule, step = job.config.schedule, standing.taken
+    set_learning_rate(job.optimizer, learning_rate(step, job.total_steps, job.config.optimizer.lr, schedule))
+    job.ranks.reseed(job.config.run.seed, step)
+    gradients = gather_gradients(job, batches, frozen=step < schedule.freeze_steps)
+    finite = _is_finite(job, standing, gradients)
     job.optimizer.step()
     job.optimizer.zero_grad(set_to_none=True)
     if finite:
-        standing.loss += value
+        standing.loss += gradients.loss
         if job.average is not None:
-            update_average(job.average, job.model, average_decay(standing.taken, config.run.ema))
-    standing.step, standing.taken = standing.step + 1, standing.taken + 1
+            update_average(job.average, job.model, average_decay(step, job.config.run.ema))
+    standing.step, standing.taken = standing.step + 1, step + 1
 
 
 def validate(job: Job, progress: Progress) -> ScoreHistogram | None:
@@ -169,6 +187,7 @@ def validate(job: Job, progress: Progress) -> ScoreHistogram | None:
     if not job.validation:
         return None
     network = job.judged.eval()
+    job.ranks.align_buffers(network)
 
     def predict(pixels: Tensor, valid: Tensor) -> Tensor:
         with job.fabric.autocast():
@@ -177,13 +196,14 @@ def validate(job: Job, progress: Progress) -> ScoreHistogram | None:
 
     progress.start("validation", len(job.validation), "tile")
     with closing(job.validation_batches()) as batches:
-        histogram = score_tiles(predict, batches, device=job.fabric.device, progress=progress)
+        histogram = score_tiles(predict, batches, device=job.fabric.device, progress=progress, ranks=job.ranks)
     progress.finish()
     return histogram
 
 
-def _is_finite(job: Job, standing: Standing, batch: Batch, loss: float, norm: float) -> bool:
+def _is_finite(job: Job, standing: Standing, gradients: Gradients) -> bool:
     """Return whether a step may count; raise Diverged when it may not and no loss scaling explains it."""
+    loss, norm = gradients.loss, gradients.norm
     if math.isfinite(loss) and math.isfinite(norm):
         standing.skipped_in_a_row = 0
         return True
@@ -191,13 +211,15 @@ def _is_finite(job: Job, standing: Standing, batch: Batch, loss: float, norm: fl
     scaled = bool(job.fabric.strategy.precision.state_dict())
     if scaled and standing.skipped_in_a_row <= MOST_SKIPPED:
         return False
-    names = list(dict.fromkeys(batch.names))
+    names = list(dict.fromkeys(name for theirs in job.ranks.collect(gradients.names) for name in theirs))
     shown = ", ".join(one_line(name) for name in names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    raise Diverged(
+    problem = Diverged(
         f"{one_line(job.run)}: step {standing.taken + 1} (epoch {standing.epoch + 1}): loss is {loss:g}, gradient norm"
         f" {norm:g}, on tiles {shown}; this step is not saved and the last good model is kept: lower optimizer.lr, look"
         " at these tiles, or set run.precision=fp32"
     )
+    with job.ranks.together():  # all of them have the same numbers, and one says so
+        raise problem
 
 
 def _start(

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
+from torch.nn.modules.batchnorm import _BatchNorm
+
 from aerialseg.models.package import FILE_NAME
 
 if TYPE_CHECKING:
@@ -45,13 +47,18 @@ def announce(job: Job, standing: Standing, say: Callable[[str], None]) -> None:
     """Say what is about to be trained, on what, and what is missing."""
     config, device = job.config, job.fabric.device
     weights = config.model.weights if job.card.training["started_from"] is None else "a model file"
+    crops = config.data.batch * config.optimizer.accumulate
     say(
         f"training {job.card.preset} (weights: {weights}) on {device}, {job.precision}: {config.schedule.epochs} epochs"
-        f" of {job.sampler.steps_per_epoch} steps of {config.data.batch} crops of {config.data.crop} px from"
+        f" of {job.steps_per_epoch} steps of {crops} crops of {config.data.crop} px from"
         f" {len(job.sampler.tiles)} tiles, {len(job.validation)} tiles to validate"
     )
     if standing.taken:
         say(f"going on after step {standing.taken:,} of {job.total_steps:,}")
+    if job.ranks.world > 1:
+        say(f"{job.ranks.world} processes, each with {config.data.batch // job.ranks.world} crops of every step")
+        if device.type == "cpu" and any(isinstance(module, _BatchNorm) for module in job.model.modules()):
+            say("torch joins BatchNorm's statistics on GPUs only: here each process has those of its own crops")
     if not job.validation:
         why = "train_on is all" if config.data.train_on == "all" else "the tile set has none"
         say(f"no validation tiles ({why}): every epoch's model is saved, with threshold {config.run.threshold:g}")

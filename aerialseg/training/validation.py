@@ -9,6 +9,7 @@ import torch
 
 from aerialseg.counts import QUANTA, ScoreHistogram
 from aerialseg.training.losses import IGNORE
+from aerialseg.training.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -22,11 +23,17 @@ CELLS = QUANTA + 1
 
 
 def score_tiles(
-    predict: Callable[[Tensor, Tensor], Tensor], batches: Iterable[Batch], *, device: torch.device, progress: Progress
+    predict: Callable[[Tensor, Tensor], Tensor],
+    batches: Iterable[Batch],
+    *,
+    device: torch.device,
+    progress: Progress,
+    ranks: Ranks = ALONE,
 ) -> ScoreHistogram:
     """Return the pooled histogram of probability by truth over the pixels of `batches` that are not ignored.
 
-    `predict` maps pixels and valid to logits [N, 1, H, W]. Progress counts tiles.
+    `predict` maps pixels and valid to logits [N, 1, H, W]. Progress counts tiles. The batches are this process's own,
+    the histogram that of all `ranks`.
     """
     histogram = ScoreHistogram()
     for batch in batches:
@@ -35,7 +42,7 @@ def score_tiles(
             counts = count_scores(predict(moved.pixels, moved.valid), moved.target)
         histogram += ScoreHistogram(counts.cpu().numpy().astype(np.int64))
         progress.advance(len(batch.names))
-    return histogram
+    return ScoreHistogram(ranks.pooled(torch.from_numpy(histogram.counts)).numpy())
 
 
 def count_scores(logits: Tensor, target: Tensor) -> Tensor:

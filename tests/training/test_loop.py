@@ -20,7 +20,7 @@ from aerialseg.models.catalog import build_network, resolve
 from aerialseg.models.package import load_model, read_card, save_model
 from aerialseg.models.segmenter import Segmenter
 from aerialseg.progress import Silent
-from aerialseg.training import loop
+from aerialseg.training import gradients, loop
 from aerialseg.training.dataset import TileReader
 from aerialseg.training.folder import TrainOptions
 from aerialseg.training.loop import train
@@ -68,7 +68,7 @@ def finished(tiles_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def config(*more: str) -> Any:
-    return tiny_config("optimizer.lr=0.01", *more)
+    return tiny_config("optimizer.lr=0.01", "data.cache=off", *more)
 
 
 def dropping(*more: str) -> Any:
@@ -216,10 +216,10 @@ def spoil_steps(monkeypatch: pytest.MonkeyPatch, spoiled: range) -> None:
     """Make the loss infinite at the steps of `spoiled`."""
     count = iter(range(10_000))
 
-    def loss(logits: torch.Tensor, target: torch.Tensor, section: Any) -> torch.Tensor:
+    def loss(logits: torch.Tensor, *others: Any) -> torch.Tensor:
         return logits.float().mean() * (torch.inf if next(count) in spoiled else 1.0)
 
-    monkeypatch.setattr(loop, "building_loss", loss)
+    monkeypatch.setattr(gradients, "building_loss", loss)
 
 
 def test_loss_scaling_may_leave_out_steps_but_not_for_ever(
@@ -259,10 +259,10 @@ def test_gradients_that_are_not_finite_end_the_run_before_the_weights_change(
 ) -> None:
     seen: list[torch.Tensor] = []
 
-    def loss(logits: torch.Tensor, target: torch.Tensor, section: Any) -> torch.Tensor:
+    def loss(logits: torch.Tensor, *others: Any) -> torch.Tensor:
         return (logits.float().abs() * 0.0).sqrt().sum()  # 0, with a gradient of 0 * inf
 
-    monkeypatch.setattr(loop, "building_loss", loss)
+    monkeypatch.setattr(gradients, "building_loss", loss)
     build = loop.build_job
 
     def keep(*arguments: Any, **named: Any) -> Any:
