@@ -7,6 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aerialseg.cli.truth import (
+    AllowUngeoreferenced,
+    BuildingValues,
+    IgnoreValues,
+    LabelledArea,
+    MaskPattern,
+    Masks,
+    MaskThreshold,
+    MaxPixels,
+    Where,
+)
+
 if TYPE_CHECKING:
     from aerialseg.evaluation.comparison import Comparison
 
@@ -15,16 +27,15 @@ def compare(
     context: typer.Context,
     run_a: Annotated[str, typer.Argument(help="Predicted masks of one run: a folder or file.", show_default=False)],
     run_b: Annotated[str, typer.Argument(help="Predicted masks of the other run.", show_default=False)],
-    masks: Annotated[list[str], typer.Option("--masks", help="True masks, as for evaluate.", show_default=False)],
-    mask_pattern: Annotated[
-        str | None, typer.Option(help="How a mask's name is made from the prediction's, as '{stem}_label.tif'.")
-    ] = None,
-    mask_threshold: Annotated[
-        int | None, typer.Option(help="For anti-aliased true masks: this value and above is building, as 128.")
-    ] = None,
-    allow_ungeoreferenced: Annotated[
-        bool, typer.Option("--allow-ungeoreferenced", help="Compare pixel by pixel where there is no georeferencing.")
-    ] = False,
+    masks: Masks,
+    mask_pattern: MaskPattern = None,
+    building_values: BuildingValues = None,
+    ignore_values: IgnoreValues = None,
+    mask_threshold: MaskThreshold = None,
+    where: Where = None,
+    labelled_area: LabelledArea = None,
+    allow_ungeoreferenced: AllowUngeoreferenced = False,
+    max_pixels: MaxPixels = 1e10,
     report: Annotated[Path | None, typer.Option(help="Write a page: comparison.html.", show_default=False)] = None,
     overwrite: Annotated[
         bool, typer.Option("-f", "--overwrite", help="Replace a file of other origin at --report.")
@@ -33,39 +44,32 @@ def compare(
 ) -> None:
     """Compare two runs over the same scenes: differences with 95 % intervals, and the scenes each one wins.
 
-    The intervals are over scenes drawn anew, the same for both runs. A difference whose interval holds 0 is undecided.
+    Only ground on which both have data is judged. The intervals are over scenes drawn anew, the same for both runs. A
+    difference whose interval holds 0 is undecided.
 
     \b
     Examples:
       aerialseg compare out-unet out-segformer --masks AerialImageDataset
       aerialseg compare a/ b/ --masks gt/ --report comparison.html
     """
+    from aerialseg.cli.command_line import command_line
     from aerialseg.cli.console import console_progress, print_json
-    from aerialseg.cli.evaluate import command_line
-    from aerialseg.errors import UsageError
-    from aerialseg.evaluation.comparison import common_pairs, compare_reports
-    from aerialseg.evaluation.comparison_page import render_comparison
+    from aerialseg.cli.truth import mask_rule
+    from aerialseg.evaluation.comparison import compare_runs
+    from aerialseg.evaluation.comparison_page import check_comparison, write_comparison
     from aerialseg.evaluation.pairs import pair_predictions
-    from aerialseg.evaluation.report import check_report_path
-    from aerialseg.evaluation.scores import EvaluateOptions, evaluate_pairs
-    from aerialseg.files import write_text
-    from aerialseg.geo.masks import MaskRule
+    from aerialseg.evaluation.scores import EvaluateOptions
     from aerialseg.geo.raster import Access
 
-    options = EvaluateOptions(MaskRule(threshold=mask_threshold), Access(allow_ungeoreferenced), details=True)
-    runs = (pair_predictions([run], masks, mask_pattern).pairs for run in (run_a, run_b))
-    pairs_a, pairs_b, warnings = common_pairs(*runs)
-    if report is not None:
-        check_report_path(report, [*pairs_a, *pairs_b], overwrite=overwrite)
-    elif overwrite:
-        raise UsageError("--overwrite says how --report is made; give --report FILE.html too")
+    rule, access = mask_rule(building_values, ignore_values, mask_threshold), Access(allow_ungeoreferenced, max_pixels)
+    options = EvaluateOptions(rule, access, details=True, where=where, labelled_area=labelled_area)
+    a, b = (pair_predictions([run], masks, mask_pattern).pairs for run in (run_a, run_b))
+    read = [Path(given) for given in masks] + ([] if labelled_area is None else [labelled_area])
+    check_comparison(report, [*a, *b], read, overwrite=overwrite)
     with console_progress() as progress:
-        found = [evaluate_pairs(pairs, options, progress) for pairs in (pairs_a, pairs_b)]
-        compared = compare_reports(found[0], found[1], warnings)
-        for warning in compared.warnings:
-            progress.say(f"warning: {warning}")
+        compared = compare_runs(a, b, options, progress)
     if report is not None:
-        write_text(report, render_comparison(compared, (run_a, run_b), command_line(context)))
+        write_comparison(report, compared, (run_a, run_b), command_line(context))
     print_json(compared.to_json()) if as_json else _print(compared)
 
 

@@ -24,20 +24,23 @@ COLUMNS = {
 SIZE_LABELS = ("below 50 m2", "50 to 200 m2", "above 200 m2", "size unknown")
 
 
-def print_polygons(drawn: PolygonScores) -> None:
-    """Print one row."""
+def _print_polygons(drawn: PolygonScores) -> None:
     from aerialseg.cli.console import print_table
 
     columns = ["true", "predicted", "matched", "f1", "iou", "C-IoU", "PoLiS", "max tangent angle", "vertex ratio"]
     values = (drawn.f1, drawn.iou, drawn.c_iou)
     counts = [f"{count:,}" for count in (drawn.true, drawn.predicted, drawn.matched)]
-    metres, angle = f"{drawn.polis_m:.2f} m", f"{drawn.max_tangent_angle_deg:.1f} deg"
-    row = [*counts, *map(_number, values), metres, angle, f"{drawn.vertex_ratio:.2f}"]
-    print_table("Polygons, matched one to one at IoU 0.5", columns, [row])
+    metres, angle = _number(drawn.polis_m, ".2f", " m"), _number(drawn.max_tangent_angle_deg, ".1f", " deg")
+    row = [*counts, *map(_number, values), metres, angle, _number(drawn.vertex_ratio, ".2f")]
+    left_out = (drawn.true_left_out, drawn.predicted_left_out)
+    note = (
+        "; {:,} true and {:,} predicted ones lie not wholly on known ground".format(*left_out) if any(left_out) else ""
+    )
+    print_table(f"Polygons, matched one to one at IoU 0.5{note}", columns, [row])
 
 
 def print_scores(report: EvaluationReport) -> None:
-    """Print scenes, cities and overall, buildings by size, and intervals."""
+    """Print scenes, cities and overall, buildings by size, intervals, and polygons."""
     from aerialseg.cli.console import print_table
     from aerialseg.counts import SCORES
     from aerialseg.evaluation.results import FEW
@@ -57,7 +60,7 @@ def print_scores(report: EvaluationReport) -> None:
     print_table(title, ["", *columns.values()], rows)
     if everything.objects is not None:
         print_table(
-            "Buildings by size", ["", "true", "found", "recall", "predicted", "precision"], _by_size(everything)
+            "Buildings by size", ["", "true", "found", "recall", "predicted", "precision", "f1"], _by_size(everything)
         )
     if intervals := report.intervals():
         shown = {name: label for name, label in columns.items() if name in intervals}
@@ -65,6 +68,8 @@ def print_scores(report: EvaluationReport) -> None:
         title = f"Overall, 95 % of the time with {many} scenes drawn anew from these"
         title += "; so few make it too narrow" if many < FEW else ""
         print_table(title, ["", *shown.values()], [["from", *low], ["to", *high]])
+    if report.polygons is not None:
+        _print_polygons(report.polygons)
 
 
 def _row(name: str, counts: Counts, columns: dict[str, str]) -> list[str]:
@@ -84,10 +89,10 @@ def _by_size(counts: Counts) -> list[list[str]]:
         true, predicted = part.true[index], part.predicted[index]
         if size != "unsized" or true or predicted:
             rows.append([meaning, f"{true:,}", f"{part.found[index]:,}", _number(part.recall), f"{predicted:,}",
-                         _number(part.precision)])  # fmt: skip
-    all_sizes = [f"{sum(objects.true):,}", f"{sum(objects.found):,}", _number(objects.recall)]
-    return [*rows, ["all", *all_sizes, f"{sum(objects.predicted):,}", _number(objects.precision)]]
+                         _number(part.precision), _number(part.f1)])  # fmt: skip
+    found = [f"{sum(objects.true):,}", f"{sum(objects.found):,}", _number(objects.recall)]
+    return [*rows, ["all", *found, f"{sum(objects.predicted):,}", _number(objects.precision), _number(objects.f1)]]
 
 
-def _number(score: float) -> str:
-    return "-" if score != score else f"{score:.4f}"
+def _number(score: float, form: str = ".4f", unit: str = "") -> str:
+    return "-" if score != score else f"{score:{form}}{unit}"

@@ -1,23 +1,25 @@
 """Two runs over the same scenes: the difference of each score, how sure it is, and which scenes each one wins.
 
-Both runs are scored in the same draws of scenes (a paired bootstrap): scenes that are hard for both do not blur the
-difference. It is B minus A throughout.
+Both runs are scored on the same pixels, those that both know, and in the same draws of scenes (a paired bootstrap):
+scenes that are hard for both do not blur the difference. It is B minus A throughout.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from aerialseg.errors import BadDataError, one_line
-from aerialseg.evaluation.results import FEW, EvaluationReport, Interval, resampled
+from aerialseg.evaluation.results import FEW, EvaluationReport, Interval, SceneScore, resampled
+from aerialseg.evaluation.scores import EvaluateOptions, evaluate_pairs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from aerialseg.evaluation.pairs import Pair
+    from aerialseg.progress import Progress
 
 NAMED = 5
 
@@ -80,11 +82,23 @@ class Comparison:
         return {"overall": overall, "scenes": scenes, "warnings": list(self.warnings)}
 
 
-def common_pairs(a: Sequence[Pair], b: Sequence[Pair]) -> tuple[list[Pair], list[Pair], list[str]]:
-    """Return the pairs of scenes that both runs predicted, in the same order, and warnings about the others.
+def compare_runs(a: Sequence[Pair], b: Sequence[Pair], options: EvaluateOptions, progress: Progress) -> Comparison:
+    """Score the scenes that both runs predicted, where both have data; raises what `evaluate_pairs` does."""
+    pairs_a, pairs_b, warnings = common_pairs(a, b)
+    found = [evaluate_pairs(pairs, options, progress) for pairs in (pairs_a, pairs_b)]
+    compared = compare_reports(found[0], found[1], warnings)
+    for warning in compared.warnings:
+        progress.say(f"warning: {warning}")
+    return compared
 
-    Raises BadDataError when there is none.
+
+def common_pairs(a: Sequence[Pair], b: Sequence[Pair]) -> tuple[list[Pair], list[Pair], list[str]]:
+    """Return the pairs of scenes that both runs predicted, each the other's rival, and warnings about the others.
+
+    One prediction on each side makes a pair whatever the names. Raises BadDataError when there is no pair.
     """
+    if len(a) == len(b) == 1 and a[0].truth == b[0].truth:
+        b = [replace(b[0], name=a[0].name)]
     by_name = {pair.name: pair for pair in b}
     shared = [pair for pair in a if pair.name in by_name]
     if not shared:
@@ -98,7 +112,10 @@ def common_pairs(a: Sequence[Pair], b: Sequence[Pair]) -> tuple[list[Pair], list
         if alone:
             more = f" and {len(alone) - NAMED} more" if len(alone) > NAMED else ""
             warnings.append(f"only {label} has {', '.join(alone[:NAMED])}{more}; left out of the comparison")
-    return shared, [by_name[pair.name] for pair in shared], warnings
+    others = [by_name[pair.name] for pair in shared]
+    first = [replace(one, rival=two.prediction) for one, two in zip(shared, others, strict=True)]
+    second = [replace(two, rival=one.prediction) for one, two in zip(shared, others, strict=True)]
+    return first, second, warnings
 
 
 def compare_reports(a: EvaluationReport, b: EvaluationReport, warnings: Sequence[str] = ()) -> Comparison:
@@ -106,9 +123,7 @@ def compare_reports(a: EvaluationReport, b: EvaluationReport, warnings: Sequence
     if [r.name for r in a.results] != [r.name for r in b.results]:
         raise ValueError("two evaluations of the same scenes are needed")
     pairs = list(zip(a.results, b.results, strict=True))
-    uneven = [one_line(one.name) for one, two in pairs if one.confusion.pixels != two.confusion.pixels]
-    doubts = [f"{', '.join(uneven[:NAMED])}: A and B have data on different ground, so they are not judged by the same"
-              " pixels"] if uneven else []  # fmt: skip
+    doubts = _uneven_ground(pairs)
     if 2 <= len(pairs) < FEW:
         doubts.append(f"{len(pairs)} scenes are few: the intervals are too narrow, so take small differences for none")
     intervals = _intervals(a, b)
@@ -123,6 +138,19 @@ def compare_reports(a: EvaluationReport, b: EvaluationReport, warnings: Sequence
         for score in one if score != "building_fraction"
     ]  # fmt: skip
     return Comparison(a, b, tuple(differences), (*warnings, *doubts))
+
+
+def _uneven_ground(pairs: Sequence[tuple[SceneScore, SceneScore]]) -> list[str]:
+    """Return a warning when one run has data where the other has none."""
+    uneven = [one_line(one.name) for one, two in pairs if one.hidden or two.hidden]
+    if not uneven:
+        return []
+    only_a, only_b = (sum(pair[side].hidden for pair in pairs) for side in (0, 1))
+    more = f" and {len(uneven) - NAMED} more" if len(uneven) > NAMED else ""
+    return [
+        f"{', '.join(uneven[:NAMED])}{more}: A and B have data on different ground ({only_a:,} pixels A alone,"
+        f" {only_b:,} pixels B alone); only what both have is judged"
+    ]
 
 
 def _intervals(a: EvaluationReport, b: EvaluationReport) -> dict[str, Interval]:

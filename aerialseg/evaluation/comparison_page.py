@@ -6,13 +6,33 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from aerialseg import __version__
-from aerialseg.errors import one_line
+from aerialseg.errors import UsageError, one_line
 from aerialseg.evaluation.charts import versus_chart
 from aerialseg.evaluation.page import OURS
+from aerialseg.evaluation.report import check_report_path
 from aerialseg.evaluation.style import STYLE
+from aerialseg.files import refuse_input_as_output, write_text
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
     from aerialseg.evaluation.comparison import Comparison, Difference
+    from aerialseg.evaluation.pairs import Pair
+
+
+def check_comparison(path: Path | None, pairs: Sequence[Pair], read: Sequence[Path], *, overwrite: bool) -> None:
+    """Raise before any counting when the page cannot be written, or would replace what is read or a stranger's file."""
+    if path is not None:
+        refuse_input_as_output(read, [path])
+        check_report_path(path, pairs, overwrite=overwrite)
+    elif overwrite:
+        raise UsageError("--overwrite says how --report is made; give --report FILE.html too")
+
+
+def write_comparison(path: Path, compared: Comparison, names: tuple[str, str], command: str) -> None:
+    """Write the page; `names` are what A and B are called. Raises OutputError and StorageError."""
+    write_text(path, render_comparison(compared, names, command))
 
 
 def render_comparison(compared: Comparison, names: tuple[str, str], command: str = "") -> str:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from aerialseg import __version__
 from aerialseg.errors import one_line
 from aerialseg.evaluation.charts import bars, reliability_chart, threshold_chart
-from aerialseg.evaluation.objects import SIZES, ObjectCounts
 from aerialseg.evaluation.probability import calibration_error, reliability, threshold_curve
 from aerialseg.evaluation.results import FEW
 from aerialseg.evaluation.style import LEGEND, MEANINGS, STYLE
@@ -22,7 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from aerialseg.counts import ScoreHistogram
+    from aerialseg.evaluation.objects import ObjectCounts
     from aerialseg.evaluation.pictures import Views
+    from aerialseg.evaluation.polygons import PolygonScores
     from aerialseg.evaluation.results import Counts, EvaluationReport, Interval, SceneScore
 
 OURS = "<!-- aerialseg evaluate: report -->"
@@ -64,16 +65,19 @@ def render_page(content: PageContent) -> str:
     """Return the whole page as HTML5; the same content gives the same bytes."""
     report = content.report
     everything, intervals = report.everything, report.intervals()
+    shown = {"intervals": intervals, "polygons": report.polygons, "probabilities": report.histogram}
+    more = [name for name, value in shown.items() if value]
     sections = (
         _headline(report, everything, intervals),
         _warnings(report.warnings),
         _cities(report),
         _pictures(content),
         _sizes(everything.objects),
+        _polygons(report.polygons),
         _curves(report.histogram, content.model),
         _scenes(report.results),
         _card("The model", content.model),
-        _meanings({*everything.scores(), *(("intervals",) if intervals else ())}),
+        _meanings({*everything.scores(), *more}),
         _reproduce(content.command),
     )
     many = len(report.results)
@@ -125,13 +129,18 @@ def _scenes(results: Iterable[SceneScore]) -> str:
 
 def _table(rows: list[tuple[str, Counts]]) -> str:
     columns = {name: label for name, label in COLUMNS.items() if name in rows[-1][1].scores()}
-    head = "".join(f'<th scope="col">{label}</th>' for label in columns.values())
-    body = []
-    for name, counts in rows:
-        scores = counts.scores()
-        cells = "".join(f"<td>{_number(scores[column])}</td>" for column in columns)
-        body.append(f'<tr><th scope="row">{_text(name)}</th>{cells}</tr>')
-    inside = f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(body)}</tbody>"
+    scored = [(name, counts.scores()) for name, counts in rows]
+    return _grid(columns.values(), [(name, [_number(scores[c]) for c in columns]) for name, scores in scored])
+
+
+def _grid(columns: Iterable[str], rows: Iterable[tuple[str, list[str]]]) -> str:
+    """Return a table that scrolls where it is too wide; columns and cells are HTML, the rows' names are not."""
+    head = "".join(f'<th scope="col">{label}</th>' for label in columns)
+    body = "".join(
+        f'<tr><th scope="row">{_text(name)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+        for name, cells in rows
+    )
+    inside = f"<thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody>"
     return f'<div class="scroll"><table>{inside}</table></div>'
 
 
@@ -160,15 +169,31 @@ def _sizes(objects: ObjectCounts | None) -> str:
     if objects is None or not sum(objects.true):
         return ""
     labels = ("below 50 m²", "50 to 200 m²", "above 200 m²", "size unknown")
-    rows = []
-    for index, label in enumerate(labels):
-        part = objects.of_size(index)
-        if part.true[index] or SIZES[index] != "unsized":
-            rows.append((label, part.recall, f"{_number(part.recall, 2)} of {part.true[index]:,}"))
-    rows.append(("all", objects.recall, f"{_number(objects.recall, 2)} of {sum(objects.true):,}"))
+    known = labels if objects.true[-1] + objects.predicted[-1] else labels[:-1]
+    parts = [(label, objects.of_size(index)) for index, label in enumerate(known)]
+    parts.append(("all", objects))
+    rows = [(label, part.recall, f"{_number(part.recall, 2)} of {sum(part.true):,}") for label, part in parts]
+    numbers = [
+        (label, [f"{sum(part.predicted):,}", *(_number(value, 3) for value in (part.precision, part.recall, part.f1))])
+        for label, part in parts
+    ]
+    table = _grid(("predicted", "precision", "recall", "F1"), numbers)
     invented = sum(objects.predicted) - sum(objects.right)
     note = f"<p>{invented:,} of {sum(objects.predicted):,} predicted buildings match no true one.</p>"
-    return f"<section><h2>Buildings found, by size</h2>{bars(rows)}{note}</section>"
+    return f"<section><h2>Buildings found, by size</h2>{bars(rows)}{note}{table}</section>"
+
+
+def _polygons(found: PolygonScores | None) -> str:
+    if found is None:
+        return ""
+    columns = ("true", "predicted", "matched", "F1", "IoU", "C-IoU", "PoLiS, m", "max tangent angle, °", "vertex ratio")
+    counts = [f"{count:,}" for count in (found.true, found.predicted, found.matched)]
+    shares = [_number(value, 3) for value in (found.f1, found.iou, found.c_iou)]
+    drawn = [_number(found.polis_m, 2), _number(found.max_tangent_angle_deg, 1), _number(found.vertex_ratio, 2)]
+    table = _grid(columns, [("polygons", [*counts, *shares, *drawn])])
+    left_out = found.true_left_out, found.predicted_left_out
+    note = "<p>{:,} true and {:,} predicted polygons do not lie wholly on known ground and are left out.</p>"
+    return f"<section><h2>Polygons</h2>{table}{note.format(*left_out) if any(left_out) else ''}</section>"
 
 
 def _curves(histogram: ScoreHistogram | None, model: Mapping[str, Any]) -> str:

@@ -10,7 +10,10 @@ C-IoU                  IoU times one minus the relative difference of the number
                        https://arxiv.org/abs/2111.15491)
 
 and averaged. The vertex ratio is predicted over true corners of all matched pairs. Everything is measured in metres, in
-the UTM zone of the truth.
+the UTM zone of the first scene.
+
+Only ground that was predicted, and labelled, is judged: polygons are matched by what lies on it, and one that leaves it
+is not counted, neither is its match, as with the objects of a mask.
 """
 
 from __future__ import annotations
@@ -21,15 +24,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import shapely
-from pyproj import CRS, Transformer
-from pyproj.aoi import AreaOfInterest
-from pyproj.database import query_utm_crs_info
 
-from aerialseg.errors import BadDataError, one_line
+from aerialseg.evaluation.known_ground import moved
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from collections.abc import Sequence
 
+    from numpy.typing import NDArray
+    from pyproj import CRS
+
+    from aerialseg.evaluation.known_ground import KnownGround
     from aerialseg.geo.vectors import Layer
 
     Shapes = NDArray[np.object_]
@@ -44,11 +48,14 @@ MOST_STRETCH = 2.0
 
 @dataclass(frozen=True, slots=True)
 class PolygonScores:
-    """Polygons of two files; means over matched pairs, nan without any."""
+    """Polygons that lie on the known ground; means over matched pairs, nan without any."""
 
     true: int
     predicted: int
     matched: int
+    true_left_out: int
+    """Polygons that leave the known ground or lie beyond it, and the matches of such; `predicted_left_out` likewise."""
+    predicted_left_out: int
     iou: float
     c_iou: float
     polis_m: float
@@ -76,22 +83,26 @@ class PolygonScores:
         return {name: None if value != value else value for name, value in values.items()}
 
 
-def score_polygons(predicted: Layer, true: Layer) -> PolygonScores:
-    """Compare the polygons of two vector files; raises BadDataError when their CRS has no way to metres."""
-    metric = _utm(true)
-    own, other = (_moved(layer, metric) for layer in (predicted, true))
-    pairs = match_polygons(own, other)
-    if not pairs:
-        return PolygonScores(len(other), len(own), 0, *(math.nan,) * 5)
-    matched = [(own[i], other[j], iou) for i, j, iou in pairs]
+def score_polygons(predicted: Layer, true: Sequence[Layer], ground: KnownGround) -> PolygonScores:
+    """Compare the predicted polygons with those of true vector files, on the ground where both are known."""
+    own, other = _moved([predicted], ground.metric), _moved(true, ground.metric)
+    (own_pieces, own_counted), (pieces, counted) = (_on_ground(shapes, ground.shape) for shapes in (own, other))
+    pairs = match_polygons(own_pieces, pieces)
+    for i, j, _ in pairs:
+        own_counted[i] = counted[j] = own_counted[i] and counted[j]
+    matched = [(own[i], other[j], iou) for i, j, iou in pairs if counted[j]]
+    kept = int(np.count_nonzero(counted)), int(np.count_nonzero(own_counted))
+    numbers = *kept, len(matched), len(other) - kept[0], len(own) - kept[1]
+    return PolygonScores(*numbers, *(_measure(matched) if matched else (math.nan,) * 5))
+
+
+def _measure(matched: list[tuple[shapely.Polygon, shapely.Polygon, float]]) -> tuple[float, ...]:
+    """Return the mean IoU, C-IoU, PoLiS and tangent angle of matched polygons, and the vertex ratio."""
     corners = np.array([(_corners(a), _corners(b)) for a, b, _ in matched], dtype=np.float64)
     ious = np.array([iou for _, _, iou in matched])
     unlike = np.abs(corners[:, 0] - corners[:, 1]) / corners.sum(axis=1)
     angles = [tangent_angle(a, b) for a, b, _ in matched]
-    return PolygonScores(
-        len(other),
-        len(own),
-        len(pairs),
+    return (
         float(ious.mean()),
         float((ious * (1 - unlike)).mean()),
         float(np.mean([polis(a, b) for a, b, _ in matched])),
@@ -167,22 +178,16 @@ def _corners(shape: shapely.Polygon) -> int:
     return len(_vertices(shape))
 
 
-def _utm(layer: Layer) -> CRS:
-    """Return the UTM zone of a layer's middle."""
-    name = one_line(layer.path)
-    middle = layer.hull.centroid
-    lon, lat = Transformer.from_crs(layer.crs, CRS.from_epsg(4326), always_xy=True).transform(middle.x, middle.y)
-    if not (math.isfinite(lon) and math.isfinite(lat)):
-        raise BadDataError(
-            f"{name}: its CRS has no way to longitude and latitude, so nothing can be measured in metres"
-        )
-    zones = query_utm_crs_info("WGS 84", AreaOfInterest(lon, lat, lon, lat))
-    if not zones:
-        raise BadDataError(f"{name}: lies at latitude {lat:.1f}, where there is no UTM zone to measure in")
-    return CRS.from_epsg(zones[0].code)
+def _moved(layers: Sequence[Layer], crs: CRS) -> Shapes:
+    """Return the polygons of all layers in one CRS."""
+    together: Shapes = np.concatenate([moved(layer.shapes, layer.path, layer.crs, crs) for layer in layers])
+    return together
 
 
-def _moved(layer: Layer, crs: CRS) -> Shapes:
-    way = Transformer.from_crs(layer.crs, crs, always_xy=True)
-    moved: Shapes = shapely.transform(layer.shapes, way.transform, interleaved=False)
-    return moved
+def _on_ground(shapes: Shapes, ground: shapely.Geometry) -> tuple[Shapes, NDArray[np.bool_]]:
+    """Return what of each polygon lies on the ground, and whether that is all of it."""
+    shapely.prepare(ground)
+    whole = shapely.covered_by(shapes, ground)
+    pieces = shapes.copy()
+    pieces[~whole] = shapely.intersection(shapes[~whole], ground)
+    return pieces, whole

@@ -15,6 +15,8 @@ from aerialseg.evaluation.probability import calibration_json
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from aerialseg.evaluation.polygons import PolygonScores
+
 Interval = tuple[float, float]
 RESAMPLES = 2000
 SEED = 0
@@ -117,6 +119,8 @@ class EvaluationReport:
 
     results: tuple[SceneScore, ...]
     warnings: tuple[str, ...] = ()
+    polygons: PolygonScores | None = None
+    """Of predicted polygons, when they were looked at."""
 
     @property
     def overall(self) -> Confusion:
@@ -164,12 +168,15 @@ class EvaluationReport:
         """Return plain values: overall.iou, cities.NAME.iou, scenes.NAME.iou and so on; None where undefined."""
         intervals = {name: list(interval) for name, interval in self.intervals().items()}
         overall = {"uncounted_share": self.uncounted_share, "intervals": intervals}
+        probabilities = {} if self.histogram is None else {"probabilities": calibration_json(self.histogram)}
         return {
             "overall": self.everything.to_json() | overall,
             "cities": {name: counts.to_json() for name, counts in self.by_city.items()},
             "scenes": {r.name: r.counts.to_json() | {"uncounted": r.uncounted} for r in self.results},
             "warnings": list(self.warnings),
-        } | ({} if self.histogram is None else {"probabilities": calibration_json(self.histogram)})
+            **probabilities,
+            **({} if self.polygons is None else {"polygons": self.polygons.to_json()}),
+        }
 
 
 def bootstrap_intervals(scenes: list[Counts], seed: int = SEED) -> dict[str, Interval]:

@@ -103,14 +103,28 @@ MEANINGS = (
     (
         "boundary_iou_3px",
         "boundary IoU and F1",
-        "IoU of the bands of 3 pixels inside the outlines, and how many outline pixels have the other outline within 3"
-        " pixels. They see what large roofs hide in IoU: straight walls and right corners.",
+        "IoU of the bands of 3 pixels inside the outlines; and of either outline's pixels the share that has the other"
+        " outline within 3 pixels, as harmonic mean. They see what large roofs hide in IoU: straight walls and right"
+        " corners.",
     ),
     (
         "object_f1",
         "building F1, buildings found",
         "Connected buildings, matched one to one where they share IoU 0.5 or more. Houses that touch in a mask count as"
         " one, so dense towns score lower for either mask's sake.",
+    ),
+    (
+        "polygons",
+        "PoLiS, tangent angle, C-IoU, vertex ratio",
+        "Means over matched polygons: the distance of corners to the other outline, the worst angle between walls, IoU"
+        " lowered by needless corners; the ratio is of all corners. They judge drawing, not finding: quote them with"
+        " the F1 of the polygons.",
+    ),
+    (
+        "probabilities",
+        "reliability, thresholds",
+        "How often what is called 0.7 is building, and what every threshold would have scored. Choose a threshold on"
+        " scenes that are not scored with it: aerialseg calibrate does.",
     ),
     (
         "intervals",

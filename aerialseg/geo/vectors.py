@@ -87,19 +87,19 @@ def is_vector(path: Path) -> bool:
     return path.suffix.lower() in DRIVERS
 
 
-def read_layer(path: Path, *, where: str | None = None) -> Layer:
+def read_layer(path: Path, *, where: str | None = None, empty_ok: bool = False) -> Layer:
     """Read the polygons of a vector file; `where` is an SQL condition on its attributes.
 
     Invalid polygons are repaired; other geometries are left out with a warning. Raises UsageError when the path is not
     local, NoInputError when nothing is there, and BadDataError when the content is of another format, has no CRS, or
-    holds no polygon.
+    holds no polygon, unless that is `empty_ok`: a prediction may find nothing.
     """
     driver = _check_format(path)
     meta, geometry = _read_geometry(path, driver, where)
     if not meta["crs"]:
         raise BadDataError(f"{one_line(path)}: has no CRS, so its place is unknown; assign one, for example in QGIS")
     shapes, warnings = _only_polygons(path, shapely.from_wkb(geometry, on_invalid="ignore"))
-    if not len(shapes):
+    if not len(shapes) and not empty_ok:
         condition = f" where {where}" if where else ""
         raise BadDataError(f"{one_line(path)}: holds no polygon{condition}; at least one was expected")
     hull = shapely.convex_hull(shapely.geometrycollections(shapes))

@@ -11,9 +11,12 @@ import geopandas as gpd
 import numpy as np
 import pytest
 import shapely
+from html_pages import check
+from pyproj import CRS
 from shapely import affinity
 from shapely.geometry import Polygon, box
 
+from aerialseg.evaluation.known_ground import KnownGround
 from aerialseg.evaluation.polygons import match_polygons, polis, score_polygons, tangent_angle
 from aerialseg.geo.vectors import read_layer
 
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     Run = Callable[..., tuple[int, str, str]]
 
 SQUARE = box(0, 0, 10, 10)
+EMPTY = np.zeros((128, 128), np.uint8)
+"""A mask on the default grid: polygons are judged where it has data."""
 
 
 @pytest.mark.parametrize("d", [0.3, 1.0, 4.0])
@@ -76,6 +81,9 @@ def test_matching_equals_the_best_assignment(seed: int) -> None:
     assert all(value == pytest.approx(iou(predicted[i], true[j])) for i, j, value in pairs)
 
 
+GROUND = KnownGround(CRS.from_epsg(32614), box(615000, 3346000, 618000, 3348000))
+
+
 def write(path: Path, shapes: list[Polygon], crs: str = "EPSG:26914") -> Path:
     placed = [affinity.translate(shape, 616000, 3347000) for shape in shapes]
     gpd.GeoDataFrame(geometry=placed, crs="EPSG:26914").to_crs(crs).to_file(path)
@@ -88,7 +96,7 @@ def test_whole_files_in_any_unit(tmp_path: Path, crs: str) -> None:
     spiky = shapely.segmentize(affinity.translate(SQUARE, 1, 0), 5.0)  # eight corners
     predicted = [affinity.translate(spiky, 30 * n, 0) for n in range(3)] + [box(500, 0, 510, 10)]
     found = score_polygons(
-        read_layer(write(tmp_path / "p.gpkg", predicted, crs)), read_layer(write(tmp_path / "t.gpkg", true))
+        read_layer(write(tmp_path / "p.gpkg", predicted, crs)), [read_layer(write(tmp_path / "t.gpkg", true))], GROUND
     )
     assert (found.true, found.predicted, found.matched) == (4, 4, 3)
     assert (found.precision, found.recall, found.f1) == (0.75, 0.75, 0.75)
@@ -101,14 +109,14 @@ def test_whole_files_in_any_unit(tmp_path: Path, crs: str) -> None:
 
 def test_files_without_a_match(tmp_path: Path) -> None:
     predicted, true = write(tmp_path / "p.gpkg", [box(500, 0, 510, 10)]), write(tmp_path / "t.gpkg", [SQUARE])
-    found = score_polygons(read_layer(predicted), read_layer(true)).to_json()
+    found = score_polygons(read_layer(predicted), [read_layer(true)], GROUND).to_json()
     assert (found["matched"], found["recall"], found["polis_m"]) == (0, 0.0, None)
 
 
 def test_the_command_takes_polygons_beside_masks(tmp_path: Path, mask_file: Write, run: Run) -> None:
     write(tmp_path / "p.gpkg", [box(5, -20, 15, -10), box(20.5, -20, 30.5, -10)])
     write(tmp_path / "t.gpkg", [box(5, -20, 15, -10), box(20, -20, 30, -10)])
-    mask_file(tmp_path / "out/x.tif", nodata=255)
+    mask_file(tmp_path / "out/x.tif", EMPTY, nodata=255)
     options = ("evaluate", tmp_path / "out", "--masks", tmp_path / "t.gpkg", "--polygons", tmp_path / "p.gpkg")
     code, out, err = run(*options, "--json")
     assert code == 0, err
@@ -122,3 +130,76 @@ def test_the_command_takes_polygons_beside_masks(tmp_path: Path, mask_file: Writ
     code, _, err = run("evaluate", tmp_path / "out", "--masks", tmp_path / "gt", "--polygons", tmp_path / "p.gpkg")
     assert code == 2
     assert "--polygons are judged by true polygons" in err
+
+
+def place(col: float, row: float, width: float, height: float) -> Polygon:
+    """A rectangle of the default grid, in pixels, as `write` takes shapes."""
+    return box(0.3 * col, -0.3 * (row + height), 0.3 * (col + width), -0.3 * row)
+
+
+@pytest.mark.parametrize("crs", ["EPSG:26914", "EPSG:4326"])
+def test_polygons_off_the_known_ground_are_no_misses(tmp_path: Path, mask_file: Write, run: Run, crs: str) -> None:
+    """Two scenes that touch, with nodata in the west; houses inside, over the seam, cut, and beyond."""
+    west = np.zeros((128, 128), np.uint8)
+    west[:, :40] = 255
+    mask_file(tmp_path / "out/west.tif", west, nodata=255)
+    mask_file(tmp_path / "out/east.tif", west * 0, nodata=255, transform=(0.3, 0, 616038.4, 0, -0.3, 3347000))
+    inside, over_the_seam, missed = place(50, 20, 20, 20), place(120, 60, 16, 20), place(170, 20, 20, 20)
+    in_nodata, beyond = place(5, 20, 20, 20), place(50, 300, 20, 20)
+    cut, mostly_out = place(30, 80, 40, 20), place(248, 80, 40, 20)
+    true = [inside, over_the_seam, missed, in_nodata, beyond, cut, mostly_out]
+    pieces = [place(40, 80, 30, 20), place(248, 80, 8, 20)]  # what a mask can show of the last two
+    write(tmp_path / "t.gpkg", true, crs)
+    write(tmp_path / "p.gpkg", [inside, over_the_seam, *pieces, place(200, 100, 9, 9)], crs)
+    options = ("evaluate", tmp_path / "out", "--masks", tmp_path / "t.gpkg", "--polygons", tmp_path / "p.gpkg")
+    code, out, err = run(*options, "--json")
+    assert code == 0, err
+    found = json.loads(out)["polygons"]
+    assert (found["true"], found["predicted"], found["matched"]) == (3, 3, 2)
+    assert (found["true_left_out"], found["predicted_left_out"]) == (4, 2)
+    assert found["polis_m"] == pytest.approx(0, abs=1e-3)
+    gpd.GeoDataFrame(geometry=[box(616014, 3346950, 616048, 3347010)], crs="EPSG:26914").to_file(tmp_path / "a.gpkg")
+    code, out, err = run(*options, "--json", "--labelled-area", tmp_path / "a.gpkg")
+    assert code == 0, err
+    found = json.loads(out)["polygons"]
+    assert (found["true"], found["matched"], found["true_left_out"]) == (2, 2, 5)
+    code, out, err = run(*options, "--report", tmp_path / "r.html")
+    assert "4 true and 2 predicted ones lie not wholly on known ground" in out
+    assert "4 true and 2 predicted polygons do not lie wholly" in check((tmp_path / "r.html").read_text()).text
+
+
+def test_no_predicted_polygon_is_a_recall_of_zero(tmp_path: Path, mask_file: Write, run: Run) -> None:
+    gpd.GeoDataFrame({"id": []}, geometry=[], crs="EPSG:26914").to_file(tmp_path / "p.gpkg", geometry_type="Polygon")
+    write(tmp_path / "t.gpkg", [place(5, 5, 20, 20)])
+    mask_file(tmp_path / "out/x.tif", EMPTY, nodata=255)
+    options = ("evaluate", tmp_path / "out", "--masks", tmp_path / "t.gpkg", "--polygons", tmp_path / "p.gpkg")
+    code, out, err = run(*options, "--json", "--report", tmp_path / "r.html")
+    assert code == 0, err
+    found = json.loads(out)["polygons"]
+    assert (found["true"], found["predicted"], found["recall"], found["precision"]) == (1, 0, 0.0, None)
+    assert "nan" not in check((tmp_path / "r.html").read_text()).text
+    assert "nan" not in run(*options)[1]
+
+
+def test_what_a_file_of_polygons_is_warned_about_is_said(tmp_path: Path, mask_file: Write, run: Run) -> None:
+    bowtie = Polygon([(10, -10), (20, -20), (20, -10), (10, -20)])
+    write(tmp_path / "p.gpkg", [bowtie, place(5, 5, 20, 20)])
+    write(tmp_path / "t.gpkg", [place(5, 5, 20, 20)])
+    mask_file(tmp_path / "out/x.tif", EMPTY, nodata=255)
+    options = ("evaluate", tmp_path / "out", "--masks", tmp_path / "t.gpkg", "--polygons", tmp_path / "p.gpkg")
+    code, out, err = run(*options, "--json")
+    assert code == 0, err
+    assert "p.gpkg: 1 invalid polygons were repaired" in err
+    assert any("repaired" in line for line in json.loads(out)["warnings"])
+
+
+def test_polygons_of_several_true_files(tmp_path: Path, mask_file: Write, run: Run) -> None:
+    houses = [place(5, 5, 20, 20), place(50, 5, 20, 20)]
+    write(tmp_path / "a.gpkg", houses[:1])
+    write(tmp_path / "b.geojson", houses[1:], "EPSG:4326")
+    write(tmp_path / "p.gpkg", houses)
+    mask_file(tmp_path / "out/x.tif", EMPTY, nodata=255)
+    masks = ("--masks", tmp_path / "a.gpkg", "--masks", tmp_path / "b.geojson")
+    code, out, err = run("evaluate", tmp_path / "out", *masks, "--polygons", tmp_path / "p.gpkg", "--json")
+    assert code == 0, err
+    assert json.loads(out)["polygons"]["matched"] == 2

@@ -1,0 +1,106 @@
+"""One evaluation from files to files: scores, what there is to say against them, the page and the error maps.
+
+Everything that could only fail after the counting is refused before it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aerialseg.errors import UsageError, one_line
+from aerialseg.evaluation.error_maps import BUILDINGS, check_error_folder, error_path, write_error_maps
+from aerialseg.evaluation.known_ground import KnownGround
+from aerialseg.evaluation.leaks import find_leaks
+from aerialseg.evaluation.polygons import score_polygons
+from aerialseg.evaluation.report import PageOptions, check_claims, check_report_path, write_report
+from aerialseg.evaluation.scores import EvaluateOptions, decide_rules, evaluate_pairs
+from aerialseg.files import refuse_input_as_output
+from aerialseg.geo.scenes import find_scenes
+from aerialseg.geo.vectors import read_layer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from aerialseg.evaluation.pairs import Pair
+    from aerialseg.evaluation.polygons import PolygonScores
+    from aerialseg.evaluation.results import EvaluationReport
+    from aerialseg.geo.vectors import Layer
+    from aerialseg.progress import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What is looked at and written beside the scores; None and empty leave it out."""
+
+    polygons: Path | None = None
+    """Predicted polygons, judged by the true ones."""
+    trained_on: Path | None = None
+    """The tiles of training: scenes on their ground are said."""
+    report: Path | None = None
+    errors: Path | None = None
+    """The folder of the error maps."""
+    scenes: tuple[str, ...] = ()
+    """Shown behind the errors on the page."""
+    overwrite: bool = False
+    command: str = ""
+    """The command line, for the page."""
+
+
+def evaluate(
+    pairs: Sequence[Pair], options: EvaluateOptions, extras: Extras, read: Sequence[Path], progress: Progress
+) -> EvaluationReport:
+    """Score the pairs, and write what was asked for; nothing that is `read` is written over.
+
+    Raises UsageError for options that contradict each other, and what the parts of the work raise.
+    """
+    _check(pairs, options, extras, read)
+    leaks = [] if extras.trained_on is None else find_leaks(extras.trained_on, pairs)
+    drawn = None if extras.polygons is None else read_layer(extras.polygons, empty_ok=True)
+    found = evaluate_pairs(pairs, options, progress)
+    if drawn is not None:
+        found = replace(found, polygons=_score_polygons(drawn, pairs, options))
+        found = _with_warnings(found, drawn.warnings, progress)
+    found = _with_warnings(found, [*leaks, *check_claims(pairs, found.overall.building_fraction)], progress)
+    if extras.report is not None:
+        write_report(extras.report, found, pairs, PageOptions(options, extras.scenes, extras.command), progress)
+    if extras.errors is not None:
+        wrong = write_error_maps(extras.errors, pairs, decide_rules(pairs, options)[0], progress)
+        missed, invented = wrong["missed"], wrong["invented"]
+        progress.say(f"{missed:,} missed and {invented:,} invented buildings in {one_line(extras.errors)}")
+    return found
+
+
+def _check(pairs: Sequence[Pair], options: EvaluateOptions, extras: Extras, read: Sequence[Path]) -> None:
+    """Refuse outputs that cannot be written or lie on what is read, and options that would do nothing."""
+    written = extras.report is not None or extras.errors is not None
+    if options.filtered is not None and (written or extras.polygons is not None):
+        raise UsageError("--filtered scores do not compare, so there is no --report, --errors or --polygons of them")
+    if extras.scenes and extras.report is None:
+        raise UsageError("--scenes are shown by --report; give --report FILE.html too")
+    if extras.overwrite and not written:
+        raise UsageError("--overwrite is about --report and --errors; give one of them too")
+    if extras.polygons is not None and not pairs[0].vectors:
+        raise UsageError("--polygons are judged by true polygons: give vector files with --masks")
+    outputs = [] if extras.report is None else [extras.report]
+    if extras.errors is not None:
+        outputs += [extras.errors / BUILDINGS, *(error_path(extras.errors, pair.name) for pair in pairs)]
+    inputs = [*read, *(path for path in (extras.polygons, options.labelled_area) if path is not None)]
+    refuse_input_as_output([*inputs, *(scene.image for scene in find_scenes(extras.scenes))], outputs)
+    if extras.report is not None:
+        check_report_path(extras.report, pairs, overwrite=extras.overwrite)
+    if extras.errors is not None:
+        check_error_folder(extras.errors, pairs, overwrite=extras.overwrite)
+
+
+def _score_polygons(predicted: Layer, pairs: Sequence[Pair], options: EvaluateOptions) -> PolygonScores:
+    true = [read_layer(vectors, where=options.where) for vectors in pairs[0].vectors]
+    area = None if options.labelled_area is None else read_layer(options.labelled_area)
+    return score_polygons(predicted, true, KnownGround.of(pairs, area))
+
+
+def _with_warnings(report: EvaluationReport, warnings: Sequence[str], progress: Progress) -> EvaluationReport:
+    for warning in warnings:
+        progress.say(f"warning: {warning}")
+    return replace(report, warnings=(*report.warnings, *warnings))
