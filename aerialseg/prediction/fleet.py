@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 from aerialseg import errors
 from aerialseg.errors import AerialsegError, ResourceError, Stopped, UsageError
 from aerialseg.files import write_json
+from aerialseg.models.package import find_model
 from aerialseg.prediction.job import predict_scenes
 from aerialseg.prediction.options import ALL_GPUS, PredictOptions, Shard
 from aerialseg.prediction.plan import REPORT, report_name
+from aerialseg.prediction.products import check_products
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,6 +66,8 @@ def predict_on(
     """
     if options.shard is not None:
         raise UsageError("--device cuda:all --shard: every GPU has its shard already; give one or the other")
+    model = find_model(model)
+    check_products(options, out, [model, *(scene.image for scene in scenes)])
     began, context = time.monotonic(), multiprocessing.get_context("spawn")
     workers = []
     for number, device in enumerate(devices, 1):
@@ -75,12 +79,11 @@ def predict_on(
         theirs.close()
         workers.append(_Worker(device, process, ours))
     try:
-        _follow(workers, progress)
+        _follow(workers, progress, fail_fast=options.fail_fast)
     finally:
         _end(workers)
     known = {result.name: result for worker in workers for result in worker.results}
-    last = replace(options, device=devices[0], overwrite=False)
-    report = predict_scenes(scenes, model, out, last, progress, known)
+    report = predict_scenes(scenes, model, out, replace(options, device=devices[0]), progress, known)
     loading = min(worker.loading_seconds for worker in workers)
     report = replace(report, seconds=time.monotonic() - began, loading_seconds=loading)
     write_json(out / REPORT, report.to_json())
@@ -102,13 +105,18 @@ class _Worker:
     ended: bool = False
 
 
-def _follow(workers: Sequence[_Worker], progress: Progress) -> None:
-    """Show what the processes tell until all have ended; raises the first failure, and Stopped."""
+def _follow(workers: Sequence[_Worker], progress: Progress, *, fail_fast: bool) -> None:
+    """Show what the processes tell until all have ended, or with `fail_fast` until one tells of a scene that failed.
+
+    Raises what ends a process, and Stopped.
+    """
     shown, ahead = False, 0.0
     while not all(worker.ended for worker in workers):
         ready = wait([worker.pipe for worker in workers if not worker.ended], POLL_S)
         for worker in (worker for worker in workers if worker.pipe in ready):
             ahead += _hear(worker, progress)
+        if fail_fast and any(result.status == "failed" for worker in workers for result in worker.results):
+            break
         if not shown and all(worker.ended or worker.total is not None for worker in workers):
             progress.start("predict", sum(worker.total or 0.0 for worker in workers), "Mpx")
             shown = True

@@ -74,7 +74,8 @@ def predict_scenes(
 ) -> PredictReport:
     """Write a mask for every scene below `out`, and report.json; what is done already is left as it is.
 
-    `known` are results of other processes, by the scene's name, for the report: scenes that failed there are not tried.
+    `known` are results of other processes a moment ago, by the scene's name, for the report: scenes that failed there
+    are not tried, and those that they finished are not overwritten.
     A scene that fails is reported and the next one is tried: see `PredictReport.raise_failures`. Raises UsageError when
     an output would be an input, OutputError when outputs cannot be written or are not ours, ModelError, DeviceError,
     StorageError when the disk is full, and Stopped; the same call then goes on behind the last finished rows.
@@ -84,7 +85,8 @@ def predict_scenes(
     if not scenes:
         raise NoInputError(f"{one_line(out)}: no scene to predict; what was given are masks that predict wrote here")
     files = {scene.name: SceneFiles.of(scene, out, options.measures) for scene in scenes}
-    refuse_input_as_output([model, *(scene.image for scene in scenes)], every_output(files, out))
+    inputs = [model, *(scene.image for scene in scenes)]
+    refuse_input_as_output(inputs, every_output(files, out))
     for folder in sorted({out, *(path.parent for entry in files.values() for path in entry.rasters)}):
         prepare_output_folder(folder)
     parts = {part_path(out, scene.name) for scene in scenes}
@@ -92,7 +94,7 @@ def predict_scenes(
         refuse_foreign_report(out / report_name(options.shard), overwrite=options.overwrite)
         journal = Journal(Run(model, sha256_of(model), read_card(model), out, options, progress), scenes)
         check_window(journal.run)
-        check_products(journal.run, [scene.image for scene in scenes])
+        check_products(options, out, inputs)
         for result in (known or {}).values():
             journal.take(result)
         foreign = {name: refuse_foreign_rasters(files[name], overwrite=options.overwrite) for name in journal.results}
@@ -117,10 +119,10 @@ def _check(
     """
     run, found = journal.run, []
     canvases, failures = check_scenes(run, scenes if run.options.neighbours else [s for s in scenes if s.name in mine])
-    check_products(run, canvases, [canvas.source.box for canvas in canvases.values()])
+    check_products(run.options, run.out, [run.model, *canvases], [canvas.source.box for canvas in canvases.values()])
     for scene in scenes:
         run.progress.advance(0)
-        if run.options.fail_fast and journal.failed:
+        if run.options.fail_fast and journal.failed_here:
             return []
         if scene.name not in mine or journal.knows_failure(scene.name):
             continue
@@ -130,7 +132,7 @@ def _check(
         work = Work(scene, files[scene.name], canvases[scene.image], foreign=mine[scene.name])
         try:
             work = replace(work, stamps=stamps_of(work.canvas))
-            done = done_before(run, work)
+            done = None if run.options.overwrite and not journal.known else done_before(run, work)
         except AerialsegError as error:
             journal.record(replace(work.result, status="failed", failure=error))
             continue

@@ -36,6 +36,16 @@ class Journal:
         """Note what another process made of a scene; it has been shown already."""
         self._taken[result.name] = self.results[result.name] = result
 
+    @property
+    def known(self) -> bool:
+        """Whether other processes predicted the scenes before."""
+        return bool(self._taken)
+
+    @property
+    def failed_here(self) -> bool:
+        """Whether a scene has failed in this process."""
+        return any(result.status == "failed" and name not in self._taken for name, result in self.results.items())
+
     def knows_failure(self, name: str) -> bool:
         """Return whether another process failed on the scene."""
         return name in self._taken and self._taken[name].status == "failed"

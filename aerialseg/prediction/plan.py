@@ -197,7 +197,7 @@ def done_before(run: Run, work: Work) -> SceneResult | None:
     Times are not looked at. Side files that went missing are written again.
     """
     tags = [read_tags(path) for path in work.files.rasters]
-    if run.options.overwrite or not all(tags) or not all(map(reads_to_the_end, work.files.rasters)):
+    if not all(tags) or not all(map(reads_to_the_end, work.files.rasters)):
         return None
     key = run.key(work.canvas)
     if any(tag[KEY] != key for tag in tags):

@@ -17,26 +17,27 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
     from pathlib import Path
 
+    from aerialseg.prediction.options import PredictOptions
     from aerialseg.prediction.plan import Run
     from aerialseg.prediction.report import SceneResult
 
 BUILDINGS = "buildings.gpkg"
 
 
-def check_products(run: Run, images: Collection[Path], boxes: Iterable[GeoBox] = ()) -> None:
+def check_products(options: PredictOptions, out: Path, inputs: Collection[Path], boxes: Iterable[GeoBox] = ()) -> None:
     """Raise before the work begins what `make_products` would raise after it; a shard makes none.
 
-    `images` are the scenes, `boxes` their grids once they are known. Raises UsageError, too, where an input stands in
-    the way, be it a mosaic of the scenes.
+    `inputs` are the model and the scenes, `boxes` the scenes' grids once they are known. Raises UsageError, too, where
+    an input stands in the way, be it a mosaic of the scenes.
     """
-    if run.options.shard is None:
-        paths = collection_paths(run.out, boxes, probability="probability" in run.options.measures)
-        refuse_input_as_output([run.model, *images, *(path for path in paths if _shows(path, images))], paths)
-        refuse_strangers(paths, overwrite=run.options.overwrite)
-        if run.options.polygons:
-            target = run.out / BUILDINGS
-            refuse_foreign(target, ours=read_mark(target) is not None, overwrite=run.options.overwrite)
-    elif run.options.polygons:
+    if options.shard is None:
+        paths = collection_paths(out, boxes, probability="probability" in options.measures)
+        refuse_input_as_output([*inputs, *(path for path in paths if _shows(path, inputs))], paths)
+        refuse_strangers(paths, overwrite=options.overwrite)
+        if options.polygons:
+            target = out / BUILDINGS
+            refuse_foreign(target, ours=read_mark(target) is not None, overwrite=options.overwrite)
+    elif options.polygons:
         raise UsageError("--polygons --shard: the parts know nothing of each other; run once more without --shard")
 
 

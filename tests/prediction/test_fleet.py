@@ -7,11 +7,12 @@ import multiprocessing
 import signal
 import threading
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from aerialseg.errors import DeviceError, ModelError, ResourceError, Stopped, UsageError
+from aerialseg.errors import DeviceError, ModelError, OutputError, ResourceError, Stopped, UsageError
 from aerialseg.geo.scenes import find_scenes
 from aerialseg.prediction.fleet import predict_anywhere, predict_on
 from aerialseg.prediction.job import PredictOptions, Shard, predict_scenes
@@ -86,6 +87,37 @@ def test_a_stop_ends_all_processes_and_the_next_run_goes_on(tmp_path: Path, scen
     assert multiprocessing.active_children() == []
     report = predict_on(TWO, find_scenes([scenes]), model, tmp_path / "out", PLAIN, Heard())
     assert {scene.status for scene in report.scenes} <= {"done", "skipped"}
+
+
+@pytest.mark.slow
+def test_a_failure_ends_the_other_processes_when_that_was_asked_for(tmp_path: Path, scenes: Path, model: Path) -> None:
+    whole = (scenes / "s0.tif").read_bytes()
+    (scenes / "s0.tif").write_bytes(whole[:-9000])
+    fast = replace(PLAIN, fail_fast=True)
+    report = predict_on(TWO, find_scenes([scenes]), model, tmp_path / "out", fast, Heard())
+    assert [scene.status for scene in report.scenes] == ["failed"] + ["not started"] * 3
+    assert multiprocessing.active_children() == []
+    (scenes / "s0.tif").write_bytes(whole)
+    report = predict_on(TWO, find_scenes([scenes]), model, tmp_path / "out", fast, Heard())
+    assert [scene.status for scene in report.scenes] == ["done"] * 4
+
+
+@pytest.mark.slow
+def test_a_stranger_s_project_is_refused_at_once_and_replaced_when_asked_for(
+    tmp_path: Path, scenes: Path, model: Path
+) -> None:
+    project = tmp_path / "out" / "project.qgz"
+    project.parent.mkdir()
+    project.write_text("mine")
+    heard = Heard()
+    with pytest.raises(OutputError, match=r"project\.qgz: exists and was not written by aerialseg"):
+        predict_on(TWO, find_scenes([scenes]), model, tmp_path / "out", PLAIN, heard)
+    assert [path.name for path in project.parent.iterdir()] == ["project.qgz"]
+    overwriting = replace(PLAIN, overwrite=True)
+    report = predict_on(TWO, find_scenes([scenes]), model, tmp_path / "out", overwriting, heard)
+    assert [scene.status for scene in report.scenes] == ["done"] * 4
+    assert project.read_bytes() != b"mine"
+    assert sum("s0: " in line for line in heard.lines) == 1, "no scene is predicted twice"
 
 
 @pytest.mark.slow
