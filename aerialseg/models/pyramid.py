@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from aerialseg.errors import ConfigError, one_line
 from aerialseg.models.mixers import MIXERS, MixerSize, make_mixer
@@ -94,6 +95,7 @@ class PyramidEncoder(nn.Module):
         super().__init__()
         widths = [factor * design.width for factor in GROWTH]
         half = max(16, design.width // 2)
+        self.checkpointed = False
         self.out_channels = [bands, half, *widths]
         """As smp's decoders ask for it."""
         self.stem = make_stem(bands, half)
@@ -110,8 +112,13 @@ class PyramidEncoder(nn.Module):
         """Return the six maps, finest first."""
         features = [x, self.stem(x)]
         for stage in self.stages:
-            features.append(stage(features[-1]))
+            again = self.checkpointed and torch.is_grad_enabled()
+            features.append(checkpoint(stage, features[-1], use_reentrant=False) if again else stage(features[-1]))
         return features
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute what lies inside the stages again in the backward pass instead of keeping it; named as in timm."""
+        self.checkpointed = enable
 
 
 class Block(nn.Module):

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
+from aerialseg.errors import ConfigError
 from aerialseg.training.losses import IGNORE, building_loss
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from aerialseg.models.segmenter import Segmenter
     from aerialseg.training.batches import Batch
     from aerialseg.training.job import Job
 
@@ -29,6 +32,25 @@ class Gradients:
     """Of all of them together, before clipping."""
     names: tuple[str, ...]
     """The tiles they come from."""
+
+
+def keep_fewer_activations(model: Segmenter) -> None:
+    """Have the encoder's activations computed again in the backward pass instead of kept; gradients stay the same.
+
+    Chen et al., arXiv:1604.06174. Raises ConfigError for an encoder that cannot, and for one with BatchNorm, whose
+    running statistics would count every batch twice.
+    """
+    encoder = model.network.get_submodule("encoder")
+    inner = getattr(encoder, "model", None)  # a timm encoder's network, in which a vision transformer is one deeper
+    able = [part for part in (encoder, inner, getattr(inner, "model", None)) if hasattr(part, "set_grad_checkpointing")]
+    normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in encoder.modules())
+    if normed or not able:
+        why = "has BatchNorm, whose statistics would count twice" if normed else "has no way to do that"
+        raise ConfigError(
+            f"run.checkpoint_activations: encoder {type(encoder).__name__} {why}; leave it off, and take a smaller"
+            " data.batch with a larger optimizer.accumulate, or a transformer"
+        )
+    able[0].set_grad_checkpointing(True)
 
 
 def gather_gradients(job: Job, batches: Iterator[Batch], *, frozen: bool = False) -> Gradients:
