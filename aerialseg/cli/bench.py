@@ -2,21 +2,169 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from aerialseg.workflows.bench_networks import Findings
+    from aerialseg.workflows.cost_table import Contestant, Row
+
 bench = typer.Typer(help="Measure on this machine what networks cost, and whether training waits for its data.")
 
-Only = Annotated[list[str] | None, typer.Option("--only", metavar="NAME", help="Measure this one; may be repeated.")]
-Sizes = Annotated[str, typer.Option(help="Sides of the tiles in pixels.")]
+Only = Annotated[
+    list[str] | None,
+    typer.Option("--only", metavar="NAME", help="Measure this one; may be repeated.", show_default="all"),
+]
+Sizes = Annotated[str, typer.Option(metavar="PX,PX", help="Sides of the tiles.")]
+Batch = Annotated[int, typer.Option(metavar="N", help="Tiles per pass; memory is that of all of them.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
+Limit = Annotated[
+    float, typer.Option(metavar="S", help="Leave out sizes at which a pass would probably take longer, in seconds.")
+]
+Tiles = Annotated[
+    Path | None,
+    typer.Option(help="Also train each network on these tiles, all for equal time.", show_default=False),
+]
+Minutes = Annotated[float, typer.Option(metavar="M", help="With --tiles: how long each one's steps take together.")]
+Config = Annotated[str, typer.Option("-c", "--config", help="With --tiles: how they train; its network is replaced.")]
+Out = Annotated[
+    Path | None,
+    typer.Option("-o", "--out", help="Folder for costs.json, costs.png and runs/NAME.", show_default=False),
+]
+Overwrite = Annotated[bool, typer.Option("-f", "--overwrite", help="Replace files of other origin in --out.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")]
+SIZES = "256,512,1024,2048"
 
 
 @bench.command()
-def mixers(only: Only = None, sizes: Sizes = "256,512,1024,2048") -> None:
-    """Measure the token mixers of our own encoder."""
+def mixers(
+    only: Only = None,
+    sizes: Sizes = SIZES,
+    batch: Batch = 2,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    limit: Limit = 60.0,
+    tiles: Tiles = None,
+    minutes: Minutes = 5.0,
+    config: Config = "small",
+    out: Out = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure our own encoder with each token mixer: the families of efficient transformers, side by side.
+
+    Costs are of the encoder alone at its default width and depths, on random pixels, from random weights. Trainings put
+    UNet's decoder on top. On a processor every measurement is a process of its own.
+
+    \b
+    Examples:
+      aerialseg bench mixers --sizes 256,512
+      aerialseg bench mixers --only window --only conv,conv,window,full -o bench/mixers
+      aerialseg bench mixers --tiles tiles/inria --minutes 5 -o bench/mixers
+    """
+    from aerialseg.workflows.bench_networks import mixer_contestants
+
+    _bench(
+        mixer_contestants(only or ()), sizes=sizes, batch=batch, device=device, precision=precision, limit=limit,
+        tiles=tiles, minutes=minutes, config=config, out=out, overwrite=overwrite, as_json=as_json,
+    )  # fmt: skip
 
 
 @bench.command()
-def presets(only: Only = None, sizes: Sizes = "256,512,1024,2048") -> None:
-    """Measure the networks that have a name."""
+def presets(
+    only: Only = None,
+    sizes: Sizes = SIZES,
+    batch: Batch = 2,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    limit: Limit = 60.0,
+    tiles: Tiles = None,
+    minutes: Minutes = 5.0,
+    config: Config = "small",
+    out: Out = None,
+    overwrite: Overwrite = False,
+    accept_licence: Annotated[
+        bool, typer.Option("--accept-licence", help="Measure those under a non-commercial licence too.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the networks that `aerialseg models` lists: parameters, multiply-adds, time, memory and, with tiles, IoU.
+
+    Everything runs on random pixels from random weights. On a processor every measurement is a process of its own.
+
+    \b
+    Examples:
+      aerialseg bench presets --only unet-r18 --only segformer-pvt2-b0 --sizes 256,512
+      aerialseg bench presets --device cuda --batch 8 -o bench/presets
+      aerialseg bench presets --only unet-pvt2-b2 --only unet-pvt2-b2-stem --tiles tiles/inria -o bench/stem
+    """
+    from aerialseg.workflows.bench_networks import preset_contestants
+
+    _bench(
+        preset_contestants(only or (), accept_licence=accept_licence),
+        sizes=sizes, batch=batch, device=device, precision=precision, limit=limit,
+        tiles=tiles, minutes=minutes, config=config, out=out, overwrite=overwrite, as_json=as_json,
+    )  # fmt: skip
+
+
+def _bench(
+    contestants: Sequence[Contestant],
+    *,
+    sizes: str,
+    batch: int,
+    device: str,
+    precision: str,
+    limit: float,
+    tiles: Path | None,
+    minutes: float,
+    config: str,
+    out: Path | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Do what both commands do."""
+    from aerialseg.cli.console import console_progress, print_json
+    from aerialseg.cli.values import whole_numbers
+    from aerialseg.config import load_config
+    from aerialseg.workflows.bench_networks import bench_networks
+    from aerialseg.workflows.cost_table import BenchOptions
+    from aerialseg.workflows.equal_time import Budget
+
+    options = BenchOptions(whole_numbers("--sizes", sizes) or (), batch, device, precision, limit)
+    budget = None if tiles is None else Budget(tiles, minutes, load_config(config))
+    with console_progress() as progress:
+        found = bench_networks(contestants, options, progress, budget=budget, out=out, overwrite=overwrite)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        _print(found)
+
+
+def _print(found: Findings) -> None:
+    from aerialseg.cli.console import print_table
+
+    machine = "{name}, {device}, {precision}, {batch} tiles per pass".format(**found.machine)
+    columns = ["", "M params", "px", "GMACs", "ms", "MB", "ms, backward too", "MB", "note"]
+    print_table(f"Cost per tile: {machine}", columns, [_cells(row) for row in found.rows])
+    if found.accuracy:
+        rows = [
+            [item.name, "" if item.iou is None else f"{item.iou:.3f}", f"{item.steps:,}", item.note]
+            for item in found.accuracy
+        ]
+        print_table("After training for equal time", ["", "validation IoU", "steps", "note"], rows)
+
+
+def _cells(row: Row) -> list[str]:
+    times = [row.forward_s, row.train_s]
+    sizes = [row.forward_bytes, row.train_bytes]
+    measured = [
+        text
+        for seconds, taken in zip(times, sizes, strict=True)
+        for text in ("" if seconds is None else f"{1e3 * seconds:,.1f}", "" if taken is None else f"{taken / 1e6:,.0f}")
+    ]
+    return [row.name, f"{row.parameters / 1e6:.2f}", str(row.size), f"{row.gmacs:,.2f}", *measured, row.note]

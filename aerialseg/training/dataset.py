@@ -38,7 +38,8 @@ class TileReader:
     def __init__(
         self, tiles: TileSet, section: DataSection, size_multiple: int, cache: TileCache | None = None
     ) -> None:
-        self._tiles, self._section, self._cache = tiles, section, cache
+        self._tiles, self._section = tiles, section
+        self.cache = cache
         self._own = threading.local()
         self.validation_side = validation_side(tiles, size_multiple)
 
@@ -62,10 +63,10 @@ class TileReader:
     def _square(self, tile: TileRecord, row: int, col: int, side: int) -> Arrays:
         """Read a square of a tile and continue it by reflection where it is larger than the tile."""
         inside = min(side, self._tiles.size)
-        if self._cache is None:
+        if self.cache is None:
             pixels, target, valid = read_square(self._tiles, tile, Window(col, row, inside, inside))
         else:
-            pixels, target, valid = self._cache.square(tile.name, row, col, inside)
+            pixels, target, valid = self.cache.square(tile.name, row, col, inside)
         if inside < side:
             edge = (0, side - inside)
             pixels = np.pad(pixels, (edge, edge, (0, 0)), mode="reflect")

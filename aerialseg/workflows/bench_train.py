@@ -1,0 +1,225 @@
+"""Whether training waits for its data: how fast crops come, how fast steps go with and without, and what takes time.
+
+The steps are the training's own. Steps on one batch that stays on the device are the most that any feed could give;
+they are timed before and after those with data, so that a machine that gets slower meanwhile harms both alike.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from itertools import repeat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from aerialseg.geo.tileset import load_tileset
+from aerialseg.models.catalog import SIZE_MULTIPLE
+from aerialseg.models.device import pick_device
+from aerialseg.training.batches import AHEAD, open_readers
+from aerialseg.training.dataset import TileReader
+from aerialseg.training.job import Job, build_job, reading_threads
+from aerialseg.training.loop import take_step
+from aerialseg.training.standing import Standing
+from aerialseg.training.start import start_fresh
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from aerialseg.config import TrainConfig
+    from aerialseg.progress import Progress
+    from aerialseg.training.batches import Batch
+
+PHASES = ("data", "copy", "forward", "backward", "optimizer")
+"""Waiting for a batch, moving it to the device, the network, loss and gradients, the update with the average."""
+PLAIN = {"flips": False, "scale": 0.0, "colour": 0.0, "wear": 0.0}
+"""Settings of [data] that leave crops as they are."""
+FOREVER = {"epochs": 100_000, "patience": 0}
+
+
+@dataclass(frozen=True, slots=True)
+class FeedReport:
+    """What was measured; rates are per second."""
+
+    preset: str
+    device: str
+    precision: str
+    crop: int
+    batch: int
+    threads: int
+    cached: bool
+    """Whether the tiles were read from a cache, or each from its file."""
+    raw: float
+    """Crops that are neither zoomed nor changed, into the memory of batches."""
+    augmented: float
+    """Crops as the configuration changes them."""
+    fixed: float
+    """Steps on one batch that stays on the device."""
+    fed: float
+    """Steps with batches of crops."""
+    spent: dict[str, float]
+    """Phase of a step -> its share of the time; the device is waited for after each, which by itself costs time."""
+
+    @property
+    def ratio(self) -> float:
+        """Speed with data over the speed without."""
+        return self.fed / self.fixed
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        return {**asdict(self), "ratio": self.ratio}
+
+    def summary(self) -> str:
+        """Return the report as lines for a person."""
+        crops = f"{self.crop} px crops/s with {self.threads} threads from {'the cache' if self.cached else 'files'}"
+        spent = ", ".join(f"{phase} {share:.1%}" for phase, share in self.spent.items())
+        return (
+            f"{self.preset} on {self.device} in {self.precision}, {self.batch} crops a step\n"
+            f"feed as it is   {self.raw:,.0f} {crops}\n"
+            f"feed augmented  {self.augmented:,.0f}\n"
+            f"one batch kept  {self.fixed:,.2f} steps/s, {self.fixed * self.batch:,.1f} crops/s\n"
+            f"with data       {self.fed:,.2f} steps/s, {self.fed * self.batch:,.1f} crops/s: {self.ratio:.1%} of that\n"
+            f"time of a step  {spent}"
+        )
+
+
+def bench_train(folder: Path, config: TrainConfig, *, device: str, seconds: float, progress: Progress) -> FeedReport:
+    """Measure each rate for about `seconds`; nothing is written, except the cache of the tiles where it is not there.
+
+    Raises what `train` raises before its first step.
+    """
+    model, schedule = (
+        section.model_copy(update=update)
+        for section, update in ((config.model, {"weights": "none"}), (config.schedule, FOREVER))
+    )
+    config = config.model_copy(update={"model": model, "schedule": schedule})
+    tiles, chosen = load_tileset(folder), pick_device(device)
+    threads = reading_threads(config.data.threads)
+    with open_readers(threads) as readers:
+        start = start_fresh(tiles, config)
+        job = build_job(Path(), tiles, start, device=chosen, readers=readers, progress=progress)
+        progress.start("measuring", 5, "rate")
+        raw = _feed_rate(_plain(job), seconds, progress)
+        augmented = _feed_rate(job, seconds, progress)
+        fixed, fed = _step_rates(job, seconds, progress)
+        spent = _spent(job, seconds, progress)
+        progress.finish()
+    section, cached = config.data, job.reader.cache is not None
+    return FeedReport(
+        job.card.preset, str(chosen), job.precision, section.crop, section.batch, threads, cached,
+        raw=raw, augmented=augmented, fixed=fixed, fed=fed, spent=spent,
+    )  # fmt: skip
+
+
+def _plain(job: Job) -> Job:
+    """Return the job with crops as they are in the tiles."""
+    section = job.config.data.model_copy(update=PLAIN)
+    reader = TileReader(job.tiles, section, SIZE_MULTIPLE, job.reader.cache)
+    return replace(job, sampler=replace(job.sampler, section=section), reader=reader)
+
+
+def _feed_rate(job: Job, seconds: float, progress: Progress) -> float:
+    """Return how many crops a second come when nothing is done with them."""
+    with closing(job.training_batches(0, 0)) as batches:
+        for _ in range(AHEAD + 1):  # the memory is touched for the first time
+            next(batches)
+        taken, began = 0, time.perf_counter()
+        while (passed := time.perf_counter() - began) < seconds:
+            taken += len(next(batches).names)
+            progress.advance(0)
+    progress.advance(1, f"{taken / passed:,.0f} crops/s")
+    return taken / passed
+
+
+def _step_rates(job: Job, seconds: float, progress: Progress) -> tuple[float, float]:
+    """Return steps a second on one batch and with data."""
+    standing, counted = Standing(), {True: (0, 0.0), False: (0, 0.0)}
+    job.model.train()
+    with closing(job.training_batches(0, 0)) as batches:
+        kept = _kept(next(batches).to(job.fabric.device))
+        for fed in (False, True, True, False):
+            steps, spent = _timed(job, standing, batches if fed else repeat(kept), seconds / 2, progress)
+            counted[fed] = counted[fed][0] + steps, counted[fed][1] + spent
+    progress.advance(2)
+    return (counted[False][0] / counted[False][1], counted[True][0] / counted[True][1])
+
+
+def _kept(batch: Batch) -> Batch:
+    """Return the batch in memory of its own: on a processor that of the stream is filled anew."""
+    pixels, target, valid = (
+        x.clone(memory_format=torch.preserve_format) for x in (batch.pixels, batch.target, batch.valid)
+    )
+    return replace(batch, pixels=pixels, target=target, valid=valid)
+
+
+def _timed(
+    job: Job, standing: Standing, batches: Iterator[Batch], seconds: float, progress: Progress
+) -> tuple[int, float]:
+    """Take steps for a while, after some that are not counted: they use up, or leave, what was read ahead."""
+    for _ in range(AHEAD + 1):
+        take_step(job, standing, batches)
+        progress.advance(0)
+    _wait_for_device(job)
+    steps, began = 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        take_step(job, standing, batches)
+        steps += 1
+        progress.advance(0)
+    _wait_for_device(job)
+    return steps, time.perf_counter() - began
+
+
+class _Stopwatch:
+    """Gives the time since it was last asked to the phase that was named then."""
+
+    def __init__(self, job: Job) -> None:
+        self._job, self._phase, self._since = job, "", 0.0
+        self.spent = dict.fromkeys(("", *PHASES), 0.0)
+
+    def __call__(self, phase: str) -> None:
+        _wait_for_device(self._job)
+        now = time.perf_counter()
+        self.spent[self._phase] += now - self._since
+        self._phase, self._since = phase, now
+
+
+def _spent(job: Job, seconds: float, progress: Progress) -> dict[str, float]:
+    """Return the share of each phase in steps with data."""
+    watch, standing = _Stopwatch(job), Standing()
+    hooks = [
+        job.forward.register_forward_hook(lambda *_: watch("backward")),
+        _inner(job.optimizer).register_step_pre_hook(lambda *_: watch("optimizer")),
+    ]
+    try:
+        with closing(job.training_batches(0, 0)) as batches:
+            _timed(job, standing, _watched(batches, job, watch), seconds, progress)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    progress.advance(1)
+    whole = sum(watch.spent[phase] for phase in PHASES)
+    return {phase: watch.spent[phase] / whole for phase in PHASES}
+
+
+def _watched(batches: Iterator[Batch], job: Job, watch: _Stopwatch) -> Iterator[Batch]:
+    while True:
+        watch("data")
+        batch = next(batches)
+        watch("copy")
+        moved = batch.to(job.fabric.device)
+        watch("forward")
+        yield moved
+
+
+def _inner(optimizer: Any) -> torch.optim.Optimizer:
+    """Return the optimizer that Fabric wraps."""
+    inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+    return inner
+
+
+def _wait_for_device(job: Job) -> None:
+    if job.fabric.device.type == "cuda":
+        torch.cuda.synchronize(job.fabric.device)
