@@ -13,8 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from aerialseg.config import OptimizerSection
-from aerialseg.training.optimizer import average_decay, build_optimizer, learning_rate, update_average
+from aerialseg.config import OptimizerSection, ScheduleSection
+from aerialseg.training.optimizer import (
+    average_decay,
+    build_optimizer,
+    learning_rate,
+    set_learning_rate,
+    update_average,
+)
+
+SHAPES = ("cosine", "one-cycle", "polynomial")
 
 
 def network() -> nn.Module:
@@ -34,24 +42,62 @@ def test_frozen_weights_are_left_out() -> None:
     assert sum(len(group["params"]) for group in groups) == 4
 
 
-@given(st.integers(1, 2000), st.integers(0, 3000), st.floats(1e-6, 1.0))
-def test_the_rate_rises_to_its_peak_and_falls_to_nearly_nothing(total: int, warmup: int, peak: float) -> None:
-    rates = [learning_rate(step, total, peak, warmup) for step in range(total)]
+def test_the_encoder_has_its_own_rate_and_the_same_decay() -> None:
+    model = nn.ModuleDict({"encoder": network(), "decoder": network()})
+    optimizer = build_optimizer(model, OptimizerSection(encoder_lr=0.1, weight_decay=0.3))
+    set_learning_rate(optimizer, 0.5)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = {
+        names[id(p)]: (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]
+    }
+    assert len(found) == 12
+    for name, (rate, decay) in found.items():
+        assert rate == pytest.approx(0.05 if name.startswith("encoder") else 0.5)
+        assert decay == (0.3 if model.get_parameter(name).ndim >= 2 else 0.0)
+    assert optimizer.param_groups[0]["lr"] == 0.5, "the rate that is written down"
+
+
+def test_with_one_rate_the_groups_and_their_order_are_those_without_an_encoder() -> None:
+    model = nn.ModuleDict({"encoder": network(), "decoder": network()})
+    groups = build_optimizer(model, OptimizerSection()).param_groups
+    parameters = list(model.parameters())
+    assert [list(map(id, group["params"])) for group in groups] == [
+        [id(p) for p in parameters if p.ndim >= 2],
+        [id(p) for p in parameters if p.ndim < 2],
+    ]
+
+
+@given(st.integers(1, 2000), st.integers(0, 3000), st.floats(1e-6, 1.0), st.sampled_from(SHAPES))
+def test_the_rate_rises_to_its_peak_and_falls_to_nearly_nothing(
+    total: int, warmup: int, peak: float, shape: str
+) -> None:
+    schedule = ScheduleSection(warmup_steps=warmup, shape=shape)
+    rates = [learning_rate(step, total, peak, schedule) for step in range(total)]
     assert all(0 < rate <= peak * (1 + 1e-9) for rate in rates)
     assert max(rates) == pytest.approx(peak, rel=1e-6)
     top = int(np.argmax(rates))
-    assert top <= max(0, min(warmup, total // 10))
+    assert top <= (0.3 * total if shape == "one-cycle" else max(0, min(warmup, total // 10)))
     assert all(a <= b for a, b in pairwise(rates[: top + 1]))
     assert all(a >= b for a, b in pairwise(rates[top:]))
     if total >= 100:
-        assert rates[-1] < 0.01 * peak
+        assert rates[-1] < 0.02 * peak
+        steepest = max(abs(a - b) for a, b in pairwise(rates))
+        assert steepest <= peak * max(0.06, 1.1 / max(1, min(warmup, total // 10))), "no jumps"
 
 
 def test_the_rate_at_known_points() -> None:
-    assert learning_rate(0, 1000, 1.0, 100) == 0.01
-    assert learning_rate(99, 1000, 1.0, 100) == 1.0
-    assert learning_rate(550, 1000, 1.0, 100) == pytest.approx(0.5)
-    assert learning_rate(0, 1, 1.0, 100) == 1.0
+    cosine = ScheduleSection(warmup_steps=100)
+    assert learning_rate(0, 1000, 1.0, cosine) == 0.01
+    assert learning_rate(99, 1000, 1.0, cosine) == 1.0
+    assert learning_rate(550, 1000, 1.0, cosine) == pytest.approx(0.5)
+    assert learning_rate(0, 1, 1.0, cosine) == 1.0
+    polynomial = ScheduleSection(warmup_steps=0, shape="polynomial")
+    assert learning_rate(500, 1000, 1.0, polynomial) == pytest.approx(0.5**0.9)
+    cycle = ScheduleSection(shape="one-cycle")
+    assert learning_rate(0, 1000, 1.0, cycle) == pytest.approx(0.04, abs=1e-3)
+    assert learning_rate(149, 1000, 1.0, cycle) == pytest.approx(0.52)
+    assert learning_rate(299, 1000, 1.0, cycle) == 1.0
+    assert learning_rate(650, 1000, 1.0, cycle) == pytest.approx(0.5)
 
 
 def test_the_average_looks_back_over_a_ninth_of_a_young_run_and_never_beyond_its_decay() -> None:
