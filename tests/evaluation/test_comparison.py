@@ -85,3 +85,72 @@ def test_the_command_and_its_page(tmp_path: Path, mask_file: Write, run: Run) ->
     code, _, err = run("compare", tmp_path / "a", tmp_path / "c", "--masks", tmp_path / "gt")
     assert code == 65
     assert "no scene of this run is in the other" in err
+
+
+@pytest.fixture
+def two_runs(tmp_path: Path, mask_file: Write) -> Path:
+    """Two runs over one scene, each with nodata in another quarter: equal totals, other ground. All of A is wrong in
+    the quarter that B hides, and the other way round."""
+    truth = np.kron(np.random.default_rng(2).random((8, 8)) < 0.3, np.ones((16, 16))).astype(np.uint8)
+    for run, hidden, wrong in (("a", np.s_[:64, :64], np.s_[64:, 64:]), ("b", np.s_[64:, 64:], np.s_[:64, :64])):
+        prediction = truth.copy()
+        prediction[wrong] ^= 1
+        prediction[hidden] = 255
+        mask_file(tmp_path / f"{run}/austin1.tif", prediction, nodata=255)
+    mask_file(tmp_path / "gt/austin1.tif", truth * 255)
+    return tmp_path
+
+
+def test_only_ground_that_both_runs_know_is_judged(two_runs: Path, run: Run) -> None:
+    code, out, err = run("compare", two_runs / "a", two_runs / "b", "--masks", two_runs / "gt", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["overall"]["iou"]["a"] == found["overall"]["iou"]["b"] == 1.0
+    assert "A and B have data on different ground (4,096 pixels A alone, 4,096 pixels B alone)" in err
+    alone = json.loads(run("evaluate", two_runs / "a", "--masks", two_runs / "gt", "--json")[1])
+    assert alone["overall"]["iou"] < 0.8, "each alone is judged by its own ground"
+
+
+def test_one_prediction_on_each_side_is_a_pair_whatever_the_names(two_runs: Path, run: Run) -> None:
+    (two_runs / "b/austin1.tif").rename(two_runs / "b/from-b.tif")
+    sides = (two_runs / "a/austin1.tif", two_runs / "b/from-b.tif")
+    code, out, err = run("compare", *sides, "--masks", two_runs / "gt/austin1.tif", "--json")
+    assert code == 0, err
+    assert list(json.loads(out)["scenes"]) == ["austin1"]
+
+
+def test_runs_on_other_grids_are_refused(two_runs: Path, run: Run, mask_file: Write) -> None:
+    import geopandas as gpd
+    from shapely.geometry import box
+
+    gpd.GeoDataFrame(geometry=[box(616005, 3346980, 616020, 3346990)], crs=26914).to_file(two_runs / "t.gpkg")
+    mask_file(two_runs / "b/austin1.tif", np.zeros((128, 127), np.uint8), nodata=255)
+    code, _, err = run("compare", two_runs / "a", two_runs / "b", "--masks", two_runs / "t.gpkg")
+    assert code == 65
+    assert "does not lie on the grid of" in err and "128x127" in err
+
+
+def test_the_truth_is_told_by_the_options_of_evaluate(two_runs: Path, run: Run, mask_file: Write) -> None:
+    """Classes, polygons with a condition, a labelled area: A against A scores as evaluate scores A."""
+    import geopandas as gpd
+    from shapely.geometry import box
+
+    values = np.random.default_rng(3).choice(np.array([0, 2, 6, 9], np.uint8), (128, 128))
+    mask_file(two_runs / "classes/austin1.tif", values)
+    frame = {"kind": ["house", "shed"]}
+    shapes = [box(616005, 3346965, 616020, 3346990), box(616025, 3346980, 616030, 3346990)]
+    gpd.GeoDataFrame(frame, geometry=shapes, crs=26914).to_file(two_runs / "t.gpkg")
+    gpd.GeoDataFrame(geometry=[box(616000, 3346950, 616027, 3347000)], crs=26914).to_file(two_runs / "area.gpkg")
+    area = ("--labelled-area", two_runs / "area.gpkg")
+    for options in (
+        ("--masks", two_runs / "classes", "--building-values", "2,6", "--ignore-values", "9", *area),
+        ("--masks", two_runs / "classes", "--mask-threshold", "6"),
+        ("--masks", two_runs / "t.gpkg", "--where", "kind = 'house'", *area),
+    ):
+        code, out, err = run("compare", two_runs / "a", two_runs / "a", *options, "--json")
+        assert code == 0, err
+        alone = json.loads(run("evaluate", two_runs / "a", *options, "--json")[1])
+        assert json.loads(out)["overall"]["iou"]["a"] == alone["overall"]["iou"]
+    code, _, err = run("compare", two_runs / "a", two_runs / "b", "--masks", two_runs / "gt", "--max-pixels", 100)
+    assert code == 65
+    assert "--max-pixels 100" in err

@@ -143,6 +143,9 @@ def test_scores_and_pooling() -> None:
     counts = ObjectCounts((4, 2, 1, 0), (1, 2, 1, 0), (2, 2, 1, 0), (1, 2, 1, 0), 3)
     assert (counts.recall, counts.precision, counts.f1) == (4 / 7, 4 / 5, 8 / 12)
     assert (counts.of_size(0).recall, counts.of_size(0).precision) == (1 / 4, 1 / 2)
+    assert (counts.of_size(0).f1, counts.of_size(1).f1) == (2 / 6, 1.0)
+    other_size = ObjectCounts(true=(1, 0, 0, 0), found=(1, 0, 0, 0), predicted=(0, 1, 0, 0), right=(0, 1, 0, 0))
+    assert other_size.f1 == other_size.of_size(0).f1 == other_size.of_size(1).f1 == 1.0, "never above 1"
     assert (counts + counts).true == (8, 4, 2, 0)
     assert (counts + counts).cut == 6
     assert math.isnan(ObjectCounts().f1)

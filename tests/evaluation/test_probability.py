@@ -13,6 +13,7 @@ from sklearn.metrics import log_loss as sklearn_log_loss
 from aerialseg.counts import QUANTA, ScoreHistogram
 from aerialseg.evaluation.probability import (
     BINS,
+    at_limit,
     calibration_error,
     calibration_json,
     fit_temperature,
@@ -67,6 +68,14 @@ def test_a_temperature_is_found_again(temperature: float) -> None:
     assert found == pytest.approx(temperature, rel=0.05)
     best = minimize_scalar(lambda t: log_loss(histogram, t), bounds=(0.1, 10), method="bounded")
     assert log_loss(histogram, found) <= best.fun + 1e-9
+
+
+def test_a_temperature_that_no_trial_bounds_is_known() -> None:
+    stored, truth = draw(6)
+    backwards, sure = ScoreHistogram().add(stored, ~truth), ScoreHistogram().add(stored, stored >= 127)
+    assert at_limit(fit_temperature(backwards)) and fit_temperature(backwards) > 9.9
+    assert at_limit(fit_temperature(sure)) and fit_temperature(sure) < 0.101
+    assert not at_limit(fit_temperature(ScoreHistogram().add(stored, truth)))
 
 
 def test_the_threshold_curve_and_the_json() -> None:

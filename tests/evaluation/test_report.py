@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import re
+import subprocess
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +17,7 @@ from PIL import Image
 
 from aerialseg.counts import Confusion
 from aerialseg.evaluation import pictures, report
+from aerialseg.evaluation.objects import ObjectCounts
 from aerialseg.evaluation.page import PageContent, render_page
 from aerialseg.evaluation.pairs import Pair
 from aerialseg.evaluation.pictures import FOUND, GROUND, INVENTED, MISSED, UNKNOWN, draw_views
@@ -83,6 +86,45 @@ def test_the_page_holds_everything_and_loads_nothing(dataset: Path, run: Run) ->
     shown = re.findall(r"<b>(austin\d)</b>", first.decode())
     order = sorted(scored["scenes"], key=lambda name: scored["scenes"][name]["iou"])
     assert shown == [*order[:3], *order[-2:]]
+
+
+def test_a_scene_without_iou_is_neither_worst_nor_best(dataset: Path, run: Run, mask_file: Write) -> None:
+    for number in (8, 9):
+        for side in ("out", "gt"):
+            mask_file(dataset / side / f"austin{number}.tif", np.zeros((128, 128), np.uint8), nodata=255)
+    assert evaluate(run, dataset, "--report", dataset / "r.html")[0] == 0
+    shown = re.findall(r"<b>(austin\d)</b>", (dataset / "r.html").read_text())
+    assert len(shown) == 5 and not {"austin8", "austin9"} & set(shown)
+
+
+@pytest.mark.parametrize("name", ["-dash", "--masks", "it's \\ odd", "two\nlines"])
+def test_the_command_on_the_page_is_one_that_a_shell_runs(
+    tmp_path: Path, run: Run, mask_file: Write, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    mask_file(tmp_path / "gt" / f"{name}.tif")
+    with rasterio.open(tmp_path / "gt" / f"{name}.tif") as truth:
+        mask_file(tmp_path / f"{name}.tif", truth.read(1) // 255, nodata=255)
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--masks", f"gt/{name}.tif", "--report", "r.html", "--", f"{name}.tif"]
+    code, _, err = run("evaluate", *arguments)
+    assert code == 0, err
+    page = html.unescape((tmp_path / "r.html").read_text())
+    command = page.partition("<pre>")[2].partition("</pre>")[0]
+    assert "\n" not in command
+    shown = subprocess.run(["bash", "-c", f"printf '%s\\0' {command}"], capture_output=True, text=True, check=True)
+    words = shown.stdout.split("\0")[:-1]
+    assert words[:2] == ["aerialseg", "evaluate"]
+    assert run(*words[1:])[0] == 0
+    assert html.unescape((tmp_path / "r.html").read_text()) == page
+
+
+def test_the_page_says_precision_recall_and_f1_of_every_size() -> None:
+    objects = ObjectCounts(true=(10, 4, 0, 0), found=(5, 4, 0, 0), predicted=(20, 3, 1, 0), right=(6, 3, 0, 0))
+    scored = SceneScore("x", None, Confusion(1, 1, 1, 1), 0, objects=objects)
+    text = check(render_page(PageContent(EvaluationReport((scored,))))).text
+    assert "below 50 m²200.3000.5000.367" in text
+    assert "50 to 200 m²31.0001.0001.000" in text
+    assert "all240.3750.6430.474" in text
 
 
 def test_what_comes_from_outside_is_escaped() -> None:
