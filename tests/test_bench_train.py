@@ -35,7 +35,6 @@ def measured(run: Any, folder: Path) -> dict:
         "cpu",
         "--seconds",
         "0.05",
-        *more,
     )
     assert code == 0, err
     found: dict = json.loads(out)

@@ -112,6 +112,31 @@ def presets(
     )  # fmt: skip
 
 
+@bench.command()
+def train(
+    tiles: Annotated[Path, typer.Argument(help="A folder made by aerialseg tile.", show_default=False)],
+    config: Annotated[str, typer.Option("-c", "--config", help="A TOML file, or the name of a shipped one.")] = "inria",
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one value, as data.batch=4; may be repeated."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    seconds: Annotated[float, typer.Option(help="About how long each rate is measured.", min=0.01)] = 20.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Measure whether training waits for its data, and where the time of a step goes."""
+    from aerialseg.cli.console import console_progress, print_json
+    from aerialseg.config import load_config
+
+    chosen = load_config(config, assignments or [])
+
+    from aerialseg.workflows.bench_train import bench_train
+
+    with console_progress() as progress:
+        report = bench_train(tiles, chosen, device=device, seconds=seconds, progress=progress)
+    print_json(report.to_json()) if as_json else typer.echo(report.summary())
+
+
 def _bench(
     contestants: Sequence[Contestant],
     *,
