@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import tomllib
 from typing import TYPE_CHECKING, Literal
 
 from aerialseg.errors import UsageError, one_line
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from aerialseg.geo.raster import BandRule
     from aerialseg.prediction.options import Shard
 
@@ -26,6 +30,32 @@ def whole_numbers(option: str, text: str | None) -> tuple[int, ...] | None:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
         raise UsageError(f"{option} {one_line(text)}: give whole numbers with commas between, as 1,2,3") from error
+
+
+def numbers(option: str, text: str) -> tuple[float, ...]:
+    """Return numbers with commas between; raises UsageError naming the option."""
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"{option} {one_line(text)}: give numbers with commas between, as 0.5,0.4,0.3") from error
+    if not all(map(math.isfinite, values)):
+        raise UsageError(f"{option} {one_line(text)}: give finite numbers")
+    return values
+
+
+def named_values(option: str, assignments: Sequence[str]) -> dict[str, str | int | float | bool]:
+    """Return what KEY=VALUE says, values being TOML's or else text; raises UsageError naming the option."""
+    found: dict[str, str | int | float | bool] = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not (name and equals):
+            raise UsageError(f"{option} {one_line(assignment)}: write it as KEY=VALUE")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except (ValueError, RecursionError):
+            value = text
+        found[name] = value if isinstance(value, str | int | float | bool) else text
+    return found
 
 
 def batch_size(text: str) -> int | None:

@@ -6,10 +6,12 @@ without ever running what they contain.
 
 from __future__ import annotations
 
+import pickle
 import ssl
 import threading
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -132,11 +134,14 @@ def read_tensors(path: Path) -> Mapping[str, Tensor]:
             plain = stream.read(9)[8:] == b"{"  # safetensors: the header's length in eight bytes, then JSON
         if plain:
             return load_file(path)
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # about pickles of another protocol
+            content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # broken bytes bring the reader of pickles down in many ways
+        refused = isinstance(error, pickle.UnpicklingError)  # torch's own words advise to load it all the same
+        reason = "it holds other things, or is damaged" if refused else first_line(error)
         raise ModelError(
-            f"{one_line(path)}: cannot be read as tensors only ({first_line(error)}); files that hold anything else are"
-            " refused, for they can run code"
+            f"{one_line(path)}: cannot be read as tensors only ({reason}); what holds anything else is refused, for it"
+            " can run code: save torch.save(network.state_dict(), FILE)"
         ) from error
     for key in NESTED:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
