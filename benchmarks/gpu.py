@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import real_austin
+from from_scratch import Budget, Recipe
 from inputs import SMOKE, Bench, Sizes, combinations, draw_large_scenes, save_random_model, training
 from record import RESULTS, SCRATCH, Row, machine, merge, table, versions
 
@@ -41,14 +42,14 @@ def measure_accuracy(bench: Bench) -> Iterator[Row]:
     if not (bench.data / real_austin.SCENE).is_file():
         print(f"accuracy skipped: the real pieces of Austin are not at {bench.data}; give their folder with --data")
         return
-    tiles = real_austin.cut_tiles(bench.data, bench.work / "austin")
+    budget = Budget(bench.device, bench.sizes.minutes)
+    austin = real_austin.Bench(bench.data, bench.work / "austin", budget)
+    austin.tiles()
     for preset, precision in combinations(bench.sizes):
-        work = bench.work / "austin" / f"{preset}-{precision}"
-        minutes = bench.sizes.minutes
-        experiment = real_austin.Experiment(preset, precision, bench.device, minutes, tiles, work)
-        row = real_austin.measure(experiment, bench.data)
+        recipe = Recipe(preset, {**real_austin.SMALL, "data.batch": 16, "run.precision": precision})
+        row = real_austin.measure(austin, preset, recipe, seed=0)
         real_austin.keep([row], bench.out)
-        yield row
+        yield {"preset": preset, **row}
 
 
 def measure_prediction(bench: Bench) -> Iterator[Row]:
@@ -185,9 +186,8 @@ COLUMNS = {
     },
     "accuracy": {
         "training, min": "{minutes:g}",
-        "crops/s": "{crops_per_s:.0f}",
+        "crops/s": "{images_per_s:.0f}",
         "steps": "{steps:,}",
-        "validation IoU": "{validation_iou:.3f}",
         "IoU": "{iou:.3f}",
         "accuracy": "{accuracy:.3f}",
     },

@@ -1,146 +1,108 @@
-"""How well a network trained from scratch on eleven real 512 px pieces maps a real scene it never saw.
+"""How well networks trained from scratch on eleven real 512 px pieces map a real scene they never saw.
 
 The data is Inria's (Austin): eleven pieces of four scenes to train on, and a 1000 x 1000 crop of other ground to map.
-For each preset and precision half the training budget goes into a run that validates on the pieces of austin4; it
-settles the number of steps and the threshold. The other half trains a fresh network for that many steps on all eleven.
-The crop is then mapped and scored; it selects nothing. Everything is done by the commands a user would type.
+Every row costs the same (from_scratch.py): the plain baseline (plain_unet.py), the shipped recipe on several networks,
+and the recipe with one thing changed. The crop selects nothing: the last weights are used, and the threshold 0.5.
 
-    python benchmarks/real_austin.py [--minutes 10] [--presets unet-r18] [--precisions auto] [--write]
+    python benchmarks/real_austin.py [--minutes 5] [--only unet-r18 ...] [--seeds 0 1] [--jobs 2] [--write]
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
+import re
 import shutil
+import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
+from from_scratch import Budget, Recipe, train
 from record import RESULTS, ROOT, SCRATCH, Row, aerialseg, machine, merge, table, versions
 
 DATA = ROOT.parent / "shared" / "data"
-PRESETS = ("unet-r18", "unet-r34", "segformer-pvt2-b0")
-PRECISIONS = {"cpu": ("auto",), "cuda": ("bf16", "fp16", "fp32")}
-MINUTES = {"cpu": 10.0, "cuda": 5.0}
-VALIDATION = "val=austin4*"
-SCORES = ("iou", "accuracy", "precision", "recall", "f1", "mcc")
 SCENE, TRUTH = "inria_austin/aerial_sample_image.tif", "inria_austin/aerial_sample_label.tif"
+PIECES = "inria_austin_png"
+BASELINE = "textbook U-Net"
+MINUTES = 5.0
+SCORES = ("iou", "accuracy", "precision", "recall", "f1", "mcc")
 
-SETTINGS = {
-    "model.weights": "none", "data.crop": 256, "data.batch": 4, "optimizer.lr": 1e-3, "schedule.patience": 0
-}  # fmt: skip
+SMALL = {"data.crop": 256, "data.batch": 4, "optimizer.lr": 1e-3}
 """Beside these the shipped configuration `small` is used as it is."""
-EPOCHS = 4
-"""Times the selecting run validates; the refit stops where the best of these did."""
-PROBE_STEPS = {"cpu": 4, "cuda": 40}
-"""Steps an epoch of the run that measures how fast this machine trains; it is not part of the budget."""
+NETWORKS = {
+    "unet-r18": Recipe("unet-r18", SMALL),
+    "unet-r34": Recipe("unet-r34", SMALL),
+    "segformer-pvt2-b0": Recipe("segformer-pvt2-b0", SMALL),
+    "upernet-swin-tiny": Recipe("upernet-swin-tiny", SMALL),
+    **{
+        f"unet-pyramid {mixers}": Recipe("unet-pyramid-window", {**SMALL, "model.encoder_arguments.mixers": mixers})
+        for mixers in ("conv", "window", "pooled", "linear", "conv,conv,window,full")
+    },
+}
+CHANGES: dict[str, dict[str, object]] = {}
+"""The recipe on unet-r18 with one thing changed: what an option is worth."""
+ROWS: dict[str, Recipe | None] = {
+    BASELINE: None,
+    **NETWORKS,
+    **{f"unet-r18, {name}": Recipe("unet-r18", {**SMALL, **change}) for name, change in CHANGES.items()},
+}
 
 
 @dataclass(frozen=True)
-class Experiment:
-    """One row of the table to be."""
+class Bench:
+    """Where everything is."""
 
-    preset: str
-    precision: str
-    device: str
-    minutes: float
-    """Training time in all: selecting and refitting, start-up of both included."""
-    tiles: Path
+    data: Path
     work: Path
-    changes: tuple[str, ...] = ()
-    """What to set otherwise than SETTINGS and the shipped configuration do, as KEY=VALUE."""
+    budget: Budget
 
-    @property
-    def settings(self) -> dict[str, object]:
-        """What is set beside the shipped configuration in every run."""
-        changed = dict(change.split("=", 1) for change in self.changes)
-        return {**SETTINGS, "model.preset": self.preset, "run.precision": self.precision, **changed}
-
-    def train(self, name: str, **schedule: object) -> tuple[Row, float]:
-        """Run `aerialseg train` afresh into the folder `name`; returns its report and wall time."""
-        settings = {**self.settings, **schedule}
-        assignments = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-        options = ("-c", "small", "--device", self.device, "--overwrite", *assignments)
-        return aerialseg("train", self.tiles, "-o", self.work / name, *options)
-
-    @property
-    def family(self) -> str:
-        """cpu or cuda."""
-        return self.device.partition(":")[0]
+    def tiles(self) -> Path:
+        """Cut the eleven pieces, each into one tile, unless that is done; returns the set's folder."""
+        tiles = self.work / "tiles"
+        options = ("--size", 512, "--split", "val=austin4*", "--allow-ungeoreferenced")
+        aerialseg("tile", self.data / PIECES / "images", "--masks", self.data / PIECES / "gt", "-o", tiles, *options)
+        return tiles
 
 
-def cut_tiles(data: Path, work: Path) -> Path:
-    """Tile the eleven pieces; each is one tile."""
-    pieces, tiles = data / "inria_austin_png", work / "tiles"
-    options = ("--size", 512, "--split", VALIDATION, "--allow-ungeoreferenced")
-    aerialseg("tile", pieces / "images", "--masks", pieces / "gt", "-o", tiles, *options)
-    return tiles
-
-
-def measure(experiment: Experiment, data: Path) -> Row:
-    """Select, refit, map and score; returns everything the table shows."""
-    shutil.rmtree(experiment.work, ignore_errors=True)
-    epochs, steps_per_epoch = plan(experiment)
-    schedule = {"schedule.epochs": epochs, "schedule.steps_per_epoch": steps_per_epoch}
-    selected, select_s = experiment.train("select", **schedule)
-    refitted, refit_s = experiment.train(
-        "refit",
-        **{
-            "data.train_on": "all",
-            "schedule.epochs": selected["best_epoch"],
-            "schedule.steps_per_epoch": steps_per_epoch,
-            "run.threshold": selected["threshold"],
-        },
-    )
-    scene, maps = data / SCENE, experiment.work / "maps"
-    options = ("--device", experiment.device, "--precision", experiment.precision)
-    _, predict_s = aerialseg("predict", scene, "-m", experiment.work / "refit", "-o", maps, *options)
-    mask = maps / Path(SCENE).name
-    scores, _ = aerialseg("evaluate", mask, "--masks", data / TRUTH)
+def measure(bench: Bench, name: str, recipe: Recipe | None, seed: int) -> Row:
+    """Train by a recipe, or the baseline, then map and score: one row with one seed."""
+    work = bench.work / f"{re.sub('[^a-z0-9]+', '-', name.lower())}-{seed}"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    trained, mask = map_plainly(bench, seed, work) if recipe is None else map_scene(bench, recipe, seed, work)
+    scores, _ = aerialseg("evaluate", mask, "--masks", bench.data / TRUTH)
     return {
-        "preset": experiment.preset,
-        "arithmetic": refitted["precision"],
-        "device": experiment.family,
-        "changes": list(experiment.changes),
-        "machine": machine(experiment.device),
-        "minutes": experiment.minutes,
-        "validation_iou": selected["best_iou"],
-        "threshold": selected["threshold"],
-        "steps": refitted["steps"],
-        "crops_per_s": refitted["images_per_s"],
-        "select_s": select_s,
-        "refit_s": refit_s,
-        "predict_s": predict_s,
-        **{name: scores["overall"][name] for name in SCORES},
-        "same_grid": compare_grids(scene, mask),
+        "name": name,
+        "seed": seed,
+        "minutes": bench.budget.minutes,
+        "machine": machine(bench.budget.device),
+        **trained,
+        **{score: scores["overall"][score] for score in SCORES},
+        "same_grid": compare_grids(bench.data / SCENE, mask),
         "versions": versions(),
         "measured": time.strftime("%Y-%m-%d"),
     }
 
 
-def plan(experiment: Experiment) -> tuple[int, int]:
-    """Return how many epochs of how many steps fill half the budget, from a short run at the same settings."""
-    few = PROBE_STEPS[experiment.family]
-    _, wall_s = experiment.train("probe", **{"schedule.epochs": 3, "schedule.steps_per_epoch": few})
-    with (experiment.work / "probe" / "metrics.csv").open() as stream:
-        epochs = [(float(row["seconds"]), float(row["images_per_s"])) for row in csv.DictReader(stream)]
-    later = epochs[1:]  # the first one is slower: buffers are touched, kernels are chosen
-    crops = few * int(str(experiment.settings["data.batch"]))
-    step_s = median(crops / rate for _, rate in later) / few
-    judge_s = median(seconds - crops / rate for seconds, rate in later)
-    start_up_s = wall_s - len(epochs) * median(seconds for seconds, _ in later)
-    return share_out(experiment.minutes * 30 - start_up_s, step_s=step_s, judge_s=judge_s)
+def map_plainly(bench: Bench, seed: int, work: Path) -> tuple[Row, Path]:
+    """Train the baseline and predict; returns what the table shows of it, and the mask."""
+    mask, pieces, seconds = work / "scene.tif", bench.data / PIECES, bench.budget.minutes * 60
+    words = (Path(__file__).with_name("plain_unet.py"), pieces / "images", pieces / "gt", bench.data / SCENE)
+    options = ("--out", mask, "--seconds", seconds, "--seed", seed, "--device", bench.budget.device)
+    report, _ = bench.budget.run(*words, *options)
+    return {"arithmetic": "fp32", "steps": report["steps"], "trained_s": seconds}, mask
 
 
-def share_out(seconds: float, *, step_s: float, judge_s: float) -> tuple[int, int]:
-    """Return (epochs, steps an epoch) that take `seconds`: EPOCHS of them, fewer when that leaves no step for each."""
-    epochs = max(1, min(EPOCHS, int(seconds // (step_s + judge_s))))
-    return epochs, max(1, int((seconds / epochs - judge_s) / step_s))
+def map_scene(bench: Bench, recipe: Recipe, seed: int, work: Path) -> tuple[Row, Path]:
+    """Train by the recipe and predict; returns what the table shows of it, and the mask."""
+    trained = train(bench.budget, recipe, bench.work / "tiles", work / "run", seed=seed)
+    options = ("--device", bench.budget.device, "--precision", trained["arithmetic"])
+    aerialseg("predict", bench.data / SCENE, "-m", work / "run", "-o", work / "maps", *options)
+    return trained, work / "maps" / Path(SCENE).name
 
 
 def compare_grids(scene: Path, mask: Path) -> str:
@@ -163,49 +125,50 @@ def compare_grids(scene: Path, mask: Path) -> str:
 
 
 def keep(rows: list[Row], out: Path) -> None:
-    """Put rows into the results, in place of older ones of the same machine, preset and arithmetic."""
-    everything = merge(out / "real_austin.json", rows, ("machine", "preset", "arithmetic"))
+    """Put rows into the results, in place of older ones of the same machine, name and seed."""
+    everything = merge(out / "real_austin.json", rows, ("machine", "minutes", "arithmetic", "name", "seed"))
     (out / "real_austin.md").write_text(page(everything))
 
 
 def page(rows: list[Row]) -> str:
-    """Return the results as Markdown."""
+    """Return the results as Markdown, one line for all seeds of a row."""
+    groups: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        key = tuple(row[name] for name in ("machine", "minutes", "name", "arithmetic"))
+        groups.setdefault(key, []).append(row)
     columns = {
-        "preset": "{preset}",
+        "what": "{name}",
         "arithmetic": "{arithmetic}",
-        "device": "{device}",
-        "budget, min": "{minutes:g}",
-        "steps": "{steps:,}",
-        "crops/s": "{crops_per_s:.1f}",
-        "training wall, s": "{training_s:.0f}",
-        "predict, s": "{predict_s:.0f}",
-        "changes": "{changed}",
-        "validation IoU": "{validation_iou:.3f}",
+        "minutes": "{minutes:g}",
+        "steps": "{steps}",
+        "IoU of each seed": "{each}",
         "**IoU**": "**{iou:.3f}**",
         "accuracy": "{accuracy:.3f}",
         "precision": "{precision:.3f}",
         "recall": "{recall:.3f}",
     }
-    shown = [
-        {**row, "training_s": row["select_s"] + row["refit_s"], "changed": ", ".join(row["changes"]) or "none"}
-        for row in rows
-    ]
-    machines = sorted(
-        {f"- {row['device']}: {row['machine']}; {_listed(row['versions'])}; {row['measured']}" for row in rows}
-    )
+    shown = sorted((_together(group) for group in groups.values()), key=lambda row: -row["iou"])
+    machines = sorted({f"- {row['machine']}; {_listed(row['versions'])}; {row['measured']}" for row in rows})
     grids = sorted({row["same_grid"] for row in rows})
     return f"""# From scratch on eleven real pieces
 
-Made by `python benchmarks/real_austin.py --write`; what it does is written at its top. IoU, accuracy, precision and
-recall are of buildings on a 1000 x 1000 px scene that took no part in training or selection (14.2 % building).
-Training wall is what the two training commands took together, start-up included; the networks start from random
-weights. Changes are settings other than the script's own. That the mask has exactly the scene's CRS, transform and size
-was found by: {"; ".join(grids)}.
+Made by `python benchmarks/real_austin.py --write`; what it does is written at its top. Scores are of buildings on a
+1000 x 1000 px scene that took no part in training or selection (14.2 % building), the mean over the seeds. Minutes are
+what the training steps took, of processor time of one thread on a CPU and of wall time on a GPU. That the mask has
+exactly the scene's CRS, transform and size was found by: {"; ".join(grids)}.
 
 {table(columns, shown)}
 
 {chr(10).join(machines)}
 """
+
+
+def _together(rows: list[Row]) -> Row:
+    """Return one line for several seeds: the mean of their scores."""
+    means = {score: statistics.fmean(row[score] for row in rows) for score in SCORES}
+    steps = sorted({row["steps"] for row in rows})
+    told = f"{steps[0]:,}" if steps[0] == steps[-1] else f"{steps[0]:,} to {steps[-1]:,}"
+    return {**rows[0], **means, "steps": told, "each": ", ".join(f"{row['iou']:.3f}" for row in rows)}
 
 
 def main() -> None:
@@ -214,16 +177,15 @@ def main() -> None:
     if not (options.data / SCENE).is_file():
         print(f"skipped: the real pieces of Austin are not at {options.data}; give their folder with --data")
         return
-    family = options.device.partition(":")[0]
-    tiles = cut_tiles(options.data, options.work)
-    rows = []
-    for preset in options.presets:
-        for precision in options.precisions or PRECISIONS[family]:
-            minutes = options.minutes or MINUTES[family]
-            work = options.work / f"{preset}-{precision}"
-            changes = tuple(options.set)
-            experiment = Experiment(preset, precision, options.device, minutes, tiles, work, changes)
-            rows.append(measure(experiment, options.data))
+    bench = Bench(options.data, options.work, Budget(options.device, options.minutes))
+    bench.tiles()
+    rows: list[Row] = []
+    with ThreadPoolExecutor(options.jobs) as pool:
+        names = options.only or [BASELINE, *NETWORKS]
+        calls = [pool.submit(measure, bench, name, ROWS[name], seed) for seed in options.seeds for name in names]
+        for call in calls:
+            rows.append(call.result())
+            print(f"{rows[-1]['name']}, seed {rows[-1]['seed']}: IoU {rows[-1]['iou']:.3f}", file=sys.stderr)
             if options.write:
                 keep(rows, options.out)
     print(page(rows))
@@ -232,12 +194,12 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--data", type=Path, default=DATA, help="folder with inria_austin and inria_austin_png")
-    parser.add_argument("--minutes", type=float, help="training time per row (default: 10 on a CPU, 5 on a GPU)")
-    parser.add_argument("--presets", nargs="+", default=PRESETS)
-    parser.add_argument("--precisions", nargs="+", help="auto, bf16, fp16, fp32 (default: auto on a CPU, all on a GPU)")
+    parser.add_argument("--data", type=Path, default=DATA, help=f"folder with inria_austin and {PIECES}")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="what every training may cost")
+    parser.add_argument("--only", nargs="+", choices=ROWS, metavar="NAME", help="these rows only")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--jobs", type=int, default=1, help="rows at once; on a CPU each takes one thread")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="train with another setting")
     parser.add_argument("--work", type=Path, default=SCRATCH / "real_austin", help="where tiles, runs and maps go")
     parser.add_argument("--write", action="store_true", help="put the rows into the results")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the results lie")

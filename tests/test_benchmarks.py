@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -41,22 +42,47 @@ def test_a_table_shows_what_is_missing_as_a_dash() -> None:
     ]
 
 
-@pytest.mark.parametrize(("seconds", "expected"), [(295.0, (4, 72)), (9.0, (4, 1)), (1.0, (1, 1)), (-5.0, (1, 1))])
-def test_a_training_budget_is_shared_out_between_steps_and_validations(
-    seconds: float, expected: tuple[int, int]
-) -> None:
-    from real_austin import share_out
+def test_a_program_is_charged_for_its_own_processor_time_and_not_for_waiting(tmp_path: Path) -> None:
+    from from_scratch import Budget
 
-    epochs, steps = share_out(seconds, step_s=1.0, judge_s=1.2)
-    assert (epochs, steps) == expected
-    assert seconds < 2.2 or epochs * (steps * 1.0 + 1.2) <= seconds
+    busy = "import json, time\nwhile time.process_time() < 0.5: pass\nprint(json.dumps(7))"
+    (tmp_path / "busy.py").write_text(busy)
+    (tmp_path / "idle.py").write_text("import time\ntime.sleep(0.5)\nprint('[]')")
+    budget = Budget("cpu", 1.0)
+    with ThreadPoolExecutor(2) as pool:
+        (printed, cost_s), (_, idle_s) = pool.map(budget.run, [tmp_path / "busy.py", tmp_path / "idle.py"])
+    assert printed == 7
+    assert 0.5 <= cost_s < 0.9
+    assert idle_s < 0.3
+
+
+def test_the_textbook_network_has_its_textbook_size(tmp_path: Path) -> None:
+    import torch
+    from plain_unet import PlainUNet
+
+    with torch.device("meta"):
+        network = PlainUNet()
+        assert network(torch.zeros(2, 3, 64, 96)).shape == (2, 2, 64, 96)
+    assert 31.0e6 < sum(parameter.numel() for parameter in network.parameters()) < 31.1e6
+
+
+def test_seeds_of_a_row_are_shown_together(tmp_path: Path) -> None:
+    from real_austin import SCORES, page
+
+    rows = [
+        {"machine": "m", "minutes": 5.0, "name": "net", "arithmetic": "bf16", "seed": seed, "steps": 100 + seed,
+         "same_grid": "rasterio", "versions": {"torch": "2"}, "measured": "d", **dict.fromkeys(SCORES, iou)}
+        for seed, iou in ((0, 0.25), (1, 0.75))
+    ]  # fmt: skip
+    assert "| net | bf16 | 5 | 100 to 101 | 0.250, 0.750 | **0.500** |" in page(rows)
 
 
 def test_without_the_real_data_the_benchmark_is_skipped_with_a_line(tmp_path: Path) -> None:
-    done = script("real_austin.py", "--data", tmp_path)
-    assert done.returncode == 0
-    assert done.stdout.startswith("skipped: ")
-    assert str(tmp_path) in done.stdout
+    for name in ("real_austin.py", "real_kitsap.py"):
+        done = script(name, "--data", tmp_path)
+        assert done.returncode == 0
+        assert done.stdout.startswith("skipped: ")
+        assert str(tmp_path) in done.stdout
 
 
 @pytest.mark.slow
