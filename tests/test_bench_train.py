@@ -24,18 +24,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def measured(run: Any, folder: Path) -> dict:
-    code, out, err = run(
-        "bench",
-        "train",
-        folder,
-        "-c",
-        folder.parent / "c.toml",
-        *settings(),
-        "--device",
-        "cpu",
-        "--seconds",
-        "0.05",
-    )
+    options = ("-c", folder.parent / "c.toml", *settings(), "--device", "cpu", "--seconds", "0.05", "--json")
+    code, out, err = run("bench", "train", folder, *options)
     assert code == 0, err
     found: dict = json.loads(out)
     return found

@@ -63,6 +63,8 @@ class DataSection(Section):
     """ "all" trains on the validation tiles too (a last refit): no validation, threshold from [run]."""
     augment: Literal["light", "medium", "strong"] = "medium"
     """Sets the next four together; each may also be given on its own."""
+    sampling: Literal["area", "balanced"] = "area"
+    """ "balanced" draws half of the crops by the buildings' area in a tile instead: for sets with much empty ground."""
     flips: bool = True
     """The eight flips and quarter turns, each equally likely."""
     scale: float = Field(0.25, ge=0.0, le=0.75)
@@ -72,7 +74,7 @@ class DataSection(Section):
     wear: Share = 0.0
     """How often each of blur, noise and a change of gamma strikes, as of a worse camera, haze or a low sun."""
     cache: str = Field("auto", min_length=1)
-    """Where the tiles are kept as bytes that need no decoding: "auto" is a folder in that of the tiles, "off" nowhere."""
+    """Where tiles are kept as bytes that need no decoding: "auto" is a folder in that of the tiles, "off" nowhere."""
     threads: int = Field(0, ge=0, le=256)
     """Threads that read and augment crops; 0 takes what the machine has, up to 16."""
     timeout_s: float = Field(300.0, gt=0.0, le=86_400.0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -40,7 +40,7 @@ class Crop:
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """Draws the crops of each epoch; tiles are visited in proportion to their labelled core area."""
+    """Draws the crops of each epoch."""
 
     tiles: tuple[TileRecord, ...]
     section: DataSection
@@ -58,12 +58,12 @@ class Sampler:
                 yield [self._crop(order[k], current, k) for k in range(start, start + batch)]
 
     def _order(self, epoch: int) -> NDArray[np.intp]:
-        """Return the tile of each sample: every tile comes as often as its area says, rounded up or down, shuffled."""
+        """Return the tile of each sample: every tile comes as often as its share says, rounded up or down, shuffled."""
         rng = np.random.default_rng((self.seed, epoch))
-        areas = np.array([labelled_area(tile) for tile in self.tiles])
-        tiles = rng.permutation(len(areas))
+        shares = tile_shares(self.tiles, self.section.sampling)
+        tiles = rng.permutation(len(shares))
         samples = self.steps_per_epoch * self.section.batch
-        borders = np.cumsum(areas[tiles])
+        borders = np.cumsum(shares[tiles])
         points = (np.arange(samples) + rng.random()) / samples * borders[-1]
         chosen = tiles[np.searchsorted(borders, points, side="right").clip(max=len(tiles) - 1)]
         return rng.permutation(chosen)
@@ -82,6 +82,19 @@ class Sampler:
             for core, window, length in zip(record.core[:2], record.window[:2], record.core[2:], strict=True)
         ]
         return Crop(record, starts[0], starts[1], side, int(rng.integers(2**31)))
+
+
+def tile_shares(tiles: Sequence[TileRecord], sampling: Literal["area", "balanced"]) -> NDArray[np.float64]:
+    """Return each tile's share of the samples: that of the labelled area, or half by that and half by building area.
+
+    A balanced epoch shows the ground without buildings half as often as its area says, never less.
+    """
+    area = np.array([labelled_area(tile) for tile in tiles])
+    building = area * [tile.building for tile in tiles]
+    shares: NDArray[np.float64] = area / area.sum()
+    if sampling == "balanced" and building.any():
+        shares = (shares + building / building.sum()) / 2
+    return shares
 
 
 def labelled_area(tile: TileRecord) -> float:

@@ -50,6 +50,23 @@ def test_every_tile_comes_as_often_as_its_labelled_area_says(cores: list, steps:
 
 
 @settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=9), st.integers(0, 99))
+def test_balanced_sampling_shows_buildings_more_and_empty_ground_half_as_often_at_least(
+    building: list[float], seed: int
+) -> None:
+    tiles = tuple(
+        replace(tile, building=share)
+        for tile, share in zip(records([(100, 100)] * len(building)), building, strict=True)
+    )
+    section = PLAIN.model_copy(update={"sampling": "balanced"})
+    counted = Counter(crop.name for crop in crops(Sampler(tiles, section, 100, seed, 25)))
+    whole = sum(building)
+    for tile in tiles:
+        expected = 100 * (1 / len(tiles) + (tile.building / whole if whole else 1 / len(tiles))) / 2
+        assert abs(counted[tile.name] - expected) < 1.0 + 1e-6
+
+
+@settings(max_examples=50, deadline=None)
 @given(st.integers(0, 1000), st.integers(0, 5), st.sampled_from([32, 64, 100, 160]))
 def test_crops_lie_inside_the_tile_or_begin_at_its_corner(seed: int, epoch: int, crop: int) -> None:
     section = DataSection(crop=crop, batch=4, scale=0.25)
