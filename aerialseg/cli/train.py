@@ -42,8 +42,9 @@ def train(
     """Train a segmenter on tiles, by the split drawn in their index.gpkg.
 
     Writes RUN/model.safetensors (the best weights, with everything predict needs), last.ckpt (to resume from),
-    config.toml, metrics.csv, curves.png and TensorBoard events. Ctrl-C or SIGTERM saves after the current step; the
-    same command with --resume goes on from there and ends with the same weights as if it had not stopped.
+    config.toml and run.json (all it takes to repeat the run), metrics.csv, curves.png and TensorBoard events. Ctrl-C or
+    SIGTERM saves after the current step; the same command with --resume goes on from there and ends with the same
+    weights as if it had not stopped.
 
     On several GPUs, of one machine or many, torchrun starts it; data.batch is then the batch of all GPUs together.
 
@@ -55,6 +56,8 @@ def train(
       aerialseg train tiles/inria -o runs/inria --resume
       torchrun --nproc-per-node 8 -m aerialseg train tiles/inria -o runs/inria --resume
     """
+    import sys
+
     from aerialseg.cli.console import console_progress, print_json
     from aerialseg.config import load_config
     from aerialseg.training.ranks import join_ranks
@@ -68,7 +71,7 @@ def train(
         from aerialseg.training.folder import TrainOptions
         from aerialseg.training.loop import train as train_network
 
-        options = TrainOptions(device=device, resume=resume, start_from=start_from, overwrite=overwrite)
+        options = TrainOptions(device, resume, start_from, overwrite, command=tuple(sys.argv))
         report = train_network(tiles, chosen, out, options=options, progress=progress, ranks=ranks)
     if not ranks.first:
         return

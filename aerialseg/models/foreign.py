@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aerialseg.errors import ConfigError, ModelError, NoInputError, OutputError, UsageError, first_line, one_line
+from aerialseg.errors import ModelError, NoInputError, OutputError, UsageError, first_line, one_line
 from aerialseg.files import refuse_input_as_output, sha256_of
 from aerialseg.models.package import MAX_TILE_SIZE, ModelCard, save_model
 from aerialseg.models.presets import NVIDIA
@@ -81,7 +81,7 @@ class Habits:
 def import_model(
     weights: Path, out: Path, spec: ModelSpec, *, pixels: Normalisation, habits: Habits, overwrite: bool = False
 ) -> tuple[ModelCard, tuple[str, ...]]:
-    """Write the network of `spec` with the tensors of `weights` as a model file; return its card and what to know of it.
+    """Write the network of `spec` with the tensors of `weights` as a model file; return its card, and notes on it.
 
     Raises ConfigError for a network that cannot be built or does not take tiles of that size, NoInputError without
     weights, ModelError when tensors are missing, left over, of another shape or not finite, OutputError when `out`

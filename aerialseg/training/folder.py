@@ -2,6 +2,7 @@
 
 RUN/model.safetensors   the best model so far      RUN/last.ckpt, previous.ckpt   to resume from
 RUN/config.toml         what is being trained      RUN/metrics.csv, curves.png, events.out.tfevents.*
+RUN/run.json            what it is made with
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from aerialseg.files import (
 from aerialseg.models.package import FILE_NAME, find_model
 from aerialseg.training.checkpoint import LAST, PREVIOUS, load_checkpoint
 from aerialseg.training.history import CURVES, EVENTS, METRICS
+from aerialseg.training.provenance import RUN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -46,6 +48,8 @@ class TrainOptions:
     """A model file, or a run folder, whose weights training starts from."""
     overwrite: bool = False
     """Start anew in a folder that holds a run; its model stays until the first new one is saved."""
+    command: tuple[str, ...] = ()
+    """As it was typed, for run.json."""
 
 
 @contextmanager
@@ -84,7 +88,7 @@ def open_run(
 
 def begin_run(run: Path, config: TrainConfig) -> None:
     """Clear away what an earlier run left, except its model, and write down what is trained now."""
-    for pattern in (LAST, PREVIOUS, METRICS, CURVES, EVENTS):
+    for pattern in (LAST, PREVIOUS, METRICS, CURVES, EVENTS, RUN):
         for stale in run.glob(pattern):
             stale.unlink()
     write_text(run / CONFIG, MARK + to_toml(config))
@@ -99,7 +103,7 @@ def _claim(run: Path, options: TrainOptions) -> None:
             f"{one_line(run)}: holds a run already; go on with --resume, give another folder with -o, or start anew"
             " with --overwrite"
         )
-    for name in (LAST, PREVIOUS, FILE_NAME, CONFIG, METRICS, CURVES):
+    for name in (LAST, PREVIOUS, FILE_NAME, CONFIG, METRICS, CURVES, RUN):
         refuse_foreign(run / name, ours=ours, overwrite=options.overwrite)
 
 

@@ -28,6 +28,7 @@ from aerialseg.training.history import draw_curves, open_events, write_events, w
 from aerialseg.training.job import build_job, reading_threads
 from aerialseg.training.judgement import is_over, judge, keep_best
 from aerialseg.training.optimizer import average_decay, learning_rate, set_learning_rate, update_average
+from aerialseg.training.provenance import write_start
 from aerialseg.training.ranks import ALONE, Ranks
 from aerialseg.training.report import announce, epoch_line, report
 from aerialseg.training.standing import Standing, restore, snapshot
@@ -96,6 +97,8 @@ def train(
         standing = Standing(threshold=config.run.threshold) if state is None else restore(job, state)
         complete = standing.finished
         if not complete:
+            if ranks.first:
+                write_start(job, standing.taken, options.command)
             announce(job, standing, progress.say)
             _fit_in_memory(job, standing, ranks.patient(progress))
     return report(job, standing, seconds=time.monotonic() - began, complete=complete)

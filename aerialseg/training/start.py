@@ -5,8 +5,6 @@ Seeds are set here and nowhere else. What cannot work is said here, before the f
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +27,7 @@ from aerialseg.models.package import ModelCard, find_model, load_model
 from aerialseg.models.presets import NVIDIA
 from aerialseg.models.segmenter import Segmenter
 from aerialseg.training.dataset import training_tiles, validation_side, validation_tiles
+from aerialseg.training.provenance import versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
 LEAST_SPREAD = 1.0
 """A standard deviation below one grey level counts as one, so that a constant band is not blown up."""
 GSD_TOLERANCE = 0.1
-VERSIONS = ("aerialseg", "segmentation-models-pytorch", "timm", "albumentations", "lightning", "numpy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,11 +161,7 @@ def _provenance(tiles: TileSet, config: TrainConfig) -> dict[str, Any]:
             "val": len(tiles.of_split("val")),
             "building_fraction": tiles.building_fraction,
         },
-        "versions": {
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            **{name: importlib.metadata.version(name) for name in VERSIONS},
-        },
+        "versions": versions(),
         "started_from": None,
     }
 

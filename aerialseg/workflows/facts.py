@@ -46,7 +46,7 @@ class Account:
             parts = fact.value.items() if nested else [("", fact.value)]
             for part, value in parts:
                 name = f"{fact.name}: {part}" if part else fact.name
-                rows.append([one_line(name.replace("_", " ")), fact.words or spelt(value)])
+                rows.append([one_line(name.removesuffix("_m").replace("_", " ")), fact.words or spelt(value)])
         return rows + [["problem", str(problem)] for problem in self.problems]
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aerialseg.errors import AerialsegError, BadDataError, one_line
+from aerialseg.errors import AerialsegError, BadDataError
 from aerialseg.geo.contents import APPENDED, REPLACED
 from aerialseg.geo.neighbours import find_groups
 from aerialseg.geo.raster import inspect_scene, open_raster
@@ -34,13 +34,14 @@ def describe_scene(path: Path) -> Account:
         facts = [Fact("file", str(path)), Fact("bytes", path.stat().st_size), *_pixels(dataset, path)]
         box = GeoBox.of(dataset)
     try:
-        source, verdict = inspect_scene(path), "takes it as it is"
+        source = inspect_scene(path)
+        verdict = f"takes it as it is, with a model of {len(source.bands)} bands"
     except AerialsegError as error:
         source, verdict = None, f"refuses it: {error}"
     facts += [
         *_place(box),
         Fact("side_files", _side_files(path)),
-        Fact("neighbours", None if source is None else _neighbours(path)),
+        *([] if source is None else [_neighbours(path)]),
         Fact("warnings", [] if source is None else list(source.warnings)),
         Fact("predict", verdict),
     ]
@@ -144,8 +145,8 @@ def _place(box: GeoBox) -> list[Fact]:
     return [
         Fact("crs", box.crs.to_string()),
         Fact("gsd_m", box.gsd_m, f"{gsd} (pixel {pixel})"),
-        Fact("transform", list(t)[:6]),
-        Fact("bounds", list(box.bounds)),
+        Fact("transform", list(t)[:6], ", ".join(f"{value:.10g}" for value in list(t)[:6])),
+        Fact("bounds", list(box.bounds), ", ".join(f"{value:.10g}" for value in box.bounds)),
     ]
 
 
@@ -160,18 +161,19 @@ def _side_files(path: Path) -> list[str]:
     )
 
 
-def _neighbours(path: Path) -> list[str] | None:
-    """Return the scenes of the same folder that continue this one; None when there are too many to look at."""
+def _neighbours(path: Path) -> Fact:
+    """Name the scenes of the same folder that predict would run with this one as one raster."""
     siblings = [
         scene for scene in find_scenes([path.absolute().parent]) if scene.image.parent == path.absolute().parent
     ]
     if len(siblings) > MOST_SIBLINGS:
-        return None
+        return Fact("neighbours", None, f"not looked for among {len(siblings):,} scenes")
     for group in find_groups(_inspected(siblings)[0]):
         paths = [member.source.path for member in group.members]
-        if path.absolute() in paths:
-            return [other.name for other in paths if other != path.absolute()]
-    return []
+        if path.absolute() in paths and len(paths) > 1:
+            names = [other.name for other in paths if other != path.absolute()]
+            return Fact("neighbours", names, f"one raster with {len(names)} more: {spelt(names[:3])}, ..."[:200])
+    return Fact("neighbours", [])
 
 
 def _inspected(scenes: Sequence[Scene]) -> tuple[list[Source], list[AerialsegError]]:

@@ -96,7 +96,7 @@ def test_it_learns_and_leaves_what_it_promises(tiles_folder: Path, tiles: TileSe
     assert report.best_iou > 0.85 and report.steps == 30 and report.epochs == 3
     names = {path.name for path in tmp_path.iterdir() if not path.name.startswith((".", "events"))}
     assert names == {
-        "model.safetensors", "last.ckpt", "previous.ckpt", "config.toml", "metrics.csv", "curves.png"
+        "model.safetensors", "last.ckpt", "previous.ckpt", "config.toml", "run.json", "metrics.csv", "curves.png"
     }  # fmt: skip
     assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 1
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
