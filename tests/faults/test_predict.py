@@ -374,6 +374,29 @@ def test_row_19_a_name_that_is_not_utf8(tmp_path: Path, scene: Path, run: Run, m
     assert "\\udcff.tif: the file name is not UTF-8" in err
 
 
+def test_row_20_links_at_final_names_are_replaced_and_never_followed(tmp_path: Path, scene: Path, model: Path) -> None:
+    victim, out = tmp_path / "victim", tmp_path / "out"
+    victim.write_text("mine")
+    (out / "stac").mkdir(parents=True)
+    links = [out / name for name in ("austin1.tif", "austin1.tif.aux.xml", "austin1.qml", "report.json", "project.qgz")]
+    for link in links:
+        link.symlink_to(victim)
+    options = "-m", model, "-o", out, "--device", "cpu"
+    code, err = in_process("predict", scene, *options)
+    assert code == 73
+    assert "was not written by aerialseg" in err
+    code, err = in_process("predict", scene, *options, "--overwrite")
+    assert code == 0, err
+    assert victim.read_text() == "mine"
+    assert not any(link.is_symlink() for link in links)
+    elsewhere = tmp_path / "elsewhere"  # a folder that is a link is where the user wants it
+    out.rename(elsewhere)
+    out.symlink_to(elsewhere)
+    code, err = in_process("predict", scene, *options)
+    assert code == 0, err
+    assert json.loads((out / "report.json").read_text())["scenes"]["austin1"]["status"] == "skipped"
+
+
 @pytest.mark.parametrize(
     "path",
     ["GTIFF_DIR:1:{}", "/vsicurl/http://127.0.0.1:9/x.tif", "http://127.0.0.1:9/x.tif", "vrt://{}", "s3://b/x.tif"],
@@ -473,6 +496,20 @@ def test_row_30_two_runs_in_one_folder(tmp_path: Path, scene: Path, run: Run, mo
     assert "another aerialseg run" in err
 
 
+@pytest.mark.slow
+def test_row_30_one_scene_claimed_twice(tmp_path: Path, scene_file: Write, model: Path) -> None:
+    """Two processes share the folder and both take every scene."""
+    work = Killable(tmp_path, scene_file, model)
+    both = [subprocess.Popen([*work.command(work.out), "--shard", "1/1"], stderr=subprocess.PIPE) for _ in range(2)]
+    assert [(process.communicate(timeout=200), process.returncode)[1] for process in both] == [0, 0]
+    for out in (work.out, tmp_path / "alone"):
+        code, err = in_process(*work.command(out)[3:])
+        assert code == 0, err
+    twice, once = hashes(work.out), hashes(tmp_path / "alone")
+    reports = {"report.json", "report-1-of-1.json"}
+    assert {k: v for k, v in twice.items() if k not in reports} == {k: v for k, v in once.items() if k not in reports}
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -504,6 +541,53 @@ def test_row_27_cuda_without_a_card(tmp_path: Path, scene: Path, run: Run, model
     assert code == 69
     assert "cuda" in err
     assert not (tmp_path / "out" / "austin1.tif").exists()
+
+
+def test_row_27_a_card_that_cannot_be_used_is_not_replaced_by_the_processor(
+    tmp_path: Path, scene: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a card that works")
+    smi = tmp_path / "bin" / "nvidia-smi"
+    smi.parent.mkdir()
+    smi.write_text("#!/bin/sh\necho 'NVIDIA Made-up, 470.57.02, 7.0'\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{smi.parent}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    code, err = in_process("predict", scene, "-m", model, "-o", tmp_path / "out")
+    assert code == 69
+    assert "--device cpu" in err
+    assert not list((tmp_path / "out").glob("*.tif"))
+
+
+LIMITED = """
+import resource, sys
+import aerialseg.prediction.engine, torch
+from aerialseg.cli import main
+torch.set_num_threads(1)
+used = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) << 10
+resource.setrlimit(resource.RLIMIT_AS, (used + (900 << 20),) * 2)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("window", "expected"), [(512, 0), (2048, 71)])
+def test_row_27_out_of_memory_halves_the_batch_then_is_71(
+    tmp_path: Path, scene_file: Write, model: Path, window: int, expected: int
+) -> None:
+    scene = scene_file(tmp_path / "scenes" / "a.tif", values((600, 600)))
+    words = ["predict", scene, "-m", model, "-o", tmp_path / "out", "--device", "cpu", "--precision", "fp32"]
+    command = [sys.executable, "-c", LIMITED, *map(str, [*words, "--window", window, "--batch", 8])]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250, check=False)
+    assert result.returncode == expected, result.stderr
+    assert "out of memory: going on with 4 windows in a batch" in result.stderr
+    assert (tmp_path / "out" / "a.tif").exists() == (expected == 0)
+    if expected:
+        assert f"error: out of memory on cpu with one {window} px window" in result.stderr
 
 
 @pytest.fixture(params=["a limit on files", "a small disk"])
