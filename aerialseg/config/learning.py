@@ -79,3 +79,5 @@ class RunSection(Section):
     """Compute the encoder's activations twice instead of keeping them: less memory, a third more time."""
     threshold: float = Field(0.5, gt=0.0, lt=1.0)
     """Used when there is no validation to choose it from."""
+    loggers: list[Literal["mlflow", "wandb"]] = Field(default_factory=list, max_length=2)
+    """Beside metrics.csv and TensorBoard, which are always written; both stay offline, in the run's folder."""

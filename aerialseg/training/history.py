@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import math
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING
 
 from aerialseg.files import staged, write_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from torch.utils.tensorboard import SummaryWriter
@@ -85,22 +84,18 @@ def draw_curves(run: Path, records: Sequence[EpochRecord]) -> None:
         figure.savefig(temporary, dpi=110, format="png")
 
 
-@contextmanager
-def open_events(run: Path, step: int) -> Iterator[SummaryWriter]:
-    """Yield a writer of TensorBoard events into the run folder; events past `step` of an earlier process are void."""
+def scalars(record: EpochRecord) -> dict[str, float]:
+    """Return what a logger shows of an epoch, by names of two parts: training/loss, validation/iou; nan is left out."""
+    shown = {name: value for name, value in asdict(record).items() if name not in ("epoch", "step")}
+    groups = {name: "validation" if name in SCORES else "training" for name in shown}
+    return {f"{groups[name]}/{name}": value for name, value in shown.items() if not math.isnan(value)}
+
+
+def open_events(run: Path, step: int) -> SummaryWriter:
+    """Return a writer of TensorBoard events into the run folder; events past `step` of an earlier process are void."""
     from torch.utils.tensorboard import SummaryWriter
 
-    with SummaryWriter(str(run), purge_step=step + 1) as writer:
-        yield writer
-
-
-def write_events(writer: SummaryWriter, record: EpochRecord) -> None:
-    """Append one epoch's scalars, so that TensorBoard shows them at once."""
-    for name, value in asdict(record).items():
-        if name not in ("epoch", "step") and not math.isnan(value):
-            group = "validation" if name in SCORES else "training"
-            writer.add_scalar(f"{group}/{name}", value, record.step)
-    writer.flush()
+    return SummaryWriter(str(run), purge_step=step + 1)
 
 
 def _cell(value: float) -> str:

@@ -24,9 +24,10 @@ from aerialseg.training.batches import open_readers
 from aerialseg.training.checkpoint import save_checkpoint
 from aerialseg.training.folder import TrainOptions, begin_run, claimed, open_run
 from aerialseg.training.gradients import gather_gradients
-from aerialseg.training.history import draw_curves, open_events, write_events, write_metrics
+from aerialseg.training.history import draw_curves, write_metrics
 from aerialseg.training.job import build_job, reading_threads
 from aerialseg.training.judgement import is_over, judge, keep_best
+from aerialseg.training.loggers import check_loggers, open_loggers
 from aerialseg.training.optimizer import average_decay, learning_rate, set_learning_rate, update_average
 from aerialseg.training.provenance import write_start
 from aerialseg.training.ranks import ALONE, Ranks
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
-    from torch.utils.tensorboard import SummaryWriter
 
     from aerialseg.config import TrainConfig
     from aerialseg.counts import ScoreHistogram
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from aerialseg.training.gradients import Gradients
     from aerialseg.training.history import EpochRecord
     from aerialseg.training.job import Job
+    from aerialseg.training.loggers import Log
     from aerialseg.training.report import TrainReport
     from aerialseg.training.start import Start
 
@@ -83,6 +84,7 @@ def train(
             ranks.check_restarts(options.resume and not options.overwrite)
             tiles, device = load_tileset(tileset_folder), pick_device(ranks.device(options.device))
             if ranks.first:
+                check_loggers(config.run.loggers)
                 held.enter_context(claimed(run))
             state = open_run(run, tiles, config, options, say=progress.say) if ranks.first else None
         state = ranks.from_first(state)
@@ -107,13 +109,13 @@ def train(
 def fit(job: Job, standing: Standing, progress: Progress) -> None:
     """Train epoch after epoch until the schedule or the patience ends; Stopped is raised again after saving."""
     batches, first = job.training_batches(standing.epoch, standing.step), job.ranks.first
-    with closing(batches), open_events(job.run, standing.taken) if first else nullcontext() as events:
+    with closing(batches), open_loggers(job, standing.taken, progress.say) if first else nullcontext() as log:
         try:
             while not standing.finished:
                 record = run_epoch(job, standing, batches, progress)
                 standing.records.append(record)
-                if events is not None:
-                    write_down(job, standing, events)
+                if log is not None:
+                    write_down(job, standing, log)
                 progress.say(epoch_line(job, standing, record))
         except Stopped:
             save(job, standing)
@@ -121,11 +123,11 @@ def fit(job: Job, standing: Standing, progress: Progress) -> None:
             raise
 
 
-def write_down(job: Job, standing: Standing, events: SummaryWriter) -> None:
+def write_down(job: Job, standing: Standing, log: Log) -> None:
     """Write what a run leaves of an epoch, its curves if that is worth the time, and a checkpoint."""
     record = standing.records[-1]
     write_metrics(job.run, standing.records)
-    write_events(events, record)
+    log(record, standing.finished)
     save(job, standing)
     if standing.finished or record.seconds > WORTH_A_PICTURE_S:
         draw_curves(job.run, standing.records)
