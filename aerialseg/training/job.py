@@ -175,8 +175,7 @@ def build_fabric(device: torch.device, precision: str, ranks: Ranks = ALONE) -> 
         accelerator=device.type,
         devices=ranks.local_world,
         num_nodes=ranks.world // ranks.local_world,
-        # Buffers are not sent with every step: batches do not depend on them, and validation aligns them.
-        strategy=DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True),
+        strategy=DDPStrategy(gradient_as_bucket_view=True),
         plugins=[plugin, TorchElasticEnvironment()],
     )
     fabric.launch()

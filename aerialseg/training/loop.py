@@ -244,9 +244,11 @@ def _fit_in_memory(job: Job, standing: Standing, progress: Progress) -> None:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        section = job.config.data
-        smaller = f"--set data.batch={section.batch // 2}" if section.batch > 1 else "a smaller data.crop"
+        section, world, parts = job.config.data, job.ranks.world, job.config.optimizer.accumulate
+        share, smaller = section.batch // world, "a smaller data.crop"
+        if share > 1:
+            smaller = f"--set data.batch={share // 2 * world} --set optimizer.accumulate={2 * parts}"
         raise ResourceError(
-            f"{one_line(job.run)}: {job.fabric.device} has too little memory for {section.batch} crops of"
-            f" {section.crop} px with {job.card.preset}; start again with {smaller}, or a smaller network"
+            f"{one_line(job.run)}: {job.fabric.device} has too little memory for {share} crops of {section.crop} px with"
+            f" {job.card.preset}; start again with {smaller}, or a smaller network"
         ) from error
