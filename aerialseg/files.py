@@ -242,14 +242,18 @@ def require_space(folder: Path, needed: int) -> None:
         )
 
 
+def lasting(path: Path) -> Path:
+    """Return the path as a user knows it: without what is below a temporary name, and without that name."""
+    temporary = [part for part in (path, *path.parents) if part.name.startswith(TEMPORARY)]
+    return temporary[-1].parent if temporary else path
+
+
 def output_error(final: Path, error: OSError) -> AerialsegError:
     """Return our error for the operating system's refusal to write `final`."""
     if error.errno in FULL:
         free = shutil.disk_usage(final.parent).free / 1e6
-        shown = final.parent if final.name.startswith(TEMPORARY) else final
-        return StorageError(
-            f"{one_line(shown)}: no space on {one_line(final.parent)}: {free:,.1f} MB free; free some and run again"
-        )
+        shown, folder = one_line(lasting(final)), one_line(lasting(final.parent))
+        return StorageError(f"{shown}: no space on {folder}: {free:,.1f} MB free; free some and run again")
     reason = error.strerror or str(error)
     return OutputError(f"{one_line(final)}: cannot be written: {reason}; give another folder with -o")
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import rasterio
 from conftest import rectangles
+from quick_predict import without_network
 
 from aerialseg.workflows import calibrate
 
@@ -18,16 +18,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from aerialseg.geo.scenes import Scene
-
     Write = Callable[..., Path]
     Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def plain(tmp_path: Path, scene_file: Write, mask_file: Write, tiny_model: Write) -> Path:
+def plain(data: Path, tiny_model: Write) -> Path:
     """A model, two scenes, and masks."""
-    tiny_model(tmp_path / "model.safetensors")
+    tiny_model(data / "model.safetensors")
+    return data
+
+
+@pytest.fixture
+def data(tmp_path: Path, scene_file: Write, mask_file: Write) -> Path:
+    """Two scenes and masks, and a file for a model."""
+    (tmp_path / "model.safetensors").write_bytes(b"a model")
     for seed in (1, 2):
         scene_file(tmp_path / f"scenes/austin{seed}.tif", seed=seed, size=(96, 128))
         mask_file(tmp_path / f"gt/austin{seed}.tif", size=(96, 128))
@@ -54,19 +59,10 @@ def work(plain: Path, run: Run) -> Path:
 
 
 @pytest.fixture
-def quick(plain: Path, mask_file: Write, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The plain set, with a predictor that takes a scene's first band for its probability."""
-
-    def predict(scenes: tuple[Scene, ...], model: Path, folder: Path, *_: object) -> SimpleNamespace:
-        for scene in scenes:
-            with rasterio.open(scene.image) as source:
-                quanta = source.read(1).clip(0, 254)
-            mask_file(folder / f"{scene.name}.tif", (quanta >= 127).astype(np.uint8), nodata=255)
-            mask_file(folder / f"probability/{scene.name}.tif", quanta, nodata=255)
-        return SimpleNamespace(raise_failures=lambda: None)
-
-    monkeypatch.setattr(calibrate, "predict_scenes", predict)
-    return plain
+def quick(data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same without a network."""
+    without_network(monkeypatch)
+    return data
 
 
 def arguments(work: Path, out: str = "new.safetensors") -> list[object]:
@@ -99,15 +95,15 @@ def test_the_new_model_has_better_probabilities_and_predict_uses_them(work: Path
     assert not list(work.glob(".aerialseg-*"))
 
 
-def test_nothing_is_replaced(plain: Path, run: Run) -> None:
-    model = (plain / "model.safetensors").read_bytes()
-    code, _, err = run(*arguments(plain, "model.safetensors"), "-f")
+def test_nothing_is_replaced(data: Path, run: Run) -> None:
+    model = (data / "model.safetensors").read_bytes()
+    code, _, err = run(*arguments(data, "model.safetensors"), "-f")
     assert code == 2
     assert "would overwrite the input" in err
-    (plain / "mine.safetensors").write_bytes(b"precious")
-    assert run(*arguments(plain, "mine.safetensors"))[0] == 73
-    assert (plain / "mine.safetensors").read_bytes() == b"precious"
-    assert (plain / "model.safetensors").read_bytes() == model
+    (data / "mine.safetensors").write_bytes(b"precious")
+    assert run(*arguments(data, "mine.safetensors"))[0] == 73
+    assert (data / "mine.safetensors").read_bytes() == b"precious"
+    assert (data / "model.safetensors").read_bytes() == model
 
 
 def test_masks_of_one_class_are_refused(quick: Path, run: Run, mask_file: Write) -> None:
@@ -120,9 +116,9 @@ def test_masks_of_one_class_are_refused(quick: Path, run: Run, mask_file: Write)
     assert not list(quick.glob(".aerialseg-*"))
 
 
-def test_scenes_without_masks_are_named(plain: Path, run: Run) -> None:
-    (plain / "gt/austin2.tif").unlink()
-    code, _, err = run(*arguments(plain))
+def test_scenes_without_masks_are_named(data: Path, run: Run) -> None:
+    (data / "gt/austin2.tif").unlink()
+    code, _, err = run(*arguments(data))
     assert code == 65
     assert "austin2.tif: no mask found" in err
 
@@ -136,14 +132,14 @@ def test_scenes_without_masks_are_named(plain: Path, run: Run) -> None:
     ],
 )
 def test_row_7_a_mask_on_another_grid_is_refused_before_anything_is_predicted(
-    plain: Path, run: Run, mask_file: Write, monkeypatch: pytest.MonkeyPatch, change: dict[str, object], expected: str
+    quick: Path, run: Run, mask_file: Write, monkeypatch: pytest.MonkeyPatch, change: dict[str, object], expected: str
 ) -> None:
     monkeypatch.setattr(calibrate, "predict_scenes", None)
-    mask_file(plain / "gt/austin2.tif", **{"size": (96, 128), **change})
-    code, _, err = run(*arguments(plain))
+    mask_file(quick / "gt/austin2.tif", **{"size": (96, 128), **change})
+    code, _, err = run(*arguments(quick))
     assert code == 65
     assert "scenes/austin2.tif" in err and "gt/austin2.tif" in err and expected in err
-    assert not (plain / "new.safetensors").exists()
+    assert not (quick / "new.safetensors").exists()
 
 
 def test_row_7_half_a_pixel_is_tolerated_with_a_warning(quick: Path, run: Run, mask_file: Write) -> None:

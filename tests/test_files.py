@@ -121,6 +121,16 @@ def test_only_a_held_lock_is_another_run(
         pass
 
 
+def test_a_full_disk_is_told_without_temporary_names(tmp_path: Path) -> None:
+    full, work = OSError(errno.ENOSPC, "full"), tmp_path / f"{files.WORKING}0"
+    for place in (work / "first/probability", work, tmp_path):
+        place.mkdir(parents=True, exist_ok=True)
+        for name in ("x.tif", f"{files.TEMPORARY}x.tif"):
+            said = str(files.output_error(place / name, full))
+            assert f"no space on {tmp_path}: " in said and files.TEMPORARY not in said
+    assert str(files.output_error(tmp_path / "x.tif", full)).startswith(f"{tmp_path / 'x.tif'}: ")
+
+
 def test_a_sweep_spares_what_it_is_told_to_keep(tmp_path: Path) -> None:
     kept, stale = tmp_path / f"{files.TEMPORARY}kept", tmp_path / f"{files.TEMPORARY}stale"
     kept.touch()

@@ -22,7 +22,7 @@ from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader, DatasetWriter
 
 from aerialseg.errors import BadDataError, NoInputError, ReadError, StorageError, UsageError, one_line
-from aerialseg.files import TEMPORARY, output_error
+from aerialseg.files import lasting, output_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -142,11 +142,11 @@ def writing_errors(path: Path, needed: int = 0) -> Iterator[None]:
 
 def write_error(path: Path, reason: str, needed: int = 0) -> StorageError:
     """Return the error for a raster that could not be written; GDAL hides that a disk is full, so look at it."""
-    shown = one_line(path.parent if path.name.startswith(TEMPORARY) else path)
+    shown = one_line(lasting(path))
     free = shutil.disk_usage(path.parent).free
     if free < max(needed, ALMOST_FULL):
         room = f"needs about {max(needed / 1e6, 0.1):,.1f} MB, {free / 1e6:,.1f} MB free"
-        return StorageError(f"{shown}: no space on {one_line(path.parent)}: {room}; free some and run again")
+        return StorageError(f"{shown}: no space on {one_line(lasting(path.parent))}: {room}; free some and run again")
     return StorageError(f"{shown}: writing failed: {one_line(reason)}; check the disk and run again")
 
 
