@@ -11,6 +11,7 @@ from aerialseg import __version__
 COMMANDS = (
     "tile",
     "train",
+    "find_lr",
     "import_",
     "info",
     "plan",
@@ -45,7 +46,7 @@ def build_app() -> typer.core.TyperGroup:
         if isinstance(command, typer.Typer):  # a group of commands
             app.add_typer(command, name=name)
         else:
-            app.command(name.rstrip("_"))(command)  # import is a word of Python's own
+            app.command(name.rstrip("_").replace("_", "-"))(command)  # import is a word of Python's own
     group = typer.main.get_command(app)
     if not isinstance(group, typer.core.TyperGroup):
         raise TypeError("the application must be a group of commands")

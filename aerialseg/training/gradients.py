@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from aerialseg.errors import ConfigError
+from aerialseg.training.distillation import lesson
 from aerialseg.training.losses import IGNORE, building_loss
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ def keep_fewer_activations(model: Segmenter) -> None:
     running statistics would count every batch twice.
     """
     encoder = model.network.get_submodule("encoder")
-    inner = getattr(encoder, "model", None)  # a timm encoder's network, in which a vision transformer is one deeper
-    able = [part for part in (encoder, inner, getattr(inner, "model", None)) if hasattr(part, "set_grad_checkpointing")]
+    inner = getattr(encoder, "model", None)  # a timm encoder's network
+    able: list[Any] = [part for part in (encoder, inner) if hasattr(part, "set_grad_checkpointing")]
     normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in encoder.modules())
     if normed or not able:
         why = "has BatchNorm, whose statistics would count twice" if normed else "has no way to do that"
@@ -74,6 +75,8 @@ def gather_gradients(job: Job, batches: Iterator[Batch], *, frozen: bool = False
             logits = job.forward(moved.pixels, moved.valid)
             loss = building_loss(logits, moved.target, job.config.loss, job.ranks.pooled)
             share = job.ranks.mean((moved.target != IGNORE).float().mean()) if parts > 1 else loss.new_ones(())
+            if job.teacher is not None:  # unlabelled ground teaches too, so batches count alike
+                loss, share = loss + lesson(job, job.teacher, logits, moved), torch.ones_like(share)
             job.fabric.backward(loss * share)
         total, labelled = total + loss.detach() * share, labelled + share
         if part < parts:
