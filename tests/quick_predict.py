@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from conftest import write_raster
+from rasterio.errors import NotGeoreferencedWarning
 
 from aerialseg.files import write_bytes
 from aerialseg.geo.opening import open_raster
@@ -34,9 +36,10 @@ def without_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def predict_first_band(scenes: Sequence[Scene], model: Path, folder: Path, *_: object) -> SimpleNamespace:
     """Stand in for `predict_scenes` with probabilities."""
-    for scene in scenes:
-        with open_raster(scene.image) as source:
-            quanta, place = source.read(1).clip(0, 254), {"crs": source.crs, "transform": source.transform}
-        write_raster(folder / f"{scene.name}.tif", (quanta >= 127).astype(np.uint8), nodata=255, **place)
-        write_raster(folder / f"probability/{scene.name}.tif", quanta, nodata=255, **place)
+    with warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning):
+        for scene in scenes:
+            with open_raster(scene.image) as source:
+                quanta, place = source.read(1).clip(0, 254), {"crs": source.crs, "transform": source.transform}
+            write_raster(folder / f"{scene.name}.tif", (quanta >= 127).astype(np.uint8), nodata=255, **place)
+            write_raster(folder / f"probability/{scene.name}.tif", quanta, nodata=255, **place)
     return SimpleNamespace(raise_failures=lambda: None)
