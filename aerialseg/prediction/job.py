@@ -1,12 +1,13 @@
 """Many scenes through one model: one after the other, each whole or not at all, and what happens when one fails.
 
-A scene's rasters are finished in a thread of their own while the next scene runs.
+A scene's rasters are finished in a thread of their own while the next scenes run.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
+from collections import deque
 from concurrent.futures import wait
 from contextlib import suppress
 from dataclasses import replace
@@ -30,6 +31,7 @@ from aerialseg.prediction.outputs import SceneFiles, count_pixels, finish, outpu
 from aerialseg.prediction.parts import Part, forget_part, part_path
 from aerialseg.prediction.pipeline import in_background
 from aerialseg.prediction.plan import (
+    FINISHERS,
     Run,
     Work,
     check_scenes,
@@ -153,7 +155,7 @@ def _predict(journal: Journal, work: Sequence[Work]) -> None:
     journal.settings |= {"device": str(forward.settings.device), "used_precision": forward.settings.precision}
     journal.loaded = time.monotonic()
     run.progress.start("predict", sum(pixels) / 1e6, "Mpx")
-    finisher = _Finisher(journal)
+    finisher = _Finisher(journal, FINISHERS if forward.settings.device.type == "cuda" else 1)
     try:
         for item in work:
             _stream(journal, item, forward, finisher)
@@ -166,33 +168,39 @@ def _predict(journal: Journal, work: Sequence[Work]) -> None:
 
 
 class _Finisher:
-    """Finishes one scene's files while the next one runs, and records it as soon as it is done."""
+    """Finishes the files of up to `together` scenes while the next one runs, and records them in their order."""
 
-    def __init__(self, journal: Journal) -> None:
-        self._journal = journal
-        self._future: Future[SceneResult] | None = None
+    def __init__(self, journal: Journal, together: int = 1) -> None:
+        self._journal, self._together = journal, together
+        self._pending: deque[Future[SceneResult]] = deque()
 
     def begin(self, finish_scene: Callable[[], SceneResult]) -> None:
-        """Start finishing a scene, once the one before it is finished."""
-        self.settle()
-        self._future = in_background(finish_scene, "finisher")
+        """Start finishing a scene, once there is a place."""
+        self._settle(self._together - 1)
+        self._pending.append(in_background(finish_scene, "finisher"))
 
     def advance(self, amount: float) -> None:
-        """Count million pixels as done, and record the scene before if it is finished by now."""
+        """Count million pixels as done, and record the scenes before that are finished by now."""
         self._journal.run.progress.advance(amount)
-        if self._future is not None and self._future.done():
-            self.settle()
+        while self._pending and self._pending[0].done():
+            self._journal.record(self._pending.popleft().result())
 
     def settle(self) -> None:
-        """Wait until nothing is pending; a stop waits a little, too, for the scene is nearly there."""
-        future, self._future = self._future, None
-        if future is None:
-            return
+        """Wait until nothing is pending; a stop waits a little, too, for the scenes are nearly there."""
         try:
-            _wait(future, self._journal.run.progress)
+            self._settle(0)
         finally:
-            if wait([future], PATIENCE_S).done:
-                self._journal.record(future.result())
+            left, self._pending = self._pending, deque()
+            wait(left, PATIENCE_S)
+            for future in left:
+                if future.done():
+                    self._journal.record(future.result())
+
+    def _settle(self, places: int) -> None:
+        """Wait until no more than so many are pending."""
+        while len(self._pending) > places:
+            _wait(self._pending[0], self._journal.run.progress)
+            self._journal.record(self._pending.popleft().result())
 
 
 def _stream(journal: Journal, work: Work, forward: Forward, finisher: _Finisher) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 import time
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -319,6 +322,39 @@ def test_a_scene_that_was_moved_is_other_work_whatever_file_says_so(
     with rasterio.open(town.scenes / "austin1.tif", "r+") as scene:
         scene.transform = rasterio.Affine.translation(1e5, 0) @ scene.transform
     assert town.statuses() == ["done", "skipped", "skipped"]
+
+
+def test_scenes_are_finished_side_by_side_and_recorded_in_their_order() -> None:
+    recorded: list[Any] = []
+    journal = SimpleNamespace(run=SimpleNamespace(progress=Lines()), record=recorded.append)
+    finisher = job._Finisher(journal, 3)
+    gates = [threading.Event() for _ in range(5)]
+    together = threading.Semaphore(0)
+
+    def finish(number: int) -> int:
+        together.release()
+        assert gates[number].wait(10)
+        return number
+
+    for number in range(3):
+        finisher.begin(partial(finish, number))
+    assert all(together.acquire(timeout=10) for _ in range(3)), "all three are at it"
+    for number in (2, 1):
+        gates[number].set()
+    finisher.advance(1)
+    assert recorded == [], "the first is not done yet"
+    threading.Timer(0.1, gates[0].set).start()
+    finisher.begin(partial(finish, 3))
+    assert recorded[0] == 0
+    gates[3].set()
+    finisher.settle()
+    assert recorded == [0, 1, 2, 3]
+    journal.run.progress.stop_at = 0
+    finisher.begin(partial(finish, 4))
+    threading.Timer(2 * job.POLL_S, gates[4].set).start()
+    with pytest.raises(Stopped):
+        finisher.settle()
+    assert recorded == [0, 1, 2, 3, 4], "a stop waits a little"
 
 
 @pytest.mark.parametrize("stop_at", [1, 3, 8, 9])
