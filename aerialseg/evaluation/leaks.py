@@ -10,6 +10,7 @@ import shapely
 
 from aerialseg.errors import BadDataError, NoInputError, one_line
 from aerialseg.geo.index import read_splits
+from aerialseg.geo.leaks import find_leak
 from aerialseg.geo.raster import GeoBox, open_raster
 from aerialseg.geo.vectors import Layer, overlay, read_layer
 
@@ -37,24 +38,8 @@ def find_leaks(tiles: Path, pairs: Sequence[Pair]) -> list[str]:
     splits = set(read_splits(index).values())
     if "train" not in splits:
         raise BadDataError(f"{one_line(index)}: holds no training tile; give the tiles the model was trained on")
-    train = read_layer(index, where="split = 'train'")
-    val = read_layer(index, where="split = 'val'") if "val" in splits else None
-    within = [] if val is None else _between(index, train, val)
-    return within + [line for pair in pairs for line in _under(index, train, pair)]
-
-
-def _between(index: Path, train: Layer, val: Layer) -> list[str]:
-    """Return a warning when tiles of both sides lie on the same ground."""
-    i, j = train.tree.query(val.shapes, predicate="intersects")
-    shared = shapely.area(shapely.intersection(val.shapes[i], train.shapes[j]))
-    overlapping = shared > LEAST_SHARE * shapely.area(val.shapes[i])
-    if not overlapping.any():
-        return []
-    touched = len(np.unique(i[overlapping]))
-    return [
-        f"{one_line(index)}: {touched} of {len(val.shapes)} validation tiles lie on the ground of training tiles, so"
-        " validation scores flatter; tile again with a gap (--split blocks=...)"
-    ]
+    train, leak = read_layer(index, where="split = 'train'"), find_leak(index)
+    return ([] if leak is None else [leak]) + [line for pair in pairs for line in _under(index, train, pair)]
 
 
 def _under(index: Path, train: Layer, pair: Pair) -> list[str]:

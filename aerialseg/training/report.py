@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from aerialseg.geo.leaks import find_leak
+from aerialseg.geo.tileset import INDEX
 from aerialseg.models.package import FILE_NAME
 
 if TYPE_CHECKING:
@@ -53,6 +55,8 @@ def announce(job: Job, standing: Standing, say: Callable[[str], None]) -> None:
         f" of {job.steps_per_epoch} steps of {crops} crops of {config.data.crop} px from"
         f" {len(job.sampler.tiles)} tiles, {len(job.validation)} tiles to validate"
     )
+    if job.validation and job.ranks.first and (leak := find_leak(job.tiles.folder / INDEX)) is not None:
+        say(leak)
     if standing.taken:
         say(f"going on after step {standing.taken:,} of {job.total_steps:,}")
     if job.ranks.world > 1:

@@ -11,10 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from affine import Affine
+from rasterio.crs import CRS
 from small_tiles import NETWORK, tiny_config, write_splits, write_tileset
 
 from aerialseg.counts import ScoreHistogram
 from aerialseg.errors import BadDataError, Diverged, ModelError, ResourceError, Stopped
+from aerialseg.geo.geobox import GeoBox
+from aerialseg.geo.index import write_index
 from aerialseg.geo.tileset import TileSet, load_tileset
 from aerialseg.models.catalog import build_network, resolve
 from aerialseg.models.package import load_model, read_card, save_model
@@ -329,6 +333,15 @@ def test_the_split_edited_in_the_index_is_obeyed(tmp_path: Path) -> None:
     said = Recorder()
     train(folder, config("schedule.epochs=1"), tmp_path / "run", options=CPU, progress=said)
     assert any("from 1 tiles, 7 tiles to validate" in line for line in said.lines)
+
+
+def test_validation_on_training_ground_is_said(tmp_path: Path) -> None:
+    folder, said = write_tileset(tmp_path / "tiles"), Recorder()
+    grid = GeoBox(96, 96, Affine(0.3, 0, 616000, 0, -0.3, 3347000), CRS.from_epsg(26914))
+    tiles = load_tileset(folder).tiles
+    write_index(folder / "index.gpkg", tiles, {tile.scene: grid for tile in tiles})
+    train(folder, config("schedule.epochs=1"), tmp_path / "run", options=CPU, progress=said)
+    assert any("2 of 2 validation tiles lie on the ground of training tiles (scene city7 on" in x for x in said.lines)
 
 
 def test_a_set_without_training_tiles_is_refused(tmp_path: Path) -> None:
