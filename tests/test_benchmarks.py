@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -146,12 +145,3 @@ def test_a_peer_that_cannot_be_installed_is_left_out_with_a_line(
     told = capsys.readouterr().err.splitlines()
     assert len(told) == len(environments.NAMES)
     assert all(line.startswith("skipped: ") for line in told)
-
-
-@pytest.mark.parametrize("mixer", ["window", "linear", "pooled"])
-def test_the_guide_to_mixers_shows_what_the_benchmark_counts(mixer: str) -> None:
-    from mixers import giga_multiply_adds
-
-    guide = (Path(__file__).parent.parent / "docs" / "mixers.md").read_text()
-    (shown,) = re.findall(rf"^\| `{mixer}` \|[^|]*\|[^|]*\| ([0-9.]+) / [0-9.]+ \|", guide, flags=re.M)
-    assert f"{giga_multiply_adds(mixer, 512):.1f}" == shown

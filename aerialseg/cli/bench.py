@@ -30,8 +30,14 @@ Tiles = Annotated[
     Path | None,
     typer.Option(help="Also train each network on these tiles, all for equal time.", show_default=False),
 ]
-Minutes = Annotated[float, typer.Option(metavar="M", help="With --tiles: how long each one's steps take together.")]
-Config = Annotated[str, typer.Option("-c", "--config", help="With --tiles: how they train; its network is replaced.")]
+Minutes = Annotated[
+    float | None,
+    typer.Option(metavar="M", help="With --tiles: how long each one's steps take together.", show_default="5"),
+]
+Config = Annotated[
+    str | None,
+    typer.Option("-c", "--config", help="With --tiles: how they train; its network is replaced.", show_default="small"),
+]
 Out = Annotated[
     Path | None,
     typer.Option("-o", "--out", help="Folder for costs.json, costs.png and runs/NAME.", show_default=False),
@@ -50,13 +56,13 @@ def mixers(
     precision: Precision = "auto",
     limit: Limit = 60.0,
     tiles: Tiles = None,
-    minutes: Minutes = 5.0,
-    config: Config = "small",
+    minutes: Minutes = None,
+    config: Config = None,
     out: Out = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure our own encoder with each token mixer: the families of efficient transformers, side by side.
+    """Measure the token mixers of our own encoder.
 
     Costs are of the encoder alone at its default width and depths, on random pixels, from random weights. Trainings put
     UNet's decoder on top. On a processor every measurement is a process of its own.
@@ -84,8 +90,8 @@ def presets(
     precision: Precision = "auto",
     limit: Limit = 60.0,
     tiles: Tiles = None,
-    minutes: Minutes = 5.0,
-    config: Config = "small",
+    minutes: Minutes = None,
+    config: Config = None,
     out: Out = None,
     overwrite: Overwrite = False,
     accept_licence: Annotated[
@@ -93,7 +99,7 @@ def presets(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the networks that `aerialseg models` lists: parameters, multiply-adds, time, memory and, with tiles, IoU.
+    """Measure the networks that have a name.
 
     Everything runs on random pixels from random weights. On a processor every measurement is a process of its own.
 
@@ -146,8 +152,8 @@ def _bench(
     precision: str,
     limit: float,
     tiles: Path | None,
-    minutes: float,
-    config: str,
+    minutes: float | None,
+    config: str | None,
     out: Path | None,
     overwrite: bool,
     as_json: bool,
@@ -156,12 +162,16 @@ def _bench(
     from aerialseg.cli.console import console_progress, print_json
     from aerialseg.cli.values import whole_numbers
     from aerialseg.config import load_config
+    from aerialseg.errors import UsageError
     from aerialseg.workflows.bench_networks import bench_networks
     from aerialseg.workflows.cost_table import BenchOptions
     from aerialseg.workflows.equal_time import Budget
 
+    if tiles is None and (minutes is not None or config is not None):
+        raise UsageError("--minutes and --config are about training on --tiles; give it too")
     options = BenchOptions(whole_numbers("--sizes", sizes) or (), batch, device, precision, limit)
-    budget = None if tiles is None else Budget(tiles, minutes, load_config(config))
+    minutes = 5.0 if minutes is None else minutes
+    budget = None if tiles is None else Budget(tiles, minutes, load_config(config or "small"))
     with console_progress() as progress:
         found = bench_networks(contestants, options, progress, budget=budget, out=out, overwrite=overwrite)
     if as_json:
@@ -187,9 +197,10 @@ def _print(found: Findings) -> None:
 def _cells(row: Row) -> list[str]:
     times = [row.forward_s, row.train_s]
     sizes = [row.forward_bytes, row.train_bytes]
+    count = "" if row.gmacs is None else f"{row.gmacs:,.2f}"
     measured = [
         text
         for seconds, taken in zip(times, sizes, strict=True)
         for text in ("" if seconds is None else f"{1e3 * seconds:,.1f}", "" if taken is None else f"{taken / 1e6:,.0f}")
     ]
-    return [row.name, f"{row.parameters / 1e6:.2f}", str(row.size), f"{row.gmacs:,.2f}", *measured, row.note]
+    return [row.name, f"{row.parameters / 1e6:.2f}", str(row.size), count, *measured, row.note]

@@ -31,7 +31,7 @@ def draw_costs(path: Path, rows: Sequence[Row], machine: dict[str, str | int]) -
     from matplotlib.ticker import LogLocator, StrMethodFormatter
 
     sizes = sorted({row.size for row in rows})
-    dearest = {row.name: row.gmacs for row in sorted(rows, key=lambda row: row.size)}
+    dearest = {row.name: row.gmacs or 0.0 for row in sorted(rows, key=lambda row: row.size)}
     figure = Figure(figsize=(17, 6.5), layout="constrained")
     FigureCanvasAgg(figure)  # no window, whatever MPLBACKEND says
     panels = figure.subplots(1, len(PANELS))
@@ -43,10 +43,12 @@ def draw_costs(path: Path, rows: Sequence[Row], machine: dict[str, str | int]) -
                 [row.size for row in shown], values, label=name, markersize=5,
                 color=colormaps["tab10"](index % 10), marker=MARKERS[index % 10], linestyle="-" if index < 10 else "--",
             )  # fmt: skip
-        axes.set(xscale="log", yscale="log", xlabel="side of the tile, pixels", ylabel=label)
+        axes.set(xscale="log", xlabel="side of the tile, pixels", ylabel=label)
         axes.set_xticks(sizes, [str(size) for size in sizes])
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        if any(getattr(row, field) for row in rows):
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.minorticks_off()
         axes.grid(alpha=0.3)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False)

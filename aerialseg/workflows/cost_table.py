@@ -64,7 +64,7 @@ class Row:
     name: str
     size: int
     parameters: int
-    gmacs: float
+    gmacs: float | None
     """Billions of multiply-adds of one tile, forward; of the encoder alone where only that is measured."""
     forward_s: float | None = None
     forward_bytes: int | None = None
@@ -85,9 +85,8 @@ def measure_costs(contestants: Sequence[Contestant], options: BenchOptions, prog
     for contestant in contestants:
         network, before = _outline(contestant), None
         for size in sizes:
-            parameters, macs = count_network(network, contestant.spec.bands, size)
-            row = Row(contestant.name, size, parameters, macs / 1e9)
-            reason = _why_not(contestant, row, before, options)
+            row = _counted(contestant, network, size)
+            reason = row.note or _why_not(row, before, options)
             row = replace(row, note=reason) if reason else _measured(contestant, row, options, progress)
             before = before if row.note else row
             progress.advance(1, f"{contestant.name} at {size} px")
@@ -102,11 +101,17 @@ def _outline(contestant: Contestant) -> nn.Module:
         return build(contestant.spec, encoder_only=True)
 
 
-def _why_not(contestant: Contestant, row: Row, before: Row | None, options: BenchOptions) -> str:
-    """Say why a size is not measured: it does not fit the network, or would take too long by the size `before` it."""
-    if row.size % contestant.size_multiple:
-        return f"takes multiples of {contestant.size_multiple}"
-    if before is None or before.train_s is None:
+def _counted(contestant: Contestant, network: nn.Module, size: int) -> Row:
+    if size % contestant.size_multiple:
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        return Row(contestant.name, size, parameters, None, note=f"takes multiples of {contestant.size_multiple}")
+    parameters, macs = count_network(network, contestant.spec.bands, size)
+    return Row(contestant.name, size, parameters, macs / 1e9)
+
+
+def _why_not(row: Row, before: Row | None, options: BenchOptions) -> str:
+    """Say why a size is not measured, as far as the size `before` it tells."""
+    if before is None or before.train_s is None or not before.gmacs or row.gmacs is None:
         return ""
     seconds = before.train_s * options.batch * row.gmacs / before.gmacs
     if seconds > options.limit_s:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from aerialseg.config import ModelSection, TrainConfig
 from aerialseg.errors import BadDataError, ConfigError, Diverged, ResourceError, UsageError, one_line
 from aerialseg.geo.tileset import load_tileset
+from aerialseg.models.catalog import check_network
 from aerialseg.models.device import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def _configure(contestant: Contestant, budget: Budget, device: str) -> TrainConf
     from aerialseg.workflows.trial import seconds_per_step
 
     spec = contestant.spec
+    check_network(spec, budget.config.data.crop)
     named = {"architecture": spec.architecture, "encoder": spec.encoder, "weights": "none"}
     section = ModelSection(**named, encoder_arguments=dict(spec.encoder_arguments), accept_licence=spec.accept_licence)
     config = budget.config.model_copy(update={"model": section})
