@@ -67,6 +67,10 @@ def tile(
     ] = False,
     max_pixels: Annotated[float, typer.Option(help="Refuse scenes with more pixels.", show_default="1e10")] = 1e10,
     threads: Annotated[int | None, typer.Option(help="Threads.", show_default="processors + 2, 16 at most")] = None,
+    index_only: Annotated[
+        bool,
+        typer.Option("--index-only", help="Write no pixels: training reads them from the scenes, which have to stay."),
+    ] = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first scene that fails.")] = False,
     overwrite: Annotated[
         bool,
@@ -104,6 +108,7 @@ def tile(
     options = TilingOptions(
         size, overlap, split, val_area, pixels, gsd, MaskRule(values, ignored, mask_threshold), vectors, where,
         labelled_area, keep_empty, Access(allow_ungeoreferenced, max_pixels), threads, overwrite, fail_fast,
+        index_only,
     )  # fmt: skip
     with console_progress() as progress:
         report = tile_scenes(found, options, out or _default_folder(scenes[0]), progress)

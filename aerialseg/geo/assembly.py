@@ -18,6 +18,7 @@ from aerialseg.geo.cutting import TAG
 from aerialseg.geo.index import read_splits, write_index
 from aerialseg.geo.raster import open_raster
 from aerialseg.geo.records import FOLDER, drop_records
+from aerialseg.geo.sources import describe_sources
 from aerialseg.geo.tileset import INDEX, MANIFEST, image_path, mask_path, read_manifest, write_manifest
 
 if TYPE_CHECKING:
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from aerialseg.errors import AerialsegError
+    from aerialseg.geo.options import TilingOptions
     from aerialseg.geo.records import SceneRecord
     from aerialseg.geo.survey import Job
-    from aerialseg.geo.tiling import TilingOptions
 
 REPORT = "report.json"
 EDITS = "edits"
@@ -112,9 +113,13 @@ def finish_set(
     options: TilingOptions,
     edits: Mapping[str, str],
 ) -> None:
-    """Remove old tiles, write the index and, last of all, the manifest; raises BadDataError without a training tile."""
+    """Remove old tiles, write the index and, last of all, the manifest; raises BadDataError without a training tile.
+
+    `jobs` are all that were to be done, `records` what became of those that could be.
+    """
     tiles = [tile for record in records for tile in record.tiles]
-    boxes = {job.scene.name: job.box for job in jobs}
+    done = {record.scene for record in records}
+    boxes = {job.scene.name: job.box for job in jobs if job.scene.name in done}
     if not any(tile.split == "train" for tile in tiles):
         left_out = ", ".join(f"{count} {reason}" for reason, count in total_left_out(records).items() if count)
         raise BadDataError(
@@ -130,9 +135,10 @@ def finish_set(
         "left_out": total_left_out(records),
         "scenes": _scene_lines(records),
         "failed": {name: str(error) for name, error in failures.items()},
+        **({"sources": describe_sources(jobs, options, folder)} if options.index_only else {}),
     }
-    remove_stale(folder, {tile.name for tile in tiles})
-    drop_records(folder, [job.stem for job in jobs])
+    remove_stale(folder, set() if options.index_only else {tile.name for tile in tiles})
+    drop_records(folder, [job.stem for job in jobs if job.scene.name in done])
     write_index(folder / INDEX, [replace(tile, split=edits.get(tile.name, tile.split)) for tile in tiles], boxes)
     write_manifest(folder, body, tiles)
     (folder / FOLDER / EDITS).unlink(missing_ok=True)

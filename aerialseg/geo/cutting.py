@@ -6,6 +6,7 @@ Counts are integers and belong to the tiles' cores, so that sums over any tiles 
 from __future__ import annotations
 
 import hashlib
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -21,7 +22,7 @@ from aerialseg.geo.resampling import Reader, resampled
 from aerialseg.geo.tileset import TileRecord, image_path, mask_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 TAG = "AERIALSEG_TILE"
 """In both files of a tile, with the tile's name: by this they are known to be ours."""
 BLOCK = 256
+NO_FILES = (-1, -1)
+"""The sizes of a tile that was only counted."""
 PIECE_BYTES = 1 << 25
 """Of pixels that a thread reads at once, unless a single tile has more."""
 
@@ -55,7 +58,7 @@ class CutTile:
     """Per band, the sum of those pixels' values."""
     squares: tuple[int, ...] = ()
     """Per band, the sum of their squares."""
-    sizes: tuple[int, int] = (0, 0)
+    sizes: tuple[int, int] = NO_FILES
     """Bytes of the image and of the mask file."""
 
 
@@ -69,11 +72,22 @@ def rows_of(job: Job) -> list[list[PlannedTile]]:
     return [list(row) for _, row in groupby(job.tiles, key=lambda planned: planned.tile.window.row_off)]
 
 
-def cut_tiles(job: Job, tiles: Sequence[PlannedTile], folder: Path) -> list[CutTile]:
-    """Write the images and masks of some tiles of a scene below `folder`, and return what became of each.
+def cut_tiles(job: Job, tiles: Sequence[PlannedTile], folder: Path | None) -> list[CutTile]:
+    """Write the images and masks of some tiles of a scene below `folder`, if given, and return what became of each.
 
-    Opens its own handles, so that it can run in any thread. Memory: a few times `PIECE_BYTES`. Raises BadDataError
-    where the scene or its mask is damaged, StorageError and OutputError where a file cannot be written.
+    Raises BadDataError where the scene or its mask is damaged, StorageError and OutputError where a file cannot be
+    written.
+    """
+    with closing(read_tiles(job, tiles)) as read:
+        return [_cut(job, planned, arrays, folder) for planned, arrays in read]
+
+
+def read_tiles(job: Job, tiles: Sequence[PlannedTile]) -> Generator[tuple[PlannedTile, Arrays], None, None]:
+    """Yield tiles of a scene with their pixels and labels, as far as the scene goes (`padded` makes them whole).
+
+    Opens its own handles, so that it can run in any thread; close it in the same one, also after an error: a handle
+    must not cross threads. Memory: a few times `PIECE_BYTES`. Raises BadDataError
+    where the scene or its mask is damaged.
     """
     source = job.source
     with open_raster(source.path) as dataset, open_labels(job.labels, source.box, job.box) as read_labels:
@@ -81,7 +95,6 @@ def cut_tiles(job: Job, tiles: Sequence[PlannedTile], folder: Path) -> list[CutT
         if job.box != source.box:
             read = resampled(read, source.box, job.box)
 
-        cuts = []
         for piece in _pieces(tiles, len(source.bands)):
             around = _around(piece, job.box)
             pixels, valid = read(around)
@@ -94,8 +107,21 @@ def cut_tiles(job: Job, tiles: Sequence[PlannedTile], folder: Path) -> list[CutT
                 part = Window(
                     own.col_off - around.col_off, own.row_off - around.row_off, own.width, own.height
                 ).toslices()
-                cuts.append(_cut(job, planned, (pixels[:, *part], valid[part], labels[part]), folder))
-        return cuts
+                yield planned, (pixels[:, *part], valid[part], labels[part])
+
+
+def padded(arrays: Arrays, size: int) -> Arrays:
+    """Return a tile's arrays in its full size.
+
+    Beyond the scene's edge the image goes on by reflection, as it does in prediction, and nothing is labelled.
+    """
+    pixels, valid, labels = arrays
+    overhang = (0, size - labels.shape[0]), (0, size - labels.shape[1])
+    if overhang != ((0, 0), (0, 0)):
+        pixels = np.pad(pixels, ((0, 0), *overhang), mode="reflect")
+        valid = np.pad(valid, overhang, mode="reflect")
+        labels = np.pad(labels, overhang, constant_values=UNLABELLED)
+    return pixels, valid, labels
 
 
 def _pieces(tiles: Sequence[PlannedTile], bands: int) -> Iterator[list[PlannedTile]]:
@@ -119,7 +145,7 @@ def _around(piece: Sequence[PlannedTile], box: GeoBox) -> Window:
     return Window(first.col_off, first.row_off, width, min(first.height, box.height - first.row_off))
 
 
-def _cut(job: Job, planned: PlannedTile, arrays: Arrays, folder: Path) -> CutTile:
+def _cut(job: Job, planned: PlannedTile, arrays: Arrays, folder: Path | None) -> CutTile:
     pixels, valid, labels = arrays
     window, core = planned.tile.window, planned.tile.core
     reason = _left_out(planned, valid, labels, job.keep_empty)
@@ -130,7 +156,7 @@ def _cut(job: Job, planned: PlannedTile, arrays: Arrays, folder: Path) -> CutTil
         planned.name, planned.split, job.scene.name, _numbers(window), _numbers(core),
         building=round(building / labelled, 6), valid=round(labelled / (window.height * window.width), 6),
     )  # fmt: skip
-    sizes = _write(job, planned, folder, arrays)
+    sizes = NO_FILES if folder is None else _write(job, planned, folder, arrays)
     own = Window(core.col_off - window.col_off, core.row_off - window.row_off, core.width, core.height).toslices()
     pixels, valid, labels = pixels[:, *own], valid[own], labels[own]
     classes = _count(labels == 0), _count(labels == BUILDING), _count(labels == UNLABELLED)
@@ -152,17 +178,9 @@ def _left_out(planned: PlannedTile, valid: NDArray[np.bool_], labels: NDArray[np
 
 
 def _write(job: Job, planned: PlannedTile, folder: Path, arrays: Arrays) -> tuple[int, int]:
-    """Write the two files, padded to the tile's size, and return their sizes in bytes.
-
-    Beyond the scene's edge the image goes on by reflection, as it does in prediction, and nothing is labelled.
-    """
-    pixels, valid, labels = arrays
+    """Write the two files, padded to the tile's size, and return their sizes in bytes."""
     size = planned.tile.window.height
-    overhang = (0, size - labels.shape[0]), (0, size - labels.shape[1])
-    if overhang != ((0, 0), (0, 0)):
-        pixels = np.pad(pixels, ((0, 0), *overhang), mode="reflect")
-        valid = np.pad(valid, overhang, mode="reflect")
-        labels = np.pad(labels, overhang, constant_values=UNLABELLED)
+    pixels, valid, labels = padded(arrays, size)
     box = job.box.window_box(planned.tile.window)
     image, mask = image_path(folder, planned.name), mask_path(folder, planned.name)
     blocksize = min(BLOCK, -(-size // 16) * 16)

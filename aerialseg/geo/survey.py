@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from aerialseg.geo.masks import ResolvedRule
+    from aerialseg.geo.options import TilingOptions
     from aerialseg.geo.sides import Side
-    from aerialseg.geo.tiling import TilingOptions
     from aerialseg.geo.vectors import Layer
     from aerialseg.progress import Progress
 
@@ -266,7 +266,8 @@ def _settings(
     crs = None if box.crs is None else box.crs.to_wkt()
     grid = [box.height, box.width, tuple(box.transform), crs, box.gcps]
     pixels = [source.bands, source.scale, source.has_mask]
-    return json.dumps([FORMAT, windows, grid, pixels, labels.settings(), options.keep_empty])
+    index_only = ["index only"] if options.index_only else []
+    return json.dumps([FORMAT, windows, grid, pixels, labels.settings(), options.keep_empty, *index_only])
 
 
 def _set_notes(jobs: Sequence[Job]) -> list[str]:

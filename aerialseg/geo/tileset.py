@@ -66,6 +66,10 @@ class TileSet:
     """The share of building in the labelled pixels of the training tiles' cores."""
     content: str
     """The manifest's own digest: what the tiles hold, whatever side they are on now."""
+    sources: Mapping[str, Any] | None
+    """What the tiles are read from (sources.py) in a set without files of its own; None in one with them."""
+    scenes: Mapping[str, str]
+    """Scene -> a digest of everything its tiles depend on."""
 
     def of_split(self, split: Split) -> tuple[TileRecord, ...]:
         """Return the tiles of one side of the split, in the set's order."""
@@ -106,8 +110,9 @@ def load_tileset(folder: Path) -> TileSet:
     tileset = _parse(folder, body)
     splits = read_splits(folder / INDEX)
     kept = tuple(replace(tile, split=splits[tile.name]) for tile in tileset.tiles if tile.name in splits)
+    paths = () if tileset.sources is not None else kept
     missing = [
-        path for tile in kept for path in (tileset.image_path(tile), tileset.mask_path(tile)) if not path.is_file()
+        path for tile in paths for path in (tileset.image_path(tile), tileset.mask_path(tile)) if not path.is_file()
     ]
     if missing:
         others = f" (and {len(missing) - 1} more files of the set)" if len(missing) > 1 else ""
@@ -175,6 +180,8 @@ def _parse(folder: Path, body: Mapping[str, Any]) -> TileSet:
             digest=body["digest"],
             building_fraction=body["building_fraction"],
             content=body["digest"],
+            sources=body.get("sources"),
+            scenes={line["name"]: line["digest"] for line in body.get("scenes", ())},
         )
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise BadDataError(

@@ -1,8 +1,8 @@
 """Scenes and their labels become a set of tiles to train on: GeoTIFF pairs, an index to look at, and a manifest.
 
-Scenes are checked first (`survey`), then cut row by row in threads (`cutting`), each finished scene being remembered
-(`records`), so that the same command goes on where a killed one stopped and does nothing when nothing has changed. The
-manifest comes last (`assembly`).
+Scenes are checked first (`survey`), then cut row by row in threads (`cutting`), or only counted for a set without
+pixels, each finished scene being remembered (`records`), so that the same command goes on where a killed one stopped
+and does nothing when nothing has changed. The manifest comes last (`assembly`).
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ import os
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aerialseg.errors import AerialsegError, BadDataError, NoInputError, UsageError, one_line
+from aerialseg.errors import AerialsegError, BadDataError, NoInputError, one_line
 from aerialseg.files import locked, prepare_output_folder, sweep, write_json
 from aerialseg.geo.assembly import (
     REPORT,
@@ -32,8 +31,7 @@ from aerialseg.geo.assembly import (
 )
 from aerialseg.geo.cutting import CutTile, cut_tiles, rows_of
 from aerialseg.geo.index import read_splits
-from aerialseg.geo.masks import MaskRule
-from aerialseg.geo.raster import Access, BandRule
+from aerialseg.geo.options import TilingOptions
 from aerialseg.geo.records import SceneRecord, load_record, save_record, summarise
 from aerialseg.geo.survey import Job, Survey, none_left, set_aside, survey
 from aerialseg.geo.tileset import INDEX
@@ -41,61 +39,18 @@ from aerialseg.progress import Progress, Silent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from aerialseg.geo.scenes import Scene
     from aerialseg.geo.survey import PlannedTile
 
     Row = Sequence[PlannedTile]
 
+__all__ = ["TilingOptions", "TilingReport", "tile_scenes"]
+
 MAX_THREADS = 16
 AHEAD = 3
 """Pieces of work handed out per thread, so that none waits for the main thread."""
-
-
-@dataclass(frozen=True, slots=True)
-class TilingOptions:
-    """How scenes are cut into tiles; the defaults are the command line's."""
-
-    size: int = 1024
-    overlap: float = 0.0
-    split: str = "auto"
-    """"auto", "inria", "val=austin1-5,...", "blocks=N", a share of the scenes such as "0.2", or "0": all train."""
-    val_area: Path | None = None
-    """A vector file: the tiles in it validate; takes the place of `split`."""
-    bands: BandRule = field(default_factory=BandRule)
-    gsd_m: float | None = None
-    """Metres per pixel to resample all scenes to."""
-    masks: MaskRule = field(default_factory=MaskRule)
-    vectors: tuple[Path, ...] = ()
-    """Vector files with the buildings of all scenes; they take the place of the scenes' masks."""
-    where: str | None = None
-    """An SQL condition on the attributes of `vectors`."""
-    labelled_area: Path | None = None
-    """A vector file: ground outside it is unlabelled."""
-    keep_empty: float = 1.0
-    """The share of the training tiles without any building that is kept."""
-    access: Access = field(default_factory=Access)
-    threads: int | None = None
-    """None means two more than there are processors, 16 at most."""
-    overwrite: bool = False
-    """Make everything anew, over strangers' files too, and forget what was edited in the index."""
-    fail_fast: bool = False
-
-    def __post_init__(self) -> None:
-        if not 16 <= self.size <= 16384:
-            raise UsageError(f"--size {self.size}: give the side of a tile in pixels, 16 to 16384")
-        if not 0 <= self.overlap <= 0.9:
-            raise UsageError(f"--overlap {self.overlap:g}: give the share that neighbours have in common, 0 to 0.9")
-        if not 0 <= self.keep_empty <= 1:
-            raise UsageError(f"--keep-empty {self.keep_empty:g}: give a share from 0 to 1")
-        if self.gsd_m is not None and not 0 < self.gsd_m < 1000:
-            raise UsageError(f"--gsd {self.gsd_m:g}: give metres per pixel, above 0")
-        if self.threads is not None and self.threads < 1:
-            raise UsageError(f"--threads {self.threads}: give at least 1")
-        if self.val_area is not None and self.split != "auto":
-            raise UsageError(f"--val-area and --split {self.split} contradict each other; give one of them")
-        if self.where is not None and not self.vectors:
-            raise UsageError("--where chooses features of vector labels, but --masks names no vector file")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,17 +126,16 @@ def _bring_up_to_date(
     if not todo and is_finished(out, before, list(records.values()), failures):
         return list(records.values()), [], failures, False
     begin_set(out, before)
-    for job, cuts in _cut_all(todo, out, options, progress):
+    for job, cuts in _cut_all(todo, None if options.index_only else out, options, progress):
         if isinstance(cuts, AerialsegError):
             set_aside(failures, job.scene, cuts, found.given, progress)
             continue
         records[job.stem] = summarise(job.scene.name, digests[job.stem], cuts, job.gap)
         save_record(out, job.stem, records[job.stem])
-    done = [job for job in found.jobs if job.stem in records]
-    if not done:
+    in_order = [records[job.stem] for job in found.jobs if job.stem in records]
+    if not in_order:
         raise none_left(failures)
-    in_order = [records[job.stem] for job in done]
-    finish_set(out, done, in_order, failures, options, before.edits)
+    finish_set(out, found.jobs, in_order, failures, options, before.edits)
     if before.edits:
         progress.say(f"kept the split of {len(before.edits)} tiles as edited in {INDEX}; --overwrite forgets it")
     return in_order, [job for job in todo if job.stem in records], failures, True
@@ -215,7 +169,7 @@ def _reusable(out: Path, jobs: Sequence[Job], digests: Mapping[str, str]) -> dic
 
 
 def _cut_all(
-    jobs: Sequence[Job], out: Path, options: TilingOptions, progress: Progress
+    jobs: Sequence[Job], out: Path | None, options: TilingOptions, progress: Progress
 ) -> Iterator[tuple[Job, list[CutTile] | AerialsegError]]:
     """Cut scenes in threads, and yield each with its tiles, or with the reason it could not be read, in order."""
     pieces = [(job, row) for job in jobs for row in rows_of(job)]
@@ -231,7 +185,7 @@ def _cut_all(
 
 
 def _hand_out(
-    pool: ThreadPoolExecutor, pieces: Sequence[tuple[Job, Row]], out: Path, ahead: int
+    pool: ThreadPoolExecutor, pieces: Sequence[tuple[Job, Row]], out: Path | None, ahead: int
 ) -> Iterator[tuple[Job, Row, Future[list[CutTile]]]]:
     """Yield every piece of work in order once it has been handed out, with at most `ahead` waiting or running."""
     waiting: deque[tuple[Job, Row, Future[list[CutTile]]]] = deque()

@@ -13,6 +13,7 @@ import json
 import mmap
 import os
 import struct
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from zlib import crc32
@@ -61,7 +62,7 @@ class Piece:
 
     name: str
     """For messages."""
-    read: Callable[[], Iterable[tuple[str, Arrays]]]
+    read: Callable[[], Generator[tuple[str, Arrays], None, None]]
     """Yields tiles' names and their pixels [size, size, bands], target and valid [size, size]."""
 
 
@@ -186,8 +187,8 @@ class _Write:
 
     def __call__(self) -> dict[str, int]:
         sums = {}
-        with self.path.open("rb+") as stream:
-            for name, (pixels, target, valid) in self.piece.read():
+        with self.path.open("rb+") as stream, closing(self.piece.read()) as tiles:
+            for name, (pixels, target, valid) in tiles:
                 content = pixels.tobytes() + np.where(valid, target, np.uint8(NODATA)).tobytes()
                 stream.seek(self.numbers[name] * len(content))
                 stream.write(content)

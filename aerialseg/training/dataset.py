@@ -58,7 +58,7 @@ class TileReader:
         core = (slice(row, row + tile.core[2]), slice(col, col + tile.core[3]))
         scored = np.full_like(target, IGNORE)
         scored[core] = target[core]
-        return pixels, scored, valid
+        return pixels.copy(), scored, valid
 
     def _square(self, tile: TileRecord, row: int, col: int, side: int) -> Arrays:
         """Read a square of a tile and continue it by reflection where it is larger than the tile."""
