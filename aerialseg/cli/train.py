@@ -30,6 +30,12 @@ def train(
     start_from: Annotated[
         Path | None, typer.Option("--from", metavar="MODEL", help="Fine-tune this model file or run.")
     ] = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(
+            "--teacher", metavar="MODEL", help="Learn this model's probabilities too, also on unlabelled ground."
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where a run stopped; begin one where there is none.")
@@ -53,6 +59,7 @@ def train(
       aerialseg train tiles/inria -o runs/inria
       aerialseg train tiles/mine -c small -o runs/mine --set schedule.epochs=20 --set data.batch=4
       aerialseg train tiles/mine -c small -o runs/tuned --from runs/inria/model.safetensors
+      aerialseg train tiles/mine -c small -o runs/pupil --teacher runs/inria --set distil.weight=2
       aerialseg train tiles/inria -o runs/inria --resume
       torchrun --nproc-per-node 8 -m aerialseg train tiles/inria -o runs/inria --resume
     """
@@ -71,7 +78,7 @@ def train(
         from aerialseg.training.folder import TrainOptions
         from aerialseg.training.loop import train as train_network
 
-        options = TrainOptions(device, resume, start_from, overwrite, command=tuple(sys.argv))
+        options = TrainOptions(device, resume, start_from, teacher, overwrite, command=tuple(sys.argv))
         report = train_network(tiles, chosen, out, options=options, progress=progress, ranks=ranks)
     if not ranks.first:
         return

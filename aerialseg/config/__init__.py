@@ -17,12 +17,13 @@ from pydantic import ValidationError
 
 from aerialseg.config.complaints import explain
 from aerialseg.config.data import DataSection, ModelSection
-from aerialseg.config.learning import LossSection, OptimizerSection, RunSection, ScheduleSection
+from aerialseg.config.learning import DistilSection, LossSection, OptimizerSection, RunSection, ScheduleSection
 from aerialseg.config.values import Section
 from aerialseg.errors import ConfigError, one_line
 
 __all__ = [
     "DataSection",
+    "DistilSection",
     "LossSection",
     "ModelSection",
     "OptimizerSection",
@@ -45,6 +46,7 @@ class TrainConfig(Section):
     model: ModelSection
     data: DataSection = DataSection()
     loss: LossSection = LossSection()
+    distil: DistilSection = DistilSection()
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection = ScheduleSection()
     run: RunSection = RunSection()

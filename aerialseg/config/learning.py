@@ -38,6 +38,15 @@ class LossSection(Section):
         return self
 
 
+class DistilSection(Section):
+    """How much counts what a teacher says (`train --teacher MODEL`), on all valid pixels, labelled or not."""
+
+    weight: Weight = 1.0
+    """Beside the loss on labelled pixels."""
+    temperature: float = Field(1.0, gt=0.0, le=100.0)
+    """Above 1 the student also learns how sure its teacher is where both are sure."""
+
+
 class OptimizerSection(Section):
     """AdamW; norms and biases are not decayed."""
 

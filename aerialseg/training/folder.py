@@ -46,6 +46,8 @@ class TrainOptions:
     """Go on from the run's last checkpoint; without one, start."""
     start_from: Path | None = None
     """A model file, or a run folder, whose weights training starts from."""
+    teacher: Path | None = None
+    """A model file, or a run folder, whose probabilities are learned as well."""
     overwrite: bool = False
     """Start anew in a folder that holds a run; its model stays until the first new one is saved."""
     command: tuple[str, ...] = ()
@@ -80,8 +82,8 @@ def open_run(
         return state
     if options.resume and not options.overwrite:
         say(f"{one_line(run)}: nothing to resume yet, starting from the beginning")
-    if options.start_from is not None:
-        refuse_input_as_output([find_model(options.start_from)], [run / FILE_NAME])
+    inputs = [path for path in (options.start_from, options.teacher) if path is not None]
+    refuse_input_as_output(map(find_model, inputs), [run / FILE_NAME])
     _claim(run, options)
     return None
 

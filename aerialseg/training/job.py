@@ -20,6 +20,7 @@ from aerialseg.models.device import pick_precision
 from aerialseg.progress import Progress, Silent
 from aerialseg.training.batches import Layout, stream_batches
 from aerialseg.training.dataset import TileReader, training_tiles, validation_tiles
+from aerialseg.training.distillation import whole_ground
 from aerialseg.training.gradients import keep_fewer_activations
 from aerialseg.training.optimizer import build_optimizer
 from aerialseg.training.packing import open_tiles
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from aerialseg.models.package import ModelCard
     from aerialseg.models.segmenter import Segmenter
     from aerialseg.training.batches import Arrays, Batch, Item, Readers
+    from aerialseg.training.distillation import Teacher
     from aerialseg.training.start import Start
 
 MOST_THREADS = 16
@@ -66,6 +68,7 @@ class Job:
     still_waiting: Callable[[], None]
     """Called while a read takes long; raises Stopped when a stop was asked for."""
     ranks: Ranks
+    teacher: Teacher | None = None
 
     @property
     def judged(self) -> Segmenter:
@@ -129,6 +132,8 @@ def build_job(
     """Put the network on its device and everything else around it; all of `ranks` come here at once."""
     config = start.config
     chosen, progress = training_tiles(tiles, config.data), progress or Silent()
+    if start.teacher is not None:
+        chosen = whole_ground(tiles, config.data)
     parts = config.optimizer.accumulate
     steps = config.schedule.steps_per_epoch or math.ceil(steps_to_cover(chosen, config.data) / parts)
     precision = pick_precision(config.run.precision, device)
@@ -159,6 +164,7 @@ def build_job(
         card=start.card,
         still_waiting=lambda: progress.advance(0),
         ranks=ranks,
+        teacher=None if start.teacher is None else start.teacher.to(device),
     )
 
 

@@ -22,6 +22,7 @@ from aerialseg.models.device import is_out_of_memory, pick_device
 from aerialseg.progress import Progress, Silent
 from aerialseg.training.batches import open_readers
 from aerialseg.training.checkpoint import save_checkpoint
+from aerialseg.training.distillation import with_teacher
 from aerialseg.training.folder import TrainOptions, begin_run, claimed, open_run
 from aerialseg.training.gradients import gather_gradients
 from aerialseg.training.history import draw_curves, write_metrics
@@ -90,6 +91,7 @@ def train(
         state = ranks.from_first(state)
         with ranks.together():
             start = _start(state, tiles, ranks.from_first(config), options, progress)
+            start = with_teacher(start, tiles, options.teacher, resumed=state is not None)
             ranks.share(start.config.data.batch)
             ranks.check_alike({"set of tiles": tiles.digest[:12], "kind of device": device.type})
         readers = held.enter_context(open_readers(reading_threads(config.data.threads, ranks.local_world)))

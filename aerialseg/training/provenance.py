@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from aerialseg.files import write_json
+from aerialseg.models.machine import cpu_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +41,7 @@ def write_start(job: Job, step: int, command: Sequence[str]) -> str:
         "command": list(command),
         "folder": str(Path.cwd()),
         "device": str(device),
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         "processes": job.ranks.world,
         "precision": job.precision,
         "seed": job.config.run.seed,

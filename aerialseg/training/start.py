@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from aerialseg.geo.tileset import TileSet
     from aerialseg.training.checkpoint import State
+    from aerialseg.training.distillation import Teacher
 
 LEAST_SPREAD = 1.0
 """A standard deviation below one grey level counts as one, so that a constant band is not blown up."""
@@ -50,6 +51,7 @@ class Start:
     """Without scores, and with the configured threshold."""
     config: TrainConfig
     """As given, but naming the network that is really trained."""
+    teacher: Teacher | None = None
 
 
 def start_fresh(tiles: TileSet, config: TrainConfig) -> Start:
@@ -163,6 +165,7 @@ def _provenance(tiles: TileSet, config: TrainConfig) -> dict[str, Any]:
         },
         "versions": versions(),
         "started_from": None,
+        "teacher": None,
     }
 
 

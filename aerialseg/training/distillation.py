@@ -1,0 +1,123 @@
+"""Learning from a larger model as well: its probabilities are targets, also where nobody has labelled.
+
+The teacher is a finished model file, which stays as it is. Hinton et al., arXiv:1503.02531, for one class: at
+temperature T both logits are divided by T, and the loss is multiplied by T^2, which keeps the size of its gradients.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional
+
+from aerialseg.errors import BadDataError, ConfigError, ModelError, one_line
+from aerialseg.files import sha256_of
+from aerialseg.models.catalog import check_network
+from aerialseg.models.package import find_model, load_model
+from aerialseg.training.start import GSD_TOLERANCE, spec_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from aerialseg.config import DataSection, DistilSection, TrainConfig
+    from aerialseg.geo.tileset import TileRecord, TileSet
+    from aerialseg.models.segmenter import Segmenter
+    from aerialseg.training.batches import Batch
+    from aerialseg.training.job import Job
+    from aerialseg.training.losses import Pooling
+    from aerialseg.training.start import Start
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Teacher:
+    """A model that is learned from."""
+
+    segmenter: Segmenter
+    temperature: float
+    """Of its calibration: its logits are divided by it before they are probabilities."""
+
+    def to(self, device: torch.device) -> Teacher:
+        """Return the teacher on `device`."""
+        return replace(self, segmenter=self.segmenter.to(device).to(memory_format=torch.channels_last))
+
+
+def with_teacher(start: Start, tiles: TileSet, path: Path | None, *, resumed: bool) -> Start:
+    """Return the start with its teacher, whose SHA-256 the card of the model to come names; as it is without one.
+
+    Raises ConfigError and ModelError when a resumed run had another teacher, or none, and what `load_teacher` raises.
+    """
+    known, digest = start.card.training.get("teacher"), None if path is None else sha256_of(find_model(path))
+    if resumed and known != digest:
+        if path is None:
+            raise ConfigError("this run learns from a teacher: go on with the same --teacher MODEL")
+        found = "begun without a teacher" if known is None else f"begun with another teacher (SHA-256 {known[:12]})"
+        raise ModelError(f"{one_line(path)}: the run was {found}; go on with that, or start anew with --overwrite")
+    if path is None:
+        return start
+    card = replace(start.card, training={**start.card.training, "teacher": digest})
+    return replace(start, card=card, teacher=load_teacher(path, tiles, start.config))
+
+
+def load_teacher(path: Path, tiles: TileSet, config: TrainConfig) -> Teacher:
+    """Read the teacher, on the CPU, and check that it knows tiles like these.
+
+    Raises ModelError when it takes other bands or another value range, or is damaged, BadDataError when the tiles'
+    pixels are of another size on the ground, ConfigError when it does not take the crops.
+    """
+    segmenter, card = load_model(path)
+    name = one_line(find_model(path))
+    for label, taken, held in (
+        ("bands", _bands_of(card.band_indexes, card.bands), _bands_of(tiles.bands, len(tiles.mean))),
+        ("value range", card.scale, tiles.scale),
+    ):
+        if taken != held:
+            raise ModelError(
+                f"{name}: the teacher takes {label} {taken}, the tiles hold {held}; cut tiles like its own"
+            )
+    if card.gsd_m and tiles.gsd_m and abs(tiles.gsd_m / card.gsd_m - 1) > GSD_TOLERANCE:
+        raise BadDataError(
+            f"{one_line(tiles.folder)}: its pixels are {tiles.gsd_m:.3g} m, the teacher {name} was trained at"
+            f" {card.gsd_m:.3g} m; cut tiles with --gsd {card.gsd_m:.3g}"
+        )
+    try:
+        check_network(spec_of(card), config.data.crop)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: data.crop {config.data.crop}: {error}") from error
+    return Teacher(segmenter.requires_grad_(False).eval(), card.temperature)
+
+
+def whole_ground(tiles: TileSet, section: DataSection) -> tuple[TileRecord, ...]:
+    """Return the tiles to train on with a teacher: unlabelled ones too, and all of their ground counts alike."""
+    candidates = tiles.tiles if section.train_on == "all" else tiles.of_split("train")
+    return tuple(replace(tile, building=tile.building * tile.valid, valid=1.0) for tile in candidates)
+
+
+def lesson(job: Job, teacher: Teacher, logits: Tensor, batch: Batch) -> Tensor:
+    """Return what the teacher adds to the loss of a batch, whose student's `logits` are [N, 1, H, W]."""
+    with torch.no_grad(), job.fabric.autocast():
+        taught = teacher.segmenter(batch.pixels, batch.valid)
+    return distillation_loss(logits, taught / teacher.temperature, batch.valid, job.config.distil, job.ranks.pooled)
+
+
+def distillation_loss(
+    logits: Tensor, taught: Tensor, valid: Tensor, section: DistilSection, pooled: Pooling = lambda sums: sums
+) -> Tensor:
+    """Return the cross-entropy of `logits` to the teacher's probabilities as a float32 scalar, weighted.
+
+    `logits` and the teacher's, `taught`, are [N, 1, H, W]; the mean is over `valid` pixels, bool [N, H, W], labelled
+    or not. `pooled` is as in `building_loss`.
+    """
+    softness = section.temperature
+    scores = torch.where(valid, logits[:, 0].float(), 0.0) / softness
+    targets = torch.where(valid, taught[:, 0].float() / softness, 0.0).sigmoid()
+    each = functional.binary_cross_entropy_with_logits(scores, targets, reduction="none")
+    total, count = pooled(torch.stack([torch.where(valid, each, 0.0).sum(), valid.sum().float()]))
+    return section.weight * softness**2 * total / count.clamp(min=1)
+
+
+def _bands_of(indexes: tuple[int, ...] | None, count: int) -> tuple[int, ...]:
+    return indexes or tuple(range(1, count + 1))
