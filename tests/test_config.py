@@ -33,8 +33,36 @@ def test_every_shipped_configuration_is_short_complete_and_names_a_network(name:
 
 
 def test_the_default_configurations_are_shipped() -> None:
-    assert {"inria", "segformer", "small"} <= set(shipped_configs())
+    assert {"inria", "inria-1gpu", "inria-8gpu", "segformer", "small"} <= set(shipped_configs())
     assert load_config("inria").model.preset == "unet-r34"
+
+
+def test_options_that_came_later_change_no_shipped_training() -> None:
+    for name in ("demo", "inria", "segformer", "small"):
+        config = load_config(name)
+        changed = name != "demo"
+        strengths = (config.data.flips, config.data.scale, config.data.colour, config.data.wear)
+        assert strengths == ((True, 0.25, 0.2, 0.0) if changed else (False, 0.0, 0.0, 0.0))
+        loss, optimizer, schedule = config.loss, config.optimizer, config.schedule
+        assert (loss.bce, loss.dice, loss.lovasz, loss.focal, loss.tversky, loss.boundary) == (1.0, 1.0, 0, 0, 0, 0)
+        assert (optimizer.encoder_lr, optimizer.accumulate, optimizer.clip) == (1.0, 1, 1.0)
+        assert (schedule.shape, schedule.freeze_steps, config.run.checkpoint_activations) == ("cosine", 0, False)
+
+
+def test_a_level_of_augmentation_is_a_word_and_may_be_overridden(tmp_path: Path) -> None:
+    strong = load_config("small", ("data.augment=strong", "data.colour=0.05")).data
+    assert (strong.scale, strong.colour) == (0.4, 0.05) and strong.wear > 0
+    assert load_config(write(tmp_path, to_toml(load_config("small", ("data.augment=strong",))))).data.scale == 0.4
+    with pytest.raises(ConfigError, match=r"--set data.augment: input should be 'light', 'medium' or 'strong'"):
+        load_config("small", ("data.augment=mild",))
+
+
+def test_eight_gpus_train_what_one_trains_with_a_larger_batch() -> None:
+    one, eight = load_config("inria-1gpu"), load_config("inria-8gpu")
+    assert (one.model, one.loss) == (eight.model, eight.loss) and eight.data.batch % 8 == 0
+    assert {line.split(":")[0] for line in differences(one, eight)} == {
+        *("data.batch", "optimizer.lr", "schedule.epochs", "schedule.warmup_steps", "schedule.patience", "run.ema")
+    }
 
 
 def test_a_configuration_is_frozen(tmp_path: Path) -> None:
