@@ -229,7 +229,7 @@ def _check_spec(spec: ModelSpec) -> None:
 
 def _check_pyramid(spec: ModelSpec) -> None:
     from aerialseg.models.construction import JOINED
-    from aerialseg.models.pyramid import parse_design
+    from aerialseg.models.design import parse_design
 
     if spec.architecture not in JOINED:
         raise ConfigError(f"encoder pyramid goes with {', '.join(JOINED)}, not with {spec.architecture}")

@@ -23,8 +23,9 @@ from segmentation_models_pytorch.encoders import get_encoder
 from torch import nn
 
 from aerialseg.errors import ConfigError, first_line, one_line
+from aerialseg.models.design import parse_design
 from aerialseg.models.presets import STEM_SKIP
-from aerialseg.models.pyramid import PyramidEncoder, make_stem, parse_design
+from aerialseg.models.pyramid import PyramidEncoder, make_stem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 from aerialseg.errors import first_line
 from aerialseg.models.catalog import ModelSpec, build_network
+from aerialseg.models.design import parse_design
 from aerialseg.models.device import autocast, is_out_of_memory
 from aerialseg.models.machine import Machine
-from aerialseg.models.pyramid import PyramidEncoder, parse_design
+from aerialseg.models.pyramid import PyramidEncoder
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
