@@ -58,13 +58,13 @@ class DataSection(Section):
     crop: int = Field(512, ge=32, le=8192)
     """Side of the training crops in pixels; also the window that predict uses by default."""
     batch: int = Field(8, ge=1, le=4096)
-    """Crops per step."""
+    """Crops per batch, of all GPUs together."""
     train_on: Literal["train", "all"] = "train"
     """ "all" trains on the validation tiles too (a last refit): no validation, threshold from [run]."""
-    augment: Literal["light", "medium", "strong"] = "medium"
-    """Sets the next four together; each may also be given on its own."""
     sampling: Literal["area", "balanced"] = "area"
     """ "balanced" draws half of the crops by the buildings' area in a tile instead: for sets with much empty ground."""
+    augment: Literal["light", "medium", "strong"] = "medium"
+    """Sets the next four together; each may also be given on its own."""
     flips: bool = True
     """The eight flips and quarter turns, each equally likely."""
     scale: float = Field(0.25, ge=0.0, le=0.75)
