@@ -85,7 +85,7 @@ class RunSection(Section):
     ema: float = Field(0.999, ge=0.0, lt=1.0)
     """Decay of the averaged weights that are validated and saved; it warms up, so it is safe in short runs; 0: none."""
     checkpoint_activations: bool = False
-    """Compute the encoder's activations twice instead of keeping them: less memory, a third more time."""
+    """Compute the encoder's activations twice instead of keeping them: less memory, more time."""
     threshold: float = Field(0.5, gt=0.0, lt=1.0)
     """Used when there is no validation to choose it from."""
     loggers: list[Literal["mlflow", "wandb"]] = Field(default_factory=list, max_length=2)
