@@ -223,10 +223,12 @@ def join_ranks() -> Iterator[Ranks]:
 
     nvidia = torch.cuda.is_available() and torch.distributed.is_nccl_available()
     store, *_ = next(rendezvous("env://"))
-    torch.distributed.init_process_group(
-        "cpu:gloo,cuda:nccl" if nvidia else "gloo", store=store, rank=ranks.rank, world_size=ranks.world
-    )
+    if ranks.world == ranks.local_world:  # here torchrun may keep its store over a restart, with addresses of the dead
+        store = torch.distributed.PrefixStore(f"attempt {found.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     try:
+        torch.distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if nvidia else "gloo", store=store, rank=ranks.rank, world_size=ranks.world
+        )
         yield ranks
     except Exception as error:
         for number in (signal.SIGINT, signal.SIGTERM):  # torchrun sends them to whoever is not gone yet
