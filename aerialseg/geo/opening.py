@@ -47,9 +47,10 @@ _warnings_lock = threading.Lock()
 
 
 @contextmanager
-def open_raster(path: Path) -> Iterator[DatasetReader]:
+def open_raster(path: Path, *, overviews: bool = False) -> Iterator[DatasetReader]:
     """Open a local raster for reading, guarded; use it in the thread and process that opened it.
 
+    With `overviews`, those beside it are opened, too, by whatever driver fits: for temporary files of our own only.
     Raises UsageError for a remote or driver-prefixed path, NoInputError for a missing file and BadDataError for
     anything that is not a raster of an allowed format.
     """
@@ -58,7 +59,7 @@ def open_raster(path: Path) -> Iterator[DatasetReader]:
     try:
         # The Env lasts for the opening only: datasets may be closed in any order, Envs may not.
         with rasterio.Env(), complaints.listening():
-            dataset = _Reader(name, driver=list(DRIVERS), OVERVIEW_LEVEL="NONE")
+            dataset = _Reader(name, driver=list(DRIVERS), **({} if overviews else {"OVERVIEW_LEVEL": "NONE"}))
     except (RasterioError, CPLE_BaseError, OSError) as error:
         raise BadDataError(f"{one_line(path)}: {_what_it_is(path, error)}") from error
     with dataset:

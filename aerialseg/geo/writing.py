@@ -7,6 +7,7 @@ writer died opens cleanly and reads as zeros, and GDAL does not always report a 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,9 +22,11 @@ from aerialseg.errors import BadDataError, one_line
 from aerialseg.files import staged, temporary_file
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.opening import create_raster, open_raster, write_error, writing_errors
+from aerialseg.geo.overviews import with_overviews
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from contextlib import AbstractContextManager
 
     from numpy.typing import NDArray
     from rasterio.io import DatasetReader, DatasetWriter
@@ -99,11 +102,16 @@ def write_cog(
         with writing_errors(path, needed):
             _write_plain(plain, box, strips(), layer, tags or {})
         with staged(path) as staging:
-            with writing_errors(path, needed), open_raster(plain) as source:
+            with writing_errors(path, needed), _overviews(plain, layer), open_raster(plain, overviews=True) as source:
                 rasterio.shutil.copy(source, staging, driver="COG", BIGTIFF="IF_SAFER", **options)
             with writing_errors(path, needed), open_raster(staging) as copy:
                 placed, same = _has_place(copy, box), _holds(copy, strips())
             _require_intact(path, same=same, placed=placed)
+
+
+def _overviews(plain: Path, layer: Layer) -> AbstractContextManager[None]:
+    """Make overviews of classes, which the COG takes over; those of measurements it makes itself."""
+    return with_overviews(plain, layer.nodata, COG_BLOCK) if layer.resampling == "mode" else nullcontext()
 
 
 def _write_plain(

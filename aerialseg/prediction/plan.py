@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from aerialseg.progress import Progress
 MASK_BYTES, MEASURE_BYTES = 0.1, 1.2
 """Disk a pixel takes, compressed and with overviews; the pixels of buildings rarely need half of it."""
+PLAIN_BYTES = 4 / 3
+"""The same uncompressed, before it becomes a COG."""
 FINISHERS = 4
 """Scenes whose files are finished side by side beside a GPU, which runs one in less time than its COG takes."""
 REPORT = "report.json"
@@ -182,7 +184,7 @@ def disk_bytes(options: PredictOptions, pixels: Sequence[int]) -> int:
     finished = (MASK_BYTES + MEASURE_BYTES * len(options.measures)) * sum(pixels)
     layers = 1 + options.agreement
     finishing = 1 if options.device == "cpu" else min(FINISHERS, max(1, len(pixels) - 1))
-    return int(finished + (layers + finishing * (layers + 1)) * max(pixels, default=0))
+    return int(finished + (layers + finishing * (layers + PLAIN_BYTES)) * max(pixels, default=0))
 
 
 def check_window(run: Run) -> None:
