@@ -91,6 +91,7 @@ def test_a_known_encoder_argument_reaches_the_encoder() -> None:
         (resolve("segformer-pvt2-b0"), 500),
         (resolve(None, "fpn", "resnet18"), 80),
         (resolve(None, "unet", "tu-swin_tiny_patch4_window7_224"), 256),
+        (resolve(None, "dpt", "tu-vit_small_patch14_dinov2", encoder_arguments={"dynamic_img_size": True}), 224),
     ],
 )
 def test_a_tile_size_that_does_not_fit_is_refused_by_one_forward_pass(spec: ModelSpec, size: int) -> None:

@@ -45,27 +45,34 @@ def test_every_preset_takes_four_bands_at_its_size_rule(name: str) -> None:
     check_network(spec_of(name, bands=4), multiple if multiple > 32 else 96)
 
 
-def train_once(name: str) -> None:
+PRECISIONS = pytest.mark.parametrize("narrow", [False, True], ids=["fp32", "bf16"])
+
+
+def train_once(name: str, *, narrow: bool) -> None:
     """One forward and backward pass of a batch of two: logits and gradients are finite, and every parameter has one."""
     torch.manual_seed(0)
     network = build_network(spec_of(name)).train()
     side = max(64, PRESETS[name].size_multiple)
-    logits = network(torch.randn(2, 3, side, side))
+    with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+        logits = network(torch.randn(2, 3, side, side))
     assert logits.shape == (2, 1, side, side)
-    logits.square().mean().backward()
+    assert logits.dtype == (torch.bfloat16 if narrow else torch.float32)
+    logits.float().square().mean().backward()
     grads = {key: parameter.grad for key, parameter in network.named_parameters()}
     assert [key for key, grad in grads.items() if grad is None or not grad.isfinite().all()] == []
 
 
+@PRECISIONS
 @pytest.mark.parametrize("name", [name for name, preset in PRESETS.items() if preset.encoder == "pyramid"])
-def test_our_presets_train(name: str) -> None:
-    train_once(name)
+def test_our_presets_train(name: str, narrow: bool) -> None:
+    train_once(name, narrow=narrow)
 
 
 @pytest.mark.slow
+@PRECISIONS
 @pytest.mark.parametrize("name", [name for name, preset in PRESETS.items() if preset.encoder != "pyramid"])
-def test_every_preset_trains(name: str) -> None:
-    train_once(name)
+def test_every_preset_trains(name: str, narrow: bool) -> None:
+    train_once(name, narrow=narrow)
 
 
 @pytest.mark.parametrize("name", [name for name, preset in PRESETS.items() if preset.encoder.startswith("tu-")])
