@@ -72,7 +72,7 @@ def draw_curves(run: Path, records: Sequence[EpochRecord]) -> None:
     marker = "o" if len(records) < 20 else None
     left, right = figure.subplots(1, 2)
     left.plot(epochs, [record.loss for record in records], marker=marker, color="tab:blue")
-    left.set(xlabel="epoch", ylabel="training loss (BCE + Dice)")
+    left.set(xlabel="epoch", ylabel="training loss")
     for name, colour in (("iou", "tab:red"), ("precision", "tab:green"), ("recall", "tab:purple")):
         right.plot(epochs, [getattr(record, name) for record in records], marker=marker, color=colour, label=name)
     right.set(xlabel="epoch", ylabel="validation score at the best threshold", ylim=(0, 1))
