@@ -92,7 +92,7 @@ class Job:
         """
         section, first = self.config.data, step * self.config.optimizer.accumulate
         share = self.ranks.share(section.batch)
-        groups = (group[share] for group in self.sampler.groups(epoch, first, self.config.schedule.epochs))
+        groups = self.sampler.groups(epoch, first, self.config.schedule.epochs, share)
         return self._stream(groups, self.reader.crop, self._layout(share.stop - share.start, section.crop))
 
     def validation_batches(self) -> Generator[Batch, None, None]:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from aerialseg.config import DataSection
     from aerialseg.geo.tileset import TileRecord
 
+WHOLE = slice(None)
+
 
 @dataclass(frozen=True, slots=True)
 class Crop:
@@ -49,13 +51,13 @@ class Sampler:
     seed: int
     steps_per_epoch: int
 
-    def groups(self, epoch: int, step: int, epochs: int) -> Iterator[list[Crop]]:
-        """Yield one step's crops after the other, from `step` of `epoch` to the end of the last epoch."""
+    def groups(self, epoch: int, step: int, epochs: int, share: slice = WHOLE) -> Iterator[list[Crop]]:
+        """Yield a `share` of one batch's crops after the other, from `step` of `epoch` to the end of the last epoch."""
         batch = self.section.batch
         for current in range(epoch, epochs):
             order = self._order(current)
             for start in range((step if current == epoch else 0) * batch, len(order), batch):
-                yield [self._crop(order[k], current, k) for k in range(start, start + batch)]
+                yield [self._crop(order[k], current, k) for k in range(start, start + batch)[share]]
 
     def _order(self, epoch: int) -> NDArray[np.intp]:
         """Return the tile of each sample: every tile comes as often as its share says, rounded up or down, shuffled."""
