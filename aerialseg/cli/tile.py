@@ -49,6 +49,12 @@ def tile(
     keep_empty: Annotated[
         float, typer.Option(help="Share of the training tiles without a building to keep; validation keeps all.")
     ] = 1.0,
+    keep_unlabelled: Annotated[
+        bool,
+        typer.Option(
+            "--keep-unlabelled", help="Take scenes without a mask and keep tiles without a label, for train --teacher."
+        ),
+    ] = False,
     mask_pattern: Annotated[
         str | None, typer.Option(help="How a mask's name is made from the scene's, as '{stem}_label.tif'.")
     ] = None,
@@ -104,11 +110,11 @@ def tile(
 
     pixels, values = band_rule(bands, scale), whole_numbers("--building-values", building_values)
     ignored = whole_numbers("--ignore-values", ignore_values) or ()
-    found, vectors = find_labels(find_scenes(scenes), masks or (), mask_pattern)
+    found, vectors = find_labels(find_scenes(scenes), masks or (), mask_pattern, partly=keep_unlabelled)
     options = TilingOptions(
         size, overlap, split, val_area, pixels, gsd, MaskRule(values, ignored, mask_threshold), vectors, where,
         labelled_area, keep_empty, Access(allow_ungeoreferenced, max_pixels), threads, overwrite, fail_fast,
-        index_only,
+        index_only, keep_unlabelled,
     )  # fmt: skip
     with console_progress() as progress:
         report = tile_scenes(found, options, out or _default_folder(scenes[0]), progress)

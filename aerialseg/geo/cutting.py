@@ -148,13 +148,13 @@ def _around(piece: Sequence[PlannedTile], box: GeoBox) -> Window:
 def _cut(job: Job, planned: PlannedTile, arrays: Arrays, folder: Path | None) -> CutTile:
     pixels, valid, labels = arrays
     window, core = planned.tile.window, planned.tile.core
-    reason = _left_out(planned, valid, labels, job.keep_empty)
+    reason = _left_out(job, planned, valid, labels)
     if reason:
         return CutTile(None, reason)
     building, labelled = _count(labels == BUILDING), _count(labels != UNLABELLED)
     record = TileRecord(
         planned.name, planned.split, job.scene.name, _numbers(window), _numbers(core),
-        building=round(building / labelled, 6), valid=round(labelled / (window.height * window.width), 6),
+        building=round(building / max(1, labelled), 6), valid=round(labelled / (window.height * window.width), 6),
     )  # fmt: skip
     sizes = NO_FILES if folder is None else _write(job, planned, folder, arrays)
     own = Window(core.col_off - window.col_off, core.row_off - window.row_off, core.width, core.height).toslices()
@@ -165,16 +165,16 @@ def _cut(job: Job, planned: PlannedTile, arrays: Arrays, folder: Path | None) ->
     return CutTile(record, "", classes, _count(valid), tuple(sums), tuple(squares), sizes)
 
 
-def _left_out(planned: PlannedTile, valid: NDArray[np.bool_], labels: NDArray[np.uint8], keep_empty: float) -> str:
+def _left_out(job: Job, planned: PlannedTile, valid: NDArray[np.bool_], labels: NDArray[np.uint8]) -> str:
     """Return why a tile is not kept, or nothing; of empty training tiles a hash of the name draws some."""
     if not valid.any():
         return "nodata"
     if (labels == UNLABELLED).all():
-        return "unlabelled"
-    if planned.split != "train" or keep_empty == 1 or (labels == BUILDING).any():
+        return "" if job.keep_unlabelled and planned.split == "train" else "unlabelled"
+    if planned.split != "train" or job.keep_empty == 1 or (labels == BUILDING).any():
         return ""
     lot = int.from_bytes(hashlib.sha256(planned.name.encode()).digest()[:8]) / 2**64
-    return "" if lot < keep_empty else "thinned"
+    return "" if lot < job.keep_empty else "thinned"
 
 
 def _write(job: Job, planned: PlannedTile, folder: Path, arrays: Arrays) -> tuple[int, int]:

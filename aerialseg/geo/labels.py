@@ -45,7 +45,7 @@ MaskReader = Callable[[Window], "tuple[NDArray[np.bool_], NDArray[np.bool_]]"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Labels:
-    """One scene's labels; holds no handle. Exactly one of `mask` and `polygons` is given."""
+    """One scene's labels; holds no handle. With neither `mask` nor `polygons` nothing is labelled."""
 
     mask: Path | None
     rule: ResolvedRule | None
@@ -57,12 +57,13 @@ class Labels:
 
 
 def find_labels(
-    scenes: Sequence[Scene], given: Sequence[str | Path], pattern: str | None = None
+    scenes: Sequence[Scene], given: Sequence[str | Path], pattern: str | None = None, *, partly: bool = False
 ) -> tuple[tuple[Scene, ...], tuple[Path, ...]]:
     """Return the scenes with their masks, or the scenes and the vector files that label them all by their ground.
 
     `given` are masks or vector files: files, folders, globs; without any, the scenes must have come with masks. Raises
-    UsageError when both kinds are given, or a pattern alone, and BadDataError naming scenes without a mask.
+    UsageError when both kinds are given, or a pattern alone, and BadDataError naming scenes without a mask, which are
+    welcome beside others when the ground is labelled `partly`.
     """
     vectors, rasters = [], []
     for item in given:
@@ -75,7 +76,9 @@ def find_labels(
         return tuple(scenes), tuple(vectors)
     if pattern is not None and not rasters:
         raise UsageError(f"--mask-pattern {one_line(pattern)}: needs --masks, the place to look for such masks")
-    return (pair_masks(scenes, rasters, pattern) if rasters else require_masks(scenes)), ()
+    if rasters:
+        return pair_masks(scenes, rasters, pattern, partly=partly), ()
+    return require_masks(scenes, partly=partly), ()
 
 
 def _vectors_of(path: Path) -> list[Path]:
@@ -147,8 +150,11 @@ def open_labels(labels: Labels, scene: GeoBox, target: GeoBox) -> Iterator[Calla
         yield lambda window: _within(labels.area, window, burn(window).astype(np.uint8))
         return
     mask, rule = labels.mask, labels.rule
-    if mask is None or rule is None:
-        raise ValueError("labels need a mask with its rule, or polygons")
+    if mask is None:
+        yield lambda window: np.full((int(window.height), int(window.width)), UNLABELLED, np.uint8)
+        return
+    if rule is None:
+        raise ValueError("a mask needs a rule for its values")
     with open_raster(mask) as dataset:
         read: MaskReader = partial(read_mask, dataset, rule)
         if target != scene:

@@ -40,6 +40,8 @@ class TilingOptions:
     fail_fast: bool = False
     index_only: bool = False
     """Write no pixels: training reads them from the scenes."""
+    keep_unlabelled: bool = False
+    """Take scenes without a mask too, and keep training tiles without a label: for `train --teacher`."""
 
     def __post_init__(self) -> None:
         if not 16 <= self.size <= 16384:

@@ -57,9 +57,10 @@ def pair_by_ground(scenes: Sequence[Scene], mask: Path) -> dict[str, Path]:
     return found
 
 
-def with_masks(scenes: Sequence[Scene], found: dict[str, Path]) -> tuple[Scene, ...]:
-    """Return the scenes with their masks; those that are another's mask are left out. Raises BadDataError.
+def with_masks(scenes: Sequence[Scene], found: dict[str, Path], *, partly: bool = False) -> tuple[Scene, ...]:
+    """Return the scenes with their masks; those that are another's mask are left out.
 
+    Raises BadDataError naming scenes without a mask, or, if they may be labelled `partly`, when none has one;
     UsageError when nothing is left: scenes and masks are the same files.
     """
     used = {mask.resolve() for mask in found.values()}
@@ -67,13 +68,13 @@ def with_masks(scenes: Sequence[Scene], found: dict[str, Path]) -> tuple[Scene, 
     if scenes and not kept:
         raise UsageError(f"{one_line(scenes[0].image)}: is given as a scene and as a mask; --masks names true masks")
     missing = [one_line(scene.image) for scene in kept if scene.name not in found]
-    if missing:
+    if missing and not (partly and found):
         more = f" and {len(missing) - NAMED_MISSING} more" if len(missing) > NAMED_MISSING else ""
         raise BadDataError(
             f"{', '.join(missing[:NAMED_MISSING])}{more}: no mask found; masks pair by the same stem, or use"
             " --mask-pattern '{stem}_label.tif'"
         )
-    return tuple(replace(scene, mask=found[scene.name]) for scene in kept)
+    return tuple(replace(scene, mask=found.get(scene.name)) for scene in kept)
 
 
 def check_same_grid(first: Source | GeoBox, second: Source | GeoBox, names: tuple[object, object]) -> str | None:

@@ -79,10 +79,13 @@ def find_scenes(inputs: Sequence[str | Path], ours: Callable[[Path], bool] | Non
     return tuple(sorted(once.values(), key=lambda scene: natural_key(scene.name)))
 
 
-def pair_masks(scenes: Sequence[Scene], masks: Sequence[str | Path], pattern: str | None = None) -> tuple[Scene, ...]:
+def pair_masks(
+    scenes: Sequence[Scene], masks: Sequence[str | Path], pattern: str | None = None, *, partly: bool = False
+) -> tuple[Scene, ...]:
     """Return the scenes with their masks: by relative stem or `pattern`, or by ground when `masks` is one file.
 
-    Scenes that turn out to be another scene's mask are left out. Raises BadDataError naming scenes without a mask.
+    Scenes that turn out to be another scene's mask are left out. Raises BadDataError naming scenes without a mask;
+    labelled `partly`, one mask is enough.
     """
     candidates: list[Scene] = []
     for given in masks:
@@ -91,12 +94,12 @@ def pair_masks(scenes: Sequence[Scene], masks: Sequence[str | Path], pattern: st
     found = pair_by_name(scenes, candidates, pattern)
     if not found and len(candidates) == 1:
         found = pair_by_ground([s for s in scenes if s.image != candidates[0].image], candidates[0].image)
-    return with_masks(scenes, found)
+    return with_masks(scenes, found, partly=partly)
 
 
-def require_masks(scenes: Sequence[Scene]) -> tuple[Scene, ...]:
+def require_masks(scenes: Sequence[Scene], *, partly: bool = False) -> tuple[Scene, ...]:
     """Return the scenes, each of which came with a mask; raises BadDataError naming those without."""
-    return with_masks(scenes, {scene.name: scene.mask for scene in scenes if scene.mask is not None})
+    return with_masks(scenes, {scene.name: scene.mask for scene in scenes if scene.mask is not None}, partly=partly)
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:

@@ -38,6 +38,7 @@ def describe_sources(jobs: Sequence[Job], options: TilingOptions, folder: Path) 
         "masks": [rule.building_values, rule.ignore_values, rule.threshold],
         "vectors": [place(path) for path in options.vectors], "where": options.where,
         "labelled_area": place(options.labelled_area), "keep_empty": options.keep_empty,
+        "keep_unlabelled": options.keep_unlabelled,
         "access": [access.allow_ungeoreferenced, access.max_pixels],
     }  # fmt: skip
 
@@ -99,6 +100,7 @@ def _parse(tiles: TileSet) -> tuple[list[Scene], TilingOptions]:
             body["gsd_m"], MaskRule(None if building is None else tuple(building), tuple(ignored), threshold),
             tuple(known(place(path)) for path in body["vectors"]), body["where"], place(body["labelled_area"]),
             body["keep_empty"], Access(ungeoreferenced, max_pixels), index_only=True,
+            keep_unlabelled=body["keep_unlabelled"],
         )  # fmt: skip
         scenes = [Scene(name, known(place(image)), place(mask)) for name, image, mask in body["scenes"]]
     except (KeyError, TypeError, ValueError) as error:

@@ -65,6 +65,8 @@ class Job:
     """Tiles left out between training and validation."""
     keep_empty: float
     """The share of training tiles without buildings that is kept."""
+    keep_unlabelled: bool
+    """Whether training tiles without a label are kept."""
     inputs: tuple[Path, ...]
     """The files the tiles are made from, the scene first."""
     settings: str
@@ -96,7 +98,9 @@ def survey(scenes: Sequence[Scene], options: TilingOptions, progress: Progress) 
     """
     layers = tuple(read_layer(path, where=options.where) for path in options.vectors)
     labelled, validation = (read_layer(path) if path else None for path in (options.labelled_area, options.val_area))
-    sources, failures, notes = _inspect(scenes if layers else require_masks(scenes), options, progress)
+    sources, failures, notes = _inspect(
+        scenes if layers else require_masks(scenes, partly=options.keep_unlabelled), options, progress
+    )
     rule = None if layers else _decide(scenes, sources, failures, options, progress)
     usable = [scene for scene in scenes if scene.name in sources]
     boxes = {name: _grid(source, options) for name, source in sources.items()}
@@ -108,10 +112,8 @@ def survey(scenes: Sequence[Scene], options: TilingOptions, progress: Progress) 
         name, source, box = scene.name, sources[scene.name], boxes[scene.name]
         inputs = (scene.image, *label_source.files(scene))
         settings = _settings(source, box, tiles[name], label_source, options)
-        labels = label_source.of(scene, box)
-        jobs.append(
-            Job(scene, stems[name], source, box, labels, tiles[name], gaps[name], options.keep_empty, inputs, settings)
-        )
+        planned = scene, stems[name], source, box, label_source.of(scene, box), tiles[name], gaps[name]
+        jobs.append(Job(*planned, options.keep_empty, options.keep_unlabelled, inputs, settings))
     notes += [line for layer in (*layers, labelled, validation) if layer is not None for line in layer.warnings]
     notes += [] if rule is None else rule.warnings
     notes += label_source.coverage_notes({job.scene.name: job.labels for job in jobs}, boxes)
@@ -266,13 +268,15 @@ def _settings(
     crs = None if box.crs is None else box.crs.to_wkt()
     grid = [box.height, box.width, tuple(box.transform), crs, box.gcps]
     pixels = [source.bands, source.scale, source.has_mask]
-    index_only = ["index only"] if options.index_only else []
-    return json.dumps([FORMAT, windows, grid, pixels, labels.settings(), options.keep_empty, *index_only])
+    chosen = (("index only", options.index_only), ("unlabelled", options.keep_unlabelled))
+    flags = [flag for flag, given in chosen if given]
+    return json.dumps([FORMAT, windows, grid, pixels, labels.settings(), options.keep_empty, *flags])
 
 
 def _set_notes(jobs: Sequence[Job]) -> list[str]:
     """Say what is worth knowing about the set as a whole."""
-    notes = []
+    bare = [job for job in jobs if job.labels.mask is None and job.labels.polygons is None]
+    notes = [f"{len(bare)} scenes have no labels: only train --teacher learns from them"] if bare else []
     if not any(tile.split == "val" for job in jobs for tile in job.tiles):
         notes.append("no validation tile: training will have nothing to choose its best epoch and threshold by")
     known = {job.scene.name: job.box.gsd_m for job in jobs if job.box.gsd_m is not None}
