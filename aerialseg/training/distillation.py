@@ -116,7 +116,8 @@ def distillation_loss(
     targets = torch.where(valid, taught[:, 0].float() / softness, 0.0).sigmoid()
     each = functional.binary_cross_entropy_with_logits(scores, targets, reduction="none")
     total, count = pooled(torch.stack([torch.where(valid, each, 0.0).sum(), valid.sum().float()]))
-    return section.weight * softness**2 * total / count.clamp(min=1)
+    loss: Tensor = section.weight * softness**2 * total / count.clamp(min=1)
+    return loss
 
 
 def _bands_of(indexes: tuple[int, ...] | None, count: int) -> tuple[int, ...]:

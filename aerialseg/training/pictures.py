@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -43,7 +43,8 @@ def draw_samples(job: Job) -> Iterator[tuple[str, NDArray[np.uint8]]]:
 def choose(tiles: tuple[TileRecord, ...]) -> tuple[TileRecord, ...]:
     """Return a few tiles from all over the set, with buildings if any tile has some."""
     built = tuple(tile for tile in tiles if tile.building > 0) or tiles
-    return tuple(built[index * len(built) // SAMPLES] for index in range(min(SAMPLES, len(built))))
+    count = min(SAMPLES, len(built))
+    return tuple(built[index * len(built) // count] for index in range(count))
 
 
 def compose(pixels: NDArray[np.uint8], target: NDArray[np.uint8], probability: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -55,7 +56,7 @@ def compose(pixels: NDArray[np.uint8], target: NDArray[np.uint8], probability: N
     return np.concatenate([shown, line, grey[0], line, grey[1]], axis=1)
 
 
-def _middle(array: NDArray[np.generic], side: int) -> NDArray[np.generic]:
+def _middle(array: NDArray[Any], side: int) -> NDArray[Any]:
     """Return a square from the middle, as large as `array` [rows, cols, ...] allows."""
     row, col = ((length - min(side, length)) // 2 for length in array.shape[:2])
     return np.ascontiguousarray(array[row : row + side, col : col + side])
