@@ -57,6 +57,9 @@ def announce(job: Job, standing: Standing, say: Callable[[str], None]) -> None:
     )
     if job.validation and job.ranks.first and (leak := find_leak(job.tiles.folder / INDEX)) is not None:
         say(leak)
+    if job.teacher is not None:
+        weight, temperature = config.distil.weight, config.distil.temperature
+        say(f"with a teacher, on unlabelled ground too: weight {weight:g}, temperature {temperature:g}")
     if standing.taken:
         say(f"going on after step {standing.taken:,} of {job.total_steps:,}")
     if job.ranks.world > 1:

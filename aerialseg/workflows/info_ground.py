@@ -194,6 +194,7 @@ def _side(tiles: Sequence[TileRecord], gsd_m: float | None) -> dict[str, Any]:
     return {
         "tiles": len(tiles),
         "scenes": len({tile.scene for tile in tiles}),
+        "unlabelled_tiles": sum(tile.valid == 0 for tile in tiles),
         "labelled_mpx": round(sum(labelled) / 1e6, 3),
         **area,
         "building_fraction": building / sum(labelled) if sum(labelled) else None,
