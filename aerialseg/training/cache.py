@@ -85,7 +85,8 @@ class TileCache:
         place = self._numbers[name], slice(row, row + side), slice(col, col + side)
         labels = self._labels[place]
         valid = labels != NODATA
-        return self._pixels[place], labels | ~valid, valid  # 254 | 1 is 255: ignored
+        target = labels if valid.all() else labels | ~valid  # 254 | 1 is 255: ignored
+        return self._pixels[place], target, valid
 
 
 def open_cache(
