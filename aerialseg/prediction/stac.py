@@ -196,7 +196,7 @@ def _machine_learning(card: ModelCard) -> dict[str, Any]:
     size = card.tile_size
     source = {
         "shape": [-1, card.bands, size, size],
-        "dim_order": ["batch", "bands", "height", "width"],
+        "dim_order": ["batch", "channel", "height", "width"],
         "data_type": "uint8",
     }
     scaling = [{"type": "z-score", "mean": m, "stddev": s} for m, s in zip(card.mean, card.std, strict=True)]
