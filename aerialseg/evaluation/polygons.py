@@ -113,9 +113,12 @@ def _measure(matched: list[tuple[shapely.Polygon, shapely.Polygon, float]]) -> t
 
 def match_polygons(predicted: Shapes, true: Shapes) -> list[tuple[int, int, float]]:
     """Return (predicted, true, IoU) of the one-to-one matches at IoU >= 0.5, the best first."""
-    j, i = shapely.STRtree(predicted).query(true, predicate="intersects")
+    j, i = shapely.STRtree(predicted).query(true)
+    one, other = shapely.area(predicted[i]), shapely.area(true[j])
+    alike = np.minimum(one, other) > MATCH_IOU * np.maximum(one, other) * (1 - 1e-9)  # cheap, and every match is
+    i, j, one, other = i[alike], j[alike], one[alike], other[alike]
     shared = shapely.area(shapely.intersection(predicted[i], true[j]))
-    iou = shared / (shapely.area(predicted[i]) + shapely.area(true[j]) - shared)
+    iou = shared / (one + other - shared)
     taken: tuple[set[int], set[int]] = set(), set()
     pairs = []
     for place in np.lexsort((j, i, -iou)):
