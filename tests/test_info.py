@@ -88,6 +88,8 @@ def test_a_scene_says_what_gdal_says_and_what_predict_would_do(run: Run, scene_f
     assert found["gsd_m"] == pytest.approx(0.3, rel=1e-3) and found["mask"] == "nodata value"
     assert found["neighbours"] == ["town2.tif"] and found["side_files"] == ["town1.tfw"]
     assert found["predict"].startswith("takes it")
+    (tmp_path / "town1.png").write_bytes(b"")
+    assert asked(run, path)["neighbours"] is None and "both would be called town1" in run("info", path)[1]
 
 
 def test_degrees_are_told_in_metres_too(run: Run, scene_file: Any, tmp_path: Path) -> None:

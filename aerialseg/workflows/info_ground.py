@@ -163,9 +163,11 @@ def _side_files(path: Path) -> list[str]:
 
 def _neighbours(path: Path) -> Fact:
     """Name the scenes of the same folder that predict would run with this one as one raster."""
-    siblings = [
-        scene for scene in find_scenes([path.absolute().parent]) if scene.image.parent == path.absolute().parent
-    ]
+    folder = path.absolute().parent
+    try:
+        siblings = [scene for scene in find_scenes([folder]) if scene.image.parent == folder]
+    except AerialsegError as error:  # two files of one name, for example: predict would refuse the folder as a whole
+        return Fact("neighbours", None, f"not looked for: {error}")
     if len(siblings) > MOST_SIBLINGS:
         return Fact("neighbours", None, f"not looked for among {len(siblings):,} scenes")
     for group in find_groups(_inspected(siblings)[0]):
