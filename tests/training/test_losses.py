@@ -237,3 +237,20 @@ def test_confident_wrong_logits_keep_a_gradient() -> None:
     logits = torch.full((1, 1, 4, 4), -60.0, requires_grad=True)
     building_loss(logits, torch.ones(1, 4, 4, dtype=torch.uint8), LossSection()).backward()
     assert (logits.grad < -0.01).all()  # type: ignore[operator]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("part", PARTS)
+def test_a_card_gives_the_same_loss_and_gradient(part: str) -> None:
+    """Run with -m gpu where there is an NVIDIA card."""
+    rng = np.random.default_rng(0)
+    target = torch.from_numpy(rng.choice([0, 0, 1, IGNORE], (4, 128, 128)).astype(np.uint8))
+    found = []
+    for device in ("cpu", "cuda"):
+        logits = torch.from_numpy(rng.normal(0, 3, (4, 1, 128, 128)).astype(np.float32)) if not found else found[0][2]
+        leaf = logits.to(device).requires_grad_()
+        loss = building_loss(leaf, target.to(device), only(part))
+        loss.backward()
+        found.append((loss.item(), leaf.grad.cpu(), logits))  # type: ignore[union-attr]
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    assert torch.allclose(found[0][1], found[1][1], rtol=1e-3, atol=1e-8)
