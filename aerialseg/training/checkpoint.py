@@ -7,6 +7,7 @@ The format is private to a run in progress; what others use is the model file (m
 from __future__ import annotations
 
 import hashlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -97,7 +98,8 @@ def _feed(update: Callable[[Any], None], value: Any) -> None:
 
 def _read(path: Path) -> State:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # about a stranger's pickle
+            content = torch.load(path, map_location="cpu", weights_only=True)
         state: State = content["state"]
         whole = content["format"] == FORMAT and content["digest"] == digest_of(state)
     except Exception as error:  # damaged bytes surface as nearly any type

@@ -94,7 +94,9 @@ def test_row_24_a_damaged_checkpoint_gives_way_to_the_one_before(train: Any, tmp
     if damage == "pickle":
         content = bytearray(pickle.dumps(Payload(tmp_path / "executed")))
     elif damage == "flipped":
-        content[len(content) // 2] ^= 1
+        state = torch.load(last, weights_only=True)["state"]
+        largest = bytes(max(state["model"].values(), key=torch.numel).untyped_storage())
+        content[content.index(largest) + len(largest) // 2] ^= 1
     last.write_bytes(content[: len(content) // 2] if damage == "truncated" else content)
     done = train(flags=("--resume",))
     assert done.returncode == 0 and f"{last}: damaged" in done.stderr, done.stderr
