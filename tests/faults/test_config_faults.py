@@ -14,7 +14,7 @@ GOOD = '[model]\npreset = "unet-r18"\n\n[optimizer]\nlr = 1e-4\n'
 
 CASES = {
     "misspelt beside missing": ("[data]\ncropp = 64\n", "line 2: data.cropp: unknown key; known here: augment, batch"),
-    "unknown key": (GOOD + "learning_rate = 1e-4\n", "line 6: optimizer.learning_rate: unknown key; known here: accumulate"),
+    "unknown key": (GOOD + "learning_rate = 1e-4\n", "line 6: optimizer.learning_rate: unknown key; known here: accum"),
     "unknown section": (GOOD + "\n[optimiser]\nlr = 1\n", "line 7: optimiser: unknown key; known here: data"),
     "missing model": ("[data]\ncrop = 512\n", "model: missing"),
     "text for a number": (GOOD.replace("1e-4", '"1e-4"'), "line 5: optimizer.lr: input should be a valid number"),
