@@ -48,24 +48,25 @@ class BuildingFile(Protocol):
         """Take footprints in the layer's CRS."""
 
     def finish(self) -> None:
-        """Write what was held back and close the file."""
+        """Write the rest and close the file."""
 
 
 def create_buildings(temporary: Path, final: Path, digest: str) -> BuildingFile:
     """Begin the file that the suffix asks for at `temporary`, which exists and is empty; `final` is for messages.
 
-    Its mark has room for a seal, which `aerialseg.geo.edits.seal_buildings` puts there in the end.
+    What it is given is gathered into chunks. Its mark has room for a seal, which `aerialseg.geo.edits.seal_buildings`
+    puts there in the end.
     """
     mark = f"{MARK}:{digest} {BLANK}"
     match final.suffix.lower():
         case ".gpkg":
-            return GeoPackage(temporary, final, mark)
+            return Gathered(GeoPackage(temporary, final, mark))
         case ".fgb":
-            return FlatGeobuf(temporary, final, mark)
+            return Gathered(FlatGeobuf(temporary, final, mark))
         case ".geojson":
-            return GeoJson(temporary, mark)
+            return Gathered(GeoJson(temporary, mark))
         case ".parquet":
-            return GeoParquet(temporary, mark)
+            return Gathered(GeoParquet(temporary, mark))
     raise UsageError(f"{one_line(final)}: {final.suffix or 'no suffix'} is not one of {', '.join(SUFFIXES)}")
 
 
@@ -86,6 +87,35 @@ def read_mark(path: Path) -> str | None:
         return None
     found = _MARK.search(text)
     return found[1].decode() if found else None
+
+
+class Gathered:
+    """Holds footprints back until there are enough to be written together."""
+
+    def __init__(self, file: BuildingFile) -> None:
+        self._file = file
+        self._held: list[Footprints] = []
+
+    def begin_layer(self, name: str, crs: CRS) -> None:
+        """Write what belongs to the layer before, and begin the next."""
+        self._flush()
+        self._file.begin_layer(name, crs)
+
+    def add(self, footprints: Footprints) -> None:
+        """Take footprints."""
+        self._held.append(footprints)
+        if sum(map(len, self._held)) >= CHUNK:
+            self._flush()
+
+    def finish(self) -> None:
+        """Write the rest and close the file."""
+        self._flush()
+        self._file.finish()
+
+    def _flush(self) -> None:
+        rows, self._held = join_footprints(self._held), []
+        if len(rows):
+            self._file.add(rows)
 
 
 class GeoJson:
@@ -129,8 +159,6 @@ class GeoParquet:
 
     def __init__(self, temporary: Path, mark: str) -> None:
         self._path, self._mark = temporary, mark
-        self._held: list[Footprints] = []
-        self._count = 0
         self._writer: Any = None
 
     def begin_layer(self, name: str, crs: CRS) -> None:
@@ -146,28 +174,18 @@ class GeoParquet:
         self._writer = parquet.ParquetWriter(self._path, self._schema, compression="zstd")
 
     def add(self, footprints: Footprints) -> None:
-        """Take footprints; a row group is written when there are enough."""
-        self._held.append(footprints)
-        self._count += len(footprints)
-        if self._count >= CHUNK:
-            self._flush()
+        """Write a row group."""
+        pyarrow, _ = _pyarrow()
+        columns = {**footprints.columns, "geometry": shapely.to_wkb(footprints.shapes)}
+        arrays = [
+            pyarrow.array(column, type=self._schema.field(name).type, from_pandas=True)
+            for name, column in columns.items()
+        ]
+        self._writer.write_table(pyarrow.Table.from_arrays(arrays, schema=self._schema))
 
     def finish(self) -> None:
-        """Write the rest and the footer."""
-        self._flush()
+        """Write the footer."""
         self._writer.close()
-
-    def _flush(self) -> None:
-        if self._count:
-            pyarrow, _ = _pyarrow()
-            rows = join_footprints(self._held)
-            columns = {**rows.columns, "geometry": shapely.to_wkb(rows.shapes)}
-            arrays = [
-                pyarrow.array(column, type=self._schema.field(name).type, from_pandas=True)
-                for name, column in columns.items()
-            ]
-            self._writer.write_table(pyarrow.Table.from_arrays(arrays, schema=self._schema))
-            self._held, self._count = [], 0
 
 
 def _cut_at_180(shape: shapely.Geometry) -> shapely.Geometry:

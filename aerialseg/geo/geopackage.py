@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import shapely
 
-from aerialseg.geo.footprints import CHUNK, join_footprints
+from aerialseg.geo.footprints import join_footprints
 from aerialseg.geo.opening import write_error
 from aerialseg.geo.styles import write_building_style
 
@@ -34,26 +34,21 @@ class GeoPackage:
     def __init__(self, temporary: Path, final: Path, mark: str) -> None:
         self._path, self._final, self._mark = temporary, final, mark
         self._layers: dict[str, str] = {}
-        self._held: list[Footprints] = []
-        self._rows = self._count = 0
+        self._rows = 0
         temporary.unlink()  # GDAL wants to create the file itself
 
     def begin_layer(self, name: str, crs: CRS) -> None:
         """Create a layer with all of its columns."""
-        self._flush()
         self._layers[name] = crs.to_wkt()
-        self._write([], append=False)
+        self._write(join_footprints([]), append=False)
 
     def add(self, footprints: Footprints) -> None:
-        """Take footprints; some are held back."""
-        self._held.append(footprints)
-        self._count += len(footprints)
-        if self._count >= CHUNK:
-            self._flush()
+        """Append rows."""
+        self._write(footprints, append=True)
+        self._rows += len(footprints)
 
     def finish(self) -> None:
-        """Write the rest and the style by which QGIS shows it, and read back that the file is whole."""
-        self._flush()
+        """Write the style by which QGIS shows it, and read back that the file is whole."""
         try:
             write_building_style(self._path)
             with closing(sqlite3.connect(self._path)) as database:
@@ -65,18 +60,11 @@ class GeoPackage:
         if not whole or rows != self._rows:
             raise write_error(self._final, "not all rows read back as written")
 
-    def _flush(self) -> None:
-        if self._count:
-            self._write(self._held, append=True)
-            self._rows += self._count
-            self._held, self._count = [], 0
-
-    def _write(self, parts: list[Footprints], *, append: bool) -> None:
+    def _write(self, rows: Footprints, *, append: bool) -> None:
         from pyogrio.raw import write
 
         layer, crs = list(self._layers.items())[-1]
         first = len(self._layers) == 1 and not append
-        rows = join_footprints(parts)
         with _writing(self._final):
             write(
                 self._path, shapely.to_wkb(rows.shapes), list(rows.columns.values()), list(rows.columns), layer=layer,
