@@ -147,7 +147,8 @@ def test_a_frozen_encoder_keeps_weights_and_statistics_until_its_steps_are_over(
         assert all(moved)
         assert same(before, {k.removeprefix("network.encoder."): v for k, v in job.average.state_dict().items()
                              if k.startswith("network.encoder.")})  # fmt: skip
-        job.model.train()  # as the next epoch begins
+        job.model.train()  # as the next epoch begins, whose steps are counted from 0 again
+        standing.step = 0
         take_step(job, standing, batches)
     after = encoder_state(job)
     assert job.model.network.encoder.training
