@@ -81,7 +81,7 @@ def measure_costs(contestants: Sequence[Contestant], options: BenchOptions, prog
     device = pick_device(options.device)
     options = replace(options, device=str(device), precision=pick_precision(options.precision, device))
     sizes = sorted(set(options.sizes))
-    progress.start("measuring", len(contestants) * len(sizes), "network and size")
+    progress.start("measuring", len(contestants) * len(sizes), "measurement")
     for contestant in contestants:
         network, before = _outline(contestant), None
         for size in sizes:
