@@ -41,6 +41,7 @@ def test_a_run_says_how_it_stands_and_what_it_takes_to_repeat_it(
     found = asked(run, small / "run")
     assert (found["kind"], found["state"], found["steps"], found["epochs"]) == ("run", "finished", 2, 1)
     assert found["config"]["run"]["seed"] == 7 and found["tiles"]["digest"] and found["tiles"]["val"] == 2
+    assert found["started_from"] is None and found["teacher"] is None and found["command"]
     assert found["versions"]["torch"] and found["last_start"]["seed"] == 7 and found["problems"] == []
     code, out, err = run("info", small / "run")
     assert (code, err) == (0, "") and "1 of 1" in out and found["tiles"]["digest"] in out
@@ -126,6 +127,18 @@ def test_a_set_of_tiles_is_counted_as_the_split_stands_now(run: Run, small: Path
     assert len(asked(run, folder, 65)["problems"]) == 1
     (folder / "tileset.json").write_text("{")
     assert run("info", folder)[0] == 65
+
+
+def test_the_fractions_of_a_set_are_those_that_were_counted(
+    run: Run, scene_file: Any, mask_file: Any, tmp_path: Path
+) -> None:
+    """The scene is no multiple of the tile, so tiles overlap and windows hold more than their cores."""
+    scene, mask = scene_file(tmp_path / "a.tif", size=(100, 150)), mask_file(tmp_path / "m.tif", size=(100, 150))
+    assert run("tile", scene, "--masks", mask, "--size", 64, "--split", 0, "-o", tmp_path / "set")[0] == 0
+    found = asked(run, tmp_path / "set")["train"]
+    with rasterio.open(mask) as dataset:
+        assert found["building_fraction"] == pytest.approx((dataset.read(1) > 0).mean(), abs=1e-9)
+    assert found["labelled_mpx"] == 0.015 and found["labelled_km2"] == pytest.approx(0.015 * 0.09, abs=1e-6)
 
 
 def test_what_is_nothing_of_ours_is_66_or_2(run: Run, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +86,7 @@ def describe_run(run: Path) -> Account:
     config = _tried(lambda: load_config(run / CONFIG).model_dump(exclude_none=True), problems)
     card = _tried(lambda: read_card(run), problems) if (run / FILE_NAME).exists() else None
     last = dict(starts[-1]) if starts else {}
+    command = last.pop("command", [])
     made = last.pop("versions", card.training.get("versions", {}) if card else {})
     tiles = {**(card.training.get("tiles", {}) if card else {}), **known.get("tiles", {})}
     facts = (
@@ -92,9 +94,11 @@ def describe_run(run: Path) -> Account:
         *_progress(run, problems),
         Fact("model", None if card is None else str(run / FILE_NAME), "" if card else "none saved yet"),
         *([] if card is None else [Fact("network", card.preset), Fact("scores", card.scores)]),
+        *([] if card is None else [Fact(name, card.training.get(name)) for name in ("started_from", "teacher")]),
         Fact("tiles", tiles),
         Fact("starts", len(starts)),
         Fact("begun", starts[0].get("time") if starts else None),
+        Fact("command", command, shlex.join(command) or "-"),
         Fact("last_start", last),
         Fact("versions", made),
         Fact("config", config or {}),

@@ -85,6 +85,8 @@ def describe_tiles(folder: Path) -> Account:
         facts = Fact("folder", str(folder)), Fact("tiles", len(body["tiles"])), Fact("size", body["size"])
         return Account("tiles", facts, (error,))
     body = read_manifest(folder) or {}
+    edited = {line["name"]: line["split"] for line in body["tiles"]} != {tile.name: tile.split for tile in tiles.tiles}
+    exact = {} if edited else body.get("classes", {})
     return Account(
         "tiles",
         (
@@ -97,7 +99,7 @@ def describe_tiles(folder: Path) -> Account:
             Fact("scale", tiles.scale, "" if tiles.scale else "8-bit scenes as they are"),
             Fact("mean", tiles.mean),
             Fact("std", tiles.std),
-            *(Fact(split, _side(tiles.of_split(split), tiles.gsd_m)) for split in ("train", "val")),
+            *(Fact(split, _side(tiles.of_split(split), tiles.gsd_m, exact.get(split))) for split in ("train", "val")),
             Fact("cities", _cities(tiles)),
             Fact("left_out", {**body.get("left_out", {}), "by hand": len(body.get("tiles", ())) - len(tiles.tiles)}),
             Fact("failed_scenes", body.get("failed", {})),
@@ -188,18 +190,23 @@ def _inspected(scenes: Sequence[Scene]) -> tuple[list[Source], list[AerialsegErr
     return sources, problems
 
 
-def _side(tiles: Sequence[TileRecord], gsd_m: float | None) -> dict[str, Any]:
-    """Return the counts of one side of the split, over its tiles' cores."""
-    labelled = [tile.core[2] * tile.core[3] * tile.valid for tile in tiles]
-    building = sum(area * tile.building for area, tile in zip(labelled, tiles, strict=True))
-    area = {} if gsd_m is None else {"labelled_km2": round(sum(labelled) * gsd_m**2 / 1e6, 6)}
+def _side(tiles: Sequence[TileRecord], gsd_m: float | None, exact: dict[str, int] | None) -> dict[str, Any]:
+    """Return the counts of one side of the split, over its tiles' cores.
+
+    `exact` are the classes' pixels as they were counted; where the split was edited since, the tiles' shares tell.
+    """
+    areas = [tile.core[2] * tile.core[3] * tile.valid for tile in tiles]
+    labelled, building = sum(areas), sum(area * tile.building for area, tile in zip(areas, tiles, strict=True))
+    if exact is not None:
+        labelled, building = exact["background"] + exact["building"], exact["building"]
+    area = {} if gsd_m is None else {"labelled_km2": round(labelled * gsd_m**2 / 1e6, 6)}
     return {
         "tiles": len(tiles),
         "scenes": len({tile.scene for tile in tiles}),
         "unlabelled_tiles": sum(tile.valid == 0 for tile in tiles),
-        "labelled_mpx": round(sum(labelled) / 1e6, 3),
+        "labelled_mpx": round(labelled / 1e6, 3),
         **area,
-        "building_fraction": building / sum(labelled) if sum(labelled) else None,
+        "building_fraction": building / labelled if labelled else None,
     }
 
 
