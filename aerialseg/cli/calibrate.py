@@ -47,11 +47,13 @@ def calibrate(
     """Fit a model's temperature and threshold to scenes with masks, and write them into a new model file.
 
     The temperature makes probabilities mean what they say, the threshold makes the best masks by pooled IoU; predict
-    uses both. Take scenes that had no part in training, and others again to score the result.
+    uses both. Take scenes that had no part in training, and others again to score the result. One city's scenes make a
+    model for that city.
 
     \b
     Examples:
       aerialseg calibrate runs/unet --scenes val/images --masks val/gt -o calibrated.safetensors
+      aerialseg calibrate runs/unet --scenes 'val/images/austin*.tif' --masks val/gt -o austin.safetensors
     """
     from aerialseg.cli.console import console_progress, print_json
     from aerialseg.cli.truth import mask_rule

@@ -203,3 +203,24 @@ def test_polygons_of_several_true_files(tmp_path: Path, mask_file: Write, run: R
     code, out, err = run("evaluate", tmp_path / "out", *masks, "--polygons", tmp_path / "p.gpkg", "--json")
     assert code == 0, err
     assert json.loads(out)["polygons"]["matched"] == 2
+
+
+def test_polygons_in_a_crs_that_leads_nowhere_are_named(tmp_path: Path, mask_file: Write, run: Run) -> None:
+    site = CRS.from_wkt('LOCAL_CS["site",UNIT["metre",1]]')
+    gpd.GeoDataFrame(geometry=[box(0, 0, 9, 9)], crs=site).to_file(tmp_path / "p.gpkg")
+    write(tmp_path / "t.gpkg", [place(5, 5, 20, 20)])
+    mask_file(tmp_path / "out/x.tif", EMPTY, nodata=255)
+    options = ("evaluate", tmp_path / "out", "--masks", tmp_path / "t.gpkg", "--polygons", tmp_path / "p.gpkg")
+    code, out, err = run(*options)
+    assert (code, out) == (65, "")
+    assert "p.gpkg: no way from its CRS to metres" in err
+
+
+def test_a_run_without_any_data_has_no_polygons_to_judge(tmp_path: Path, mask_file: Write, run: Run) -> None:
+    write(tmp_path / "t.gpkg", [place(5, 5, 20, 20)])
+    mask_file(tmp_path / "out/x.tif", EMPTY + np.uint8(255), nodata=255)
+    options = ("evaluate", tmp_path / "out", "--masks", tmp_path / "t.gpkg", "--polygons", tmp_path / "t.gpkg")
+    code, out, err = run(*options, "--json")
+    assert code == 0, err
+    found = json.loads(out)["polygons"]
+    assert (found["true"], found["true_left_out"], found["f1"]) == (0, 1, None)

@@ -210,7 +210,9 @@ def test_row_38_nothing_that_is_read_is_ever_written_over(
     assert tree_hashes(pair) == before
 
 
-def test_row_38_a_stranger_s_style_beside_an_error_map_stays(pair: Path, run: Run) -> None:
+def test_row_38_a_stranger_s_style_beside_an_error_map_stays(pair: Path, mask_file: Write, run: Run) -> None:
+    for side in ("out", "gt"):
+        mask_file(pair / side / "sfo1.tif")
     style = pair / "errors" / "sfo1.qml"
     style.parent.mkdir()
     style.write_text("mine")
