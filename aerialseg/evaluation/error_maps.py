@@ -101,7 +101,7 @@ def error_path(folder: Path, name: str) -> Path:
 
 def check_error_folder(folder: Path, pairs: Sequence[Pair], *, overwrite: bool) -> None:
     """Raise before any counting when the files cannot be written, or would replace inputs or strangers' files."""
-    inputs = [path for pair in pairs for path in (pair.prediction, pair.truth, pair.probability) if path is not None]
+    inputs = [path for pair in pairs for path in pair.files]
     outputs = [error_path(folder, pair.name) for pair in pairs]
     refuse_input_as_output(inputs, [*outputs, folder / BUILDINGS])
     for parent in sorted({folder, *(path.parent for path in outputs)}):

@@ -38,6 +38,12 @@ class Pair:
     rival: Path | None = None
     """Another run's prediction of the scene: ground on which it has no data is not counted either."""
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Everything that is read for it, and may therefore not be written over."""
+        known = (self.prediction, self.truth, self.probability, self.rival)
+        return (*(path for path in known if path is not None), *self.vectors)
+
 
 @dataclass(frozen=True, slots=True)
 class Pairing:

@@ -43,8 +43,7 @@ class PageOptions:
 
 def check_report_path(path: Path, pairs: Sequence[Pair], *, overwrite: bool) -> None:
     """Raise before any counting when the page cannot be written, or would replace an input or a stranger's file."""
-    inputs = [file for pair in pairs for file in (pair.prediction, pair.truth, pair.probability) if file is not None]
-    refuse_input_as_output(inputs, [path])
+    refuse_input_as_output([file for pair in pairs for file in pair.files], [path])
     prepare_output_folder(path.parent)
     refuse_foreign(path, ours=is_our_page(path), overwrite=overwrite)
 

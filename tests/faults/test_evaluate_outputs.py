@@ -210,6 +210,24 @@ def test_row_38_nothing_that_is_read_is_ever_written_over(
     assert tree_hashes(pair) == before
 
 
+@pytest.mark.parametrize("name", ["a.geojson", "errors.gpkg"])
+def test_row_38_no_vector_file_of_a_folder_is_written_over(
+    pair: Path, run: Run, tree_hashes: Hashes, name: str
+) -> None:
+    import geopandas as gpd
+    from shapely.geometry import box
+
+    (pair / "true").mkdir()
+    for file in ("a.geojson", "errors.gpkg"):
+        gpd.GeoDataFrame(geometry=[box(616010, 3346850, 616030, 3346870)], crs=26914).to_file(pair / "true" / file)
+    before = tree_hashes(pair)
+    output = ("--report", pair / "true" / name) if name == "a.geojson" else ("--errors", pair / "true")
+    code, _, err = run("evaluate", pair / "out", "--masks", pair / "true", "--pixels-only", "-f", *output)
+    assert code == 2, err
+    assert f"would overwrite the input {pair / 'true' / name}" in err
+    assert tree_hashes(pair) == before
+
+
 def test_row_38_a_stranger_s_style_beside_an_error_map_stays(pair: Path, mask_file: Write, run: Run) -> None:
     for side in ("out", "gt"):
         mask_file(pair / side / "sfo1.tif")
