@@ -52,7 +52,8 @@ def train(
     SIGTERM saves after the current step; the same command with --resume goes on from there and ends with the same
     weights as if it had not stopped.
 
-    On several GPUs, of one machine or many, torchrun starts it; data.batch is then the batch of all GPUs together.
+    On several GPUs, of one machine or many, torchrun starts it; data.batch is then the batch of all GPUs together, and
+    a run may go on with another number of them: the same training up to rounding, not bit for bit.
 
     \b
     Examples:
