@@ -93,6 +93,7 @@ def train(
             start = _start(state, tiles, ranks.from_first(config), options, progress)
             start = with_teacher(start, tiles, options.teacher, resumed=state is not None)
             ranks.share(start.config.data.batch)
+        with ranks.together():
             ranks.check_alike({"set of tiles": tiles.digest[:12], "kind of device": device.type})
         readers = held.enter_context(open_readers(reading_threads(config.data.threads, ranks.local_world)))
         job = build_job(run, tiles, start, device=device, readers=readers, progress=progress, ranks=ranks)
@@ -251,6 +252,6 @@ def _fit_in_memory(job: Job, standing: Standing, progress: Progress) -> None:
         if share > 1:
             smaller = f"--set data.batch={share // 2 * world} --set optimizer.accumulate={2 * parts}"
         raise ResourceError(
-            f"{one_line(job.run)}: {job.fabric.device} has too little memory for {share} crops of {section.crop} px with"
-            f" {job.card.preset}; start again with {smaller}, or a smaller network"
+            f"{one_line(job.run)}: {job.fabric.device} has too little memory for {share} crops of {section.crop} px"
+            f" with {job.card.preset}; start again with {smaller}, or a smaller network"
         ) from error

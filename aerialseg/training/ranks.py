@@ -80,7 +80,8 @@ class Ranks:
     def together(self) -> Iterator[None]:
         """Run a piece of work that may fail on any process: then it fails on all, and the first that failed says why.
 
-        All processes have to come here. A stop is raised on all of them.
+        All processes have to come here, and none may wait for another inside, unless it is the first thing it does. A
+        stop is raised on all of them.
         """
         problem: AerialsegError | None = None
         try:

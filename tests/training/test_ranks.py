@@ -14,7 +14,7 @@ import sys
 import time
 import traceback
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from torch import nn
 from aerialseg.cli import main
 from aerialseg.errors import BadDataError, ConfigError, UsageError
 from aerialseg.models.segmenter import Segmenter
-from aerialseg.training import dataset, start
+from aerialseg.training import dataset, loop, start
 from aerialseg.training.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
@@ -232,6 +232,32 @@ def test_what_fails_on_one_process_outside_the_common_steps_is_said_by_it_alone(
     ended = train(words("run"))
     assert ended.codes == [71, 71] and len(ended.errors) == 1, ended.err
     assert "too little memory for 2 crops of 64 px" in ended.errors[0] and "data.batch=2" in ended.errors[0]
+
+
+@pytest.mark.parametrize("where", ["_start", "load_tileset", "pick_device"])
+def test_what_fails_before_the_first_step_on_one_process_ends_both(
+    train: Any, words: Any, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    work = getattr(loop, where)
+
+    def fail(*given: Any) -> Any:
+        if os.environ["RANK"] == "1":
+            raise BadDataError("only here")
+        return work(*given)
+
+    monkeypatch.setattr(loop, where, fail)
+    ended = train(words("run"))
+    assert ended.codes == [65, 65] and ended.errors == ["error: only here"], ended.err
+
+
+def test_processes_that_see_other_tiles_do_not_train_together(
+    train: Any, words: Any, tiles: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = loop.load_tileset
+    monkeypatch.setattr(loop, "load_tileset", lambda folder: replace(load(folder), digest=os.environ["RANK"] * 64))
+    ended = train(words("run"))
+    assert ended.codes == [78, 78] and len(ended.errors) == 1, ended.err
+    assert "process 1 has another set of tiles than process 0" in ended.errors[0]
 
 
 def spoil_rank_1(monkeypatch: pytest.MonkeyPatch, steps: range) -> None:
