@@ -7,6 +7,7 @@ Errors of rasterio, of GDAL and of the operating system become one line that nam
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -51,8 +52,8 @@ def open_raster(path: Path, *, overviews: bool = False) -> Iterator[DatasetReade
     """Open a local raster for reading, guarded; use it in the thread and process that opened it.
 
     With `overviews`, those beside it are opened, too, by whatever driver fits: for temporary files of our own only.
-    Raises UsageError for a remote or driver-prefixed path, NoInputError for a missing file and BadDataError for
-    anything that is not a raster of an allowed format.
+    Raises UsageError for a remote or driver-prefixed path, NoInputError for a missing file, BadDataError for anything
+    that is not a raster of an allowed format and ReadError when the disk fails.
     """
     name = checked_path(path)
     complaints = _Complaints()
@@ -169,11 +170,18 @@ def _refuse_hostile_mask(path: Path) -> None:
 
 
 def _what_it_is(path: Path, error: Exception) -> str:
-    """Say what a file holds that no driver could open: from its first bytes, else in GDAL's words."""
+    """Say what a file holds that no driver could open: from its first bytes, else in GDAL's words.
+
+    Raises ReadError when the disk fails.
+    """
     try:
         with path.open("rb") as stream:
             head = stream.read(1024)
     except OSError as refusal:
+        if refusal.errno == errno.EIO:
+            raise ReadError(
+                f"{one_line(path)}: cannot be read: {refusal.strerror}; check its disk and run again"
+            ) from refusal
         return f"may not be read: {refusal.strerror}"
     if not head:
         return "is empty (0 bytes)"

@@ -329,18 +329,20 @@ def test_row_12_max_pixels_names_the_flag(tmp_path: Path, scene: Path, run: Run,
 
 
 def test_an_input_that_cannot_be_read_fails_alone(tmp_path: Path, scene: Path, scene_file: Write, model: Path) -> None:
-    """/proc/self/mem is a file that opens and gives "Input/output error", here as a side file of one scene."""
+    """/proc/self/mem opens as a file and gives "Input/output error": here a scene, and a side file of one."""
     scene_file(scene.with_name("austin2.tif"), values())
     scene_file(scene.with_name("austin3.tif"), values())
     scene.with_name("austin2.tif-wal").symlink_to("/proc/self/mem")
+    scene.with_name("austin4.tif").symlink_to("/proc/self/mem")
     out = tmp_path / "out"
-    for statuses in (["done", "failed", "done"], ["skipped", "failed", "skipped"]):
+    for statuses in (["done", "failed", "done", "failed"], ["skipped", "failed", "skipped", "failed"]):
         code, err = in_process("predict", scene.parent, "-m", model, "-o", out, "--device", "cpu")
         report = json.loads((out / "report.json").read_text())["scenes"]
         assert [entry["status"] for entry in report.values()] == statuses
         assert code == 3
-        assert report["austin2"]["error"]["exit_code"] == 74
-        assert f"error: {scene.parent}/austin2.tif-wal: cannot be read: Input/output error" in err
+        assert [report[name]["error"]["exit_code"] for name in ("austin2", "austin4")] == [74, 74]
+        for name in ("austin2.tif-wal", "austin4.tif"):
+            assert f"error: {scene.parent}/{name}: cannot be read: Input/output error" in err
     code, err = in_process("predict", scene.with_name("austin2.tif"), "-m", model, "-o", tmp_path / "alone")
     assert code == 74
     assert not list((tmp_path / "alone").glob("*.tif"))
