@@ -130,19 +130,14 @@ def build_job(
     ranks: Ranks = ALONE,
 ) -> Job:
     """Put the network on its device and everything else around it; all of `ranks` come here at once."""
-    config = start.config
-    chosen, progress = training_tiles(tiles, config.data), progress or Silent()
-    if start.teacher is not None:
-        chosen = whole_ground(tiles, config.data)
+    config, progress = start.config, progress or Silent()
+    chosen = training_tiles(tiles, config.data) if start.teacher is None else whole_ground(tiles, config.data)
     parts = config.optimizer.accumulate
     steps = config.schedule.steps_per_epoch or math.ceil(steps_to_cover(chosen, config.data) / parts)
-    precision = pick_precision(config.run.precision, device)
+    with ranks.together():
+        precision = pick_precision(config.run.precision, device)
+        model = _place_network(start, device, ranks)
     fabric = build_fabric(device, precision, ranks)
-    if config.run.checkpoint_activations:
-        keep_fewer_activations(start.segmenter)
-    model = start.segmenter.to(device).to(memory_format=torch.channels_last).train()
-    if ranks.world > 1 and device.type == "cuda":  # on a processor torch has none, and announce() says so
-        model = convert_sync_batchnorm(model)
     average = copy.deepcopy(model).eval().requires_grad_(False) if config.run.ema > 0 else None
     forward, optimizer = fabric.setup(model, build_optimizer(model, config.optimizer))
     with ranks.together():
@@ -166,6 +161,16 @@ def build_job(
         ranks=ranks,
         teacher=None if start.teacher is None else start.teacher.to(device),
     )
+
+
+def _place_network(start: Start, device: torch.device, ranks: Ranks) -> Segmenter:
+    """Return the network on its device, ready to be trained."""
+    if start.config.run.checkpoint_activations:
+        keep_fewer_activations(start.segmenter)
+    model = start.segmenter.to(device).to(memory_format=torch.channels_last).train()
+    if ranks.world > 1 and device.type == "cuda":  # on a processor torch has none, and announce() says so
+        model = convert_sync_batchnorm(model)
+    return model
 
 
 def build_fabric(device: torch.device, precision: str, ranks: Ranks = ALONE) -> Fabric:

@@ -91,15 +91,12 @@ def train(
         state = ranks.from_first(state)
         with ranks.together():
             start = _start(state, tiles, ranks.from_first(config), options, progress)
-            start = with_teacher(start, tiles, options.teacher, resumed=state is not None)
             ranks.share(start.config.data.batch)
         with ranks.together():
             ranks.check_alike({"set of tiles": tiles.digest[:12], "kind of device": device.type})
         readers = held.enter_context(open_readers(reading_threads(config.data.threads, ranks.local_world)))
         job = build_job(run, tiles, start, device=device, readers=readers, progress=progress, ranks=ranks)
-        if state is None and ranks.first:
-            begin_run(run, job.config)
-        standing = Standing(threshold=config.run.threshold) if state is None else restore(job, state)
+        standing = _standing_of(job, state)
         complete = standing.finished
         if not complete:
             if ranks.first:
@@ -234,10 +231,21 @@ def _start(
     state: State | None, tiles: TileSet, config: TrainConfig, options: TrainOptions, progress: Progress
 ) -> Start:
     if state is not None:
-        return start_again(state)
-    if options.start_from is not None:
-        return start_from_model(tiles, config, options.start_from, progress.say)
-    return start_fresh(tiles, config)
+        start = start_again(state)
+    elif options.start_from is not None:
+        start = start_from_model(tiles, config, options.start_from, progress.say)
+    else:
+        start = start_fresh(tiles, config)
+    return with_teacher(start, tiles, options.teacher, resumed=state is not None)
+
+
+def _standing_of(job: Job, state: State | None) -> Standing:
+    """Return where the run stands: at its beginning, which clears the folder, or where its checkpoint says."""
+    if state is not None:
+        return restore(job, state)
+    if job.ranks.first:
+        begin_run(job.run, job.config)
+    return Standing(threshold=job.config.run.threshold)
 
 
 def _fit_in_memory(job: Job, standing: Standing, progress: Progress) -> None:

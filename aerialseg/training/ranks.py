@@ -220,12 +220,13 @@ def join_ranks() -> Iterator[Ranks]:
         yield ranks
         return
     import torch
+    from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
     nvidia = torch.cuda.is_available() and torch.distributed.is_nccl_available()
     store, *_ = next(rendezvous("env://"))
     if ranks.world == ranks.local_world:  # here torchrun may keep its store over a restart, with addresses of the dead
-        store = torch.distributed.PrefixStore(f"attempt {found.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        store = PrefixStore(f"attempt {found.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     try:
         torch.distributed.init_process_group(
             "cpu:gloo,cuda:nccl" if nvidia else "gloo", store=store, rank=ranks.rank, world_size=ranks.world
