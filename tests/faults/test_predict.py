@@ -648,14 +648,14 @@ class Killable:
             self.command(self.out), env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True
         )
 
-    def strips_begun(self) -> bool:
-        """Whether the first scene is done and the second one is being written."""
-        temporaries = [path for path in self.out.glob(".aerialseg-*.tif") if path.stat().st_size > 0]
-        return (self.out / "a1.qml").exists() and bool(temporaries)
+    def kept_bytes(self) -> int:
+        """How much of the scene that is being predicted is on the disk."""
+        return sum(path.stat().st_size for path in self.out.glob(".aerialseg-*.part"))
 
     def wait_until_busy(self, process: subprocess.Popen[str]) -> None:
-        deadline = time.monotonic() + 100
-        while not self.strips_begun():
+        """Wait until the first scene is done and strips of the second one have been written."""
+        deadline, before = time.monotonic() + 100, max(self.kept_bytes(), 5000)  # the first one has 4,096 pixels
+        while not (self.out / "a1.qml").exists() or self.kept_bytes() <= before:
             assert process.poll() is None, process.stderr.read() if process.stderr else ""
             assert time.monotonic() < deadline
             time.sleep(0.02)
@@ -681,14 +681,15 @@ def test_rows_15_and_16_stopped_and_killed_runs_go_on_where_they_were(
     work.wait_until_busy(process)
     process.kill()
     process.communicate(timeout=60)
-    assert list(work.out.glob(".aerialseg-*.tif"))
+    assert work.kept_bytes()
     assert not (work.out / "a2.tif").exists()
 
     code, err = in_process(*work.command(work.out)[3:])
     assert code == 0, err
     scenes = json.loads((work.out / "report.json").read_text())["scenes"]
     assert {name: scene["status"] for name, scene in scenes.items()} == {"a1": "skipped", "a2": "done"}
-    assert not list(work.out.glob(".aerialseg-*.tif"))
+    assert scenes["a2"]["resumed_rows"] > 0
+    assert [path.name for path in work.out.glob(".aerialseg-*")] == [".aerialseg-lock"]
     assert (work.out / "a1.tif").read_bytes() == finished
 
     code, err = in_process(*work.command(tmp_path / "undisturbed")[3:])
