@@ -7,6 +7,7 @@ Every call is seeded, so the result depends on (run seed, epoch, sample), never 
 from __future__ import annotations
 
 import os
+import random
 from typing import TYPE_CHECKING, Any
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # read on import; without it the library asks a server for its version
@@ -29,9 +30,10 @@ class Augmentation:
         steps: list[Any] = [albumentations.D4(p=1.0)] if section.flips else []
         if section.colour > 0:
             steps += _colour_steps(section.colour, bands)
-        self._wear = _wear_steps(section.wear) if section.wear > 0 else []
+        if section.wear > 0:
+            steps += _wear_steps(section.wear)
         self._crop = section.crop
-        self._chain = albumentations.Compose([*steps, *self._wear])
+        self._chain = albumentations.Compose(steps)
 
     def __call__(
         self, pixels: NDArray[np.uint8], target: NDArray[np.uint8], valid: NDArray[np.bool_], seed: int
@@ -47,9 +49,8 @@ class Augmentation:
             valid = cv2.resize(valid.view(np.uint8), size, interpolation=cv2.INTER_NEAREST_EXACT).view(np.bool_)
         if not self._chain.transforms:
             return pixels, target, valid
-        self._chain.set_random_seed(seed)
-        for number, step in enumerate(self._wear, 1):
-            step.set_random_seed(seed + number)  # the chain gives all steps the same dice: they would strike together
+        # Not set_random_seed: that gives every step the same dice, and what is bright would also be red.
+        self._chain.set_random_state(np.random.default_rng(seed), random.Random(seed))
         changed = self._chain(image=pixels, masks=[target, valid.view(np.uint8)])
         return changed["image"], changed["masks"][0], changed["masks"][1].view(np.bool_)
 

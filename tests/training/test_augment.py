@@ -46,6 +46,12 @@ def test_without_flips_scale_and_colour_nothing_changes() -> None:
         assert np.array_equal(before, after)
 
 
+def test_changes_strike_independently_of_one_another() -> None:
+    augment, (plain, target, valid) = Augmentation(DataSection(crop=32, flips=False, colour=0.5), 3), ramp()
+    unchanged = [np.array_equal(augment(plain, target, valid, seed)[0], plain) for seed in range(600)]
+    assert np.mean(unchanged) == pytest.approx(0.2 * 0.5, abs=0.05)  # with the same dice: 0.2, the rarer with the other
+
+
 @pytest.mark.parametrize("bands", [1, 3, 5])
 def test_colour_changes_pixels_by_its_strength_and_labels_never(bands: int) -> None:
     changes = []
