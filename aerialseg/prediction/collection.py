@@ -79,10 +79,7 @@ def write_collection(
     """
     progress = progress or Silent()
     say = progress.say
-    known = []
-    for entry in entries:
-        progress.advance(0)
-        known.append(_known(entry))
+    known = [_known(entry, progress) for entry in entries]
     parts = [item.probability for item in known if item.probability is not None]
     boxes = [item.mask.box for item in known]
     refuse_strangers(collection_paths(out, boxes, probability=bool(parts)), overwrite=overwrite)
@@ -157,7 +154,8 @@ def _note_others(out: Path, entries: Sequence[Entry], progress: Progress) -> Non
         progress.say(f"{one_line(out)}: {counted}, such as {one_line(others[0])}, {where}")
 
 
-def _known(entry: Entry) -> _Known:
+def _known(entry: Entry, progress: Progress) -> _Known:
+    progress.advance(0)
     with open_raster(entry.scene) as dataset:
         box, taken = GeoBox.of(dataset), parse_taken(dataset.tags().get("TIFFTAG_DATETIME"))
         picture = Layer(entry.name, entry.scene, box.crs, scene_pipe(dataset))

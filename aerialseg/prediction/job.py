@@ -86,11 +86,8 @@ def predict_scenes(
     scenes = [scene for scene in scenes if not is_output_in(scene.image, out)]
     if not scenes:
         raise NoInputError(f"{one_line(out)}: no scene to predict; what was given are masks that predict wrote here")
-    files = {scene.name: SceneFiles.of(scene, out, options.measures) for scene in scenes}
     inputs = [model, *(scene.image for scene in scenes)]
-    refuse_input_as_output(inputs, every_output(files, out))
-    for folder in sorted({out, *(path.parent for entry in files.values() for path in entry.rasters)}):
-        prepare_output_folder(folder)
+    files = _prepare_files(scenes, inputs, out, options)
     parts = {part_path(out, scene.name) for scene in scenes}
     with locked(out, shared=options.shard is not None, when_alone=partial(sweep, out, parts)):
         refuse_foreign_report(out / report_name(options.shard), overwrite=options.overwrite)
@@ -110,6 +107,17 @@ def predict_scenes(
                 journal.write()
             raise
         return journal.write()
+
+
+def _prepare_files(
+    scenes: Sequence[Scene], inputs: Sequence[Path], out: Path, options: PredictOptions
+) -> dict[str, SceneFiles]:
+    """Return where each scene's outputs go, by its name; none of them is an input, and their folders are there."""
+    files = {scene.name: SceneFiles.of(scene, out, options.measures) for scene in scenes}
+    refuse_input_as_output(inputs, every_output(files, out))
+    for folder in sorted({out, *(path.parent for entry in files.values() for path in entry.rasters)}):
+        prepare_output_folder(folder)
+    return files
 
 
 def _check(
