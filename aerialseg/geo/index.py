@@ -13,8 +13,9 @@ from urllib.parse import quote
 
 import numpy as np
 
-from aerialseg.errors import BadDataError, one_line
+from aerialseg.errors import BadDataError, OutputError, one_line
 from aerialseg.files import staged
+from aerialseg.geo.edits import is_open_elsewhere
 from aerialseg.geo.opening import write_error
 
 if TYPE_CHECKING:
@@ -81,8 +82,12 @@ def write_index(path: Path, tiles: Sequence[TileRecord], boxes: dict[str, GeoBox
         if len(_read_rows(temporary)) != len(tiles):
             raise write_error(path, "not all rows read back as written")
         write_index_style(temporary)
-        for pending in ("-wal", "-shm"):  # changes to the old file, kept beside it by a QGIS that has it open
-            path.with_name(path.name + pending).unlink(missing_ok=True)
+        # A new file beside the old one's pending changes would be mixed with them, and without them they are lost.
+        if is_open_elsewhere(path):
+            raise OutputError(
+                f"{one_line(path)}: is open in another program, such as QGIS, and stays as it is; close it there and"
+                " run the same command again, which keeps the tiles that are cut"
+            )
 
 
 def _read_rows(path: Path) -> list[tuple[str, str | None]]:

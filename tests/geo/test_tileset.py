@@ -14,7 +14,7 @@ import pytest
 from affine import Affine
 from rasterio.crs import CRS
 
-from aerialseg.errors import BadDataError, NoInputError
+from aerialseg.errors import BadDataError, OutputError, NoInputError
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.index import read_splits, write_index
 from aerialseg.geo.tileset import (
@@ -163,19 +163,22 @@ def test_the_index_is_readable_while_qgis_has_it_open(tmp_path: Path) -> None:
     connection.close()
 
 
-def test_changes_pending_beside_an_old_index_do_not_enter_the_new_one(tmp_path: Path) -> None:
+def test_an_index_that_another_program_has_open_is_not_taken_from_it(tmp_path: Path) -> None:
     connection = sqlite3.connect(write_set(tmp_path) / INDEX)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("CREATE TABLE notes (text)")
     connection.commit()
     assert (tmp_path / f"{INDEX}-wal").stat().st_size > 0
-    write_set(tmp_path, tiles(count=3))
-    fresh = sqlite3.connect(tmp_path / INDEX)
-    assert fresh.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-    assert fresh.execute("SELECT count(*) FROM sqlite_master WHERE name = 'notes'").fetchone() == (0,)
-    assert len(read_splits(tmp_path / INDEX)) == 3
+    with pytest.raises(OutputError, match="open in another program.*close it"):
+        write_set(tmp_path, tiles(count=3))
+    with sqlite3.connect(tmp_path / INDEX) as fresh:
+        assert fresh.execute("SELECT count(*) FROM sqlite_master WHERE name = 'notes'").fetchone() == (1,)
     fresh.close()
+    assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     connection.close()
+    write_set(tmp_path, tiles(count=3))
+    assert len(read_splits(tmp_path / INDEX)) == 3
+    assert not list(tmp_path.glob(f"{INDEX}-*"))
 
 
 def outlines(path: Path) -> tuple[dict[str, Any], list[Any]]:
