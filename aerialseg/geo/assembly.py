@@ -85,16 +85,26 @@ def look_before(folder: Path, *, overwrite: bool) -> Before:
 
 
 def is_finished(
-    folder: Path, before: Before, records: Sequence[SceneRecord], failures: Mapping[str, AerialsegError]
+    folder: Path,
+    before: Before,
+    records: Sequence[SceneRecord],
+    failures: Mapping[str, AerialsegError],
+    sources: Mapping[str, Any] | None,
 ) -> bool:
-    """Return whether the folder holds the finished set of exactly these scenes."""
+    """Return whether the folder holds the finished set of exactly these scenes, read from these `sources` if any."""
     manifest = before.manifest
     return (
         manifest is not None
+        and manifest.get("sources") == sources
         and manifest["scenes"] == _scene_lines(records)
         and manifest["failed"] == {name: str(error) for name, error in failures.items()}
         and (folder / INDEX).is_file()
     )
+
+
+def sources_of(jobs: Sequence[Job], options: TilingOptions, folder: Path) -> dict[str, Any] | None:
+    """Return what the tiles of a set without pixels are read from; None for a set with files of its own."""
+    return describe_sources(jobs, options, folder) if options.index_only else None
 
 
 def begin_set(folder: Path, before: Before) -> None:
@@ -135,7 +145,7 @@ def finish_set(
         "left_out": total_left_out(records),
         "scenes": _scene_lines(records),
         "failed": {name: str(error) for name, error in failures.items()},
-        **({"sources": describe_sources(jobs, options, folder)} if options.index_only else {}),
+        **({} if (sources := sources_of(jobs, options, folder)) is None else {"sources": sources}),
     }
     remove_stale(folder, set() if options.index_only else {tile.name for tile in tiles})
     drop_records(folder, [job.stem for job in jobs if job.scene.name in done])

@@ -10,6 +10,7 @@ from aerialseg.files import sha256_of
 from aerialseg.geo.sidecars import pam_digest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 PAM = ".aux.xml"
@@ -33,14 +34,32 @@ def content_digest(path: Path) -> str:
 
     Of an `.aux.xml` counts what it says, without the statistics that a GIS leaves there when it shows the raster.
     """
+    return hashlib.sha256("\n".join([sha256_of(path), *_beside(path, sha256_of)]).encode()).hexdigest()
+
+
+def content_stamp(path: Path) -> str:
+    """Return what all that `content_digest` reads looks like from outside: sizes and times of change.
+
+    It changes whenever the digest does, and at times when that does not. Raises OSError for a missing file.
+    """
+    return " ".join([file_stamp(path), *_beside(path, file_stamp)])
+
+
+def file_stamp(path: Path) -> str:
+    """Return a file's size and time of change; raises OSError for a missing one."""
+    status = path.stat()
+    return f"{status.st_size}:{status.st_mtime_ns}"
+
+
+def _beside(path: Path, look: Callable[[Path], str]) -> list[str]:
+    """Return for each side file that says something its suffix and what `look`, or `pam_digest`, finds."""
     suffixes = [form for suffix in REPLACED.get(path.suffix.lower(), ()) for form in _spellings(suffix)]
     beside = [*(path.with_name(path.name + suffix) for suffix in APPENDED), *map(path.with_suffix, suffixes)]
     # Not Path.is_file: beside a name of 255 bytes it raises "File name too long" instead of answering.
     there = [file for file in beside if os.path.isfile(file)]  # noqa: PTH113
-    digests = [(file, pam_digest(file) if file.name.endswith(PAM) else sha256_of(file)) for file in there]
-    parts = [f"{file.suffix.lower()} {digest}" for file, digest in digests if digest is not None]
+    found = [(file, pam_digest(file) if file.name.endswith(PAM) else look(file)) for file in there]
     # Once each: a file system that ignores case finds one file under all of its spellings.
-    return hashlib.sha256("\n".join([sha256_of(path), *dict.fromkeys(parts)]).encode()).hexdigest()
+    return list(dict.fromkeys(f"{file.suffix.lower()} {said}" for file, said in found if said is not None))
 
 
 def _spellings(suffix: str) -> tuple[str, str, str]:

@@ -35,7 +35,7 @@ def describe_sources(jobs: Sequence[Job], options: TilingOptions, folder: Path) 
     return {
         "scenes": [[job.scene.name, place(job.scene.image), place(job.scene.mask)] for job in jobs],
         "split": options.split, "val_area": place(options.val_area), "gsd_m": options.gsd_m,
-        "masks": [rule.building_values, rule.ignore_values, rule.threshold],
+        "masks": [rule.building_values and list(rule.building_values), list(rule.ignore_values), rule.threshold],
         "vectors": [place(path) for path in options.vectors], "where": options.where,
         "labelled_area": place(options.labelled_area), "keep_empty": options.keep_empty,
         "keep_unlabelled": options.keep_unlabelled,

@@ -27,6 +27,7 @@ from aerialseg.geo.assembly import (
     look_before,
     pooled_classes,
     refuse_outputs,
+    sources_of,
     total_left_out,
 )
 from aerialseg.geo.cutting import CutTile, cut_tiles, rows_of
@@ -123,7 +124,8 @@ def _bring_up_to_date(
     digests = _digests(found.jobs, options, progress)
     records = {} if options.overwrite else _reusable(out, found.jobs, digests)
     todo = [job for job in found.jobs if job.stem not in records]
-    if not todo and is_finished(out, before, list(records.values()), failures):
+    sources = sources_of(found.jobs, options, out)
+    if not todo and is_finished(out, before, list(records.values()), failures, sources):
         return list(records.values()), [], failures, False
     begin_set(out, before)
     for job, cuts in _cut_all(todo, None if options.index_only else out, options, progress):

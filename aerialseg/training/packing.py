@@ -17,6 +17,7 @@ from rasterio.windows import Window
 
 from aerialseg.errors import ConfigError, NoInputError, OutputError, StorageError, one_line
 from aerialseg.files import locked, prepare_output_folder, require_space, sweep
+from aerialseg.geo.contents import content_stamp, file_stamp
 from aerialseg.geo.cutting import padded, read_tiles, rows_of
 from aerialseg.geo.sources import check_unchanged, plan_again, source_files
 from aerialseg.training.cache import Contents, Piece, TileCache, open_cache, write_cache
@@ -24,7 +25,7 @@ from aerialseg.training.dataset import read_square
 from aerialseg.training.losses import IGNORE
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
     from aerialseg.config import DataSection
     from aerialseg.geo.survey import Job, PlannedTile
@@ -91,12 +92,13 @@ def cache_path(tiles: TileSet, place: str) -> Path:
 def stamps(tiles: TileSet) -> dict[str, str]:
     """Return tile -> what the files it is read from look like from outside: sizes and times of change.
 
-    A tile that was edited in place has another stamp than the one that was packed. Times are only compared for being
-    equal, so a clock that is wrong does no harm. Raises NoInputError for a file that is missing.
+    What lies beside a scene or its labels and says where they are or what is masked counts too. A tile that was edited
+    in place has another stamp than the one that was packed. Times are only compared for being equal, so a clock that is
+    wrong does no harm. Raises NoInputError for a file that is missing.
     """
     if tiles.sources is None:
-        return {tile.name: _stamp(tiles.image_path(tile), tiles.mask_path(tile)) for tile in tiles.tiles}
-    by_scene = {scene: _stamp(*paths) for scene, paths in source_files(tiles).items()}
+        return {tile.name: _stamp(file_stamp, tiles.image_path(tile), tiles.mask_path(tile)) for tile in tiles.tiles}
+    by_scene = {scene: _stamp(content_stamp, *paths) for scene, paths in source_files(tiles).items()}
     return {tile.name: by_scene[tile.scene] for tile in tiles.tiles}
 
 
@@ -132,9 +134,8 @@ def pieces_of_scenes(tiles: TileSet) -> list[Piece]:
     ]
 
 
-def _stamp(*paths: Path) -> str:
+def _stamp(look: Callable[[Path], str], *paths: Path) -> str:
     try:
-        found = [path.stat() for path in paths]
+        return " ".join(map(look, paths))
     except OSError as error:
         raise NoInputError(f"{one_line(error.filename)}: {error.strerror}; run aerialseg tile again") from error
-    return " ".join(f"{status.st_size}:{status.st_mtime_ns}" for status in found)

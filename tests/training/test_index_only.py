@@ -170,6 +170,33 @@ def test_scenes_with_new_times_are_packed_anew(moved: TileSet) -> None:
     assert "holds other tiles; packing" in opened(moved.folder)[1][0]
 
 
+def test_a_mask_that_appears_beside_a_packed_scene_is_named_not_ignored(moved: TileSet) -> None:
+    import rasterio
+
+    opened(moved.folder)
+    image = moved.folder.parent / "scenes" / "images" / "city2.tif"
+    profile = {"driver": "GTiff", "height": 40, "width": 200, "count": 1, "dtype": "uint8", "crs": CRS}
+    with rasterio.open(f"{image}.msk", "w", transform=rasterio.Affine.scale(0.3), **profile) as target:
+        target.write(np.zeros((1, 40, 200), np.uint8))
+    with pytest.raises(BadDataError, match=r"images/city2\.tif: the scene or its labels have changed"):
+        opened(moved.folder)
+
+
+def test_statistics_that_a_gis_leaves_beside_a_scene_pack_nothing_anew(moved: TileSet) -> None:
+    opened(moved.folder)
+    metadata = '<Metadata><MDI key="STATISTICS_MEAN">3</MDI></Metadata>'
+    text = f'<PAMDataset><PAMRasterBand band="1">{metadata}</PAMRasterBand></PAMDataset>'
+    (moved.folder.parent / "scenes" / "images" / "city1.tif.aux.xml").write_text(text)
+    assert opened(moved.folder)[1] == []
+
+
+def test_the_same_scenes_in_another_place_are_read_from_there(run: Any, scenes: Path, tmp_path: Path) -> None:
+    shutil.copytree(scenes, tmp_path / "before")
+    tile(run, tmp_path / "before", tmp_path / "set", "--index-only")
+    (tmp_path / "before").rename(tmp_path / "after")
+    assert opened(tile(run, tmp_path / "after", tmp_path / "set", "--index-only").folder)[0] is not None
+
+
 def test_without_a_cache_there_is_nothing_to_read(moved: TileSet) -> None:
     from test_cache import SECTION
 
