@@ -94,6 +94,10 @@ def test_the_command_prints_a_line_for_the_configuration_and_draws(
     assert code == 0 and len(values["rates"]) == len(values["losses"]) == len(values["smoothed"]) <= 12
     assert run(*words, "--plot", picture)[0] == 73
     assert run(*words, "--plot", tiles_folder)[0] == 2
+    own = tmp_path / "own.toml"
+    own.write_text("[model]\npreset = 'unet-r18'\n")
+    code, _, err = run("find-lr", tiles_folder, "-c", own, "--plot", own, "-f")
+    assert code == 2 and "own.toml: is the configuration" in err and own.read_text().startswith("[model]")
 
 
 def test_a_picture_is_refused_before_anything_is_trained(tiles_folder: Path, tmp_path: Path) -> None:

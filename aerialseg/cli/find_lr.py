@@ -38,7 +38,7 @@ def find_lr(
     from aerialseg.workflows.find_lr import claim_picture, draw_range_test, find_learning_rate
 
     if plot is not None:
-        claim_picture(plot, tiles=tiles, overwrite=overwrite)
+        claim_picture(plot, tiles=tiles, overwrite=overwrite, config=Path(config))
     with console_progress() as progress:
         found = find_learning_rate(tiles, chosen, device, progress)
     if plot is not None:

@@ -79,7 +79,7 @@ def train(
         from aerialseg.training.folder import TrainOptions
         from aerialseg.training.loop import train as train_network
 
-        options = TrainOptions(device, resume, start_from, teacher, overwrite, command=tuple(sys.argv))
+        options = TrainOptions(device, resume, start_from, teacher, overwrite, tuple(sys.argv), Path(named))
         report = train_network(tiles, chosen, out, options=options, progress=progress, ranks=ranks)
     if not ranks.first:
         return

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aerialseg.config import TrainConfig, differences, to_toml
@@ -28,7 +29,6 @@ from aerialseg.training.provenance import RUN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from aerialseg.geo.tileset import TileSet
     from aerialseg.training.checkpoint import State
@@ -52,6 +52,8 @@ class TrainOptions:
     """Start anew in a folder that holds a run; its model stays until the first new one is saved."""
     command: tuple[str, ...] = ()
     """As it was typed, for run.json."""
+    config: Path | None = None
+    """The file that the configuration was read from, which stays as it is unless the run wrote it itself."""
 
 
 @contextmanager
@@ -82,8 +84,10 @@ def open_run(
         return state
     if options.resume and not options.overwrite:
         say(f"{one_line(run)}: nothing to resume yet, starting from the beginning")
-    inputs = [path for path in (options.start_from, options.teacher) if path is not None]
-    refuse_input_as_output(map(find_model, inputs), [run / FILE_NAME])
+    models = [find_model(path) for path in (options.start_from, options.teacher) if path is not None]
+    refuse_input_as_output([*models, Path(config.model.weights)], [run / FILE_NAME])  # "imagenet" is no such path
+    if options.config is not None and not _is_ours(run):
+        refuse_input_as_output([options.config], [run / CONFIG])
     _claim(run, options)
     return None
 
@@ -105,8 +109,9 @@ def _claim(run: Path, options: TrainOptions) -> None:
             f"{one_line(run)}: holds a run already; go on with --resume, give another folder with -o, or start anew"
             " with --overwrite"
         )
-    for name in (LAST, PREVIOUS, FILE_NAME, CONFIG, METRICS, CURVES, RUN):
-        refuse_foreign(run / name, ours=ours, overwrite=options.overwrite)
+    names = (LAST, PREVIOUS, FILE_NAME, CONFIG, METRICS, CURVES, RUN)
+    for path in (*(run / name for name in names), *run.glob(EVENTS)):
+        refuse_foreign(path, ours=ours, overwrite=options.overwrite)
 
 
 def _is_ours(run: Path) -> bool:

@@ -103,10 +103,12 @@ def draw_range_test(path: Path, found: RangeTest, *, tiles: Path, overwrite: boo
         figure.savefig(temporary, dpi=110, format="png")
 
 
-def claim_picture(path: Path, *, tiles: Path, overwrite: bool) -> None:
-    """Raise UsageError when the picture would lie among the tiles, OutputError when a file is in its place."""
+def claim_picture(path: Path, *, tiles: Path, overwrite: bool, config: Path | None = None) -> None:
+    """Raise UsageError where the tiles or the configuration lie, OutputError when a file is in the picture's place."""
     if tiles.resolve() in (path.resolve(), *path.resolve().parents):
         raise UsageError(f"{one_line(path)}: lies in the folder of the tiles; give another place for the picture")
+    if config is not None and path.exists() and config.exists() and path.samefile(config):
+        raise UsageError(f"{one_line(path)}: is the configuration; give another place for the picture")
     prepare_output_folder(path.parent)
     refuse_foreign(path, ours=False, overwrite=overwrite)
 

@@ -240,7 +240,9 @@ def test_a_running_runs_folder_is_locked(run: Any, tiles: Path, config: Path, tm
     assert code == 73 and "another aerialseg run is writing here" in err
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "config.toml", "last.ckpt", "metrics.csv"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "config.toml", "last.ckpt", "metrics.csv", "events.out.tfevents.17.mine"]
+)
 def test_files_of_others_in_the_folder_are_never_replaced(
     run: Any, tiles: Path, config: Path, tmp_path: Path, name: str
 ) -> None:
@@ -271,6 +273,25 @@ def test_outputs_that_are_inputs_are_refused(
     code, _, err = run("train", *arguments(tiles, folder, config, "--from", str(tmp_path / "link"), "--overwrite"))
     assert code == 2 and "would overwrite the input" in err and weights(folder) == kept
     assert {k: v for k, v in tree_hashes(tiles).items() if "lock" not in k} == before
+
+
+def test_a_configuration_or_weights_in_the_place_of_an_output_are_refused(
+    run: Any, tiles: Path, config: Path, tmp_path: Path, tree_hashes: Any
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    config.rename(folder / "config.toml")
+    words = arguments(tiles, folder, folder / "config.toml", "--overwrite")
+    before = tree_hashes(folder)
+    code, _, err = run("train", *words)
+    assert code == 2 and f"{folder}/config.toml: this output would overwrite the input" in err
+    (folder / "config.toml").rename(config)
+    assert run("train", *arguments(tiles, folder, config))[0] == 0
+    assert run("train", *words, "--set", "schedule.epochs=1")[0] == 0, "a run's own is written anew"
+    before = tree_hashes(folder)
+    code, _, err = run("train", *words, "--set", f"model.weights={folder}/model.safetensors")
+    assert code == 2 and "model.safetensors: this output would overwrite the input" in err
+    assert tree_hashes(folder) == before
 
 
 def test_no_tiles_and_unfinished_tiles(run: Any, tiles: Path, config: Path, tmp_path: Path) -> None:
