@@ -133,12 +133,12 @@ def _default_folder(scene: str) -> Path:
 
 
 def _print(report: TilingReport) -> None:
+    from math import isnan
+
     from aerialseg.cli.console import print_table
     from aerialseg.errors import one_line
 
-    rows = [
-        [split, str(report.scenes[split]), str(tiles), f"{report.building[split]:.1%}" if tiles else "-"]
-        for split, tiles in report.tiles.items()
-    ]
+    shares = {split: "-" if isnan(share) else f"{share:.1%}" for split, share in report.building.items()}
+    rows = [[split, str(report.scenes[split]), str(tiles), shares[split]] for split, tiles in report.tiles.items()]
     rows += [[f"left out: {reason}", "", str(count), ""] for reason, count in report.left_out.items() if count]
     print_table(one_line(report.folder), ["split", "scenes", "tiles", "building"], rows)

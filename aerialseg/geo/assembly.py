@@ -203,10 +203,11 @@ def _statistics(records: Sequence[SceneRecord]) -> dict[str, Any]:
     ]
     planned = {tile.name: tile.split for record in records for tile in record.tiles}
     classes = pooled_classes(records, planned)
+    share = building_share(classes["train"])
     return {
         "mean": [round(total / pixels, 6) for total in sums],
         "std": [round(max(1.0, math.sqrt(variance)), 6) for variance in variances],  # a constant band divides by 1
-        "building_fraction": round(building_share(classes["train"]), 9),
+        "building_fraction": None if math.isnan(share) else round(share, 9),
         "classes": classes,
     }
 

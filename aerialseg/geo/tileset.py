@@ -62,8 +62,8 @@ class TileSet:
     tiles: tuple[TileRecord, ...]
     digest: str
     """Changes with the sources, the options, and the split."""
-    building_fraction: float
-    """The share of building in the labelled pixels of the training tiles' cores."""
+    building_fraction: float | None
+    """The share of building in the labelled pixels of the training tiles' cores; None when nothing is labelled."""
     content: str
     """The manifest's own digest: what the tiles hold, whatever side they are on now."""
     sources: Mapping[str, Any] | None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -87,12 +88,21 @@ def read_square(tiles: TileSet, tile: TileRecord, window: Window) -> Arrays:
     return pixels, target, valid
 
 
-def training_tiles(tiles: TileSet, section: DataSection) -> tuple[TileRecord, ...]:
-    """Return the labelled tiles to train on; raises BadDataError when there are none."""
+def training_tiles(tiles: TileSet, section: DataSection, *, taught: bool = False) -> tuple[TileRecord, ...]:
+    """Return the tiles to train on; raises BadDataError when there are none.
+
+    They are the labelled ones, or, `taught` by a teacher, all, whose ground counts alike whether labelled or not.
+    """
     candidates = tiles.tiles if section.train_on == "all" else tiles.of_split("train")
-    chosen = tuple(tile for tile in candidates if tile.valid > 0)
+    if taught:
+        chosen = tuple(replace(tile, building=tile.building * tile.valid, valid=1.0) for tile in candidates)
+    else:
+        chosen = tuple(tile for tile in candidates if tile.valid > 0)
     if not chosen:
-        raise BadDataError(f"{one_line(tiles.folder)}: no labelled training tile; look at the split in its index.gpkg")
+        advice = "; only with --teacher MODEL are unlabelled ones of use" if candidates else ""
+        raise BadDataError(
+            f"{one_line(tiles.folder)}: no labelled training tile{advice}; look at the split in its index.gpkg"
+        )
     return chosen
 
 

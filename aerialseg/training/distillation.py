@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from aerialseg.config import DataSection, DistilSection, TrainConfig
-    from aerialseg.geo.tileset import TileRecord, TileSet
+    from aerialseg.config import DistilSection, TrainConfig
+    from aerialseg.geo.tileset import TileSet
     from aerialseg.models.segmenter import Segmenter
     from aerialseg.training.batches import Batch
     from aerialseg.training.job import Job
@@ -88,12 +88,6 @@ def load_teacher(path: Path, tiles: TileSet, config: TrainConfig) -> Teacher:
     except ConfigError as error:
         raise ConfigError(f"{name}: data.crop {config.data.crop}: {error}") from error
     return Teacher(segmenter.requires_grad_(False).eval(), card.temperature)
-
-
-def whole_ground(tiles: TileSet, section: DataSection) -> tuple[TileRecord, ...]:
-    """Return the tiles to train on with a teacher: unlabelled ones too, and all of their ground counts alike."""
-    candidates = tiles.tiles if section.train_on == "all" else tiles.of_split("train")
-    return tuple(replace(tile, building=tile.building * tile.valid, valid=1.0) for tile in candidates)
 
 
 def lesson(job: Job, teacher: Teacher, logits: Tensor, batch: Batch) -> Tensor:

@@ -20,7 +20,6 @@ from aerialseg.models.device import pick_precision
 from aerialseg.progress import Progress, Silent
 from aerialseg.training.batches import Layout, stream_batches
 from aerialseg.training.dataset import TileReader, training_tiles, validation_tiles
-from aerialseg.training.distillation import whole_ground
 from aerialseg.training.gradients import keep_fewer_activations
 from aerialseg.training.optimizer import build_optimizer
 from aerialseg.training.packing import open_tiles
@@ -131,7 +130,7 @@ def build_job(
 ) -> Job:
     """Put the network on its device and everything else around it; all of `ranks` come here at once."""
     config, progress = start.config, progress or Silent()
-    chosen = training_tiles(tiles, config.data) if start.teacher is None else whole_ground(tiles, config.data)
+    chosen = training_tiles(tiles, config.data, taught=start.teacher is not None)
     parts = config.optimizer.accumulate
     steps = config.schedule.steps_per_epoch or math.ceil(steps_to_cover(chosen, config.data) / parts)
     with ranks.together():

@@ -230,12 +230,13 @@ def _is_finite(job: Job, standing: Standing, gradients: Gradients) -> bool:
 def _start(
     state: State | None, tiles: TileSet, config: TrainConfig, options: TrainOptions, progress: Progress
 ) -> Start:
+    taught = options.teacher is not None
     if state is not None:
         start = start_again(state)
     elif options.start_from is not None:
-        start = start_from_model(tiles, config, options.start_from, progress.say)
+        start = start_from_model(tiles, config, options.start_from, progress.say, taught=taught)
     else:
-        start = start_fresh(tiles, config)
+        start = start_fresh(tiles, config, taught=taught)
     return with_teacher(start, tiles, options.teacher, resumed=state is not None)
 
 

@@ -54,8 +54,8 @@ class Start:
     teacher: Teacher | None = None
 
 
-def start_fresh(tiles: TileSet, config: TrainConfig) -> Start:
-    """Build the configured network with seeded random or pretrained weights.
+def start_fresh(tiles: TileSet, config: TrainConfig, *, taught: bool = False) -> Start:
+    """Build the configured network with seeded random or pretrained weights; `taught` is as in `training_tiles`.
 
     Pretrained encoders get the normalisation they were trained with, all others that of the tiles. Raises ConfigError
     for a network that cannot be built or does not take the crop or whole tiles, BadDataError without a training tile;
@@ -72,7 +72,7 @@ def start_fresh(tiles: TileSet, config: TrainConfig) -> Start:
         weights=section.weights,
         accept_licence=section.accept_licence,
     )
-    _check_fit(spec, tiles, config)
+    _check_fit(spec, tiles, config, taught)
     network = build_network(spec)
     mean, std = input_statistics(spec) or (tiles.mean, tuple(max(value, LEAST_SPREAD) for value in tiles.std))
     licence = licence_of(spec)
@@ -80,7 +80,9 @@ def start_fresh(tiles: TileSet, config: TrainConfig) -> Start:
     return Start(Segmenter(network, mean, std), card, config)
 
 
-def start_from_model(tiles: TileSet, config: TrainConfig, path: Path, say: Callable[[str], None]) -> Start:
+def start_from_model(
+    tiles: TileSet, config: TrainConfig, path: Path, say: Callable[[str], None], *, taught: bool = False
+) -> Start:
     """Continue from a model file or run folder, keeping its network and normalisation.
 
     Tells `say` where bands, value range, GSD or network differ. Raises ModelError when the number of bands does.
@@ -97,7 +99,7 @@ def start_from_model(tiles: TileSet, config: TrainConfig, path: Path, say: Calla
         say(f"{name}: {difference}")
     config = config.model_copy(update={"model": _section_of(old, config)})
     spec = spec_of(old)
-    _check_fit(spec, tiles, config)
+    _check_fit(spec, tiles, config, taught)
     training = {**_provenance(tiles, config), "started_from": sha256_of(find_model(path))}
     card = _describe(spec, tiles, config, mean=old.mean, std=old.std, licence=old.licence, training=training)
     return Start(segmenter, card, config)
@@ -116,9 +118,9 @@ def spec_of(card: ModelCard) -> ModelSpec:
     return ModelSpec(*named, accept_licence=card.licence == NVIDIA)
 
 
-def _check_fit(spec: ModelSpec, tiles: TileSet, config: TrainConfig) -> None:
+def _check_fit(spec: ModelSpec, tiles: TileSet, config: TrainConfig, taught: bool) -> None:
     """Raise ConfigError when the network does not take crops or validation tiles, BadDataError without tiles."""
-    training_tiles(tiles, config.data)
+    training_tiles(tiles, config.data, taught=taught)
     crop, multiple = config.data.crop, PRESETS[spec.preset].size_multiple if spec.preset in PRESETS else 1
     if crop % multiple:
         raise ConfigError(

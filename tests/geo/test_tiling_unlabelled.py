@@ -61,6 +61,25 @@ def test_validation_keeps_labelled_tiles_only_and_one_mask_is_needed(
     assert code == 65 and "no mask found" in err
 
 
+def test_training_ground_may_have_no_label_at_all(
+    run: Run, half_labelled: tuple[Any, ...], tmp_path: Path, tiny_model: Any
+) -> None:
+    from small_tiles import settings
+
+    (tmp_path / "masks" / "town1.tif").unlink()
+    code, out, err = run(*half_labelled, "-o", tmp_path / "set", "--keep-unlabelled")
+    assert code == 0 and "2 scenes have no labels" in err and "nan" not in out, err
+    assert load_tileset(tmp_path / "set").building_fraction is None
+    assert run("info", tmp_path / "set")[0] == 0
+    words = ("train", tmp_path / "set", "-c", "demo", "--device", "cpu", *settings("schedule.epochs=1"))
+    code, _, err = run(*words, "-o", tmp_path / "run")
+    assert code == 65 and "no labelled training tile" in err and "--teacher" in err
+    teacher = tiny_model(tmp_path / "teacher.safetensors", gsd_m=0.3)
+    code, _, err = run(*words, "-o", tmp_path / "run", "--teacher", teacher)
+    assert code == 0 and "from 8 tiles, 4 tiles to validate" in err, err
+    assert run("info", tmp_path / "run")[0] == 0
+
+
 def test_a_student_learns_from_such_a_set(
     run: Run, half_labelled: tuple[Any, ...], tmp_path: Path, tiny_model: Any
 ) -> None:
