@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +24,19 @@ PROBES = {"cpu": (1, 6), "cuda": (40, 240)}
 
 @dataclass(frozen=True)
 class Recipe:
-    """A configuration: a shipped one and what is set otherwise."""
+    """The shipped configuration `small`, and what is set otherwise."""
 
-    preset: str
-    changes: dict[str, object] = field(default_factory=dict)
-    """As section.key; the network's arguments too."""
-    base: str = "small"
+    changes: dict[str, object]
+    """As section.key; the network too."""
+
+    def but(self, changes: dict[str, object]) -> Recipe:
+        """Return the recipe with more changes."""
+        return Recipe({**self.changes, **changes})
 
     def options(self) -> list[str]:
         """Return the words for `aerialseg train`."""
-        settings = {"model.preset": self.preset, "model.weights": "none", **self.changes}
-        return ["-c", self.base, *(word for key, value in settings.items() for word in ("--set", f"{key}={value}"))]
+        settings = {"model.weights": "none", **self.changes}
+        return ["-c", "small", *(word for key, value in settings.items() for word in ("--set", f"{key}={value}"))]
 
 
 @dataclass(frozen=True)
@@ -72,20 +74,33 @@ class Budget:
         return json.loads(printed), cost_s
 
 
-def train(budget: Budget, recipe: Recipe, tiles: Path, run: Path, *, seed: int) -> Row:
+@dataclass(frozen=True)
+class Cost:
+    """What a training costs on this machine, in seconds of the budget's unit."""
+
+    start_s: float
+    step_s: float
+
+
+def measure_cost(budget: Budget, recipe: Recipe, tiles: Path, run: Path) -> Cost:
+    """Train twice for a few steps: the difference is what steps cost, and the rest is starting up."""
+    few, more = PROBES[budget.family]
+    short, long = (_train(budget, recipe, tiles, run, seed=0, steps=steps)[1] for steps in (few, more))
+    step_s = max(1e-6, (long - short) / (more - few))
+    return Cost(max(0.0, short - few * step_s), step_s)
+
+
+def train(budget: Budget, recipe: Recipe, tiles: Path, run: Path, *, seed: int, cost: Cost) -> Row:
     """Train one network for the budget on all of the tiles; returns what a table shows of it.
 
     Nothing is validated: the last weights are kept and the threshold stays at one half.
     """
-    few, more = PROBES[budget.family]
-    costs = [_train(budget, recipe, tiles, run, seed=seed, steps=steps)[1] for steps in (few, more)]
-    step_s = max(1e-6, (costs[1] - costs[0]) / (more - few))
-    steps = max(1, int(budget.minutes * 60 / step_s))
+    steps = max(1, int(budget.minutes * 60 / cost.step_s))
     report, spent_s = _train(budget, recipe, tiles, run, seed=seed, steps=steps)
     return {
         "arithmetic": report["precision"],
         "steps": report["steps"],
-        "trained_s": spent_s - (costs[0] - few * step_s),
+        "trained_s": spent_s - cost.start_s,
         "images_per_s": report["images_per_s"],
     }
 

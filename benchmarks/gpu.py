@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import real_austin
-from from_scratch import Budget, Recipe
+from from_scratch import Budget
 from inputs import SMOKE, Bench, Sizes, combinations, draw_large_scenes, save_random_model, training
 from record import RESULTS, SCRATCH, Row, machine, merge, table, versions
 
@@ -46,8 +46,8 @@ def measure_accuracy(bench: Bench) -> Iterator[Row]:
     austin = real_austin.Bench(bench.data, bench.work / "austin", budget)
     austin.tiles()
     for preset, precision in combinations(bench.sizes):
-        recipe = Recipe(preset, {**real_austin.SMALL, "data.batch": 16, "run.precision": precision})
-        row = real_austin.measure(austin, preset, recipe, seed=0)
+        changes = {"model.preset": preset, "data.batch": 16, "run.precision": precision}
+        (row,) = real_austin.measure(austin, preset, real_austin.SMALL.but(changes), seeds=[0])
         real_austin.keep([row], bench.out)
         yield {"preset": preset, **row}
 

@@ -16,16 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from from_scratch import Budget, Recipe, train
+from from_scratch import Budget, measure_cost, train
 from PIL import Image
-from real_austin import DATA, SCORES
+from real_austin import DATA, SCORES, SMALL
 from record import RESULTS, SCRATCH, Row, aerialseg, machine, merge, table, versions
 
 PICTURE, TRUTH = "inria_kitsap11_1.5m/RGB.png", "inria_kitsap11_1.5m/GT.png"
 MIDDLE = 500
 HALVES = {"whole": slice(None), "west": slice(None, MIDDLE), "east": slice(MIDDLE, None)}
 WAYS = {"its own training pixels": ("whole", "whole"), "trained west, scored east": ("west", "east")}
-RECIPE = Recipe("unet-r18", {"data.crop": 256, "data.batch": 4, "optimizer.lr": 1e-3})
+RECIPE = SMALL.but({"model.preset": "unet-r18"})
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,15 @@ def measure(bench: Bench, way: str, seed: int) -> Row:
         shutil.rmtree(folder, ignore_errors=True)
     options = ("--masks", bench.work / learned / "gt", "--size", 512, "--split", "0", "--allow-ungeoreferenced")
     aerialseg("tile", bench.work / learned / "images", "-o", tiles, *options)
-    trained = train(bench.budget, RECIPE, tiles, run, seed=seed)
+    cost = measure_cost(bench.budget, RECIPE, tiles, run)
+    trained = train(bench.budget, RECIPE, tiles, run, seed=seed, cost=cost)
     options = ("--device", bench.budget.device, "--allow-ungeoreferenced")
     aerialseg("predict", bench.work / scored / "images", "-m", run, "-o", maps, *options)
     scores, _ = aerialseg("evaluate", maps, "--masks", bench.work / scored / "gt", "--allow-ungeoreferenced")
     return {
         "way": way,
         "seed": seed,
-        "preset": RECIPE.preset,
+        "preset": RECIPE.changes["model.preset"],
         "minutes": bench.budget.minutes,
         "machine": machine(bench.budget.device),
         **trained,
