@@ -40,9 +40,9 @@ def test_the_default_configurations_are_shipped() -> None:
 def test_options_that_came_later_change_no_shipped_training() -> None:
     for name in ("demo", "inria", "segformer", "small"):
         config = load_config(name)
-        changed = name != "demo"
         strengths = (config.data.flips, config.data.scale, config.data.colour, config.data.wear)
-        assert strengths == ((True, 0.25, 0.2, 0.0) if changed else (False, 0.0, 0.0, 0.0))
+        medium, strong = (True, 0.25, 0.2, 0.0), (True, 0.4, 0.35, 0.25)
+        assert strengths == {"demo": (False, 0.0, 0.0, 0.0), "small": strong}.get(name, medium)
         loss, optimizer, schedule = config.loss, config.optimizer, config.schedule
         assert (loss.bce, loss.dice, loss.lovasz, loss.focal, loss.tversky, loss.boundary) == (1.0, 1.0, 0, 0, 0, 0)
         assert (optimizer.encoder_lr, optimizer.accumulate, optimizer.clip) == (1.0, 1, 1.0)

@@ -158,6 +158,21 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
     assert any(line.startswith("going on after step") for line in said.lines) == (stop_at > 1)
 
 
+def test_how_tiles_are_read_may_change_at_a_resume_and_changes_no_weight(
+    tiles_folder: Path, finished: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(Stopped):
+        train(tiles_folder, dropping(), tmp_path / "run", options=CPU, progress=Recorder(3))
+    reading = {"threads": 5, "timeout_s": 60.0, "cache": str(tmp_path / "cache")}
+    other = dropping()
+    other = other.model_copy(update={"data": other.data.model_copy(update=reading)})
+    train(tiles_folder, other, tmp_path / "run", options=replace(CPU, resume=True))
+    assert weights(tmp_path / "run") == weights(finished)
+    assert list((tmp_path / "cache").glob("training-cache/*.tiles"))
+    with pytest.raises(ConfigError, match=r"\(optimizer.lr: 0.01 -> 0.02\)"):
+        train(tiles_folder, config("optimizer.lr=0.02"), tmp_path / "run", options=replace(CPU, resume=True))
+
+
 @pytest.mark.slow
 def test_a_run_stopped_at_every_step_still_ends_alike(tiles_folder: Path, finished: Path, tmp_path: Path) -> None:
     for _ in range(20):
