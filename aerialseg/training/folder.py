@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from aerialseg.training.checkpoint import State
 
 CONFIG = "config.toml"
+FREE = ("data.cache:", "data.threads:", "data.timeout_s:", "run.loggers:")
+"""Settings that no weight depends on: they may change when a run is resumed."""
 MARK = "# Written by aerialseg train; a training goes on with --resume.\n"
 
 
@@ -80,8 +82,9 @@ def open_run(
         begun = TrainConfig.model_validate(state["config"])
         if options.start_from is not None:  # the model file named the network, not the configuration
             config = config.model_copy(update={"model": begun.model})
-        _check_unchanged(run, state, tiles, differences(begun, config))
-        return state
+        changed = [line for line in differences(begun, config) if not line.startswith(FREE)]
+        _check_unchanged(run, state, tiles, changed)
+        return {**state, "config": config.model_dump()}
     if options.resume and not options.overwrite:
         say(f"{one_line(run)}: nothing to resume yet, starting from the beginning")
     models = [find_model(path) for path in (options.start_from, options.teacher) if path is not None]

@@ -16,7 +16,7 @@ from rasterio.crs import CRS
 from small_tiles import NETWORK, tiny_config, write_splits, write_tileset
 
 from aerialseg.counts import ScoreHistogram
-from aerialseg.errors import BadDataError, Diverged, ModelError, ResourceError, Stopped
+from aerialseg.errors import BadDataError, ConfigError, Diverged, ModelError, ResourceError, Stopped
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.index import write_index
 from aerialseg.geo.tileset import TileSet, load_tileset
@@ -170,7 +170,7 @@ def test_how_tiles_are_read_may_change_at_a_resume_and_changes_no_weight(
     assert weights(tmp_path / "run") == weights(finished)
     assert list((tmp_path / "cache").glob("training-cache/*.tiles"))
     with pytest.raises(ConfigError, match=r"\(optimizer.lr: 0.01 -> 0.02\)"):
-        train(tiles_folder, config("optimizer.lr=0.02"), tmp_path / "run", options=replace(CPU, resume=True))
+        train(tiles_folder, dropping("optimizer.lr=0.02"), tmp_path / "run", options=replace(CPU, resume=True))
 
 
 @pytest.mark.slow
