@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aerialseg.config import TrainConfig, differences, load_config, shipped_configs, to_toml
+from aerialseg.config.data import STRENGTHS
 from aerialseg.errors import ConfigError
 from aerialseg.models.catalog import resolve
 
@@ -55,6 +56,17 @@ def test_a_level_of_augmentation_is_a_word_and_may_be_overridden(tmp_path: Path)
     assert load_config(write(tmp_path, to_toml(load_config("small", ("data.augment=strong",))))).data.scale == 0.4
     with pytest.raises(ConfigError, match=r"--set data.augment: input should be 'light', 'medium' or 'strong'"):
         load_config("small", ("data.augment=mild",))
+
+
+def test_a_level_named_by_an_override_takes_the_place_of_what_the_file_sets(tmp_path: Path) -> None:
+    """A run's own config.toml names all four settings, so without this the level would be a word and nothing else."""
+    path = tmp_path / "config.toml"
+    path.write_text(to_toml(load_config("small", ["data.augment=light"])))
+    data = load_config(path, ["data.augment=strong", "data.colour=0.5"]).data
+    assert (data.scale, data.wear, data.colour) == (STRENGTHS["strong"]["scale"], STRENGTHS["strong"]["wear"], 0.5)
+    path.write_text("data = 3\n[model]\npreset = 'unet-r18'\n")
+    with pytest.raises(ConfigError, match="data"):
+        load_config(path, ["data.augment=strong"])
 
 
 def test_eight_gpus_train_what_one_trains_with_a_larger_batch() -> None:

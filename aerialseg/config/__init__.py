@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from aerialseg.config.complaints import explain
-from aerialseg.config.data import DataSection, ModelSection
+from aerialseg.config.data import STRENGTHS, DataSection, ModelSection
 from aerialseg.config.learning import DistilSection, LossSection, OptimizerSection, RunSection, ScheduleSection
 from aerialseg.config.values import Section
 from aerialseg.errors import ConfigError, one_line
@@ -65,7 +65,7 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> TrainConfi
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a plain ValueError
         raise ConfigError(f"{one_line(path)}: not valid TOML: {one_line(str(error) or 'nested too deeply')}") from error
     overridden = [_apply(values, override) for override in overrides]
-    _let_overrides_name_the_network(values, overridden)
+    _drop_what_overrides_replace(values, overridden)
     try:
         return TrainConfig.model_validate(values)
     except ValidationError as error:
@@ -143,12 +143,15 @@ def _apply(values: dict[str, Any], override: str) -> str:
     return dotted.strip()
 
 
-def _let_overrides_name_the_network(values: dict[str, Any], overridden: list[str]) -> None:
-    """Drop the file's way of naming the network when --set names it the other way."""
+def _drop_what_overrides_replace(values: dict[str, Any], overridden: list[str]) -> None:
+    """Drop the file's way of naming the network, or its strengths of augmentation, when --set names it another way."""
     named = {key.removeprefix("model.") for key in overridden} & {"preset", "architecture", "encoder"}
     others = {"architecture", "encoder"} if "preset" in named else {"preset"} if named else set()
     for key in others - named:
         values["model"].pop(key, None)
+    if "data.augment" in overridden:  # a run's own config.toml says all of what the level sets
+        for key in STRENGTHS["medium"].keys() - {key.removeprefix("data.") for key in overridden}:
+            values["data"].pop(key, None)
 
 
 def _parse_value(text: str) -> Any:
