@@ -133,6 +133,12 @@ def test_a_step_is_timed() -> None:
     assert 0 < trial.seconds_per_step(demo.load_config("demo", QUICK), "cpu") < 30
 
 
+def test_a_step_takes_all_of_its_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial.time, "monotonic", iter(range(100)).__next__)
+    config = demo.load_config("demo", [*QUICK, "optimizer.accumulate=4"])
+    assert trial.seconds_per_step(config, "cpu") == 4
+
+
 def test_other_peoples_results_are_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text('{"mine": 1}')
     with pytest.raises(OutputError, match=r"report\.json: exists and was not written by aerialseg"):

@@ -20,9 +20,10 @@ BANDS = 3
 
 
 def seconds_per_step(config: TrainConfig, device: str = "auto") -> float:
-    """Return the seconds of one forward and backward pass of a batch; reading tiles is not in it.
+    """Return the seconds of the forward and backward passes of one step; reading tiles is not in it.
 
-    The faster of two counts, so that another program's burst does not; three steps are taken in all.
+    That is the faster of two passes, so that another program's burst does not count, times a step's batches; three
+    passes are taken in all.
     """
     chosen = pick_device(device)
     precision = pick_precision(config.run.precision, chosen)
@@ -48,4 +49,4 @@ def seconds_per_step(config: TrainConfig, device: str = "auto") -> float:
         torch.autograd.backward(loss)
         float(loss.detach())  # waits for a device that runs behind
         times.append(time.monotonic() - began)
-    return min(times[WARM_UP:])
+    return min(times[WARM_UP:]) * config.optimizer.accumulate
