@@ -7,8 +7,8 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from conftest import write_raster
 from rasterio.errors import NotGeoreferencedWarning
+from rasters import write_raster
 
 from aerialseg.files import write_bytes
 from aerialseg.geo.opening import open_raster

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import rasterio
-from conftest import rectangles
 from quick_predict import without_network
+from rasters import rectangles
 
 from aerialseg.workflows import calibrate
 

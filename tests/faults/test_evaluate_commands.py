@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import rasterio
-from conftest import rectangles
 from quick_predict import without_network
 from rasterio.errors import NotGeoreferencedWarning
+from rasters import rectangles
 
 from aerialseg.workflows import calibrate
 

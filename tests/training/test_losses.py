@@ -240,6 +240,7 @@ def test_confident_wrong_logits_keep_a_gradient() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("part", PARTS)
 def test_a_card_gives_the_same_loss_and_gradient(part: str) -> None:
     """Run with -m gpu where there is an NVIDIA card."""
