@@ -15,7 +15,7 @@ from torch import nn
 from aerialseg.errors import ConfigError, Stopped, UsageError
 from aerialseg.models.catalog import count_network, resolve
 from aerialseg.progress import Silent
-from aerialseg.workflows import cost_table
+from aerialseg.workflows import bench_networks, cost_table, trial
 from aerialseg.workflows.bench_networks import ALL_MIXERS, mixer_contestants, preset_contestants
 from aerialseg.workflows.cost_plot import draw_costs
 from aerialseg.workflows.cost_table import BenchOptions, Row, measure_costs
@@ -148,6 +148,38 @@ def test_the_table_and_a_second_bench_in_the_same_folder(run: Any, tmp_path: Pat
     code, _, err = run(*words)
     assert code == 73 and "costs.json: exists and was not written by aerialseg" in err
     assert run(*words, "--overwrite")[0] == 0
+
+
+def test_a_bench_that_is_stopped_at_once_leaves_the_findings_of_the_one_before(
+    run: Any, tmp_path: Path, measured: list[Trial], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object) -> Any:
+        raise Stopped(15)
+
+    words = ("bench", "mixers", "--only", "identity", "--sizes", "64", "--device", "cpu", "-o", tmp_path)
+    assert run(*words)[0] == 0
+    before = (tmp_path / "costs.json").read_bytes()
+    monkeypatch.setattr(bench_networks, "measure_costs", stopped)
+    assert run(*words)[0] == 143 and (tmp_path / "costs.json").read_bytes() == before
+
+
+def test_a_training_of_the_users_own_in_the_place_of_a_run_is_left_alone(
+    run: Any, tmp_path: Path, measured: list[Trial], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "seconds_per_step", lambda *_: 1.0)
+    tiles, config, own = write_tileset(tmp_path / "tiles"), tmp_path / "c.toml", tmp_path / "runs" / "identity"
+    config.write_text(CONFIG)
+    words = ("bench", "mixers", "--only", "identity", "--sizes", "64", "--device", "cpu", "-o", tmp_path)
+    with_tiles = (*words, "--tiles", tiles, "--minutes", "0.02", "-c", config)
+    assert run(*words)[0] == 0
+    short = ("--set", "schedule.epochs=1", "--set", "schedule.steps_per_epoch=1", "--set", "model.weights=none")
+    assert run("train", tiles, "-c", config, "-o", own, "--device", "cpu", *short)[0] == 0
+    before = (own / "model.safetensors").read_bytes()
+    code, _, err = run(*with_tiles)
+    assert code == 73 and "holds a run already" in err and (own / "model.safetensors").read_bytes() == before
+    own.rename(tmp_path / "mine")
+    assert run(*with_tiles)[0] == 0
+    assert run(*with_tiles)[0] == 0, "its own runs are made anew"
 
 
 def test_a_picture_is_drawn_of_whatever_was_measured(tmp_path: Path) -> None:

@@ -82,7 +82,8 @@ def bench_networks(
 ) -> Findings:
     """Measure costs and, with a `budget`, train; `out` gets costs.json, costs.png and runs/NAME, also after a stop.
 
-    Raises UsageError for a budget without a folder, OutputError when names in it are taken by others, and what
+    Raises UsageError for a budget without a folder, OutputError when names in it are taken by others, also by trainings
+    that no bench began, and what
     `measure_costs` and `train` raise.
     """
     if budget is not None and out is None:
@@ -92,7 +93,7 @@ def bench_networks(
         if out is not None:
             prepare_output_folder(out)
             ending.enter_context(locked(out))
-            overwrite = _claim(out, budget, overwrite=overwrite) or overwrite
+            _claim(out, budget, overwrite=overwrite)
             ending.callback(_write, out, findings)
         for row in measure_costs(contestants, options, progress):
             findings.rows.append(row)
@@ -105,19 +106,20 @@ def bench_networks(
     return findings
 
 
-def _claim(out: Path, budget: Budget | None, *, overwrite: bool) -> bool:
-    """Return whether a bench wrote in this folder before; raise OutputError when its files are those of others."""
+def _claim(out: Path, budget: Budget | None, *, overwrite: bool) -> None:
+    """Raise UsageError when the tiles would be written into, OutputError when files in the folder are others'."""
     if budget is not None:
         refuse_input_as_output([budget.tiles], [out])
     path = out / COSTS
     ours = path.is_file() and f'"made_by": "{MADE_BY}"' in path.read_text(errors="replace")[:200]
     for name in (COSTS, PICTURE):
         refuse_foreign(out / name, ours=ours, overwrite=overwrite)
-    return ours
 
 
 def _write(out: Path, findings: Findings) -> None:
-    """Keep what was found, also after a stop."""
+    """Keep what was found, also after a stop; as long as that is nothing, what a bench before this one found stays."""
+    if not findings.rows:
+        return
     write_json(out / COSTS, findings.to_json())
     draw_costs(out / PICTURE, findings.rows, findings.machine)
 

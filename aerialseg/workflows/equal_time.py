@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from aerialseg.progress import Progress
     from aerialseg.workflows.cost_table import Contestant
 
+COMMAND = ("aerialseg", "bench")
+"""In run.json: by this a run is known to be a bench's."""
 EPOCHS = 8
 """Validations of a training; the best one counts."""
 
@@ -58,13 +60,19 @@ class Accuracy:
 def train_in_time(
     contestant: Contestant, budget: Budget, run: Path, device: str, progress: Progress, *, overwrite: bool = False
 ) -> Accuracy:
-    """Train one network into the folder `run`; what cannot be trained so, for its size or its memory, has a note."""
+    """Train one network into the folder `run`; what cannot be trained so, for its size or its memory, has a note.
+
+    A run that a bench began is begun anew; raises OutputError for one of another origin, unless `overwrite`.
+    """
     from aerialseg.training.folder import TrainOptions  # seconds of libraries, which costs alone do not need
     from aerialseg.training.loop import train
+    from aerialseg.training.provenance import read_run
 
     try:
         config = _configure(contestant, budget, device)
-        options = TrainOptions(device, overwrite=overwrite)
+        starts = read_run(run).get("starts", [])
+        ours = bool(starts) and all(start.get("command") == [*COMMAND] for start in starts)
+        options = TrainOptions(device, overwrite=ours or overwrite, command=COMMAND)
         report = train(budget.tiles, config, run, options=options, progress=progress)
     except (ConfigError, ResourceError, Diverged) as error:
         return Accuracy(contestant.name, note=str(error))
