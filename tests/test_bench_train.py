@@ -23,8 +23,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def measured(run: Any, folder: Path) -> dict:
-    options = ("-c", folder.parent / "c.toml", *settings(), "--device", "cpu", "--seconds", "0.05", "--json")
+def measured(run: Any, folder: Path, *more: str) -> dict:
+    options = ("-c", folder.parent / "c.toml", *settings(*more), "--device", "cpu", "--seconds", "0.05", "--json")
     code, out, err = run("bench", "train", folder, *options)
     assert code == 0, err
     found: dict = json.loads(out)
@@ -40,6 +40,10 @@ def test_it_says_where_the_time_goes_and_writes_nothing_but_the_cache(run: Any, 
     assert sorted(path.name for path in folder.iterdir()) == [
         "images", "index.gpkg", "masks", "tileset.json", "training-cache",
     ]  # fmt: skip
+
+
+def test_a_step_of_several_batches_has_the_crops_of_all(run: Any, folder: Path) -> None:
+    assert measured(run, folder, "optimizer.accumulate=3")["batch"] == 12
 
 
 def test_a_slow_feed_shows(run: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

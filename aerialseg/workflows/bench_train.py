@@ -49,6 +49,7 @@ class FeedReport:
     precision: str
     crop: int
     batch: int
+    """Crops of a step."""
     threads: int
     cached: bool
     """Whether the tiles were read from a cache, or each from its file."""
@@ -107,9 +108,9 @@ def bench_train(folder: Path, config: TrainConfig, *, device: str, seconds: floa
         fixed, fed = _step_rates(job, seconds, progress)
         spent = _spent(job, seconds, progress)
         progress.finish()
-    section, cached = config.data, job.reader.cache is not None
+    section, cached, crops = config.data, job.reader.cache is not None, config.data.batch * config.optimizer.accumulate
     return FeedReport(
-        job.card.preset, str(chosen), job.precision, section.crop, section.batch, threads, cached,
+        job.card.preset, str(chosen), job.precision, section.crop, crops, threads, cached,
         raw=raw, augmented=augmented, fixed=fixed, fed=fed, spent=spent,
     )  # fmt: skip
 
