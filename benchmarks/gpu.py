@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 import real_austin
 from from_scratch import Budget
-from inputs import SMOKE, Bench, Sizes, combinations, draw_large_scenes, save_random_model, training
+from inputs import SMOKE, Bench, Sizes, combinations, draw_large_scenes, measure_training, save_random_model
 from record import RESULTS, SCRATCH, Row, machine, merge, table, versions
 
 if TYPE_CHECKING:
@@ -108,19 +108,20 @@ def network_rate(bench: Bench, model: Path, precision: str) -> tuple[float, int]
 
 
 def measure_feeding(bench: Bench) -> Iterator[Row]:
-    """Time training steps on batches read from tiles, and on one batch that stays on the device."""
+    """Time training steps with crops from tiles, and on one batch that stays on the device."""
     for preset, precision in combinations(bench.sizes):
-        with training(bench, preset, precision) as (step, batches, kept):
-            fed = bench.rate(lambda: step(next(batches)), bench.sizes.steps)
-            unfed = bench.rate(lambda: step(kept), bench.sizes.steps)
+        report = measure_training(bench, preset, precision)
         yield {
             "preset": preset,
             "arithmetic": precision,
-            "batch": bench.sizes.batch,
-            "crop": bench.sizes.window,
-            "crops_per_s": fed * bench.sizes.batch,
-            "kept_crops_per_s": unfed * bench.sizes.batch,
-            "share": fed / unfed,
+            "batch": report.batch,
+            "crop": report.crop,
+            "raw": report.raw,
+            "augmented": report.augmented,
+            "crops_per_s": report.fed * report.batch,
+            "kept_crops_per_s": report.fixed * report.batch,
+            "share": report.ratio,
+            "spent": ", ".join(f"{phase} {share:.0%}" for phase, share in report.spent.items()),
         }
 
 
@@ -142,8 +143,7 @@ def measure_memory(bench: Bench) -> Iterator[Row]:
         return torch.cuda.max_memory_allocated(bench.device) / 2**20
 
     for preset, precision in combinations(bench.sizes):
-        with training(bench, preset, precision) as (step, _, kept):
-            training_mb = peak_mb(lambda: [step(kept) for _ in range(3)])
+        training_mb = peak_mb(lambda: measure_training(bench, preset, precision))  # noqa: B023
         model = save_random_model(bench, preset)
         predict_mb = peak_mb(lambda: predict(bench, scene, model, precision))  # noqa: B023
         yield {
@@ -175,9 +175,12 @@ COLUMNS = {
     },
     "feeding": {
         "batch": "{batch} x {crop} px",
-        "crops/s from tiles": "{crops_per_s:.0f}",
+        "crops/s read": "{raw:.0f}",
+        "and augmented": "{augmented:.0f}",
+        "crops/s trained": "{crops_per_s:.0f}",
         "crops/s, one batch kept": "{kept_crops_per_s:.0f}",
         "share": "{share:.0%}",
+        "time of a step": "{spent}",
     },
     "memory": {
         "training batch": "{batch} x {crop} px",

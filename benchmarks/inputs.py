@@ -1,15 +1,18 @@
-"""What benchmarks measure on: sizes, drawn scenes, tiles cut from them, random models, single training steps."""
+"""What benchmarks measure on: sizes, drawn scenes, tiles cut from them, random models, training."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from record import aerialseg
+
+if TYPE_CHECKING:
+    from aerialseg.workflows.bench_train import FeedReport
 
 WARM_UP = 5
 """Steps or batches before the clock starts; cuDNN chooses its kernels in the first ones."""
@@ -26,12 +29,16 @@ class Sizes:
     window: int = 512
     batch: int = 16
     steps: int = 60
+    seconds: float = 8.0
+    """For each of training's rates."""
     drawn: int = 1500
     """Side of the drawn scenes that training reads."""
     minutes: float = 1.0
 
 
-SMOKE = Sizes(("unet-r18",), ("fp32",), scene=200, scenes=2, window=64, batch=2, steps=2, drawn=256, minutes=0.5)
+SMOKE = Sizes(
+    ("unet-r18",), ("fp32",), scene=200, scenes=2, window=64, batch=2, steps=2, seconds=0.2, drawn=256, minutes=0.5
+)
 
 
 @dataclass(frozen=True)
@@ -70,34 +77,19 @@ def combinations(sizes: Sizes) -> Iterator[tuple[str, str]]:
             yield preset, precision
 
 
-@contextmanager
-def training(bench: Bench, preset: str, precision: str) -> Iterator[tuple[Callable, Iterator, object]]:
-    """Yield a function that takes one training step on a batch, batches from tiles, and one batch on the device."""
-    import torch
-
+def measure_training(bench: Bench, preset: str, precision: str) -> FeedReport:
+    """Time training steps with data and on one batch that stays on the device, by what `aerialseg bench train` does."""
     from aerialseg.config import load_config
-    from aerialseg.geo.tileset import load_tileset
-    from aerialseg.training.batches import Batch, open_readers
-    from aerialseg.training.job import build_job, reading_threads
-    from aerialseg.training.loop import take_step
-    from aerialseg.training.standing import Standing
-    from aerialseg.training.start import start_fresh
+    from aerialseg.progress import Silent
+    from aerialseg.workflows.bench_train import bench_train
 
     sizes = bench.sizes
     settings = {
-        "model.preset": preset, "model.weights": "none", "run.precision": precision, "data.crop": sizes.window,
-        "data.batch": sizes.batch, "schedule.epochs": 1, "schedule.steps_per_epoch": 4 * (sizes.steps + WARM_UP),
+        "model.preset": preset, "run.precision": precision, "data.crop": sizes.window, "data.batch": sizes.batch,
     }  # fmt: skip
     config = load_config("inria", [f"{key}={value}" for key, value in settings.items()])
-    tiles, device = load_tileset(cut_drawn_tiles(bench)), torch.device(bench.device)
-    with open_readers(reading_threads(0)) as readers:
-        job = build_job(bench.work / "run", tiles, start_fresh(tiles, config), device=device, readers=readers)
-        standing = Standing()
-        batches = job.training_batches(0, 0)
-        first = next(batches)
-        kept = Batch(*(part.clone().to(device) for part in (first.pixels, first.target, first.valid)), first.names)
-        yield lambda batch: take_step(job, standing, batch), batches, kept
-        batches.close()
+    tiles = cut_drawn_tiles(bench)
+    return bench_train(tiles, config, device=bench.device, seconds=sizes.seconds, progress=Silent())
 
 
 def draw_large_scenes(bench: Bench) -> Path:
