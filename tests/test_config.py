@@ -38,6 +38,14 @@ def test_the_default_configurations_are_shipped() -> None:
     assert load_config("inria").model.preset == "unet-r34"
 
 
+def test_the_help_of_train_names_every_shipped_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    from aerialseg.cli import main
+
+    assert main(["train", "--help"]) == 0
+    words = capsys.readouterr().out.replace(",", " ").replace(".", " ").split()
+    assert set(shipped_configs()) <= set(words)
+
+
 def test_options_that_came_later_change_no_shipped_training() -> None:
     for name in ("demo", "inria", "segformer", "small"):
         config = load_config(name)

@@ -19,7 +19,7 @@ def train(
         typer.Option(
             "-c",
             "--config",
-            help="A TOML file, or the name of a shipped one: inria, segformer, small, demo.",
+            help="A TOML file, or the name of a shipped one: inria, inria-1gpu, inria-8gpu, segformer, small, demo.",
             show_default="inria; with --resume the run's own",
         ),
     ] = None,

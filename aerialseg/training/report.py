@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from aerialseg.config import DistilSection
 from aerialseg.geo.leaks import find_leak
 from aerialseg.geo.tileset import INDEX
 from aerialseg.models.package import FILE_NAME
@@ -60,6 +61,8 @@ def announce(job: Job, standing: Standing, say: Callable[[str], None]) -> None:
     if job.teacher is not None:
         weight, temperature = config.distil.weight, config.distil.temperature
         say(f"with a teacher, on unlabelled ground too: weight {weight:g}, temperature {temperature:g}")
+    elif config.distil != DistilSection():
+        say("warning: [distil] is set, but no --teacher is given: learning from labels alone")
     if standing.taken:
         say(f"going on after step {standing.taken:,} of {job.total_steps:,}")
     if job.ranks.world > 1:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from small_run import Told
 from small_tiles import NETWORK, settings, tiny_config, write_pair, write_tileset
 from torch import nn
 
@@ -153,6 +154,13 @@ def test_a_student_learns_on_unlabelled_tiles_what_its_teacher_knows(
     assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
     assert not any(parameter.requires_grad or parameter.grad is not None for parameter in teacher.parameters())
     assert card.training["teacher"] == distillation.sha256_of(file)
+
+
+def test_settings_for_a_teacher_without_one_are_said(tiles_folder: Path, tmp_path: Path) -> None:
+    said = Told()
+    config = tiny_config("distil.weight=2.0", "schedule.epochs=1", "schedule.steps_per_epoch=1", "data.cache=off")
+    train(tiles_folder, config, tmp_path, options=TrainOptions("cpu"), progress=said)
+    assert any("[distil] is set, but no --teacher" in line for line in said.said)
 
 
 def test_a_stopped_student_goes_on_exactly_and_only_with_its_teacher(unlabelled: Path, tmp_path: Path) -> None:
