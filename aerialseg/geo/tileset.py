@@ -158,7 +158,9 @@ def tile_to_json(tile: TileRecord) -> dict[str, Any]:
 
 
 def tile_from_json(line: Mapping[str, Any]) -> TileRecord:
-    """Return the tile of one line of JSON."""
+    """Return the tile of one line of JSON; raises ValueError for a name that is no plain file's."""
+    if line["name"] in ("", "..") or "/" in line["name"]:
+        raise ValueError(f"tile name {line['name']!r}")
     values: dict[str, Any] = {field.name: line[field.name] for field in fields(TileRecord)}
     row, col, height, width = values.pop("window")
     top, left, rows, cols = values.pop("core")

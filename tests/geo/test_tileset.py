@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from affine import Affine
 from rasterio.crs import CRS
+from small_tiles import write_splits, write_tileset
 
 from aerialseg.errors import BadDataError, NoInputError, OutputError
 from aerialseg.geo.geobox import GeoBox
@@ -24,6 +25,7 @@ from aerialseg.geo.tileset import (
     image_path,
     load_tileset,
     mask_path,
+    read_manifest,
     write_manifest,
 )
 
@@ -224,3 +226,14 @@ def test_ogrinfo_lists_every_column_and_the_style(tmp_path: Path) -> None:
         assert line in shown
     layers = subprocess.run(["ogrinfo", tmp_path / INDEX], capture_output=True, text=True, check=True).stdout
     assert "layer_styles" in layers
+
+
+@pytest.mark.parametrize("name", ["../elsewhere/a", "/etc/a", "..", ""])
+def test_a_tile_outside_the_set_is_refused(tmp_path: Path, name: str) -> None:
+    """Row 20: a manifest from elsewhere does not make training read any other file."""
+    folder = write_tileset(tmp_path / "set")
+    tiles = [replace(tile, name=name) for tile in load_tileset(folder).tiles[:1]]
+    write_manifest(folder, read_manifest(folder) or {}, tiles)
+    write_splits(folder, {name: "train"})
+    with pytest.raises(BadDataError, match=r"tileset\.json: tile name .* is missing or wrong"):
+        load_tileset(folder)
