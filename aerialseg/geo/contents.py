@@ -45,6 +45,14 @@ def content_stamp(path: Path) -> str:
     return " ".join([file_stamp(path), *_beside(path, file_stamp)])
 
 
+def side_files(path: Path) -> list[Path]:
+    """Return the files beside a raster or vector file that GDAL reads with it."""
+    suffixes = [form for suffix in REPLACED.get(path.suffix.lower(), ()) for form in _spellings(suffix)]
+    beside = [*(path.with_name(path.name + suffix) for suffix in APPENDED), *map(path.with_suffix, suffixes)]
+    # Not Path.is_file: beside a name of 255 bytes it raises "File name too long" instead of answering.
+    return [file for file in beside if os.path.isfile(file)]  # noqa: PTH113
+
+
 def file_stamp(path: Path) -> str:
     """Return a file's size and time of change; raises OSError for a missing one."""
     status = path.stat()
@@ -53,11 +61,7 @@ def file_stamp(path: Path) -> str:
 
 def _beside(path: Path, look: Callable[[Path], str]) -> list[str]:
     """Return for each side file that says something its suffix and what `look`, or `pam_digest`, finds."""
-    suffixes = [form for suffix in REPLACED.get(path.suffix.lower(), ()) for form in _spellings(suffix)]
-    beside = [*(path.with_name(path.name + suffix) for suffix in APPENDED), *map(path.with_suffix, suffixes)]
-    # Not Path.is_file: beside a name of 255 bytes it raises "File name too long" instead of answering.
-    there = [file for file in beside if os.path.isfile(file)]  # noqa: PTH113
-    found = [(file, pam_digest(file) if file.name.endswith(PAM) else look(file)) for file in there]
+    found = [(file, pam_digest(file) if file.name.endswith(PAM) else look(file)) for file in side_files(path)]
     # Once each: a file system that ignores case finds one file under all of its spellings.
     return list(dict.fromkeys(f"{file.suffix.lower()} {said}" for file, said in found if said is not None))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aerialseg.errors import AerialsegError, BadDataError
-from aerialseg.geo.contents import APPENDED, REPLACED
+from aerialseg.geo.contents import side_files
 from aerialseg.geo.neighbours import find_groups
 from aerialseg.geo.raster import inspect_scene, open_raster
 from aerialseg.geo.scenes import Scene, find_scenes
@@ -40,7 +40,7 @@ def describe_scene(path: Path) -> Account:
         source, verdict = None, f"refuses it: {error}"
     facts += [
         *_place(box),
-        Fact("side_files", _side_files(path)),
+        Fact("side_files", sorted(file.name for file in side_files(path))),
         *([] if source is None else [_neighbours(path)]),
         Fact("warnings", [] if source is None else list(source.warnings)),
         Fact("predict", verdict),
@@ -150,17 +150,6 @@ def _place(box: GeoBox) -> list[Fact]:
         Fact("transform", list(t)[:6], ", ".join(f"{value:.10g}" for value in list(t)[:6])),
         Fact("bounds", list(box.bounds), ", ".join(f"{value:.10g}" for value in box.bounds)),
     ]
-
-
-def _side_files(path: Path) -> list[str]:
-    """Return the names of the files beside a scene that GDAL reads with it."""
-    replaced = REPLACED.get(path.suffix.lower(), ())
-    return sorted(
-        other.name
-        for other in path.absolute().parent.iterdir()
-        if any(other.name == path.name + suffix for suffix in APPENDED)
-        or (other.stem == path.stem and other.suffix.lower() in replaced)
-    )
 
 
 def _neighbours(path: Path) -> Fact:
