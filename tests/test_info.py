@@ -144,5 +144,6 @@ def test_the_fractions_of_a_set_are_those_that_were_counted(
 def test_what_is_nothing_of_ours_is_66_or_2(run: Run, tmp_path: Path) -> None:
     code, _, err = run("info", tmp_path)
     assert code == 66 and "holds no run, no model, no tiles and no scenes" in err
-    assert run("info", tmp_path / "none")[0] == 66
+    code, _, err = run("info", tmp_path / "none")
+    assert code == 66 and "none: no such file or folder" in err
     assert run("info", "/vsicurl/http://x/y.tif")[0] == 2

@@ -38,6 +38,8 @@ def look_at(path: Path) -> Account:
     if not path.is_dir():
         if path.suffix.lower() in SUFFIXES:
             return describe_scene(path)
+        if not path.exists():
+            raise NoInputError(f"{one_line(path)}: no such file or folder; give a run, a model, tiles, or scenes")
         return describe_scenes(path) if path.suffix.lower() == ".vrt" else describe_model(path)
     from aerialseg.training.checkpoint import LAST, PREVIOUS
     from aerialseg.training.folder import CONFIG
