@@ -66,7 +66,7 @@ def announce(job: Job, standing: Standing, say: Callable[[str], None]) -> None:
     if standing.taken:
         say(f"going on after step {standing.taken:,} of {job.total_steps:,}")
     if job.ranks.world > 1:
-        say(f"{job.ranks.world} processes, each with {config.data.batch // job.ranks.world} crops of every step")
+        say(f"{job.ranks.world} processes, each with {crops // job.ranks.world} crops of every step")
         if device.type == "cpu" and any(isinstance(module, _BatchNorm) for module in job.model.modules()):
             say("torch joins BatchNorm's statistics on GPUs only: here each process has those of its own crops")
     if not job.validation:

@@ -149,15 +149,16 @@ def rates_of(run: Path) -> torch.Tensor:
     return torch.cat([kept["exp_avg"].flatten() for kept in state_of(run)["optimizer"]["state"].values()])
 
 
-@pytest.mark.parametrize("loss", ["loss.dice=0", "optimizer.accumulate=2"])
+@pytest.mark.parametrize(("loss", "crops"), [("loss.dice=0", 2), ("optimizer.accumulate=2", 4)])
 def test_two_processes_end_with_the_weights_of_one(
-    train: Any, words: Any, group_norm: None, tmp_path: Path, loss: str
+    train: Any, words: Any, group_norm: None, tmp_path: Path, loss: str, crops: int
 ) -> None:
     # AdamW makes more of rounding with every step; clipping would hide gradients of another length
     few = (loss, "schedule.steps_per_epoch=2", "optimizer.lr=3e-5", "optimizer.clip=0")
     assert train(words("one", *few), world=1).codes == [0]
     ended = train(words("two", *few))
     assert ended.codes == [0, 0] and ended.out.count("\n") == 1 and ended.err.count("epoch 2/2") == 1, ended.err
+    assert f"2 processes, each with {crops} crops of every step" in ended.err
     assert furthest(tmp_path / "one", tmp_path / "two") < 1e-6
     assert furthest(tmp_path / "one", tmp_path / "two", "average") < 1e-6
     rates = rates_of(tmp_path / "one")
