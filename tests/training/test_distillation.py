@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from small_run import Told
-from small_tiles import NETWORK, settings, tiny_config, write_pair, write_tileset
+from small_tiles import NETWORK, StopAfter, settings, tiny_config, write_pair, write_tileset
 from torch import nn
 
 from aerialseg.config import DistilSection
@@ -18,7 +18,6 @@ from aerialseg.geo.tileset import load_tileset, read_manifest, write_manifest
 from aerialseg.models.catalog import build_network, resolve
 from aerialseg.models.package import ModelCard, load_model, read_card, save_model
 from aerialseg.models.segmenter import Segmenter
-from aerialseg.progress import Silent
 from aerialseg.training import distillation, loop
 from aerialseg.training.dataset import TileReader
 from aerialseg.training.distillation import distillation_loss, load_teacher
@@ -35,21 +34,6 @@ BRIGHT = 115.0
 @pytest.fixture(autouse=True)
 def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "draw_curves", lambda run, records: None)
-
-
-class StopAfter(Silent):
-    """Raises Stopped after so many steps of training."""
-
-    def __init__(self, steps: int) -> None:
-        self.left, self.label = steps, ""
-
-    def start(self, label: str, total: float, unit: str) -> None:
-        self.label = label
-
-    def advance(self, amount: float = 1, note: str = "") -> None:
-        self.left -= bool(amount) and self.label.startswith("epoch")
-        if not self.left:
-            raise Stopped(15)
 
 
 class Bright(nn.Module):

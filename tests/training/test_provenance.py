@@ -9,12 +9,11 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
-from small_tiles import settings, tiny_config
+from small_tiles import StopAfter, settings, tiny_config
 
 from aerialseg.errors import Stopped
 from aerialseg.geo.tileset import load_tileset
 from aerialseg.models.package import read_card
-from aerialseg.progress import Silent
 from aerialseg.training import loop
 from aerialseg.training.folder import TrainOptions
 from aerialseg.training.loop import train
@@ -28,21 +27,6 @@ if TYPE_CHECKING:
 @pytest.fixture(autouse=True)
 def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "draw_curves", lambda run, records: None)
-
-
-class StopAfter(Silent):
-    """Raises Stopped after so many steps of training."""
-
-    def __init__(self, steps: int) -> None:
-        self.left, self.label = steps, ""
-
-    def start(self, label: str, total: float, unit: str) -> None:
-        self.label = label
-
-    def advance(self, amount: float = 1, note: str = "") -> None:
-        self.left -= bool(amount) and self.label.startswith("epoch")
-        if not self.left:
-            raise Stopped(15)
 
 
 def test_every_start_is_written_down_and_the_model_file_says_nothing_of_places(
