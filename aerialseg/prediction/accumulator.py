@@ -15,6 +15,8 @@ from aerialseg.geo.stitching import blend_weights
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from aerialseg.prediction.forward import EngineSettings
@@ -30,8 +32,11 @@ class Accumulator:
     def __init__(self, lattice: Lattice, settings: EngineSettings) -> None:
         device = settings.device
         self._lattice, self._row = lattice, lattice.down.start
-        self._down = torch.from_numpy(blend_weights(lattice.rows, settings.blend, lattice.down)).to(device)
-        self._across = torch.from_numpy(blend_weights(lattice.cols, settings.blend, lattice.across)).to(device)
+        down = blend_weights(lattice.rows, settings.blend, lattice.down)
+        across = blend_weights(lattice.cols, settings.blend, lattice.across)
+        self._down, self._across = torch.from_numpy(down).to(device), torch.from_numpy(across).to(device)
+        self._kinds = _kinds(down), _kinds(across)
+        self._weighted = (-1, -1)
         planes = 2 if settings.agreement else 1
         self._sum = torch.zeros((planes, lattice.size, lattice.padded), device=device)
         self._weight = torch.empty((lattice.size, lattice.size), device=device)
@@ -40,7 +45,7 @@ class Accumulator:
     def add(self, row: int, col: int, probability: Tensor) -> None:
         """Add one window's probability [size, size]; windows come row by row."""
         start = self._starts[col]
-        torch.outer(self._down[row - self._lattice.down.start], self._across[col], out=self._weight)
+        self._weigh(row - self._lattice.down.start, col)
         under = self._sum[..., start : start + self._lattice.size]
         under[0].addcmul_(probability, self._weight)
         if len(under) > 1:
@@ -55,6 +60,13 @@ class Accumulator:
             yield self._row, self._finished()
             self._move_up()
             self._row += 1
+
+    def _weigh(self, row: int, col: int) -> None:
+        """Put the weights of a window in place; most windows have those of the one before."""
+        kinds = self._kinds[0][row], self._kinds[1][col]
+        if kinds != self._weighted:
+            torch.outer(self._down[row], self._across[col], out=self._weight)
+            self._weighted = kinds
 
     def _finished(self) -> Tensor:
         top = self._row * self._lattice.rows.step
@@ -72,6 +84,12 @@ class Accumulator:
             kept = self._sum[:, top + step : top + 2 * step]
             self._sum[:, top : top + kept.shape[1]] = kept
         self._sum[:, size - step :] = 0
+
+
+def _kinds(weights: NDArray[np.float32]) -> list[int]:
+    """Return a number for each row of weights [count, size]; equal rows have equal numbers."""
+    numbers: dict[bytes, int] = {}
+    return [numbers.setdefault(row.tobytes(), len(numbers)) for row in weights]
 
 
 def _spread(planes: Tensor) -> None:

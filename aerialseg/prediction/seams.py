@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from aerialseg.prediction.forward import EngineSettings
 
 INVALID = 255
+EVERY = 4
+"""One row in so many is looked at, and all those at window edges: 25 million differences in a third of the time."""
 
 
 class SeamTally:
@@ -46,21 +48,25 @@ class SeamTally:
 
         Strips that do not follow the last one (a run that went on elsewhere) are not compared with it.
         """
-        marked = bool((quanta == INVALID).any())
         if self._last is not None and self._last[0] == row:
-            joined = np.stack([self._last[1], quanta[0]])
-            self._count_rows(joined, row, marked=bool((joined == INVALID).any()))
-        self._count_rows(quanta, row + 1, marked=marked)
-        across = _differences(quanta[:, :-1], quanta[:, 1:], marked=marked)
+            self._count_rows(np.stack([self._last[1], quanta[0]]), row)
+        self._count_rows(quanta, row + 1)
+        some = quanta[-row % EVERY :: EVERY]
+        marked = bool((some == INVALID).any())
+        across = _differences(some[:, :-1], some[:, 1:], marked=marked)
         sums = across.sum(0, dtype=np.uint32).astype(np.int64)  # a strip has no more than 2^24 rows
-        self._count(sums, _pairs(quanta[:, :-1], quanta[:, 1:], 0, marked), self._col_edges)
+        self._count(sums, _pairs(some[:, :-1], some[:, 1:], 0, marked), self._col_edges)
         self._last = row + len(quanta), quanta[-1].copy()
 
-    def _count_rows(self, quanta: NDArray[np.uint8], row: int, *, marked: bool) -> None:
+    def _count_rows(self, quanta: NDArray[np.uint8], row: int) -> None:
         """Add the differences between the rows; the second one is `row`."""
-        down = _differences(quanta[:-1], quanta[1:], marked=marked)
-        edges = self._row_edges[row - 1 : row - 1 + len(down)]
-        self._count(down.sum(1, dtype=np.int64), _pairs(quanta[:-1], quanta[1:], 1, marked), edges)
+        upper = np.arange(row - 1, row - 2 + len(quanta))
+        edges = self._row_edges[upper]
+        chosen = np.flatnonzero(edges | (upper % EVERY == 0))
+        one, other = quanta[chosen], quanta[chosen + 1]
+        marked = bool((one == INVALID).any() or (other == INVALID).any())
+        down = _differences(one, other, marked=marked)
+        self._count(down.sum(1, dtype=np.int64), _pairs(one, other, 1, marked), edges[chosen])
 
     def _count(self, sums: NDArray[np.int64], pairs: NDArray[np.int64], edges: NDArray[np.bool_]) -> None:
         self._sums += sums[~edges].sum(), sums[edges].sum()
