@@ -203,8 +203,9 @@ Differences below the spread between the seeds of "as it is" mean nothing.
 
 
 def _together(rows: list[Row]) -> Row:
-    """Return one line for several seeds: the mean of their scores."""
-    means = {score: statistics.fmean(row[score] for row in rows) for score in SCORES}
+    """Return one line for several seeds: the mean of their scores, None where one has none (all or nothing mapped)."""
+    found = {score: [row[score] for row in rows] for score in SCORES}
+    means = {score: None if None in values else statistics.fmean(values) for score, values in found.items()}
     steps = sorted({row["steps"] for row in rows})
     told = f"{steps[0]:,}" if steps[0] == steps[-1] else f"{steps[0]:,} to {steps[-1]:,}"
     return {**rows[0], **means, "steps": told, "each": ", ".join(f"{row['iou']:.3f}" for row in rows)}
