@@ -177,8 +177,8 @@ def page(rows: list[Row]) -> str:
         "recall": "{recall:.3f}",
     }
     shown = sorted((_together(group) for group in groups.values()), key=lambda row: -row["iou"])
-    networks = [row for row in shown if row["name"] not in OPTIONS]
-    options = [row for row in shown if row["name"] in OPTIONS]
+    networks = table(columns, [row for row in shown if row["name"] not in OPTIONS])
+    options = table(columns, [row for row in shown if row["name"] in OPTIONS])
     machines = sorted({f"- {row['machine']}; {_listed(row['versions'])}; {row['measured']}" for row in rows})
     grids = sorted({row["same_grid"] for row in rows})
     return f"""# From scratch on eleven real pieces
@@ -190,13 +190,13 @@ transform and size was found by: {"; ".join(grids)}.
 
 ## Networks
 
-{table(columns, networks)}
+{networks}
 
 ## Options, on the lightest network
 
 Differences below the spread between the seeds of "as it is" mean nothing.
 
-{table(columns, options)}
+{options if any(row["name"] in OPTIONS for row in shown) else "Not measured yet."}
 
 {chr(10).join(machines)}
 """
