@@ -183,7 +183,8 @@ def page(rows: list[Row]) -> str:
     grids = sorted({row["same_grid"] for row in rows})
     return f"""# From scratch on eleven real pieces
 
-Made by `python benchmarks/real_austin.py --write`; what it does is written at its top. Scores are of buildings on a
+Made by `python benchmarks/real_austin.py --minutes M --write`; what it does is written at its top.
+Scores are of buildings on a
 1000 x 1000 px scene of other ground (14.2 % building), the mean over the seeds. Minutes are what the training steps
 took, of processor time of one thread on a CPU and of wall time on a GPU. That the mask has exactly the scene's CRS,
 transform and size was found by: {"; ".join(grids)}.
