@@ -21,8 +21,9 @@ column are moved back to the scene's edge, pytorch-toolbelt centres its grid on 
 lowest row, so their squares lie elsewhere; nobody's are wrong.
 
 A second table is the same at 20000 px for the floor and aerialseg: what memory does. A third one has a real network,
-UNet with a ResNet-18 and random weights on two threads: how much of the wall is not the forward pass. Such a network
-draws specks, whose COG takes longer than that of buildings; over many scenes it is written while the next one runs.
+UNet with a ResNet-18, on two threads: how much of the wall is not the forward pass. It is trained for a minute on drawn
+scenes first, for random weights draw specks, whose COG takes longer than that of buildings. One scene runs alone; over
+many, its COG is written while the next one runs.
 
     python benchmarks/predict.py [--times 3] [--no-peers] [--write]
 """
@@ -40,7 +41,7 @@ from pathlib import Path
 
 import numpy as np
 from peers.environments import NAMES, PEERS, environments
-from record import RESULTS, SCRATCH, Row, machine, merge, table, versions
+from record import RESULTS, SCRATCH, Row, aerialseg, machine, merge, table, versions
 
 ENVIRONMENT = dict(os.environ)
 """As it was given: importing aerialseg.geo tells GDAL what it may not do, through variables that peers must not see."""
@@ -194,11 +195,27 @@ def compare_masks(runner: Runner, scene: Path, peers: dict[str, Path], rows: lis
             row[f"differ_{network}"] = int(np.count_nonzero(one != other)) if one.shape == other.shape else "all"
 
 
+def train_network(work: Path) -> Path:
+    """Train a network on drawn scenes, once: long enough that its masks are of buildings; returns the model's file."""
+    run = work / PRESET
+    model = run / "model.safetensors"
+    if not model.exists():
+        from aerialseg.sample import write_sample
+
+        write_sample(work / "sample", 4, 1000)
+        aerialseg("tile", work / "sample", "-o", work / "tiles", "--size", 256)
+        changes = {"model.preset": PRESET, "model.weights": "none", "data.crop": 128, "schedule.steps_per_epoch": 200}
+        settings = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
+        once = ("--set", "schedule.epochs=1", "--device", "cpu", "--overwrite")
+        aerialseg("train", work / "tiles", "-o", run, "-c", "small", *settings, *once)
+    return model
+
+
 def measure_network(runner: Runner, size: int) -> Iterator[Row]:
     """Run a real network, and say how much of the wall is not its forward pass."""
-    scene = draw_scene(runner.work, size)
+    scene, model = draw_scene(runner.work, size), train_network(runner.work)
     for precision in ("fp32", "auto"):
-        words = "--network", PRESET, "--precision", precision
+        words = "--network", model, "--precision", precision
         row = least([runner.ours("whole", scene, *words, threads=2) for _ in range(runner.times)])
         beside, engine = (min(1 - run["forward_s"] / run[of] for run in row["runs"]) for of in ("wall_s", "engine_s"))
         after = row["counting_s"] + row["cog_s"]

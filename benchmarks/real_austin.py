@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,7 +96,7 @@ class Bench:
 def measure(
     bench: Bench, name: str, recipe: Recipe | None, seeds: Sequence[int], cost: Cost | None = None
 ) -> list[Row]:
-    """Train by a recipe or the baseline, map and score, with each of the seeds; the cost is found unless it is given."""
+    """Train by a recipe, or the baseline, map and score, with each of the seeds; the cost is found unless given."""
     work = bench.work / re.sub("[^a-z0-9]+", "-", name.lower())
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -126,6 +126,15 @@ def measure(
         )
         print(f"{name}, seed {seed}: IoU {rows[-1]['iou']:.3f}", file=sys.stderr)
     return rows
+
+
+def cost_of_options(bench: Bench) -> Cost:
+    """Return what the recipe as it is costs; found once, so that rows of other days take as many steps."""
+    known = bench.work / f"cost-{bench.budget.family}.json"
+    if not known.exists():
+        cost = measure_cost(bench.budget, LIGHTEST, bench.work / "tiles", bench.work / "probe")
+        known.write_text(json.dumps(asdict(cost)))
+    return Cost(**json.loads(known.read_text()))
 
 
 def map_plainly(bench: Bench, seed: int, mask: Path) -> tuple[Row, Path]:
@@ -255,12 +264,11 @@ def main() -> None:
         return
     bench = Bench(options.data, options.work, Budget(options.device, options.minutes))
     bench.tiles()
-    cost = None
-    if options.rows == "options":
-        cost = measure_cost(bench.budget, LIGHTEST, bench.work / "tiles", bench.work / "probe")
+    cost = cost_of_options(bench) if options.rows == "options" else None
+    chosen = {name: recipe for name, recipe in ROWS[options.rows].items() if any(word in name for word in options.only)}
     rows: list[Row] = []
     with ThreadPoolExecutor(options.jobs) as pool:
-        for done in pool.map(lambda row: measure(bench, *row, options.seeds, cost), ROWS[options.rows].items()):
+        for done in pool.map(lambda row: measure(bench, *row, options.seeds, cost), chosen.items()):
             rows += done
             if options.write:
                 keep(done, options.out)
@@ -273,6 +281,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=DATA, help=f"folder with inria_austin and {PIECES}")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="what every training may cost")
     parser.add_argument("--rows", choices=ROWS, default="networks", help="what is compared")
+    parser.add_argument("--only", nargs="+", default=[""], help="parts of the names of the rows that are wanted")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--jobs", type=int, default=1, help="rows at once; on a CPU each takes one thread")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")

@@ -1,7 +1,8 @@
-"""A scene as equal batches of windows: what the reader thread does between the disk and the network.
+"""A scene as equal batches of windows: what two threads do between the disk and the network.
 
-Rows are read once, the scene's width and its halo at a time, into one band as high as a window; windows are copied from
-it into batch buffers that are used in turn. Memory grows with the scene's width, never with its height or its group.
+Rows are read once, the scene's width and its halo at a time, into a band as high as a window, by the one thread; the
+other copies windows from it into batch buffers, while the next band is read into a second array. Both bands and buffers
+are used in turn. Memory grows with the scene's width, never with its height or its group.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from rasterio.windows import Window
 from aerialseg.geo.raster import open_raster
 from aerialseg.prediction.ground import open_ground, read_validity
 from aerialseg.prediction.lattice import mirrored
+from aerialseg.prediction.pipeline import read_ahead
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Sequence
+    from collections.abc import Generator, Sequence
     from contextlib import AbstractContextManager
     from queue import SimpleQueue
 
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
     from aerialseg.prediction.lattice import Lattice, Schedule
 
     Validity = SimpleQueue[NDArray[np.bool_] | None]
+
+BANDS = 2
+"""One is being filled while windows are copied from the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +83,11 @@ def read_batches(canvas: Canvas, schedule: Schedule, buffers: Sequence[Batch], v
     None when all are, before any batch that holds a window of a later row.
     """
     lattice = schedule.lattice
-    with open_ground(canvas) as fill, _own_validity(canvas) as scene:
+    with read_ahead(_bands(canvas, lattice), BANDS, "bands") as bands, _own_validity(canvas) as scene:
         places: list[tuple[int, int]] = []
         masked: list[bool] = []
         turn = 0
-        for band in _bands(fill, len(canvas.source.bands), lattice):
+        for band in bands:
             for strip in schedule.strips(band.row):
                 validity.put(_strip(canvas, schedule, strip, band, scene))
             for col, left in enumerate(lattice.starts()):
@@ -133,21 +138,23 @@ def _strip(
     return None if own.all() else own
 
 
-def _bands(fill: Ground, count: int, lattice: Lattice) -> Iterator[_Band]:
-    """Yield the pixels and validity under each row of windows that the scene needs.
+def _bands(canvas: Canvas, lattice: Lattice) -> Generator[_Band]:
+    """Yield the pixels and validity under each row of windows that the scene needs, in BANDS arrays used in turn.
 
-    The same two arrays every time: what two rows share is moved up, the rest is read.
+    What two rows share is copied from the one before, the rest is read.
     """
-    pixels = np.empty((count, lattice.size, lattice.padded), dtype=np.uint8)
-    valid = np.empty((lattice.size, lattice.padded), dtype=np.bool_)
+    shape = lattice.size, lattice.padded
+    pixels = np.empty((BANDS, len(canvas.source.bands), *shape), dtype=np.uint8)
+    valid = np.empty((BANDS, *shape), dtype=np.bool_)
     kept = 0
-    for row in lattice.down:
-        top = row * lattice.rows.step
-        pixels[:, :kept] = pixels[:, lattice.size - kept :]
-        valid[:kept] = valid[lattice.size - kept :]
-        _fill_rows(fill, lattice, top + kept, pixels[:, kept:], valid[kept:])
-        yield _Band(row, top, pixels, valid, bool(valid.all()))
-        kept = lattice.size - lattice.rows.step
+    with open_ground(canvas) as fill:
+        for row in lattice.down:
+            top, this, last = row * lattice.rows.step, row % BANDS, (row - 1) % BANDS
+            pixels[this, :, :kept] = pixels[last, :, lattice.size - kept :]
+            valid[this, :kept] = valid[last, lattice.size - kept :]
+            _fill_rows(fill, lattice, top + kept, pixels[this, :, kept:], valid[this, kept:])
+            yield _Band(row, top, pixels[this], valid[this], bool(valid[this].all()))
+            kept = lattice.size - lattice.rows.step
 
 
 def _fill_rows(fill: Ground, lattice: Lattice, first: int, pixels: NDArray[np.uint8], valid: NDArray[np.bool_]) -> None:

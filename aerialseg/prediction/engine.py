@@ -1,6 +1,6 @@
 """One scene through a network: windows in, blended probabilities out, in strips of finished rows.
 
-Three threads: one reads ahead, the main one runs the network and blends, one writes behind. On a CUDA device pixels
+Four threads: two read ahead, the main one runs the network and blends, one writes behind. On a CUDA device pixels
 cross once as uint8 and quantised probabilities come back as uint8; normalising, blending and quantising happen there,
 by the same code as on a CPU. Masks, files and reports are `job`'s business.
 """

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from aerialseg.geo.resampling import CHUNK_ROWS as RESAMPLED_ROWS
+from aerialseg.prediction.batches import BANDS
 from aerialseg.prediction.lattice import CHUNK_ROWS, Lattice
 from aerialseg.prediction.pipeline import READ_DEPTH, WRITE_DEPTH
 
@@ -38,7 +39,7 @@ def peak_bytes(canvas: Canvas, settings: EngineSettings, bands: int) -> int:
     batch, area = batch_size(settings, lattice), settings.size * settings.size
     under, width = lattice.size * lattice.padded, canvas.source.box.width
     total = OVERHEAD + min(_cache_bytes(), _scene_bytes(canvas))
-    total += under * (bands + 1) + _reading(canvas, lattice, bands)
+    total += BANDS * under * (bands + 1) + _reading(canvas, lattice, bands)
     total += READ_DEPTH * batch * area * (bands + 1)
     rows = lattice.size if canvas.factor == 1 else CHUNK_ROWS
     strips = planes * rows * width

@@ -103,20 +103,18 @@ def make_forward(given: argparse.Namespace, running: list[float]) -> tuple[Forwa
     import torch
     from compete import Bright, Free
 
-    from aerialseg.models.catalog import PRESETS, build_network, resolve
     from aerialseg.models.device import pick_precision
-    from aerialseg.models.segmenter import Segmenter
+    from aerialseg.models.package import load_model
     from aerialseg.prediction.batches import Batch
     from aerialseg.prediction.forward import EngineSettings, Forward
 
     torch.set_num_threads(given.threads)
-    torch.manual_seed(0)
     device = torch.device("cpu")
     precision = pick_precision(given.precision, device)
-    if given.network in PRESETS:
-        network = Segmenter(build_network(resolve(given.network, bands=3, weights="none")), [100.0] * 3, [50.0] * 3)
-    else:
+    if given.network in ("free", "bright"):
         network = Free(given.window, given.batch) if given.network == "free" else Bright()
+    else:
+        network = load_model(Path(given.network))[0]
 
     class Timed(torch.nn.Module):
         def __init__(self) -> None:
@@ -144,7 +142,7 @@ def main() -> None:
     parser.add_argument("--scene", type=Path, required=True)
     parser.add_argument("--folder", type=Path, required=True, help="an empty one for what is written")
     parser.add_argument("--mask", type=Path, help="of cog, what to read; of whole, where the mask is kept as .npy")
-    parser.add_argument("--network", default="free", help="free, bright, or a preset with random weights")
+    parser.add_argument("--network", default="free", help="free, bright, or a model file")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--window", type=int, default=512)
