@@ -434,5 +434,5 @@ def test_row_33_each_file_is_opened_and_closed_in_the_one_thread_that_uses_it(
     forward = Forward(plain(PixelRule()), EngineSettings(64, 0.25, 2, torch.device("cpu")))
     predict_scene(forward, Canvas.alone(source), sink())
     assert sorted(log) == [
-        ("close mask", "writer_0"), ("close scene", "reader_0"), ("open mask", "writer_0"), ("open scene", "reader_0"),
+        ("close mask", "writer_0"), ("close scene", "bands_0"), ("open mask", "writer_0"), ("open scene", "bands_0"),
     ]  # fmt: skip
