@@ -125,6 +125,17 @@ def test_predict_is_measured_against_its_floor_at_toy_size(tmp_path: Path) -> No
     assert np.array_equal(drawn, squares(64, 300, 300))  # so the floor writes the very mask that the engine draws
 
 
+def test_costs_of_networks_become_a_table_and_a_picture(tmp_path: Path) -> None:
+    options = "--tables", "mixers", "--only", "identity", "--sizes", "64,32", "--batch", 1
+    done = script("costs.py", *options, "--write", "--results", tmp_path / "results", "--work", tmp_path / "work")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "results" / "costs-mixers.png").stat().st_size > 1000
+    lines = (tmp_path / "results" / "costs.md").read_text().splitlines()
+    found = [line.split(" | ") for line in lines if line.startswith("| identity")]
+    assert [cells[1] for cells in found] == ["32", "64"]
+    assert all(float(cells[4]) > 0 for cells in found)
+
+
 def test_answers_are_ratios_to_the_floor_and_to_the_best_peer() -> None:
     from predict import answers
 
