@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
+    from rich.console import Console
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
@@ -93,7 +94,7 @@ class ConsoleProgress:
         if self._quiet:
             return
         if self._bar is not None:
-            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._bar.console.print(line, highlight=False, soft_wrap=True)
         else:
             with suppress(OSError):  # a log that cannot be written does not end the work
                 print(line, file=sys.stderr, flush=True)  # noqa: T201
@@ -182,7 +183,6 @@ def print_json(value: Any) -> None:
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """Print a table on stdout; columns of numbers are aligned on the right."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
@@ -191,7 +191,7 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
         table.add_column(column, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    _console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
 def _is_number(text: str) -> bool:
@@ -206,17 +206,23 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and value != value else value
 
 
-def _new_bar() -> RichProgress:
+def _console(**settings: Any) -> Console:
+    """Return a console on which names are text: `roof[east]` is no markup, and `:smile:` no emoji."""
     from rich.console import Console
+
+    return Console(markup=False, emoji=False, **settings)
+
+
+def _new_bar() -> RichProgress:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[unit]}"),
+        TextColumn("{task.fields[unit]}", markup=False),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", style="dim"),
-        console=Console(stderr=True),
+        TextColumn("{task.fields[note]}", style="dim", markup=False),
+        console=_console(stderr=True),
         transient=False,
     )
