@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +28,27 @@ class Recipe:
 
     changes: dict[str, object]
     """As section.key; the network too."""
+    teacher: Path | None = None
+    """A finished run, for `--teacher`."""
 
     def but(self, changes: dict[str, object]) -> Recipe:
         """Return the recipe with more changes."""
-        return Recipe({**self.changes, **changes})
+        return replace(self, changes={**self.changes, **changes})
+
+    def taught_by(self, teacher: Path) -> Recipe:
+        """Return the recipe with a teacher."""
+        return replace(self, teacher=teacher)
 
     def options(self) -> list[str]:
         """Return the words for `aerialseg train`."""
         settings = {"model.weights": "none", **self.changes}
-        return ["-c", "small", *(word for key, value in settings.items() for word in ("--set", f"{key}={value}"))]
+        taught = [] if self.teacher is None else ["--teacher", str(self.teacher)]
+        return [
+            "-c",
+            "small",
+            *taught,
+            *(word for key, value in settings.items() for word in ("--set", f"{key}={value}")),
+        ]
 
 
 @dataclass(frozen=True)

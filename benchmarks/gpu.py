@@ -44,7 +44,7 @@ def measure_accuracy(bench: Bench) -> Iterator[Row]:
         return
     budget = Budget(bench.device, bench.sizes.minutes)
     austin = real_austin.Bench(bench.data, bench.work / "austin", budget)
-    austin.tiles()
+    austin.cut()
     for preset, precision in combinations(bench.sizes):
         changes = {"model.preset": preset, "data.batch": 16, "run.precision": precision}
         (row,) = real_austin.measure(austin, preset, real_austin.SMALL.but(changes), seeds=[0])

@@ -2,11 +2,11 @@
 
 The data is Inria's (Austin): eleven pieces of four scenes to train on, and a 1000 x 1000 crop of other ground to map.
 `networks`: the plain baseline (plain_unet.py), and the recipe for few tiles on several networks; every row costs the
-same (from_scratch.py). `options`: that recipe on the lightest network, with one thing changed in each row, and with as
-many steps as the recipe takes as it is. In a row the crop selects nothing: the last weights are used, and the threshold
-0.5. Between rows it does: the recipe's strength of augmentation was chosen by it, so a fair guess at other ground is a
-little lower. The best threshold's IoU, with the threshold chosen on that very crop, is a bound that nobody reaches; it
-is shown because it varies less from seed to seed.
+same (from_scratch.py). `options`: that recipe on a light network, with one thing changed in each row, and with as many
+steps as the recipe takes as it is; a teacher has had four times as long. In a row the crop selects nothing: the last
+weights are used, and the threshold 0.5. Between rows it does: the recipe's strength of augmentation was chosen by it,
+so a fair guess at other ground is a little lower. The best threshold's IoU, with the threshold chosen on that very
+crop, is a bound that nobody reaches; it is shown because it varies less from seed to seed.
 
     python benchmarks/real_austin.py [--rows networks] [--minutes 5] [--seeds 0 1] [--jobs 2] [--write]
 """
@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,8 +57,9 @@ NETWORKS: dict[str, Recipe | None] = {
         for mixers in ("conv", "window", "linear", "conv,conv,window,full")
     },
 }
+AS_IT_IS, TAUGHT = "as it is", "taught by unet-r34"
 CHANGES: dict[str, dict[str, object]] = {
-    "as it is": {},
+    AS_IT_IS: {},
     "augment medium": {"data.augment": "medium"},
     "augment light": {"data.augment": "light"},
     "wear 0": {"data.wear": 0.0},
@@ -72,8 +73,16 @@ CHANGES: dict[str, dict[str, object]] = {
     "one-cycle": {"schedule.shape": "one-cycle"},
     "polynomial": {"schedule.shape": "polynomial"},
 }
-OPTIONS: dict[str, Recipe | None] = {f"linknet-r10, {name}": LIGHTEST.but(change) for name, change in CHANGES.items()}
-AS_IT_IS = next(iter(OPTIONS))
+UNET_PVT = SMALL.but({"model.architecture": "unet", "model.encoder": "tu-pvt_v2_b0"})
+BASES = {"linknet-r10": LIGHTEST, "unet-pvt2-b0": UNET_PVT}
+OPTIONS: dict[str, Recipe | None] = {
+    **{f"linknet-r10, {name}": LIGHTEST.but(change) for name, change in CHANGES.items()},
+    f"linknet-r10, {TAUGHT}": LIGHTEST,
+    f"unet-pvt2-b0, {AS_IT_IS}": UNET_PVT,
+    "unet-pvt2-b0, stem skip": UNET_PVT.but({"model.encoder_arguments.stem_skip": True}),
+}
+TEACHER, TEACHER_TIMES = "unet-r34", 4
+"""How many times as long as a pupil the teacher is trained."""
 ROWS = {"networks": NETWORKS, "options": OPTIONS}
 
 
@@ -85,29 +94,32 @@ class Bench:
     work: Path
     budget: Budget
 
+    @property
     def tiles(self) -> Path:
-        """Cut the eleven pieces, each into one tile, unless that is done; returns the set's folder."""
-        tiles = self.work / "tiles"
-        options = ("--size", 512, "--split", "val=austin4*", "--allow-ungeoreferenced")
-        aerialseg("tile", self.data / PIECES / "images", "--masks", self.data / PIECES / "gt", "-o", tiles, *options)
-        return tiles
+        """Where the tile set is."""
+        return self.work / "tiles"
+
+    def cut(self) -> None:
+        """Cut the eleven pieces, each into one tile, unless that is done."""
+        pieces, options = self.data / PIECES, ("--size", 512, "--split", "val=austin4*", "--allow-ungeoreferenced")
+        aerialseg("tile", pieces / "images", "--masks", pieces / "gt", "-o", self.tiles, *options)
 
 
-def measure(
-    bench: Bench, name: str, recipe: Recipe | None, seeds: Sequence[int], cost: Cost | None = None
-) -> list[Row]:
-    """Train by a recipe, or the baseline, map and score, with each of the seeds; the cost is found unless given."""
+def measure(bench: Bench, name: str, recipe: Recipe | None, seeds: Sequence[int]) -> list[Row]:
+    """Train by a recipe, or the baseline, then map and score, with each of the seeds."""
     work = bench.work / re.sub("[^a-z0-9]+", "-", name.lower())
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    if recipe is not None and cost is None:
-        cost = measure_cost(bench.budget, recipe, bench.work / "tiles", work / "probe")
+    if recipe is not None:
+        base = name.partition(", ")[0] if name in OPTIONS else ""
+        cost = cost_of_base(bench, base) if base else measure_cost(bench.budget, recipe, bench.tiles, work / "probe")
+        recipe = recipe.taught_by(bench.work / TEACHER / "0") if name.endswith(TAUGHT) else recipe
     rows = []
     for seed in seeds:
-        if recipe is None or cost is None:
+        if recipe is None:
             trained, mask = map_plainly(bench, seed, work / f"{seed}.tif")
         else:
-            trained = train(bench.budget, recipe, bench.work / "tiles", work / f"{seed}", seed=seed, cost=cost)
+            trained = train(bench.budget, recipe, bench.tiles, work / f"{seed}", seed=seed, cost=cost)
             mask = map_scene(bench, work / f"{seed}", work / f"{seed}-maps", trained["arithmetic"])
         scores, _ = aerialseg("evaluate", mask, "--masks", bench.data / TRUTH)
         rows.append(
@@ -128,13 +140,21 @@ def measure(
     return rows
 
 
-def cost_of_options(bench: Bench) -> Cost:
-    """Return what the recipe as it is costs; found once, so that rows of other days take as many steps."""
-    known = bench.work / f"cost-{bench.budget.family}.json"
+def cost_of_base(bench: Bench, base: str) -> Cost:
+    """Return what a recipe as it is costs; found once, so that rows of other days take as many steps."""
+    known = bench.work / f"cost-{bench.budget.family}-{base}.json"
     if not known.exists():
-        cost = measure_cost(bench.budget, LIGHTEST, bench.work / "tiles", bench.work / "probe")
+        cost = measure_cost(bench.budget, BASES[base], bench.tiles, bench.work / f"probe-{base}")
         known.write_text(json.dumps(asdict(cost)))
     return Cost(**json.loads(known.read_text()))
+
+
+def measure_teacher(bench: Bench) -> list[Row]:
+    """Train the network that others are taught by, once, and score it; no rows when it is there."""
+    if (bench.work / TEACHER / "0" / "model.safetensors").exists():
+        return []
+    longer = Budget(bench.budget.device, TEACHER_TIMES * bench.budget.minutes)
+    return measure(replace(bench, budget=longer), TEACHER, NETWORKS[TEACHER], seeds=[0])
 
 
 def map_plainly(bench: Bench, seed: int, mask: Path) -> tuple[Row, Path]:
@@ -214,7 +234,7 @@ transform and size was found by: {"; ".join(grids)}.
 
 {networks}
 
-## Options, on the lightest network
+## Options
 
 Gains are the mean over the seeds of the difference to "as it is" with the same seed, with the standard error of that
 mean behind it; one smaller than twice its error means nothing.
@@ -236,8 +256,9 @@ GAINS = {
 
 def _beside(rows: list[Row], groups: dict[tuple[object, ...], list[Row]]) -> Row:
     """Return what an option changes, seed by seed, against the recipe as it is."""
-    machine, minutes, _, arithmetic = (rows[0][name] for name in GROUP)
-    plain = {row["seed"]: row for row in groups.get((machine, minutes, AS_IT_IS, arithmetic), [])}
+    machine, minutes, name, arithmetic = (rows[0][key] for key in GROUP)
+    base = f"{name.partition(', ')[0]}, {AS_IT_IS}"
+    plain = {row["seed"]: row for row in groups.get((machine, minutes, base, arithmetic), [])}
     pairs = [(row, plain[row["seed"]]) for row in rows if row["seed"] in plain]
     found: Row = {"taken": statistics.fmean(row["trained_s"] for row in rows) / 60}
     for score, prefix in (("iou", ""), ("best", "best_")):
@@ -263,12 +284,13 @@ def main() -> None:
         print(f"skipped: the real pieces of Austin are not at {options.data}; give their folder with --data")
         return
     bench = Bench(options.data, options.work, Budget(options.device, options.minutes))
-    bench.tiles()
-    cost = cost_of_options(bench) if options.rows == "options" else None
+    bench.cut()
     chosen = {name: recipe for name, recipe in ROWS[options.rows].items() if any(word in name for word in options.only)}
-    rows: list[Row] = []
+    rows: list[Row] = measure_teacher(bench) if any(name.endswith(TAUGHT) for name in chosen) else []
+    if options.write:
+        keep(rows, options.out)
     with ThreadPoolExecutor(options.jobs) as pool:
-        for done in pool.map(lambda row: measure(bench, *row, options.seeds, cost), chosen.items()):
+        for done in pool.map(lambda row: measure(bench, *row, options.seeds), chosen.items()):
             rows += done
             if options.write:
                 keep(done, options.out)
