@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from contextlib import suppress
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -22,14 +23,14 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line on `argv` (default: the process's own) and return its exit code.
 
-    A user's mistake ends in one line on stderr and the error's exit code; a traceback is shown with `--debug`, or when
-    the program itself is at fault.
+    A user's mistake ends in one line on stderr and the error's exit code; a traceback comes before it with `--debug`,
+    and alone when the program itself is at fault.
     """
     handlers = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
     from aerialseg.cli.console import drop_unwritable
     from aerialseg.errors import AerialsegError
 
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug, arguments = _without_debug(list(sys.argv[1:] if argv is None else argv))
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads cost tenfold on processors that are shared
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # albumentations calls home on import otherwise
     try:
@@ -37,16 +38,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 0
     except AerialsegError as error:
-        if "--debug" in arguments:
-            raise
-        if _speaks_for(error):
-            with suppress(OSError):
+        with suppress(OSError):
+            if debug:
+                traceback.print_exc()
+            if _speaks_for(error):
                 print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return error.exit_code
     finally:
         drop_unwritable(sys.stderr)
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def _without_debug(arguments: list[str]) -> tuple[bool, list[str]]:
+    """Return whether `--debug` was given, before the command or after it, and the other arguments."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    others = [argument for argument in arguments[:end] if argument != "--debug"]
+    return len(others) < end, others + arguments[end:]
 
 
 def _run(arguments: list[str]) -> int:

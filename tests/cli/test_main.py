@@ -101,3 +101,20 @@ def test_a_log_that_cannot_be_written_does_not_end_the_work(tmp_path: Path, scen
     done = shell(f"aerialseg tile {scene} --masks {mask} -o {tmp_path / 'set'} --size 64 --split 0 2> /dev/full")
     assert done.returncode == 0 and (tmp_path / "set" / "tileset.json").is_file()
     assert shell("aerialseg tile nowhere --masks nowhere 2> /dev/full").returncode == 66
+
+
+@pytest.mark.parametrize("words", [("--debug", "info", "nowhere"), ("info", "nowhere", "--debug")])
+def test_debug_adds_the_traceback_and_keeps_the_line_and_the_code(run: Run, words: tuple[str, ...]) -> None:
+    code, out, err = run(*words)
+    assert (code, out) == (66, "")
+    assert err.startswith("Traceback") and err.splitlines()[-1].startswith("error: nowhere: ")
+
+
+def test_debug_shows_the_traceback_of_a_mistake_in_the_arguments_too(run: Run) -> None:
+    code, _, err = run("--debug", "tile", "in", "--nonsense")
+    assert code == 2 and err.startswith("Traceback") and "--nonsense" in err.splitlines()[-1]
+
+
+def test_a_file_may_be_called_like_the_option(run: Run) -> None:
+    code, _, err = run("info", "--", "--debug")
+    assert code == 66 and err.startswith("error: --debug: ") and err.count("\n") == 1
