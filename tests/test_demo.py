@@ -14,7 +14,9 @@ from PIL import Image
 from aerialseg.counts import Confusion
 from aerialseg.errors import OutputError, Stopped
 from aerialseg.geo.tileset import load_tileset
-from aerialseg.models.package import read_card
+from aerialseg.models.catalog import build_network, licence_of, resolve
+from aerialseg.models.package import ModelCard, load_model, read_card, save_model
+from aerialseg.models.segmenter import Segmenter
 from aerialseg.progress import Silent
 from aerialseg.workflows import demo, trial
 from aerialseg.workflows.figure import FOUND, INVENTED, MISSED, Comparison, draw_comparison
@@ -76,6 +78,17 @@ def test_the_untrained_model_is_the_same_network(out: Path) -> None:
     assert [getattr(trained, name) for name in names] == [getattr(untrained, name) for name in names]
     model = "model.safetensors"
     assert (out / "run" / model).read_bytes() != (out / "untrained" / model).read_bytes()
+
+
+def test_a_network_whose_licence_was_accepted_is_also_built_untrained(tmp_path: Path) -> None:
+    spec = resolve("segformer-mit-b0", accept_licence=True)
+    card = ModelCard(
+        preset=spec.preset, architecture=spec.architecture, encoder=spec.encoder, licence=licence_of(spec),
+        encoder_arguments=dict(spec.encoder_arguments), bands=3, mean=(90.0,) * 3, std=(40.0,) * 3, tile_size=64,
+    )  # fmt: skip
+    save_model(tmp_path / "trained.safetensors", Segmenter(build_network(spec), card.mean, card.std), card)
+    made = demo._save_untrained(tmp_path / "trained.safetensors", tmp_path / "untrained.safetensors", 0)
+    assert load_model(made)[1] == card
 
 
 def test_a_second_call_trains_and_predicts_nothing(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

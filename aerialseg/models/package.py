@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from aerialseg.errors import ConfigError, Diverged, ModelError, NoInputError, one_line
 from aerialseg.files import write_bytes
+from aerialseg.models.catalog import ModelSpec, build_network
+from aerialseg.models.presets import NVIDIA
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,17 +119,13 @@ def load_model(path: Path) -> tuple[Segmenter, ModelCard]:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    from aerialseg.models.catalog import ModelSpec, build_network
-    from aerialseg.models.presets import NVIDIA
     from aerialseg.models.segmenter import Segmenter
 
     file = find_model(path)
     content = _read(file)
     card = _verified_card(file, content)
-    named = (card.preset, card.architecture, card.encoder, card.encoder_arguments, card.bands)
-    spec = ModelSpec(*named, accept_licence=card.licence == NVIDIA)
     try:
-        network = build_network(spec)
+        network = build_network(spec_of(card))
     except ConfigError as error:
         raise ModelError(f"{one_line(file)}: {error}") from error
     segmenter = Segmenter(network, card.mean, card.std)
@@ -144,6 +142,12 @@ def read_card(path: Path) -> ModelCard:
     """Read and verify a model file's card without torch; raises as `load_model` does."""
     file = find_model(path)
     return _verified_card(file, _read(file))
+
+
+def spec_of(card: ModelCard) -> ModelSpec:
+    """Return the card's network without pretrained weights; a licence that the card names was accepted."""
+    named = (card.preset, card.architecture, card.encoder, card.encoder_arguments, card.bands)
+    return ModelSpec(*named, accept_licence=card.licence == NVIDIA)
 
 
 def find_model(path: Path) -> Path:

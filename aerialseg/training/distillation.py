@@ -15,8 +15,8 @@ from torch.nn import functional
 from aerialseg.errors import BadDataError, ConfigError, ModelError, one_line
 from aerialseg.files import sha256_of
 from aerialseg.models.catalog import check_network
-from aerialseg.models.package import find_model, load_model
-from aerialseg.training.start import GSD_TOLERANCE, spec_of
+from aerialseg.models.package import find_model, load_model, spec_of
+from aerialseg.training.start import GSD_TOLERANCE
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -23,8 +23,7 @@ from aerialseg.models.catalog import (
     licence_of,
     resolve,
 )
-from aerialseg.models.package import ModelCard, find_model, load_model
-from aerialseg.models.presets import NVIDIA
+from aerialseg.models.package import ModelCard, find_model, load_model, spec_of
 from aerialseg.models.segmenter import Segmenter
 from aerialseg.training.dataset import training_tiles, validation_side, validation_tiles
 from aerialseg.training.provenance import versions
@@ -110,12 +109,6 @@ def start_again(state: State) -> Start:
     card = ModelCard(**state["card"])
     segmenter = Segmenter(build_network(spec_of(card)), card.mean, card.std)
     return Start(segmenter, card, TrainConfig.model_validate(state["config"]))
-
-
-def spec_of(card: ModelCard) -> ModelSpec:
-    """Return the card's network, without pretrained weights."""
-    named = (card.preset, card.architecture, card.encoder, card.encoder_arguments, card.bands)
-    return ModelSpec(*named, accept_licence=card.licence == NVIDIA)
 
 
 def _check_fit(spec: ModelSpec, tiles: TileSet, config: TrainConfig, taught: bool) -> None:

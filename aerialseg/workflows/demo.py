@@ -205,14 +205,13 @@ def _save_untrained(trained: Path, path: Path, seed: int) -> Path:
     """Save the trained model's network with the random weights its training began with."""
     import torch
 
-    from aerialseg.models.catalog import ModelSpec, build_network
-    from aerialseg.models.package import read_card, save_model
+    from aerialseg.models.catalog import build_network
+    from aerialseg.models.package import read_card, save_model, spec_of
     from aerialseg.models.segmenter import Segmenter
 
     card = replace(read_card(trained), threshold=0.5, training={}, scores={})
     torch.manual_seed(seed)
-    spec = ModelSpec(card.preset, card.architecture, card.encoder, card.encoder_arguments, card.bands)
-    save_model(path, Segmenter(build_network(spec), card.mean, card.std), card)
+    save_model(path, Segmenter(build_network(spec_of(card)), card.mean, card.std), card)
     return path
 
 
