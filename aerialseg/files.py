@@ -242,6 +242,11 @@ def require_space(folder: Path, needed: int) -> None:
         )
 
 
+def usable_processors() -> int:
+    """Return how many processors this process may use; all of them where the system does not say which (macOS)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def lasting(path: Path) -> Path:
     """Return the path as a user knows it: without what is below a temporary name, and without that name."""
     temporary = [part for part in (path, *path.parents) if part.name.startswith(TEMPORARY)]

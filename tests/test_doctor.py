@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -139,6 +140,14 @@ def test_a_container_s_limit_bounds_the_memory(tmp_path: Path) -> None:
     write(tmp_path / "sys/fs/cgroup/memory.max", "3000000000\n")
     assert doctor.available_memory(tmp_path) == 2_000_000_000
     assert doctor.available_memory(tmp_path / "elsewhere") is None
+
+
+def test_the_processors_are_those_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 2, 5}, raising=False)
+    assert named(tuple(doctor._memory()), "processors").found == "3 usable of 7"
+    monkeypatch.delattr(os, "sched_getaffinity")  # macOS has none
+    assert named(tuple(doctor._memory()), "processors").found == "7 usable of 7"
 
 
 def write(path: Path, text: str) -> None:

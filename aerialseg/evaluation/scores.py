@@ -5,7 +5,6 @@ Pairs are checked first and then counted, several scenes at once; what is counte
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from threading import Event
@@ -16,6 +15,7 @@ from aerialseg.errors import AerialsegError, BadDataError, UsageError, one_line
 from aerialseg.evaluation.counting import Rules, count_pair
 from aerialseg.evaluation.pairs import Pair, check_pairs, pair_scenes
 from aerialseg.evaluation.results import EvaluationReport, SceneScore
+from aerialseg.files import usable_processors
 from aerialseg.geo.labels import Labels, LabelSource
 from aerialseg.geo.masks import MaskRule, ResolvedRule, decide_rule, mask_box
 from aerialseg.geo.raster import Access
@@ -174,7 +174,7 @@ def _count_all(pairs: Sequence[Pair], rules: Rules, progress: Progress) -> list[
     stop = Event()
     progress.start("evaluate", len(pairs), "scene")
     # Reading, comparing and counting all release the interpreter's lock; scenes share nothing but the rules.
-    with ThreadPoolExecutor(min(MAX_THREADS, len(pairs), len(os.sched_getaffinity(0)))) as pool:
+    with ThreadPoolExecutor(min(MAX_THREADS, len(pairs), usable_processors())) as pool:
         futures = [pool.submit(count_pair, pair, rules, stop) for pair in pairs]
         try:
             for pair, future in zip(pairs, futures, strict=True):

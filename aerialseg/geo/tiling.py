@@ -8,7 +8,6 @@ and does nothing when nothing has changed. The manifest comes last (`assembly`).
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +16,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from aerialseg.errors import AerialsegError, BadDataError, NoInputError, one_line
-from aerialseg.files import locked, prepare_output_folder, sweep, write_json
+from aerialseg.files import locked, prepare_output_folder, sweep, usable_processors, write_json
 from aerialseg.geo.assembly import (
     REPORT,
     begin_set,
@@ -145,11 +144,7 @@ def _bring_up_to_date(
 
 def _threads(options: TilingOptions) -> int:
     # Every tile is flushed to the disk before it gets its name; two more threads keep the processors busy meanwhile.
-    return options.threads or min(MAX_THREADS, _processors() + 2)
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return options.threads or min(MAX_THREADS, usable_processors() + 2)
 
 
 def _digests(jobs: Sequence[Job], options: TilingOptions, progress: Progress) -> dict[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.fabric.strategies import DDPStrategy
 from timm.layers import convert_sync_batchnorm
 
+from aerialseg.files import usable_processors
 from aerialseg.models.catalog import SIZE_MULTIPLE
 from aerialseg.models.device import pick_precision
 from aerialseg.progress import Progress, Silent
@@ -197,5 +197,4 @@ def reading_threads(wanted: int, processes: int = 1) -> int:
 
     The processors are those that this process may use, shared with the other `processes` of this machine.
     """
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return wanted or max(2, min(MOST_THREADS, usable // processes))
+    return wanted or max(2, min(MOST_THREADS, usable_processors() // processes))

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from aerialseg.errors import AerialsegError, DeviceError, first_line, one_line
+from aerialseg.files import usable_processors
 
 if TYPE_CHECKING:
     from aerialseg.models.machine import System
@@ -150,8 +151,7 @@ def _devices(system: System | None) -> Iterator[Finding]:
 
 
 def _memory() -> Iterator[Finding]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield Finding("memory", "processors", f"{cores} usable of {os.cpu_count()}")
+    yield Finding("memory", "processors", f"{usable_processors()} usable of {os.cpu_count()}")
     available = available_memory()
     if available is not None:
         advice = "close other programs, or predict with --batch 1"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from concurrent.futures import CancelledError
@@ -102,7 +103,7 @@ def test_overall_is_pooled_and_not_a_mean() -> None:
     good, bad = Confusion(tp=900, fp=50, fn=50, tn=9000), Confusion(tp=1, fp=9, fn=10, tn=9980)
     report = EvaluationReport((SceneScore("austin1", "austin", good, 0), SceneScore("kitsap1", "kitsap", bad, 0)))
     assert report.overall.iou == 901 / (901 + 59 + 60)
-    assert np.mean([city.iou for city in report.cities.values()]) < 0.5 < report.overall.iou
+    assert np.mean([city.confusion.iou for city in report.by_city.values()]) < 0.5 < report.overall.iou
 
 
 def test_a_report_without_building_is_valid_json() -> None:
@@ -153,7 +154,14 @@ def test_scenes_are_scored_from_python(tmp_path: Path, mask_file: Write, scene_f
     with rasterio.open(truth) as source:
         mask_file(tmp_path / "out/austin1.tif", (source.read(1) > 0).astype(np.uint8), nodata=255)
     report = evaluate_scenes(find_scenes([tmp_path]), tmp_path / "out")
-    assert report.cities["austin"].iou == 1.0
+    assert report.by_city["austin"].confusion.iou == 1.0
+
+
+def test_scenes_are_scored_where_the_system_does_not_say_which_processors(
+    dataset: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity")  # macOS has none
+    assert run("evaluate", dataset / "out", "--masks", dataset / "gt", "--json")[0] == 0
 
 
 class StopsAtOnce(Silent):
