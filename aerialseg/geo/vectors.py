@@ -19,7 +19,7 @@ from pyproj.exceptions import ProjError
 from rasterio.features import rasterize
 
 from aerialseg.errors import BadDataError, NoInputError, one_line
-from aerialseg.geo.opening import refuse_remote
+from aerialseg.geo.opening import raster_errors, refuse_remote
 from aerialseg.geo.quiet import in_memory
 
 if TYPE_CHECKING:
@@ -91,8 +91,9 @@ def read_layer(path: Path, *, where: str | None = None, empty_ok: bool = False) 
     """Read the polygons of a vector file; `where` is an SQL condition on its attributes.
 
     Invalid polygons are repaired; other geometries are left out with a warning. Raises UsageError when the path is not
-    local, NoInputError when nothing is there, and BadDataError when the content is of another format, has no CRS, or
-    holds no polygon, unless that is `empty_ok`: a prediction may find nothing.
+    local, NoInputError when nothing is there or may be read, ReadError when the disk fails, and BadDataError when the
+    content is of another format, has no CRS, or holds no polygon, unless that is `empty_ok`: a prediction may find
+    nothing.
     """
     driver = _check_format(path)
     meta, geometry = _read_geometry(path, driver, where)
@@ -173,17 +174,16 @@ def _check_format(path: Path) -> str:
     """Return the driver for the path's suffix, once the content has shown to be of that format."""
     refuse_remote(path)
     name = one_line(path)
-    if not path.is_file():
-        raise NoInputError(f"{name}: no such file")
-    driver = DRIVERS.get(path.suffix.lower())
-    if driver is None:
-        raise BadDataError(f"{name}: {path.suffix or 'no suffix'} is not one of {', '.join(DRIVERS)}")
-    with path.open("rb") as stream:
-        head = (
-            stream.read(2**16).removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")
-            if driver == "GeoJSON"
-            else stream.read(64)
-        )
+    with raster_errors(path):
+        if not path.is_file():
+            raise NoInputError(f"{name}: no such file")
+        driver = DRIVERS.get(path.suffix.lower())
+        if driver is None:
+            raise BadDataError(f"{name}: {path.suffix or 'no suffix'} is not one of {', '.join(DRIVERS)}")
+        with path.open("rb") as stream:
+            head = stream.read(2**16 if driver == "GeoJSON" else 64)
+    if driver == "GeoJSON":
+        head = head.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")
     if not head.startswith(MAGIC[driver]) or PIPELINE in head:
         raise BadDataError(f"{name}: the content is not {driver}, which the name promises; expected polygons")
     return driver

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 from pathlib import Path
@@ -233,6 +234,18 @@ def test_missing_files_and_unknown_places_are_named(tmp_path: Path) -> None:
     with pytest.raises(BadDataError, match="no way"):
         overlay([layer], box(crs='LOCAL_CS["site",UNIT["metre",1]]'))
     assert is_vector(Path("A.GPKG")) and not is_vector(Path("a.tif"))
+
+
+@pytest.mark.parametrize("method", ["open", "stat"])  # the file may not be read, or its folder not be entered
+def test_a_file_that_may_not_be_read_is_no_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    path = write(tmp_path / "labels.gpkg", [shapely.box(0, 0, 1, 1)])
+
+    def refuse(*arguments: object, **settings: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, method, refuse)
+    with pytest.raises(NoInputError, match=r"labels\.gpkg: may not be read; check its permissions"):
+        read_layer(path)
 
 
 @pytest.mark.gdal
