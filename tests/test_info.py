@@ -93,6 +93,18 @@ def test_a_scene_says_what_gdal_says_and_what_predict_would_do(run: Run, scene_f
     assert asked(run, path)["neighbours"] is None and "both would be called town1" in run("info", path)[1]
 
 
+def test_neighbours_are_named_up_to_three_and_dots_stand_for_more(run: Run, scene_file: Any, tmp_path: Path) -> None:
+    said = []
+    for number in range(1, 6):
+        place = (0.3, 0.0, 616000.0 + number * 64 * 0.3, 0.0, -0.3, 3347000.0)
+        path = scene_file(tmp_path / f"town{number}.tif", size=(64, 64), transform=place)
+        row = next(line for line in run("info", path)[1].splitlines() if line.startswith("│ neighbours"))
+        said.append(row.split("│")[2].strip())
+    assert said[1] == "one raster with 1 more: town1.tif"
+    assert said[3] == "one raster with 3 more: town1.tif, town2.tif, town3.tif"
+    assert said[4] == "one raster with 4 more: town1.tif, town2.tif, town3.tif, ..."
+
+
 def test_degrees_are_told_in_metres_too(run: Run, scene_file: Any, tmp_path: Path) -> None:
     path = scene_file(tmp_path / "a.tif", crs="EPSG:4326", transform=(1e-6, 0, 0.0, 0, -1e-6, 0.0))
     found = asked(run, path)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 MOST_SIBLINGS = 1000
 """In a folder with more scenes neighbours are not looked for: every header would have to be read."""
+NAMED = 3
+"""Neighbours that are called by name."""
 
 
 def describe_scene(path: Path) -> Account:
@@ -165,7 +167,8 @@ def _neighbours(path: Path) -> Fact:
         paths = [member.source.path for member in group.members]
         if path.absolute() in paths and len(paths) > 1:
             names = [other.name for other in paths if other != path.absolute()]
-            return Fact("neighbours", names, f"one raster with {len(names)} more: {spelt(names[:3])}, ..."[:200])
+            named = spelt(names if len(names) <= NAMED else [*names[:NAMED], "..."])
+            return Fact("neighbours", names, f"one raster with {len(names)} more: {named}"[:200])
     return Fact("neighbours", [])
 
 
