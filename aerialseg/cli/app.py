@@ -68,7 +68,9 @@ def _version(wanted: bool) -> None:
 
 
 def _common(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; may follow the command.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error; may follow the command.")
+    ] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and stop.")
     ] = False,
