@@ -22,7 +22,6 @@ RESAMPLES = 2000
 SEED = 0
 FEW = 10
 """With fewer scenes than this the draws resemble each other too much, and intervals are too narrow; it is said."""
-NO_BOUNDARY = (BoundaryCounts(),) * len(DISTANCES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,18 +132,8 @@ class EvaluationReport:
         return total(result.counts for result in self.results)
 
     @property
-    def scenes(self) -> dict[str, Confusion]:
-        """Pixels by scene name, in natural order."""
-        return {result.name: result.confusion for result in self.results}
-
-    @property
-    def cities(self) -> dict[str, Confusion]:
-        """Pixels by city; a scene whose name is not a city and a number belongs to none."""
-        return {name: counts.confusion for name, counts in self.by_city.items()}
-
-    @property
     def by_city(self) -> dict[str, Counts]:
-        """All counts by city."""
+        """All counts by city; a scene whose name is not a city and a number belongs to none."""
         names = dict.fromkeys(result.city for result in self.results if result.city is not None)
         return {name: total(r.counts for r in self.results if r.city == name) for name in names}
 

@@ -82,7 +82,6 @@ class Source:
     """Whether nodata, alpha or a mask band marks pixels as invalid."""
     warnings: tuple[str, ...]
     """Lines for the user, each naming the file."""
-    block_shape: tuple[int, int]
 
 
 def inspect_scene(
@@ -104,7 +103,7 @@ def inspect_scene(
         box = GeoBox.of(dataset)
         has_mask, notes = _check_mask(dataset, path, alpha, bands, chosen=rule.bands is not None)
         warnings = (*_check_place(box, name, access), *_suspicions(dataset, path), *notes)
-        return Source(path, box, bands, dtype, rule.scale, has_mask, warnings, dataset.block_shapes[0])
+        return Source(path, box, bands, dtype, rule.scale, has_mask, warnings)
 
 
 def _check_size(dataset: DatasetReader, name: str, max_pixels: float) -> None:

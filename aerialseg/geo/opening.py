@@ -43,8 +43,6 @@ _CONTENT = (
     (re.compile(rb"^version https://git-lfs"), "is a Git LFS pointer, not the raster itself: git lfs pull"),
     (re.compile(rb"^PK\x03\x04"), "is a zip archive: unpack it first"),
 )
-_warnings_lock = threading.Lock()
-"""Held around calls that change Python's process-wide warning filters (`aerialseg.geo.quiet`); opening does not."""
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from rasterio.windows import Window
 
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.inspection import Access, BandRule, Source, inspect_scene
@@ -19,6 +18,7 @@ from aerialseg.geo.writing import Layer, write_cog, write_geotiff
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rasterio.io import DatasetReader
+    from rasterio.windows import Window
 
 __all__ = [
     "Access",
@@ -29,7 +29,6 @@ __all__ = [
     "inspect_scene",
     "open_raster",
     "raster_errors",
-    "read_padded",
     "read_window",
     "read_window_into",
     "refuse_remote",
@@ -67,22 +66,6 @@ def read_window_into(
         valid &= np.isfinite(values).all(axis=0)
     if not direct:
         pixels[:] = values if source.scale is None else _scaled(values, source.scale)
-
-
-def read_padded(dataset: DatasetReader, source: Source, window: Window) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Read a window that may run over the bottom and right edges, continued there by reflection, validity included.
-
-    The edge row and column are not repeated (numpy's "reflect"); a raster smaller than the overhang is reflected again
-    and again. The shapes are always the window's.
-    """
-    row, col, height, width = map(int, (window.row_off, window.col_off, window.height, window.width))
-    inside = Window(col, row, min(width, dataset.width - col), min(height, dataset.height - row))
-    pixels, valid = read_window(dataset, source, inside)
-    below, beside = height - int(inside.height), width - int(inside.width)
-    if below == 0 and beside == 0:
-        return pixels, valid
-    overhang = ((0, below), (0, beside))
-    return np.pad(pixels, ((0, 0), *overhang), mode="reflect"), np.pad(valid, overhang, mode="reflect")
 
 
 def _scaled(values: NDArray[np.generic], scale: tuple[float, float]) -> NDArray[np.uint8]:

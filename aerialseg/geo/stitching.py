@@ -52,11 +52,6 @@ class Axis:
         """Where each window begins."""
         return range(0, self.count * self.step, self.step)
 
-    @property
-    def padded(self) -> int:
-        """Where the last window ends: at `length` or beyond."""
-        return self.starts[-1] + self.size
-
     def finished(self, index: int) -> tuple[int, int]:
         """Return [start, stop) of the pixels no later window reaches once window `index` has been added.
 
@@ -71,13 +66,8 @@ class Axis:
         return range(first, min(self.count, (stop - 1) // self.step + 1))
 
 
-def lattice(length: int, size: int, overlap: float) -> range:
-    """Return the first pixel of every window of `size` that covers `length` pixels with the given overlap."""
-    return Axis.overlapping(length, size, overlap).starts
-
-
 def blend_weights(axis: Axis, kind: Blend = "hann", windows: range | None = None) -> NDArray[np.float32]:
-    """Return one row of weights per window, float32 [count, size]; over each pixel below `padded` they sum to one.
+    """Return one row of weights per window, float32 [count, size], which sum to one over each pixel of the windows.
 
     The windows at both ends differ from those between, for they have a neighbour on one side only. `windows` asks for
     the rows of some neighbouring windows alone; they are the same numbers, and memory grows with these.

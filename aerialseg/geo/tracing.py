@@ -60,11 +60,6 @@ class Tracer:
         self._waiting = corners.take(root < 0)
         return _outlines(corners, root, rings, owners, roots)
 
-    @property
-    def finished(self) -> bool:
-        """Whether no building is open."""
-        return not len(self._waiting)
-
 
 def _down_columns(corners: Corners) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the corners' order by columns and then rows, and their sorted keys (see `_key`)."""

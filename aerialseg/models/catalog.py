@@ -141,11 +141,6 @@ def input_statistics(spec: ModelSpec) -> tuple[tuple[float, ...], tuple[float, .
     return tuple(unit * value for value in settings["mean"]), tuple(unit * value for value in settings["std"])
 
 
-def count(spec: ModelSpec, size: int = 256) -> tuple[int, int]:
-    """Return the network's trainable numbers, and the multiply-adds of one tile of `size` x `size`."""
-    return count_network(outline(spec), spec.bands, size)
-
-
 def count_network(network: nn.Module, bands: int, size: int) -> tuple[int, int]:
     """Return the trainable numbers of an outline, and its multiply-adds for one tile of `size` x `size`.
 

@@ -29,7 +29,6 @@ def traced(mask: np.ndarray, rows: int, values: np.ndarray | None = None) -> tup
         polygons += polygons_of(found)
         sums.append(found.sums)
         assert [tuple(first) for first in found.first] == sorted(tuple(first) for first in found.first)
-    assert tracer.finished
     return polygons, np.concatenate(sums, axis=1)
 
 

@@ -1,4 +1,4 @@
-"""Reading: windows, padding, value scaling and validity, against numpy and plain rasterio as oracles."""
+"""Reading: windows, value scaling and validity, against numpy and plain rasterio as oracles."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from affine import Affine
 from rasterio.enums import ColorInterp
 from rasterio.windows import Window
 
-from aerialseg.geo.raster import Access, BandRule, inspect_scene, open_raster, read_padded, read_window
+from aerialseg.geo.raster import Access, BandRule, inspect_scene, open_raster, read_window
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,24 +54,6 @@ def test_a_window_outside_the_raster_is_a_programmers_mistake(tmp_path: Path, sc
         for window in (Window(-1, 0, 8, 8), Window(0, 60, 8, 8), Window(60, 0, 8, 8)):
             with pytest.raises(ValueError, match="outside"):
                 read_window(dataset, source, window)
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1, 40), (31, 7), (33, 70), (96, 96)])
-def test_padding_reflects_without_repeating_the_edge(
-    tmp_path: Path, scene_file: Callable[..., Path], size: tuple[int, int]
-) -> None:
-    height, width = size
-    path = scene_file(tmp_path / "a.tif", size=size, nodata=7)
-    source = inspect_scene(path)
-    pixels, valid = whole(source)
-    with open_raster(path) as dataset:
-        padded, padded_valid = read_padded(dataset, source, Window(0, 0, 96, 96))
-        corner, _ = read_padded(dataset, source, Window(width - 1, height - 1, 5, 5))
-    overhang = ((0, 96 - height), (0, 96 - width))
-    assert np.array_equal(padded, np.pad(pixels, ((0, 0), *overhang), mode="reflect"))
-    assert np.array_equal(padded_valid, np.pad(valid, overhang, mode="reflect"))
-    assert np.array_equal(padded[:, :height, :width], pixels)
-    assert (corner == pixels[:, -1:, -1:]).all()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from aerialseg.geo.stitching import Axis, Blend, blend_weights, lattice, reflected
+from aerialseg.geo.stitching import Axis, Blend, blend_weights, reflected
 
 AXES = st.builds(
     Axis.overlapping,
@@ -28,7 +28,7 @@ def test_windows_cover_the_raster_and_none_is_needless(axis: Axis) -> None:
     assert len(starts) == axis.count
     assert starts[0] == 0
     assert all(following - start == axis.step <= axis.size for start, following in pairwise(starts))
-    assert axis.padded == starts[-1] + axis.size >= axis.length
+    assert starts[-1] + axis.size >= axis.length
     assert axis.count == 1 or starts[-2] + axis.size < axis.length
 
 
@@ -37,7 +37,7 @@ def test_windows_cover_the_raster_and_none_is_needless(axis: Axis) -> None:
 @example(Axis(length=97, size=64, step=16), "crop")
 def test_weights_sum_to_one_over_every_pixel(axis: Axis, kind: Blend) -> None:
     weights = blend_weights(axis, kind)
-    total = np.zeros(axis.padded)
+    total = np.zeros(axis.starts[-1] + axis.size)
     for start, row in zip(axis.starts, weights, strict=True):
         total[start : start + axis.size] += row
     assert weights.dtype == np.float32
@@ -99,9 +99,9 @@ def test_padding_is_numpys_reflection(length: int, start: int, extra: int) -> No
 
 
 def test_the_documented_lattice_of_an_inria_scene() -> None:
-    assert list(lattice(5000, 512, 0.25)) == list(range(0, 4609, 384))
-    assert list(lattice(500, 512, 0.25)) == [0]
-    assert list(lattice(513, 512, 0.0)) == [0, 512]
+    assert list(Axis.overlapping(5000, 512, 0.25).starts) == list(range(0, 4609, 384))
+    assert list(Axis.overlapping(500, 512, 0.25).starts) == [0]
+    assert list(Axis.overlapping(513, 512, 0.0).starts) == [0, 512]
 
 
 @pytest.mark.parametrize("overlap", [-0.1, 1.0, float("nan")])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from aerialseg.errors import ConfigError
-from aerialseg.models.catalog import build_network, check_network, count, resolve
+from aerialseg.models.catalog import build_network, check_network, count_network, outline, resolve
 from aerialseg.models.package import load_model, save_model
 from aerialseg.models.segmenter import Segmenter
 
@@ -71,8 +71,12 @@ def test_half_resolution_is_computed_in_the_narrow_type(pixels: torch.Tensor) ->
     assert found[2].shape[1] == 64 + 32  # decoder and stem
 
 
+def count(spec: Any) -> tuple[int, int]:
+    return count_network(outline(spec), spec.bands, 64)
+
+
 def test_its_multiply_adds_are_those_of_its_two_convolutions_and_of_the_wider_block() -> None:
-    with_stem, plain = count(spec_of(), 64), count(spec_of(stem_skip=False), 64)
+    with_stem, plain = count(spec_of()), count(spec_of(stem_skip=False))
     weights = 9 * (3 * 32 + 32 * 32 + 32 * 32)  # the stem's two, and 32 more channels into 32 of the decoder
     assert with_stem[1] - plain[1] == 32 * 32 * weights
     assert with_stem[0] - plain[0] == weights + 32 + 2 * 32 + 32  # biases, and GroupNorm
@@ -113,5 +117,5 @@ def test_where_it_has_no_place_it_is_refused_in_a_line(
 
 
 def test_false_leaves_the_network_as_it_is() -> None:
-    assert count(spec_of(stem_skip=False), 64) == count(resolve(None, "unet", STEMLESS), 64)
-    assert count(spec_of("fpn", "resnet18", stem_skip=False), 64) == count(resolve(None, "fpn", "resnet18"), 64)
+    assert count(spec_of(stem_skip=False)) == count(resolve(None, "unet", STEMLESS))
+    assert count(spec_of("fpn", "resnet18", stem_skip=False)) == count(resolve(None, "fpn", "resnet18"))

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from aerialseg.geo.stitching import lattice
+from aerialseg.geo.stitching import Axis
 from aerialseg.models.segmenter import Segmenter
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def windows_of(
     pixels: NDArray[np.uint8], size: int, overlap: float, blend: str = "hann"
 ) -> list[tuple[NDArray[np.uint8], NDArray[np.float64], tuple[slice, slice]]]:
     """Every window of the padded scene, its weights [size, size], which sum to one, and where it stands."""
-    axes = [lattice(length, size, overlap) for length in pixels.shape[1:]]
+    axes = [Axis.overlapping(length, size, overlap).starts for length in pixels.shape[1:]]
     extent = [starts[-1] + size - length for starts, length in zip(axes, pixels.shape[1:], strict=True)]
     padded = np.pad(pixels, ((0, 0), (0, extent[0]), (0, extent[1])), mode="reflect")
     down, across = (_shares(starts, size, blend) for starts in axes)

@@ -53,7 +53,7 @@ def layouts(draw: st.DrawFn) -> list[Source]:
             box = GeoBox(height, width, grid @ Affine.translation(col, row), CRS.from_epsg(26914))
             if draw(st.integers(0, 4)):
                 path = Path(f"/scenes/{row}-{col}.tif")
-                sources.append(Source(path, box, (1, 2, 3), "uint8", None, False, (), (1, 1)))
+                sources.append(Source(path, box, (1, 2, 3), "uint8", None, False, ()))
             col += width
         row += height
     return draw(st.permutations(sources))
