@@ -6,7 +6,6 @@ without data. Their outlines follow the pixels.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import PurePosixPath
@@ -22,8 +21,8 @@ from pyproj import CRS, Transformer
 
 from aerialseg.errors import AerialsegError, UsageError, one_line
 from aerialseg.evaluation.counting import Rules, open_pair
-from aerialseg.evaluation.error_style import NODATA, error_auxiliary, error_style
 from aerialseg.evaluation.objects import ObjectTally
+from aerialseg.evaluation.pictures import INVENTED, MISSED
 from aerialseg.files import (
     locked,
     prepare_output_folder,
@@ -32,11 +31,13 @@ from aerialseg.files import (
     require_space,
     staged,
     sweep,
-    write_text,
 )
-from aerialseg.geo.opening import write_error
+from aerialseg.geo.geopackage import writing_vectors
+from aerialseg.geo.index import common_crs
+from aerialseg.geo.qgis import write_mask_sidecars
 from aerialseg.geo.quiet import in_memory
 from aerialseg.geo.raster import GeoBox, open_raster
+from aerialseg.geo.styles import MaskClass
 from aerialseg.geo.writing import Layer, write_cog
 
 if TYPE_CHECKING:
@@ -53,11 +54,16 @@ if TYPE_CHECKING:
 TAG = "AERIALSEG_ERRORS"
 BUILDINGS = "errors.gpkg"
 KINDS = ("missed", "invented")
-DATE = "2000-01-01T00:00:00.000Z"
+NODATA = 255
+CLASSES = (
+    MaskClass(0, "background, rightly", (0, 0, 0, 0)),
+    MaskClass(1, "found", (232, 232, 226, 255)),
+    MaskClass(2, "missed", (*MISSED, 255)),
+    MaskClass(3, "invented", (*INVENTED, 255)),
+)
+"""In the colours of the report's pictures."""
 LARGEST_DRAWN = 2**26
 """Pixels of the rectangle around an object; a larger one is drawn as that rectangle."""
-NAME_LIMIT = 255
-"""Bytes in a file name on every file system in use; a side file whose name would be longer is left out."""
 BYTES = 0.3
 """Disk a pixel takes while its file is copied."""
 
@@ -118,7 +124,7 @@ def write_error_maps(folder: Path, pairs: Sequence[Pair], rules: Rules, progress
     Memory grows with a scene's width and with the number of wrong buildings. Raises OutputError and StorageError.
     """
     found = {kind: _Found() for kind in KINDS}
-    crs = _common_crs(pairs)
+    crs = _crs_of(pairs)
     with locked(folder):
         sweep(folder)
         progress.start("errors", len(pairs), "scene")
@@ -130,16 +136,16 @@ def write_error_maps(folder: Path, pairs: Sequence[Pair], rules: Rules, progress
     return {kind: len(found[kind].shapes) for kind in KINDS}
 
 
-def _common_crs(pairs: Sequence[Pair]) -> CRS | None:
+def _crs_of(pairs: Sequence[Pair]) -> CRS | None:
     """Return the CRS that all scenes share, longitude and latitude when they differ, None when one has none."""
     boxes = []
     for pair in pairs:
         with open_raster(pair.prediction) as dataset:
             boxes.append(GeoBox.of(dataset))
-    first = boxes[0].crs
-    if first is None or not all(box.georeferenced for box in boxes):
+    shared = common_crs(boxes)
+    if shared is None or not all(box.georeferenced and box.crs for box in boxes):
         return None
-    return CRS.from_wkt(first.to_wkt()) if all(box.crs == first for box in boxes) else CRS.from_epsg(4326)
+    return CRS.from_wkt(shared.to_wkt())
 
 
 def _write_pair(
@@ -159,10 +165,7 @@ def _write_pair(
         objects.finish()
     require_space(final.parent, int(BYTES * box.height * box.width))
     write_cog(final, box, partial(_read_classes, pair, rules, progress), Layer(NODATA), tags={TAG: "1"})
-    sides = {final.with_name(f"{final.name}.aux.xml"): error_auxiliary(), final.with_suffix(".qml"): error_style()}
-    for path, text in sides.items():
-        if len(path.name.encode()) <= NAME_LIMIT:
-            write_text(path, text)
+    write_mask_sidecars(final, replace=True, classes=CLASSES, meaning="errors")
 
 
 def _read_classes(pair: Pair, rules: Rules, progress: Progress) -> Iterator[NDArray[np.uint8]]:
@@ -209,19 +212,12 @@ def _outline(runs: Runs, stride: int, transform: Affine) -> shapely.Geometry:
 
 
 def _write_buildings(path: Path, found: dict[str, _Found], crs: CRS | None) -> None:
-    """Write both layers; the date is pinned, so that equal errors make equal bytes."""
-    import pyogrio
-
+    """Write both layers; equal errors make equal bytes."""
     with staged(path) as temporary:
         temporary.unlink()  # GDAL wants to create the file itself
-        pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": DATE})
-        try:
+        with writing_vectors(path):
             for kind in KINDS:
                 _write_layer(temporary, kind, found[kind], None if crs is None else crs.to_wkt())
-        except RuntimeError as error:
-            raise write_error(path, str(error)) from error
-        finally:
-            pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": None})
 
 
 def _write_layer(path: Path, kind: str, found: _Found, crs: str | None) -> None:
@@ -229,12 +225,11 @@ def _write_layer(path: Path, kind: str, found: _Found, crs: str | None) -> None:
 
     columns = [np.array(found.scenes, dtype=object), np.array(found.areas_m2, dtype=np.float64)]
     first = kind == KINDS[0]
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # about a missing CRS
-        write(
-            path, shapely.to_wkb(np.array(found.shapes, dtype=object)), columns, ["scene", "area_m2"], layer=kind,
-            driver="GPKG", geometry_type="Polygon", crs=crs, append=not first,
-            dataset_options={"VERSION": "1.3"} if first else None, layer_options={"DESCRIPTION": TAG},
-        )  # fmt: skip
+    write(
+        path, shapely.to_wkb(np.array(found.shapes, dtype=object)), columns, ["scene", "area_m2"], layer=kind,
+        driver="GPKG", geometry_type="Polygon", crs=crs, append=not first,
+        dataset_options={"VERSION": "1.3"} if first else None, layer_options={"DESCRIPTION": TAG},
+    )  # fmt: skip
 
 
 def _is_ours(path: Path) -> bool:

@@ -14,7 +14,7 @@ import shapely
 
 from aerialseg.geo.footprints import join_footprints
 from aerialseg.geo.opening import write_error
-from aerialseg.geo.styles import write_building_style
+from aerialseg.geo.styles import DATE, write_building_style
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from pyproj import CRS
 
     from aerialseg.geo.footprints import Footprints
-
-DATE = "2000-01-01T00:00:00.000Z"
-"""Written as the time of change, which would otherwise differ from run to run."""
 
 
 class GeoPackage:
@@ -65,7 +62,7 @@ class GeoPackage:
 
         layer, crs = list(self._layers.items())[-1]
         first = len(self._layers) == 1 and not append
-        with _writing(self._final):
+        with writing_vectors(self._final):
             write(
                 self._path, shapely.to_wkb(rows.shapes), list(rows.columns.values()), list(rows.columns), layer=layer,
                 driver="GPKG", geometry_type="Polygon", crs=crs, append=not first,
@@ -100,7 +97,7 @@ class FlatGeobuf:
         self._package.finish()
         self._path.unlink()
         options = {"DESCRIPTION": self._mark}
-        with _writing(self._final), open_arrow(self._staging, layer=self._layer) as (meta, stream):
+        with writing_vectors(self._final), open_arrow(self._staging, layer=self._layer) as (meta, stream):
             write_arrow(
                 stream, self._path, layer=self._layer, driver="FlatGeobuf", geometry_type="Polygon", crs=self._crs,
                 geometry_name=meta["geometry_name"], layer_options=options,
@@ -108,14 +105,15 @@ class FlatGeobuf:
 
 
 @contextmanager
-def _writing(final: Path) -> Iterator[None]:
-    """Pin GDAL's dates, and turn its errors into ours."""
+def writing_vectors(final: Path) -> Iterator[None]:
+    """Pin GDAL's dates, so that equal content makes equal bytes, and turn its errors into StorageError."""
     import pyogrio
 
     pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": DATE})
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
+            warnings.simplefilter("ignore", UserWarning)  # pyogrio's about a missing CRS
             yield
     except (RuntimeError, ValueError) as error:
         raise write_error(final, str(error)) from error

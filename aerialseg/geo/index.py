@@ -7,7 +7,6 @@ have equal bytes.
 from __future__ import annotations
 
 import sqlite3
-import warnings
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     from aerialseg.geo.tileset import TileRecord
 
 LAYER = "tiles"
-DATE = "2000-01-01T00:00:00.000Z"
-"""Written as the file's time of change, which would otherwise differ from run to run."""
 LEFT_OUT = ("", "none", "skip", "ignore", "unused")
 """What may stand in `split` for a tile that is not to be used; an empty cell and a deleted row mean the same."""
 
@@ -59,26 +56,20 @@ def write_index(path: Path, tiles: Sequence[TileRecord], boxes: dict[str, GeoBox
     The outlines are in the scenes' CRS if they share one and in longitude and latitude if not; the tiles of a scene
     without georeferencing have none. A style by split is stored in the file.
     """
-    import pyogrio
     from pyogrio.raw import write
 
+    from aerialseg.geo.geopackage import writing_vectors
     from aerialseg.geo.qgis import write_index_style
 
-    crs = _common_crs(list(boxes.values()))
+    crs = common_crs(list(boxes.values()))
     outlines = np.array([_outline(boxes[tile.scene], tile.window, crs) for tile in tiles], dtype=object)
     with staged(path) as temporary:
         temporary.unlink()  # GDAL wants to create the file itself
-        pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": DATE})
-        try:
-            with warnings.catch_warnings(action="ignore", category=UserWarning):  # about a missing CRS
-                write(
-                    temporary, outlines, *_columns(tiles), layer=LAYER, driver="GPKG", geometry_type="Polygon",
-                    crs=None if crs is None else crs.to_wkt(), dataset_options={"VERSION": "1.3"},
-                )  # fmt: skip
-        except RuntimeError as error:
-            raise write_error(path, str(error)) from error
-        finally:
-            pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": None})
+        with writing_vectors(path):
+            write(
+                temporary, outlines, *_columns(tiles), layer=LAYER, driver="GPKG", geometry_type="Polygon",
+                crs=None if crs is None else crs.to_wkt(), dataset_options={"VERSION": "1.3"},
+            )  # fmt: skip
         if len(_read_rows(temporary)) != len(tiles):
             raise write_error(path, "not all rows read back as written")
         write_index_style(temporary)
@@ -88,6 +79,16 @@ def write_index(path: Path, tiles: Sequence[TileRecord], boxes: dict[str, GeoBox
                 f"{one_line(path)}: is open in another program, such as QGIS, and stays as it is; close it there and"
                 " run the same command again, which keeps the tiles that are cut"
             )
+
+
+def common_crs(boxes: Sequence[GeoBox]) -> CRS | None:
+    """Return the CRS that georeferenced grids share, longitude and latitude when they differ, None for no grid."""
+    from rasterio.crs import CRS
+
+    found = [box.crs for box in boxes if box.georeferenced and box.crs is not None]
+    if not found:
+        return None
+    return found[0] if all(crs == found[0] for crs in found) else CRS.from_epsg(4326)
 
 
 def _read_rows(path: Path) -> list[tuple[str, str | None]]:
@@ -117,15 +118,6 @@ def _columns(tiles: Sequence[TileRecord]) -> tuple[list[NDArray[np.generic]], li
         **{name: np.array(values) for name, values in shares.items()},
     }
     return list(columns.values()), list(columns)
-
-
-def _common_crs(boxes: Sequence[GeoBox]) -> CRS | None:
-    from rasterio.crs import CRS
-
-    found = [box.crs for box in boxes if box.georeferenced and box.crs is not None]
-    if not found:
-        return None
-    return found[0] if all(crs == found[0] for crs in found) else CRS.from_epsg(4326)
 
 
 def _outline(box: GeoBox, window: tuple[int, int, int, int], crs: CRS | None) -> bytes | None:

@@ -10,9 +10,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from aerialseg.files import write_text
-from aerialseg.geo.styles import MASK_CLASSES, mask_style, probability_style, write_building_style, write_index_style
+from aerialseg.geo.styles import (
+    MASK_CLASSES,
+    MaskClass,
+    mask_style,
+    probability_style,
+    write_building_style,
+    write_index_style,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 __all__ = ["write_building_style", "write_index_style", "write_mask_sidecars", "write_probability_sidecar"]
@@ -23,13 +31,21 @@ TOP = 254
 """The stored value of probability 1."""
 
 
-def write_mask_sidecars(path: Path, *, replace: bool = False) -> tuple[Path, ...]:
+def write_mask_sidecars(
+    path: Path,
+    *,
+    replace: bool = False,
+    classes: Sequence[MaskClass] = MASK_CLASSES,
+    meaning: str = "building mask",
+) -> tuple[Path, ...]:
     """Write the side files of the mask at `path` that are missing, and return those it wrote.
 
+    `classes` are 0, 1, 2 and so on, and `meaning` what their raster is called in GIS programs.
     What exists may hold a user's changes, or statistics that QGIS has added, and stays, unless `replace`. A side file
     whose name would be too long for the file system is left out: the mask's own name fits, so at least one does.
     """
-    contents = {path.with_name(f"{path.name}.aux.xml"): _auxiliary(), path.with_suffix(".qml"): mask_style()}
+    auxiliary, style = path.with_name(f"{path.name}.aux.xml"), path.with_suffix(".qml")
+    contents = {auxiliary: _auxiliary(classes, meaning), style: mask_style(classes)}
     return _write_missing(contents, replace=replace)
 
 
@@ -49,27 +65,27 @@ def _write_missing(contents: dict[Path, str], *, replace: bool) -> tuple[Path, .
     return tuple(missing)
 
 
-def _auxiliary() -> str:
+def _auxiliary(classes: Sequence[MaskClass], meaning: str) -> str:
     """Return GDAL's auxiliary metadata: palette, class names and a raster attribute table."""
     columns = (("Value", 0, 5), ("Class", 2, 2), ("Red", 0, 6), ("Green", 0, 7), ("Blue", 0, 8), ("Alpha", 0, 9))
     fields = (
         f'      <FieldDefn index="{index}"><Name>{name}</Name><Type>{kind}</Type><Usage>{usage}</Usage></FieldDefn>'
         for index, (name, kind, usage) in enumerate(columns)
     )
-    cells = ((item.value, item.label, *item.colour) for item in MASK_CLASSES)
+    cells = ((item.value, item.label, *item.colour) for item in classes)
     rows = (
         f'      <Row index="{index}">{"".join(f"<F>{cell}</F>" for cell in row)}</Row>'
         for index, row in enumerate(cells)
     )
     colours = (
         '      <Entry c1="{}" c2="{}" c3="{}" c4="{}"/>'.format(*item.colour)  # the entry's place is its value
-        for item in MASK_CLASSES
+        for item in classes
     )
-    names = (f"      <Category>{item.label}</Category>" for item in MASK_CLASSES)
+    names = (f"      <Category>{item.label}</Category>" for item in classes)
     lines = (
         "<PAMDataset>",
         '  <PAMRasterBand band="1">',
-        "    <Description>building mask</Description>",
+        f"    <Description>{meaning}</Description>",
         "    <ColorInterp>Palette</ColorInterp>",
         "    <ColorTable>",
         *colours,

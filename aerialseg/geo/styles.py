@@ -51,9 +51,9 @@ BUILDING_COLOUR = ",".join(map(str, MASK_CLASSES[1].colour[:3]))
 FILL_ALPHA = 50
 
 
-def mask_style() -> str:
-    """Return a raster style with one entry for each class of a mask."""
-    return _raster_style(mask_pipe())
+def mask_style(classes: Sequence[MaskClass] = MASK_CLASSES) -> str:
+    """Return a raster style with one entry for each class."""
+    return _raster_style(mask_pipe(classes=classes))
 
 
 def probability_style(top: float) -> str:
@@ -61,12 +61,12 @@ def probability_style(top: float) -> str:
     return _raster_style(probability_pipe(top))
 
 
-def mask_pipe(opacity: float = 1) -> str:
-    """Return the `<pipe>` of a mask."""
+def mask_pipe(opacity: float = 1, *, classes: Sequence[MaskClass] = MASK_CLASSES) -> str:
+    """Return the `<pipe>` of a mask, or of another raster of few classes."""
     entries = "".join(
         f'<paletteEntry value="{item.value}" label={quoteattr(item.label)} color="{item.hex}"'
         f' alpha="{item.colour[3]}"/>\n'
-        for item in MASK_CLASSES
+        for item in classes
     )
     return _renderer('type="paletted" band="1"', f"<colorPalette>\n{entries}</colorPalette>", opacity=opacity)
 

@@ -43,7 +43,7 @@ def test_gdal_reads_a_two_entry_palette_from_the_side_file(tmp_path: Path, scene
 def test_the_side_file_names_the_classes() -> None:
     from aerialseg.geo.qgis import _auxiliary
 
-    band = ElementTree.fromstring(_auxiliary()).find("PAMRasterBand")
+    band = ElementTree.fromstring(_auxiliary(MASK_CLASSES, "building mask")).find("PAMRasterBand")
     assert band is not None
     assert [category.text for category in band.iter("Category")] == ["background", "building"]
     assert len(list(band.iter("Entry"))) == 2
