@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import TYPE_CHECKING
 
-from aerialseg import __version__
-from aerialseg.errors import UsageError, one_line
+from aerialseg.errors import UsageError
 from aerialseg.evaluation.charts import versus_chart
-from aerialseg.evaluation.page import OURS
+from aerialseg.evaluation.page import escaped, frame, number
 from aerialseg.evaluation.report import check_report_path
-from aerialseg.evaluation.style import STYLE
 from aerialseg.files import refuse_input_as_output, write_text
 
 if TYPE_CHECKING:
@@ -39,29 +36,22 @@ def render_comparison(compared: Comparison, names: tuple[str, str], command: str
     """Return the page as HTML5; `names` are what A and B are called."""
     many = len(compared.a.results)
     title = f"Two runs over {many} {'scene' if many == 1 else 'scenes'}, compared"
-    head = (
-        f'<!doctype html>\n{OURS}\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content='
-        f'"light dark"><title>{title}</title><style>{STYLE}</style></head>'
-    )
-    a, b = (_text(name) for name in names)
+    a, b = (escaped(name) for name in names)
     intro = f"<p><b>A</b> is {a}, <b>B</b> is {b}. Differences are B minus A; both runs share every draw of scenes.</p>"
-    warnings = "".join(f"<li>{_text(line)}</li>" for line in compared.warnings)
+    warnings = "".join(f"<li>{escaped(line)}</li>" for line in compared.warnings)
     notes = f"<section><h2>Take note</h2><ul>{warnings}</ul></section>" if warnings else ""
     table = "".join(map(_row, compared.differences))
     columns = ("A", "B", "B &minus; A", "95 % of the draws", "better", "scenes A wins", "scenes B wins")
     heads = "".join(f'<th scope="col">{column}</th>' for column in columns)
     overall = f'<div class="scroll"><table><thead><tr><td></td>{heads}</tr></thead><tbody>{table}</tbody></table></div>'
-    again = f"<section><h2>How to reproduce</h2><pre>{_text(command)}</pre></section>" if command else ""
-    body = f"{intro}{notes}<section><h2>Overall</h2>{overall}</section>{_scenes(compared)}{again}"
-    footer = f"<footer>aerialseg {escape(__version__)}. This page loads nothing.</footer>"
-    return f"{head}\n<body><main><h1>{title}</h1>{body}{footer}</main></body></html>\n"
+    again = f"<section><h2>How to reproduce</h2><pre>{escaped(command)}</pre></section>" if command else ""
+    return frame(title, f"{intro}{notes}<section><h2>Overall</h2>{overall}</section>{_scenes(compared)}{again}")
 
 
 def _row(found: Difference) -> str:
     interval = "&ndash;" if found.interval is None else f"{found.interval[0]:+.4f} to {found.interval[1]:+.4f}"
     label = found.score.replace("_", " ").replace("iou", "IoU")
-    cells = (f"{_number(found.a)}", _number(found.b), _number(found.difference, "+.4f"), interval, found.verdict,
+    cells = (number(found.a), number(found.b), number(found.difference, sign="+"), interval, found.verdict,
              f"{found.better_a:,}", f"{found.better_b:,}")  # fmt: skip
     return f'<tr><th scope="row">{label}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
 
@@ -72,21 +62,13 @@ def _scenes(compared: Comparison) -> str:
              for one, two in zip(compared.a.results, compared.b.results, strict=True)]  # fmt: skip
     known = sorted((pair for pair in pairs if pair[1] == pair[1] and pair[2] == pair[2]), key=lambda p: p[2] - p[1])
     rows = "".join(
-        f'<tr><th scope="row">{_text(name)}</th><td>{a:.4f}</td><td>{b:.4f}</td><td>{b - a:+.4f}</td></tr>'
+        f'<tr><th scope="row">{escaped(name)}</th><td>{a:.4f}</td><td>{b:.4f}</td><td>{b - a:+.4f}</td></tr>'
         for name, a, b in known
     )
     heads = "<td></td><th>IoU of A</th><th>IoU of B</th><th>B &minus; A</th>"
     table = f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
-    chart = versus_chart([(a, b, _text(name)) for name, a, b in known])
+    chart = versus_chart([(a, b, escaped(name)) for name, a, b in known])
     caption = "<figcaption>A dot above the diagonal is a scene that B wins.</figcaption>"
     return (
         f'<section><h2>Scene by scene</h2><div class="charts"><figure>{chart}{caption}</figure>{table}</div></section>'
     )
-
-
-def _number(value: float, form: str = ".4f") -> str:
-    return "&ndash;" if value != value else format(value, form)
-
-
-def _text(value: object) -> str:
-    return escape(one_line(str(value)))

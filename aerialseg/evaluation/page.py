@@ -81,14 +81,28 @@ def render_page(content: PageContent) -> str:
         _reproduce(content.command),
     )
     many = len(report.results)
-    title = f"Building masks of {many} {'scene' if many == 1 else 'scenes'}, evaluated"
+    return frame(f"Building masks of {many} {'scene' if many == 1 else 'scenes'}, evaluated", "".join(sections))
+
+
+def frame(title: str, body: str) -> str:
+    """Return a whole page of ours around `body`, which is HTML as `title` is."""
     head = (
         f'<!doctype html>\n{OURS}\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content='
         f'"light dark"><title>{title}</title><style>{STYLE}</style></head>'
     )
     footer = f"<footer>aerialseg {escape(__version__)}. This page holds everything it shows; it loads nothing.</footer>"
-    return f"{head}\n<body><main><h1>{title}</h1>{''.join(sections)}{footer}</main></body></html>\n"
+    return f"{head}\n<body><main><h1>{title}</h1>{body}{footer}</main></body></html>\n"
+
+
+def number(value: float, digits: int = 4, sign: str = "") -> str:
+    """Return a number as HTML, a dash where it is not defined; with the sign "+" also those above 0 have one."""
+    return "&ndash;" if value != value else f"{value:{sign}.{digits}f}"
+
+
+def escaped(value: object) -> str:
+    """Return a value as HTML on one line, whatever it holds."""
+    return escape(one_line(f"{value:.4g}" if isinstance(value, float) else str(value)))
 
 
 def _headline(report: EvaluationReport, everything: Counts, intervals: Mapping[str, Interval]) -> str:
@@ -106,11 +120,11 @@ def _headline(report: EvaluationReport, everything: Counts, intervals: Mapping[s
 
 def _tile(label: str, score: float, interval: Interval | None, kind: str) -> str:
     small = "" if interval is None else f"<small>{interval[0]:.3f} to {interval[1]:.3f}</small>"
-    return f'<div class="{kind}"><span>{label}</span><b>{_number(score, 3)}</b>{small}</div>'
+    return f'<div class="{kind}"><span>{label}</span><b>{number(score, 3)}</b>{small}</div>'
 
 
 def _warnings(warnings: Iterable[str]) -> str:
-    items = "".join(f"<li>{_text(warning)}</li>" for warning in warnings)
+    items = "".join(f"<li>{escaped(warning)}</li>" for warning in warnings)
     return f"<section><h2>Take note</h2><ul>{items}</ul></section>" if items else ""
 
 
@@ -130,14 +144,14 @@ def _scenes(results: Iterable[SceneScore]) -> str:
 def _table(rows: list[tuple[str, Counts]]) -> str:
     columns = {name: label for name, label in COLUMNS.items() if name in rows[-1][1].scores()}
     scored = [(name, counts.scores()) for name, counts in rows]
-    return _grid(columns.values(), [(name, [_number(scores[c]) for c in columns]) for name, scores in scored])
+    return _grid(columns.values(), [(name, [number(scores[c]) for c in columns]) for name, scores in scored])
 
 
 def _grid(columns: Iterable[str], rows: Iterable[tuple[str, list[str]]]) -> str:
     """Return a table that scrolls where it is too wide; columns and cells are HTML, the rows' names are not."""
     head = "".join(f'<th scope="col">{label}</th>' for label in columns)
     body = "".join(
-        f'<tr><th scope="row">{_text(name)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+        f'<tr><th scope="row">{escaped(name)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
         for name, cells in rows
     )
     inside = f"<thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody>"
@@ -152,7 +166,7 @@ def _pictures(content: PageContent) -> str:
     for name, views in content.views.items():
         wrong = f"rows from {views.row:,}, columns from {views.col:,}: {views.errors:,} wrong pixels"
         figures.append(
-            f"<figure><figcaption><b>{_text(name)}</b> IoU {_number(scores[name]['iou'], 3)}</figcaption>"
+            f"<figure><figcaption><b>{escaped(name)}</b> IoU {number(scores[name]['iou'], 3)}</figcaption>"
             f"{_image(views.overview, f'{name}, whole scene')}{_image(views.close_up, f'{name}, worst piece')}"
             f"<figcaption>close up: the worst piece, {wrong}</figcaption></figure>"
         )
@@ -162,7 +176,7 @@ def _pictures(content: PageContent) -> str:
 
 
 def _image(png: bytes, label: str) -> str:
-    return f'<img alt="{_text(label)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+    return f'<img alt="{escaped(label)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
 
 def _sizes(objects: ObjectCounts | None) -> str:
@@ -172,9 +186,9 @@ def _sizes(objects: ObjectCounts | None) -> str:
     known = labels if objects.true[-1] + objects.predicted[-1] else labels[:-1]
     parts = [(label, objects.of_size(index)) for index, label in enumerate(known)]
     parts.append(("all", objects))
-    rows = [(label, part.recall, f"{_number(part.recall, 2)} of {sum(part.true):,}") for label, part in parts]
+    rows = [(label, part.recall, f"{number(part.recall, 2)} of {sum(part.true):,}") for label, part in parts]
     numbers = [
-        (label, [f"{sum(part.predicted):,}", *(_number(value, 3) for value in (part.precision, part.recall, part.f1))])
+        (label, [f"{sum(part.predicted):,}", *(number(value, 3) for value in (part.precision, part.recall, part.f1))])
         for label, part in parts
     ]
     table = _grid(("predicted", "precision", "recall", "F1"), numbers)
@@ -188,8 +202,8 @@ def _polygons(found: PolygonScores | None) -> str:
         return ""
     columns = ("true", "predicted", "matched", "F1", "IoU", "C-IoU", "PoLiS, m", "max tangent angle, °", "vertex ratio")
     counts = [f"{count:,}" for count in (found.true, found.predicted, found.matched)]
-    shares = [_number(value, 3) for value in (found.f1, found.iou, found.c_iou)]
-    drawn = [_number(found.polis_m, 2), _number(found.max_tangent_angle_deg, 1), _number(found.vertex_ratio, 2)]
+    shares = [number(value, 3) for value in (found.f1, found.iou, found.c_iou)]
+    drawn = [number(found.polis_m, 2), number(found.max_tangent_angle_deg, 1), number(found.vertex_ratio, 2)]
     table = _grid(columns, [("polygons", [*counts, *shares, *drawn])])
     left_out = found.true_left_out, found.predicted_left_out
     note = "<p>{:,} true and {:,} predicted polygons do not lie wholly on known ground and are left out.</p>"
@@ -203,20 +217,20 @@ def _curves(histogram: ScoreHistogram | None, model: Mapping[str, Any]) -> str:
     error = calibration_error(histogram)
     reliable = reliability_chart(reliability(histogram))
     curve = threshold_chart(threshold_curve(histogram), best)
-    used = f" The masks were made at {_text(model['threshold'])}." if "threshold" in model else ""
+    used = f" The masks were made at {escaped(model['threshold'])}." if "threshold" in model else ""
     keys = '<span class="key a">IoU</span> <span class="key b">precision</span> <span class="key c">recall</span>'
     return (
         '<section><h2>Probabilities</h2><div class="charts">'
         f"<figure>{reliable}<figcaption>Expected calibration error {error:.4f}. Above the diagonal there is more"
         " building than the model says, below it less.</figcaption></figure>"
-        f"<figure>{curve}<figcaption>{keys}<br>Best threshold {best:.3f}, IoU {_number(iou, 3)}; chosen on these very"
+        f"<figure>{curve}<figcaption>{keys}<br>Best threshold {best:.3f}, IoU {number(iou, 3)}; chosen on these very"
         f" scenes it flatters.{used}</figcaption></figure></div></section>"
     )
 
 
 def _card(title: str, values: Mapping[str, Any]) -> str:
     rows = "".join(
-        f'<tr><th scope="row">{_text(key)}</th><td>{_text(value)}</td></tr>' for key, value in values.items()
+        f'<tr><th scope="row">{escaped(key)}</th><td>{escaped(value)}</td></tr>' for key, value in values.items()
     )
     return (
         f'<section><h2>{title}</h2><div class="scroll"><table class="card">{rows}</table></div></section>'
@@ -233,12 +247,4 @@ def _meanings(known: set[str]) -> str:
 def _reproduce(command: str) -> str:
     if not command:
         return ""
-    return f"<section><h2>How to reproduce</h2><pre>{_text(command)}</pre></section>"
-
-
-def _number(score: float, digits: int = 4) -> str:
-    return "&ndash;" if score != score else f"{score:.{digits}f}"
-
-
-def _text(value: object) -> str:
-    return escape(one_line(f"{value:.4g}" if isinstance(value, float) else str(value)))
+    return f"<section><h2>How to reproduce</h2><pre>{escaped(command)}</pre></section>"
