@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -197,7 +198,10 @@ def test_counts_and_sizes_out_of_range_are_refused(tmp_path: Path, count: int, s
 def test_the_command_draws_and_lists_its_scenes(tmp_path: Path, run) -> None:
     code, out, err = run("sample", tmp_path / "out", "--scenes", 2, "--size", 64, "--seed", 3)
     assert (code, err) == (0, "")
-    assert out.split() == [str(tmp_path / "out" / "train" / "images" / name) for name in ("austin6.tif", "vienna1.tif")]
+    images = [str(tmp_path / "out" / "train" / "images" / name) for name in ("austin6.tif", "vienna1.tif")]
+    assert out.split() == images
+    code, out, err = run("sample", tmp_path / "out", "--scenes", 2, "--size", 64, "--seed", 3, "--json")
+    assert (code, json.loads(out), err) == (0, {"images": images}, "")
 
 
 def _histograms(band: np.ndarray, building: np.ndarray) -> np.ndarray:

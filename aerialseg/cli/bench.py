@@ -130,7 +130,13 @@ def train(
     seconds: Annotated[float, typer.Option(help="About how long each rate is measured.", min=0.01)] = 20.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Measure whether training waits for its data, and where the time of a step goes."""
+    """Measure whether training waits for its data, and where the time of a step goes.
+
+    \b
+    Examples:
+      aerialseg bench train tiles/inria
+      aerialseg bench train tiles/town -c small --set data.threads=4 --seconds 60 --json
+    """
     from aerialseg.cli.console import console_progress, print_json
     from aerialseg.config import load_config
 

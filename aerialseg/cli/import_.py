@@ -38,6 +38,7 @@ def import_(
         bool, typer.Option("--accept-licence", help="Accept a licence that forbids commercial use (mit_b*).")
     ] = False,
     overwrite: Annotated[bool, typer.Option("-f", "--overwrite", help="Replace the file when it exists.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the model's card as JSON.")] = False,
 ) -> None:
     """Turn the weights of a segmentation_models_pytorch network with one output class into a model file.
 
@@ -51,7 +52,9 @@ def import_(
       aerialseg import nir.safetensors -o nir.safetensors --preset segformer-pvt2-b0 --bands 4 --white 255 --mean 90 \\
         --std 40
     """
-    from aerialseg.cli.console import console_progress
+    from dataclasses import asdict
+
+    from aerialseg.cli.console import console_progress, print_json
     from aerialseg.cli.values import named_values, numbers
     from aerialseg.errors import one_line
     from aerialseg.models.catalog import resolve
@@ -65,4 +68,7 @@ def import_(
         card, notes = import_model(weights, out, spec, pixels=pixels, habits=habits, overwrite=overwrite)
         for note in notes:
             progress.say(note)
-    typer.echo(f"{one_line(out)}: {card.preset} for {card.bands} bands, tiles of {card.tile_size} px")
+    if as_json:
+        print_json({"model": str(out), **asdict(card), "notes": notes})
+    else:
+        typer.echo(f"{one_line(out)}: {card.preset} for {card.bands} bands, tiles of {card.tile_size} px")

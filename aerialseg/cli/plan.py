@@ -42,8 +42,9 @@ def plan(
     Nothing is written. Scenes that predict would refuse are named here, with the reason.
 
     \b
-    Example:
+    Examples:
       aerialseg plan AerialImageDataset/test/images -m runs/unet -o out --tta d4
+      aerialseg plan 'new/*.jp2' -m runs/town --polygons --json
     """
     from functools import partial
 

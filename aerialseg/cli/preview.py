@@ -16,6 +16,7 @@ def preview(
     ] = None,
     size: Annotated[int, typer.Option(help="The longer side of a scene, in pixels.", min=64, max=8192)] = 1024,
     overwrite: Annotated[bool, typer.Option("-f", "--overwrite", help="Replace pictures of other origin.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the paths as JSON.")] = False,
 ) -> None:
     """Draw each scene with its mask's outline and probability as a PNG, and all of them on one contact sheet.
 
@@ -26,12 +27,13 @@ def preview(
       aerialseg preview out
       aerialseg preview out -o pictures --size 2048
     """
-    from aerialseg.cli.console import console_progress
+    from aerialseg.cli.console import console_progress, print_json
     from aerialseg.prediction.preview import write_previews
 
     # Beside it, not in it: evaluate and polygonize take every raster in the folder for a mask.
     whole = predicted.resolve()
     target = out or whole.with_name(f"{whole.name}-preview")
     with console_progress() as progress:
-        paths = write_previews(predicted, target, size=size, overwrite=overwrite, progress=progress)
-    typer.echo(paths[-1])
+        *pictures, sheet = write_previews(predicted, target, size=size, overwrite=overwrite, progress=progress)
+    found = {"sheet": str(sheet), "pictures": [str(picture) for picture in pictures]}
+    print_json(found) if as_json else typer.echo(sheet)

@@ -19,6 +19,7 @@ def sample(
         bool,
         typer.Option("-f", "--overwrite", help="Replace files of others, and scenes drawn with another size or seed."),
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the paths as JSON.")] = False,
 ) -> None:
     """Draw aerial scenes and their building masks, georeferenced and laid out like the Inria dataset.
 
@@ -30,10 +31,13 @@ def sample(
       aerialseg sample scenes --scenes 8
       aerialseg tile scenes -o tiles/sample --split inria
     """
-    from aerialseg.cli.console import console_progress
+    from aerialseg.cli.console import console_progress, print_json
     from aerialseg.sample import write_sample
 
     with console_progress() as progress:
         paths = write_sample(out, scenes, size, seed, overwrite=overwrite, progress=progress)
+    if as_json:
+        print_json({"images": [str(path) for path in paths]})
+        return
     for path in paths:
         typer.echo(path)

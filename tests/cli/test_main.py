@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from small_run import write_run
+
+from aerialseg.cli.app import build_app
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     Run = Callable[..., tuple[int, str, str]]
 
@@ -118,3 +122,25 @@ def test_debug_shows_the_traceback_of_a_mistake_in_the_arguments_too(run: Run) -
 def test_a_file_may_be_called_like_the_option(run: Run) -> None:
     code, _, err = run("info", "--", "--debug")
     assert code == 66 and err.startswith("error: --debug: ") and err.count("\n") == 1
+
+
+def commands(group: Any, parent: str = "aerialseg") -> Iterator[tuple[str, Any]]:
+    """Yield every command and how it is called, those of groups too."""
+    for name, command in group.commands.items():
+        called = f"{parent} {name}"
+        yield from commands(command, called) if hasattr(command, "commands") else [(called, command)]
+
+
+@pytest.mark.parametrize(("called", "command"), list(commands(build_app())))
+def test_every_command_takes_json_and_shows_examples(called: str, command: Any) -> None:
+    assert "--json" in {option for parameter in command.params for option in parameter.opts}
+    assert f"\n\b\nExamples:\n  {called}" in command.help
+
+
+def test_preview_names_its_pictures_as_json(run: Run, tmp_path: Path) -> None:
+    scenes = {entry.name: {"image": str(entry.scene), "status": "done"} for entry in write_run(tmp_path, ["a", "b"])}
+    (tmp_path / "out/report.json").write_text(json.dumps({"aerialseg": "0", "command": "predict", "scenes": scenes}))
+    code, out, _ = run("preview", tmp_path / "out", "--json")
+    found = json.loads(out)
+    assert (code, [Path(picture).name for picture in found["pictures"]]) == (0, ["a.png", "b.png"])
+    assert all(Path(path).is_file() for path in [found["sheet"], *found["pictures"]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -107,7 +108,8 @@ def test_the_card_says_what_was_asked_for_and_nothing_of_places(run: Run, weight
     assert (card.gsd_m, card.threshold, card.overlap, card.tile_size) == (0.3, 0.4, 0.5, 64)
     assert str(tmp_path).encode() not in out.read_bytes() and b"w.pth" not in out.read_bytes()
     again = tmp_path / "again.safetensors"
-    call(run, weights, again, *more)
+    found = json.loads(call(run, weights, again, *more, "--json")[1])
+    assert (found["model"], found["gsd_m"], found["notes"]) == (str(again), 0.3, [])
     assert again.read_bytes() == out.read_bytes()
 
 
