@@ -1,6 +1,6 @@
 """What an NVIDIA card makes of aerialseg, and what keeps it waiting.
 
-Four parts, each a few minutes, so that a machine lent for ten minutes at a time will do:
+Four parts, each a few minutes, so that a machine rented for ten minutes at a time will do:
 
 accuracy    training on the real pieces of Austin in bf16, fp16 and fp32, scored on a scene it never saw
 prediction  whole scenes through `predict`, from file to file, against the bare network on pixels that are there already

@@ -32,7 +32,7 @@ from record import RESULTS, ROOT, SCRATCH, Row, aerialseg, machine, merge, table
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-DATA = ROOT.parent / "shared" / "data"
+DATA = ROOT / "data"
 SCENE, TRUTH = "inria_austin/aerial_sample_image.tif", "inria_austin/aerial_sample_label.tif"
 PIECES = "inria_austin_png"
 BASELINE = "textbook U-Net"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aerialseg import config as package
 from aerialseg.config import TrainConfig, differences, load_config, shipped_configs, to_toml
 from aerialseg.config.data import STRENGTHS
 from aerialseg.errors import ConfigError
@@ -161,3 +164,20 @@ def test_what_is_written_reads_back_equal(
     path.write_bytes(to_toml(config).encode())
     assert load_config(path) == config
     assert TrainConfig.model_validate(config.model_dump()) == config
+
+
+def test_every_key_is_explained_where_it_is_declared() -> None:
+    keys, explained = set(), set()
+    for name in ("data.py", "learning.py"):
+        sections = [
+            n for n in ast.parse((Path(package.__file__).parent / name).read_text()).body if isinstance(n, ast.ClassDef)
+        ]
+        for section in sections:
+            keys |= {(section.name, n.target.id) for n in section.body if isinstance(n, ast.AnnAssign)}
+            explained |= {
+                (section.name, key.target.id)
+                for key, words in pairwise(section.body)
+                if isinstance(key, ast.AnnAssign) and isinstance(words, ast.Expr)
+            }
+    assert len(keys) == sum(len(f.annotation.model_fields) for f in TrainConfig.model_fields.values())
+    assert keys - explained == set()

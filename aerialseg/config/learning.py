@@ -55,6 +55,7 @@ class OptimizerSection(Section):
     encoder_lr: float = Field(1.0, gt=0.0, le=10.0)
     """The encoder's learning rate, times lr: below 1 a pretrained encoder keeps more of what it knows."""
     weight_decay: Share = 0.01
+    """What a step takes off each weight, times the learning rate: 0.05 is usual for transformers."""
     clip: float = Field(1.0, ge=0.0, le=1e6)
     """Largest norm of all gradients together; 0 leaves them as they are."""
     accumulate: int = Field(1, ge=1, le=1024)
@@ -65,6 +66,7 @@ class ScheduleSection(Section):
     """How long, and the learning rate's course on the way, by step."""
 
     epochs: int = Field(50, ge=1, le=100_000)
+    """Rounds of `steps_per_epoch` steps; after each the network is validated, and a checkpoint kept."""
     steps_per_epoch: Count = 0
     """0: as many as cover the training area about once."""
     shape: Literal["cosine", "one-cycle", "polynomial"] = "cosine"
@@ -81,7 +83,9 @@ class RunSection(Section):
     """Everything else a run depends on."""
 
     seed: int = Field(0, ge=0, le=2**31 - 1)
+    """Decides the random weights, the crops and what is changed in them; the same seed draws the same."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Of the network's arithmetic; "auto" is bf16 where the device has it, fp16 on older cards, and else fp32."""
     ema: float = Field(0.999, ge=0.0, lt=1.0)
     """Decay of the averaged weights that are validated and saved; it warms up, so it is safe in short runs; 0: none."""
     checkpoint_activations: bool = False

@@ -1,4 +1,4 @@
-"""Normalisation and network in one module: uint8 in, logits out, so that training, prediction and export agree."""
+"""Normalisation and network in one module: uint8 in, logits out, so that training and prediction agree."""
 
 from __future__ import annotations
 
