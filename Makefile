@@ -39,9 +39,10 @@ bench: setup  ## measure against the floors and on real pixels; results go to be
 	$(PYTHON) benchmarks/predict.py --write
 	$(PYTHON) benchmarks/polygons.py --write
 	$(PYTHON) benchmarks/evaluate.py --write
-	$(PYTHON) benchmarks/real_austin.py --jobs 2 --write
-	$(PYTHON) benchmarks/real_austin.py --rows options --minutes 1 --jobs 2 --write
-	$(PYTHON) benchmarks/real_kitsap.py --write
+	$(PYTHON) benchmarks/costs.py --write
+	$(PYTHON) benchmarks/real_austin.py --minutes 2.5 --jobs 2 --write
+	$(PYTHON) benchmarks/real_austin.py --rows options --minutes 2 --jobs 2 --write
+	$(PYTHON) benchmarks/real_kitsap.py --minutes 2 --write
 
 bench-gpu: setup  ## the same questions on an NVIDIA card
 	$(PYTHON) benchmarks/gpu.py --out benchmarks/results

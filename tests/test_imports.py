@@ -18,7 +18,7 @@ LAYERS = (
     {"counts", "config", "files", "progress"},
     {"geo"},
     {"models"},
-    {"sample", "training", "prediction", "evaluation", "export"},
+    {"sample", "training", "prediction", "evaluation"},
     {"workflows"},
     {"cli"},
 )
