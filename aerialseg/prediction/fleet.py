@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from aerialseg import errors
 from aerialseg.errors import AerialsegError, ResourceError, Stopped, UsageError
 from aerialseg.files import write_json
+from aerialseg.geo.polygons import PolygonOptions
 from aerialseg.models.package import find_model
 from aerialseg.prediction.job import predict_scenes
 from aerialseg.prediction.options import ALL_GPUS, PredictOptions, Shard
@@ -71,7 +72,8 @@ def predict_on(
     began, context = time.monotonic(), multiprocessing.get_context("spawn")
     workers = []
     for number, device in enumerate(devices, 1):
-        own = replace(options, device=device, polygons=False, probability="probability" in options.measures)
+        own = replace(options, device=device, probability="probability" in options.measures)
+        own = replace(own, polygons=False, shaping=PolygonOptions())  # this process draws them, over all scenes
         ours, theirs = context.Pipe(duplex=False)
         arguments = (theirs, scenes, model, out, replace(own, shard=Shard(number, len(devices))))
         process = context.Process(target=_work, args=arguments, name=f"aerialseg {device}", daemon=True)

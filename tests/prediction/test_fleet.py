@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from aerialseg.errors import DeviceError, ModelError, OutputError, ResourceError, Stopped, UsageError
+from aerialseg.geo.polygons import PolygonOptions
 from aerialseg.geo.scenes import find_scenes
 from aerialseg.prediction.fleet import predict_anywhere, predict_on
 from aerialseg.prediction.job import PredictOptions, Shard, predict_scenes
@@ -68,7 +69,8 @@ def test_two_processes_make_what_one_makes(
     broken = scenes / "s9.tif"
     broken.write_bytes((scenes / "s0.tif").read_bytes()[:-9000])
     heard = Heard()
-    options = PredictOptions(device="cpu", batch=2, precision="fp32", polygons=True)
+    shaping = PolygonOptions(min_area_m2=0.5, simplify_m=0.3)
+    options = PredictOptions(device="cpu", batch=2, precision="fp32", polygons=True, shaping=shaping)
     report = predict_on(TWO, find_scenes([scenes]), model, tmp_path / "two", options, heard)
     predict_scenes(find_scenes([scenes]), model, tmp_path / "one", options)
     assert products(tree_hashes(tmp_path / "two")) == products(tree_hashes(tmp_path / "one"))
