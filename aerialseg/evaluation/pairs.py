@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from aerialseg.errors import AerialsegError, NoInputError, UsageError, one_line
 from aerialseg.geo.labels import find_labels
 from aerialseg.geo.masks import mask_box
-from aerialseg.geo.measures import MEASURES, PROBABILITY
+from aerialseg.geo.measures import MEASURES, PROBABILITY, is_of_another_run, left_out_note
 from aerialseg.geo.scenes import Scene, check_same_grid, find_scenes, pair_masks
 from aerialseg.geo.vectors import is_vector
 
@@ -33,6 +33,8 @@ class Pair:
     city: str | None = None
     probability: Path | None = None
     """What `predict --probability` wrote beside the prediction, if it did."""
+    left_out: Path | None = None
+    """What lies there of another run of `predict`, in its stead."""
     vectors: tuple[Path, ...] = ()
     """The vector files whose polygons are the truth; `truth` is then the first of them."""
     rival: Path | None = None
@@ -110,7 +112,8 @@ def check_pairs(pairs: Sequence[Pair], access: Access) -> tuple[list[str], list[
 
     Up to half a pixel of shift is a warning; `access` says how large a mask may be and whether it needs a place.
     """
-    warnings: list[str] = []
+    left_out = [pair.left_out for pair in pairs if pair.left_out is not None]
+    warnings = [left_out_note(left_out)] if left_out else []
     faults: list[AerialsegError] = []
     for pair in pairs:
         try:
@@ -137,4 +140,8 @@ def _pair(scene: Scene, prediction: Path) -> Pair:
     depth = scene.name.count("/") + 1
     above = prediction.absolute().parents
     beside = above[min(depth, len(above)) - 1] / PROBABILITY / f"{scene.name}{prediction.suffix}"
-    return Pair(scene.name, prediction, scene.mask, scene.city, beside if beside.is_file() else None)
+    pair = Pair(scene.name, prediction, scene.mask, scene.city)
+    if not beside.is_file():
+        return pair
+    strange = is_of_another_run(beside, prediction)
+    return replace(pair, left_out=beside) if strange else replace(pair, probability=beside)

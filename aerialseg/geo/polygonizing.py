@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from aerialseg.errors import NoInputError, one_line
 from aerialseg.files import TEMPORARY, locked, prepare_output_folder
 from aerialseg.geo.buildings import SUFFIXES, require_writer
-from aerialseg.geo.measures import kind_of
+from aerialseg.geo.measures import is_of_another_run, kind_of, left_out_note
 from aerialseg.geo.pairing import pair_by_name
 from aerialseg.geo.polygons import MaskLayer, write_buildings
 from aerialseg.geo.scenes import find_scenes
@@ -42,6 +43,7 @@ def polygonize_masks(
     without = [layer.name for layer in layers if layer.probability is None]
     if probability is not None and without:
         progress.say(f"{len(without)} masks have no probability raster by their name, such as {one_line(without[0])}")
+    layers = _of_one_run(layers, progress)
     prepare_output_folder(target.parent)
     with locked(target.parent):
         _sweep(target.parent)
@@ -65,6 +67,20 @@ def find_layers(masks: Sequence[str | Path], probability: Path | None = None) ->
     if probability is not None and not found:
         raise NoInputError(f"{one_line(probability)}: holds no raster that is named like one of the masks")
     return tuple(MaskLayer(scene.name, scene.mask or scene.image, found.get(scene.name)) for scene in scenes)
+
+
+def _of_one_run(layers: Sequence[MaskLayer], progress: Progress) -> tuple[MaskLayer, ...]:
+    """Return the layers without the probabilities that another run of `predict` left, and say so."""
+    kept: list[MaskLayer] = []
+    left_out: list[Path] = []
+    for layer in layers:
+        if layer.probability is not None and is_of_another_run(layer.probability, layer.mask):
+            left_out.append(layer.probability)
+            layer = replace(layer, probability=None)
+        kept.append(layer)
+    if left_out:
+        progress.say(left_out_note(left_out))
+    return tuple(kept)
 
 
 def _sweep(folder: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,8 @@ from urllib.parse import unquote
 import numpy as np
 
 from aerialseg.errors import AerialsegError, BadDataError, NoInputError, Stopped, UsageError, one_line
-from aerialseg.files import locked, prepare_output_folder, refuse_foreign, sweep
+from aerialseg.files import locked, prepare_output_folder, refuse_foreign, refuse_input_as_output, sweep
+from aerialseg.geo.measures import is_of_another_run, left_out_note
 from aerialseg.geo.opening import open_raster
 from aerialseg.geo.shrinking import cell_means, small_shape
 from aerialseg.geo.styles import shown_bands
@@ -48,6 +49,13 @@ class Predicted:
     scene: Path
     mask: Path
     probability: Path | None
+    left_out: Path | None = None
+    """The probability that another run left in its place."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What is read for it, and may therefore not be written over."""
+        return tuple(path for path in (self.scene, self.mask, self.probability, self.left_out) if path is not None)
 
 
 def write_previews(
@@ -56,7 +64,8 @@ def write_previews(
     """Write FOLDER/NAME.png for each scene predicted into `out`, and the contact sheet; return them, the sheet last.
 
     `size` is the longer side of a scene in pixels. Raises NoInputError when `out` is no folder of predict's,
-    OutputError for a stranger's picture in the way unless `overwrite`, BadDataError for a mask that cannot be read.
+    UsageError where a picture would replace a scene, OutputError for a stranger's picture in the way unless
+    `overwrite`, BadDataError for a mask that cannot be read.
     """
     progress = progress or Silent()
     found = read_predicted(out)
@@ -64,6 +73,10 @@ def write_previews(
     sheet = folder / SHEET
     if sheet in targets.values():
         raise UsageError(f"{one_line(sheet)}: a scene has the name of the contact sheet; rename the scene")
+    refuse_input_as_output([path for item in found for path in item.files], [*targets.values(), sheet])
+    left_out = [item.left_out for item in found if item.left_out is not None]
+    if left_out:
+        progress.say(left_out_note(left_out))
     for path in {folder, *(target.parent for target in targets.values())}:
         prepare_output_folder(path)
     with locked(folder):
@@ -107,7 +120,11 @@ def _predicted(out: Path, name: str, entry: Any) -> Predicted | None:
     mask, probability = out / f"{name}.tif", out / "probability" / f"{name}.tif"
     if not mask.is_file():
         return None
-    return Predicted(name, _scene_of(out, name, entry), mask, probability if probability.is_file() else None)
+    item = Predicted(name, _scene_of(out, name, entry), mask, None)
+    if not probability.is_file():
+        return item
+    strange = is_of_another_run(probability, mask)
+    return replace(item, left_out=probability) if strange else replace(item, probability=probability)
 
 
 def _scene_of(out: Path, name: str, entry: dict[str, Any]) -> Path:

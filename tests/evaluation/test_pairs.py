@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+import rasterio
 
 from aerialseg.errors import BadDataError, NoInputError, UsageError
-from aerialseg.evaluation.pairs import pair_predictions, pair_scenes
+from aerialseg.evaluation.pairs import check_pairs, pair_predictions, pair_scenes
+from aerialseg.geo.measures import KEY
+from aerialseg.geo.raster import Access
 from aerialseg.geo.scenes import find_scenes
 
 if TYPE_CHECKING:
@@ -47,6 +50,24 @@ def test_probabilities_beside_the_predictions_are_left_alone(tmp_path: Path, mas
     assert names(tmp_path, pairing.pairs) == [("x", "out/x.tif", "gt/x.tif")]
     with pytest.raises(NoInputError, match="no predicted masks here"):
         pair_predictions([tmp_path / "out" / "sub"], [tmp_path / "gt"])
+
+
+def test_a_probability_of_another_run_is_not_taken_and_said(tmp_path: Path, mask_file: Write) -> None:
+    for name, keys in {"same": "aa", "other": "ab", "strange": "-a", "bare": "a-", "plain": "--"}.items():
+        for place, key in zip((f"out/{name}", f"out/probability/{name}"), keys, strict=True):
+            path = mask_file(tmp_path / f"{place}.tif")
+            with rasterio.open(path, "r+") as written:
+                written.update_tags(**({} if key == "-" else {KEY: key}))
+        mask_file(tmp_path / f"gt/{name}.tif")
+    pairs = pair_predictions([tmp_path / "out"], [tmp_path / "gt"]).pairs
+    assert {pair.name for pair in pairs if pair.probability is not None} == {"same", "strange", "plain"}
+    warnings, faults = check_pairs(pairs, Access())
+    assert faults == []
+    assert len(warnings) == 1
+    assert "probability/bare.tif and 1 more: made with another model or options" in warnings[0]
+    (tmp_path / "out/probability/same.tif").write_text("damaged")
+    again = pair_predictions([tmp_path / "out"], [tmp_path / "gt"]).pairs
+    assert "same" in {pair.name for pair in again if pair.probability is not None}, "what is damaged is told as such"
 
 
 def test_an_inria_root_stands_for_its_true_masks(tmp_path: Path, mask_file: Write, scene_file: Write) -> None:

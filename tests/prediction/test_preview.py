@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import rasterio
 from PIL import Image
 from small_run import CARD, HASH, HEIGHT, ODD_NAMES, WIDTH, labels_of, write_run
 
 from aerialseg.errors import BadDataError, NoInputError, OutputError, Stopped, UsageError
+from aerialseg.geo.measures import KEY
 from aerialseg.prediction.collection import write_collection
 from aerialseg.prediction.pictures import CAPTION, GAP, OUTLINE
 from aerialseg.prediction.preview import SHEET, write_previews
@@ -153,6 +155,36 @@ def test_a_strangers_picture_stays_unless_it_may_go(tmp_path: Path) -> None:
     assert not (out / "preview/a.png").exists()
     previewed(out, overwrite=True)
     assert mine.read_bytes() != before
+
+
+@pytest.mark.parametrize("name", ["a", SHEET.removesuffix(".png")])
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_scene_is_never_overwritten_by_its_picture(tmp_path: Path, name: str, overwrite: bool) -> None:
+    out = report(tmp_path, write_run(tmp_path, ["a", "b"]))
+    scene = tmp_path / "pictures" / f"{name}.png"
+    scene.parent.mkdir()
+    Image.new("RGB", (WIDTH, HEIGHT)).save(scene)
+    before = scene.read_bytes()
+    value = json.loads((out / "report.json").read_text())
+    value["scenes"]["b"]["image"] = str(scene)
+    (out / "report.json").write_text(json.dumps(value))
+    with pytest.raises(UsageError, match="would overwrite the input"):
+        write_previews(out, scene.parent, size=64, overwrite=overwrite)
+    assert scene.read_bytes() == before
+    assert list(scene.parent.iterdir()) == [scene]
+
+
+def test_a_probability_of_another_run_is_not_shown(tmp_path: Path) -> None:
+    entries = write_run(tmp_path, ["a", "b"])
+    for number, path in enumerate((entries[0].mask, entries[0].probability, entries[1].mask, entries[1].probability)):
+        with rasterio.open(path, "r+", IGNORE_COG_LAYOUT_BREAK="YES") as written:
+            written.update_tags(**{KEY: "old" if number == 3 else "new"})
+    listening = Listening()
+    paths = previewed(report(tmp_path, entries), progress=listening)
+    widths = [picture(path).shape[1] for path in paths[:2]]
+    assert widths == [2 * (WIDTH + GAP) + GAP, WIDTH + 2 * GAP]
+    assert len(listening.said) == 1
+    assert "probability/b.tif: made with another model or options than its mask, and left out" in listening.said[0]
 
 
 @pytest.mark.parametrize(
