@@ -69,7 +69,7 @@ class Patchwork:
         return max(piece.right for piece in self.pieces)
 
 
-def piece_of(name: str, mask: Path, probability: Path | None) -> Piece:
+def piece_of(name: str, mask: Path, probability: Path | None, max_pixels: float = MAX_PIXELS) -> Piece:
     """Return a mask as a piece of its own; raises BadDataError when it, or its probability, has no usable place."""
     with open_raster(mask) as dataset:
         box = GeoBox.of(dataset)
@@ -78,9 +78,9 @@ def piece_of(name: str, mask: Path, probability: Path | None) -> Piece:
         raise BadDataError(
             f"{shown}: has no CRS and transform, so polygons have no place: gdal_translate -a_srs EPSG:... -a_ullr ..."
         )
-    if box.height * box.width > MAX_PIXELS:
+    if box.height * box.width > max_pixels:
         raise BadDataError(
-            f"{shown}: {box.height}x{box.width} is {box.height * box.width:.3g} pixels, more than {MAX_PIXELS:g}; if it"
+            f"{shown}: {box.height}x{box.width} is {box.height * box.width:.3g} pixels, more than {max_pixels:g}; if it"
             " is really that large, cut it with gdal_translate -srcwin and give the parts: buildings stay whole"
         )
     if not box.usable:

@@ -25,7 +25,7 @@ from aerialseg.geo.edits import is_edited, is_open_elsewhere, seal_buildings
 from aerialseg.geo.footprints import Shaping, Tally, footprints
 from aerialseg.geo.ground import Ground
 from aerialseg.geo.masks import decide_rule
-from aerialseg.geo.patchwork import patchworks, piece_of
+from aerialseg.geo.patchwork import MAX_PIXELS, patchworks, piece_of
 from aerialseg.geo.strips import read_corners
 from aerialseg.geo.tracing import Tracer
 from aerialseg.progress import Silent
@@ -115,6 +115,7 @@ def write_buildings(
     options: PolygonOptions | None = None,
     progress: Progress | None = None,
     *,
+    max_pixels: float = MAX_PIXELS,
     overwrite: bool = False,
 ) -> BuildingsReport:
     """Write the buildings of all masks to `target`, whose suffix says how: .gpkg, .fgb, .geojson or .parquet.
@@ -128,13 +129,14 @@ def write_buildings(
     100,000 buildings. The caller holds the folder's lock.
 
     Raises UsageError (several CRSs in a format with one layer; a target that is a mask), BadDataError (a mask that has
-    no place, or values that say neither building nor not), NoInputError, OutputError, StorageError and Stopped.
+    no place, more than `max_pixels`, or values that say neither building nor not), NoInputError, OutputError,
+    StorageError and Stopped.
     """
     options, progress = options or PolygonOptions(), progress or Silent()
     require_writer(target)
     crs = _target_crs(target, options)
     mark = _mark_of_older(layers, target, overwrite=overwrite)
-    patches = patchworks([piece_of(layer.name, layer.mask, layer.probability) for layer in layers])
+    patches = patchworks([piece_of(layer.name, layer.mask, layer.probability, max_pixels) for layer in layers])
     names = _layer_names(patches, target, crs)
     digest = _digest(layers, target, options)
     if mark == digest and not overwrite:

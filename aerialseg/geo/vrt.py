@@ -79,7 +79,7 @@ def write_mosaics(
     removed. `say` is told what is left out and why. Raises OutputError for a stranger's file in the way, which
     `overwrite` replaces.
     """
-    groups = _groups(parts, say)
+    groups = _groups([part for part in parts if _is_nameable(folder, part, say)], say)
     names = [SINGLE] if len(groups) == 1 else [_name(group[0].box) for group in groups]
     wanted: dict[Path, tuple[str, Mosaic]] = {}
     for name, group in zip(names, groups, strict=True):
@@ -156,6 +156,16 @@ def _groups(parts: Sequence[Part], say: Callable[[str], None]) -> list[list[Part
                 found, width = part.pixel[0], usual[0]
                 say(f"{one_line(part.path)}: its pixel is {found}, most are {width}; it is not in the mosaic")
     return groups
+
+
+def _is_nameable(folder: Path, part: Part, say: Callable[[str], None]) -> bool:
+    """Return whether XML can hold the part's name; control characters it cannot, however they are escaped."""
+    try:
+        ElementTree.XML(_source(folder, part, 0, 0))
+    except ElementTree.ParseError:
+        say(f"{one_line(part.path)}: a mosaic cannot hold this name; the raster is left out")
+        return False
+    return True
 
 
 def _name(box: GeoBox) -> str:

@@ -55,7 +55,14 @@ def make_products(run: Run, results: Sequence[SceneResult]) -> dict[str, Any]:
     buildings = run.out / BUILDINGS if placed else None
     if buildings is not None:
         layers = [MaskLayer(r.name, r.outputs["mask"], r.outputs.get("probability")) for r in placed]
-        written = write_buildings(layers, buildings, run.options.shaping, run.progress, overwrite=run.options.overwrite)
+        written = write_buildings(
+            layers,
+            buildings,
+            run.options.shaping,
+            run.progress,
+            max_pixels=run.options.access.max_pixels,
+            overwrite=run.options.overwrite,
+        )
         run.progress.say(written.line())
         made["buildings"] = written.to_json()
     files = write_collection(

@@ -376,6 +376,35 @@ def test_row_19_a_name_that_is_not_utf8(tmp_path: Path, scene: Path, run: Run, m
     assert "\\udcff.tif: the file name is not UTF-8" in err
 
 
+def test_row_19_a_control_character_costs_the_mosaic_one_raster(tmp_path: Path, scene_file: Write, model: Path) -> None:
+    for name in ("a", "b\x01"):
+        scene_file(tmp_path / "scenes" / f"{name}.tif", values((64, 64)))
+    out = tmp_path / "out"
+    code, err = in_process("predict", tmp_path / "scenes", "-m", model, "-o", out, "--polygons", "--device", "cpu")
+    assert code == 0, err
+    assert err.count("a mosaic cannot hold this name; the raster is left out") == 2, "mask and probability"
+    assert "\x01" not in err
+    assert "b\x01" not in (out / "mosaic.vrt").read_text()
+    assert {path.name for path in out.glob("*.[tgqv]*")} >= {"a.tif", "b\x01.tif", "buildings.gpkg", "project.qgz"}
+
+
+def test_a_probability_of_an_older_model_is_not_shown_with_a_new_mask(
+    tmp_path: Path, scene: Path, model: Path, tiny_model: Callable[..., Path]
+) -> None:
+    out, pictures = tmp_path / "out", tmp_path / "pictures"
+    assert in_process("predict", scene, "-m", model, "-o", out, "--probability", "--device", "cpu")[0] == 0
+    code, err = in_process("preview", out, "-o", pictures)
+    assert (code, "left out" in err) == (0, False)
+    assert in_process("predict", scene, "-m", tiny_model(), "-o", out, "--device", "cpu")[0] == 0
+    code, err = in_process("preview", out, "-o", pictures)
+    assert (code, "left out" in err) == (0, True)
+    buildings = tmp_path / "buildings.geojson"
+    code, err = in_process("polygonize", out, "-o", buildings, "--probability", out / "probability")
+    assert (code, "left out" in err) == (0, True), err
+    probabilities = [part["properties"]["probability"] for part in json.loads(buildings.read_text())["features"]]
+    assert set(probabilities) <= {None}
+
+
 def test_row_20_links_at_final_names_are_replaced_and_never_followed(tmp_path: Path, scene: Path, model: Path) -> None:
     victim, out = tmp_path / "victim", tmp_path / "out"
     victim.write_text("mine")

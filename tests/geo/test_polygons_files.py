@@ -18,9 +18,11 @@ import shapely
 from affine import Affine
 from rasterio.features import rasterize, shapes
 from rasterio.warp import transform
+from small_run import Told
 
 from aerialseg.errors import BadDataError, OutputError, UsageError
 from aerialseg.geo import strips
+from aerialseg.geo.patchwork import piece_of
 from aerialseg.geo.polygonizing import polygonize_masks
 from aerialseg.geo.polygons import MaskLayer, PolygonOptions, write_buildings
 from aerialseg.geo.quiet import in_memory
@@ -364,6 +366,34 @@ def test_what_predict_measured_is_no_mask_and_a_folders_name_says_nothing(
     assert polygonize_masks([tmp_path / "out"], tmp_path / "a.gpkg").kept == 1
     scene_file(tmp_path / "pp/probability/x.tif", mask)
     assert polygonize_masks([tmp_path / "pp"], tmp_path / "b.gpkg").kept == 1
+
+
+def test_a_probability_of_another_run_is_left_out_and_said(tmp_path: Path, scene_file: Callable[..., Path]) -> None:
+    mask = np.pad(np.ones((4, 4), np.uint8), 2)
+    for name in ("x", "y"):
+        for place, values in (("out", mask), ("out/probability", mask * 200)):
+            path = scene_file(tmp_path / place / f"{name}.tif", values, nodata=255)
+            with rasterio.open(path, "r+") as dataset:
+                dataset.update_tags(AERIALSEG_KEY="old" if (place, name) == ("out/probability", "y") else "new")
+                dataset.scales = (1 / 254 if place != "out" else 1,)
+    told = Told()
+    for name, masks, probability in (("b", "out", "out/probability"), ("c", "out/y.tif", "out/probability/y.tif")):
+        target = tmp_path / f"{name}.gpkg"
+        polygonize_masks([tmp_path / masks], target, progress=told, probability=tmp_path / probability)
+        found = read(target)
+        assert list(found.probability.isna()) == [scene == "y" for scene in found.scene]
+    assert len(told.said) == 2
+    for line in told.said:
+        assert "probability/y.tif: made with another model or options than its mask, and left out" in line
+
+
+def test_the_limit_on_pixels_is_the_one_given(tmp_path: Path) -> None:
+    shape = {"count": 1, "height": 100_001, "width": 100_001, "dtype": "uint8", "nodata": 255, "crs": "EPSG:26914"}
+    with rasterio.open(tmp_path / "m.tif", "w", tiled=True, SPARSE_OK=True, BIGTIFF="YES", transform=GRID, **shape):
+        pass
+    with pytest.raises(BadDataError, match=r"100001x100001 is 1e\+10 pixels, more than 1e\+10"):
+        piece_of("m", tmp_path / "m.tif", None)
+    assert piece_of("m", tmp_path / "m.tif", None, 2e10).box.height == 100_001
 
 
 GRIDS = {

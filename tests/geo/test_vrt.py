@@ -90,6 +90,17 @@ def test_what_does_not_fit_is_left_out_and_said(tmp_path: Path) -> None:
     assert "pixel is 0.5, most are 0.3" in said[2]
 
 
+@pytest.mark.parametrize("bad", ["\x01", "\x1b", "\ufffe"])
+def test_a_name_that_xml_cannot_hold_is_left_out_and_said(tmp_path: Path, bad: str) -> None:
+    entries = [write_entry(tmp_path, name, index) for index, name in enumerate(("a", f"b{bad}", "c"))]
+    names, said = mosaics_of(tmp_path, entries)
+    assert names == ["mosaic.vrt"]
+    assert list(mosaic_sources(tmp_path / "out/mosaic.vrt")) == [entries[0].mask, entries[2].mask]
+    assert len(said) == 1
+    assert "a mosaic cannot hold this name" in said[0]
+    assert mosaics_of(tmp_path, entries[1:2])[0] == []
+
+
 def test_scenes_off_the_grid_are_moved_to_it_and_far_apart_ones_are_not_joined(tmp_path: Path) -> None:
     near = [
         write_entry(tmp_path, "a", 0),

@@ -263,6 +263,14 @@ def test_a_scene_that_is_gone_is_named(tmp_path: Path) -> None:
         collect(tmp_path, entries)
 
 
+def test_a_control_character_in_a_name_costs_its_layers_only(tmp_path: Path) -> None:
+    entries = write_run(tmp_path, ["a", "b\x01"])
+    told = Told()
+    written = write_collection(tmp_path / "out", entries, card=CARD, model_hash=HASH, buildings=None, progress=told)
+    assert (tmp_path / "out/project.qgz") in written
+    assert sum("a mosaic cannot hold this name" in line for line in told.said) == 2, "mask and probability"
+
+
 def test_scenes_are_styled_by_their_bands(tmp_path: Path, scene_file: Callable[..., Path]) -> None:
     from aerialseg.geo.opening import open_raster
     from aerialseg.geo.styles import scene_pipe
