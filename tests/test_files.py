@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from aerialseg import files
-from aerialseg.errors import BadDataError, OutputError, StorageError, UsageError
+from aerialseg.errors import BadDataError, OutputError, Stopped, StorageError, UsageError
 
 
 def test_a_failure_while_writing_keeps_the_old_content_and_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -83,6 +83,19 @@ with files.locked(Path(sys.argv[1]), shared=sys.argv[2] == "shared") as alone:
 """
 
 
+SWEEPER = """
+import sys
+from pathlib import Path
+from aerialseg import files
+def sweep():
+    print("sweeping", flush=True)
+    sys.stdin.readline()
+with files.locked(Path(sys.argv[1]), shared=sys.argv[2] == "shared", when_alone=sweep):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
 def hold(folder: Path, how: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", HOLDER, folder, how], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -99,6 +112,58 @@ def test_sharers_share_a_folder_and_nobody_joins_a_run_that_is_alone(tmp_path: P
         first.communicate("")
     with files.locked(tmp_path) as alone:
         assert alone
+
+
+@pytest.mark.parametrize("how", ["shared", "alone"])
+def test_sharers_wait_for_one_that_sweeps_and_not_for_a_run_that_is_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(files, "SHARING_S", 0.1)
+    command = [sys.executable, "-c", SWEEPER, tmp_path, how]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdin is not None and first.stdout is not None
+        assert first.stdout.readline() == "sweeping\n"
+        waits = 0
+
+        def waiting() -> None:  # far longer than SHARING_S would allow
+            nonlocal waits
+            waits += 1
+            if waits == 200:
+                first.stdin.write("\n")
+                first.stdin.flush()
+                assert first.stdout.readline() == "held\n"
+
+        if how == "shared":
+            with files.locked(tmp_path, shared=True, waiting=waiting) as alone:
+                assert not alone
+            assert waits >= 200
+        else:
+            with pytest.raises(OutputError, match="another aerialseg run"):
+                files.locked(tmp_path, shared=True, waiting=waiting).__enter__()
+        first.stdin.close()
+    assert (tmp_path / files.LOCK).read_bytes() == b""
+
+
+def test_a_sharer_that_waits_can_be_stopped_and_one_that_was_killed_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "SHARING_S", 0.1)
+
+    def stop() -> None:
+        raise Stopped(signal.SIGTERM)
+
+    command = [sys.executable, "-c", SWEEPER, tmp_path, "shared"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None and first.stdout.readline() == "sweeping\n"
+        with pytest.raises(Stopped), files.locked(tmp_path, shared=True, waiting=stop):
+            pass
+        first.kill()
+    assert (tmp_path / files.LOCK).read_bytes() != b"", "what it left behind says nothing once it is gone"
+    with hold(tmp_path, "alone") as second:
+        assert second.stdout is not None and second.stdout.readline() == "True\n"
+        with pytest.raises(OutputError, match="another aerialseg run"), files.locked(tmp_path, shared=True):
+            pass
+        second.communicate("")
 
 
 @pytest.mark.parametrize(
