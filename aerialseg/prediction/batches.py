@@ -117,10 +117,14 @@ def _filled(batch: Batch, places: Sequence[tuple[int, int]], masked: Sequence[bo
     return Batch(batch.pixels, batch.valid, tuple(places), any(masked))
 
 
+def is_read_twice(canvas: Canvas) -> bool:
+    """Return whether a resampled scene has a valid mask, which is read on the scene's own grid, too."""
+    return canvas.factor != 1 and (canvas.source.has_mask or canvas.source.dtype.startswith("float"))
+
+
 def _own_validity(canvas: Canvas) -> AbstractContextManager[DatasetReader | None]:
     """Open a resampled scene once more for its own valid mask, where it has one; its pixels are read with another."""
-    marked = canvas.source.has_mask or canvas.source.dtype.startswith("float")
-    return open_raster(canvas.source.path) if canvas.factor != 1 and marked else nullcontext()
+    return open_raster(canvas.source.path) if is_read_twice(canvas) else nullcontext()
 
 
 def _strip(

@@ -128,7 +128,7 @@ def _sum_up(run: Run, canvases: Sequence[Canvas], forward: Forward, failures: Se
         seconds_per_window=each,
         seconds=windows * each,
         memory_bytes=max((peak_bytes(canvas, settings, run.card.bands) for canvas in canvases), default=0),
-        disk_bytes=disk_bytes(run.options, pixels),
+        disk_bytes=disk_bytes(run.options, pixels, settings.device.type),
         free_bytes=shutil.disk_usage(_existing(run.out)).free,
         failures=tuple(one_line(text) for text in failures),
     )

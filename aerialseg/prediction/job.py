@@ -25,13 +25,12 @@ from aerialseg.files import (
 )
 from aerialseg.models.package import find_model, read_card
 from aerialseg.prediction.journal import Journal
-from aerialseg.prediction.loading import load_forward
+from aerialseg.prediction.loading import find_device, load_forward
 from aerialseg.prediction.options import PredictOptions, Shard
 from aerialseg.prediction.outputs import SceneFiles, count_pixels, finish, output_tags
 from aerialseg.prediction.parts import Part, forget_part, part_path
 from aerialseg.prediction.pipeline import in_background
 from aerialseg.prediction.plan import (
-    FINISHERS,
     Run,
     Work,
     check_scenes,
@@ -39,6 +38,7 @@ from aerialseg.prediction.plan import (
     disk_bytes,
     done_before,
     every_output,
+    finishers,
     is_output_in,
     refuse_foreign_rasters,
     refuse_foreign_report,
@@ -89,7 +89,8 @@ def predict_scenes(
     inputs = [model, *(scene.image for scene in scenes)]
     files = _prepare_files(scenes, inputs, out, options)
     parts = {part_path(out, scene.name) for scene in scenes}
-    with locked(out, shared=options.shard is not None, when_alone=partial(sweep, out, parts)):
+    shared, listen = options.shard is not None, partial(progress.advance, 0)
+    with locked(out, shared=shared, when_alone=partial(sweep, out, parts), waiting=listen if shared else None):
         refuse_foreign_report(out / report_name(options.shard), overwrite=options.overwrite)
         journal = Journal(Run(model, sha256_of(model), read_card(model), out, options, progress), scenes)
         check_window(journal.run)
@@ -158,12 +159,12 @@ def _predict(journal: Journal, work: Sequence[Work]) -> None:
     """Run the scenes through the model, one after the other."""
     run = journal.run
     pixels = [item.pixels for item in work]
-    require_space(run.out, disk_bytes(run.options, pixels))
+    require_space(run.out, disk_bytes(run.options, pixels, find_device(run).type))
     forward = load_forward(run)
     journal.settings |= {"device": str(forward.settings.device), "used_precision": forward.settings.precision}
     journal.loaded = time.monotonic()
     run.progress.start("predict", sum(pixels) / 1e6, "Mpx")
-    finisher = _Finisher(journal, FINISHERS if forward.settings.device.type == "cuda" else 1)
+    finisher = _Finisher(journal, finishers(forward.settings.device.type))
     try:
         for item in work:
             _stream(journal, item, forward, finisher)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import math
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from aerialseg.errors import OutputError, StorageError
 from aerialseg.files import write_json
-from aerialseg.prediction.plan import report_name
+from aerialseg.prediction.plan import REPORT, report_name
 from aerialseg.prediction.report import PredictReport, SceneResult
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from aerialseg.errors import AerialsegError
     from aerialseg.geo.scenes import Scene
@@ -26,6 +30,7 @@ class Journal:
         mine = scenes if run.options.shard is None else run.options.shard.of(scenes)
         self.results = {scene.name: SceneResult(scene.name, scene.image, "not started") for scene in mine}
         self._taken: dict[str, SceneResult] = {}
+        self._measured = _measured_before(run.out)
         self.settings: dict[str, Any] = {}
         self.products: dict[str, Any] = {}
         """What was made of all scenes together."""
@@ -56,6 +61,9 @@ class Journal:
         if result.status == "skipped" and result.name in self._taken:  # done a moment ago, by another process
             self.results[result.name] = self._taken[result.name]
             return result
+        if result.status == "skipped":
+            kept = self._measured.get((result.name, result.hashes["key"]), {})
+            self.results[result.name] = result = replace(result, **kept)
         for warning in result.warnings:
             self.run.progress.say(f"warning: {warning}")
         if isinstance(result.failure, OutputError | StorageError):
@@ -90,3 +98,17 @@ class Journal:
         report = PredictReport(run.out, model, settings, tuple(self.results.values()), seconds, loading, self.products)
         write_json(run.out / report_name(run.options.shard), report.to_json())
         return report
+
+
+def _measured_before(out: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return what the reports that stand in `out` say of scenes beyond what their files do, by name and done-key."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for path in (*sorted(out.glob("report-*-of-*.json")), out / REPORT):
+        try:
+            for name, entry in json.loads(path.read_bytes())["scenes"].items():
+                known = {item: entry[item] for item in ("seconds", "seam_index") if entry.get(item) is not None}
+                if all(isinstance(value, float) and 0 <= value < math.inf for value in known.values()):
+                    found.setdefault((name, entry["hashes"].get("key")), {}).update(known)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            continue  # it was damaged, or is not ours
+    return found

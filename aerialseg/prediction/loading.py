@@ -9,20 +9,30 @@ from aerialseg.errors import ModelError, one_line
 from aerialseg.files import sha256_of
 
 if TYPE_CHECKING:
+    import torch
+
     from aerialseg.prediction.forward import Forward
     from aerialseg.prediction.plan import Run
 
 
-def load_forward(run: Run) -> Forward:
-    """Load the run's model; raises DeviceError, ModelError (also when it is not the one hashed before) and Stopped."""
+def find_device(run: Run) -> torch.device:
+    """Return the device that the run's options stand for; raises DeviceError and Stopped."""
     # Threads that spin while they wait take the cores from reader and writer: up to ten times slower on two cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from aerialseg.models.device import pick_device, pick_precision
+    from aerialseg.models.device import pick_device
+
+    run.progress.advance(0)  # an import takes seconds; a stop that came meanwhile is heard here
+    return pick_device(run.options.device)
+
+
+def load_forward(run: Run) -> Forward:
+    """Load the run's model; raises DeviceError, ModelError (also when it is not the one hashed before) and Stopped."""
+    device = find_device(run)
+    from aerialseg.models.device import pick_precision
     from aerialseg.models.package import load_model
     from aerialseg.prediction.forward import EngineSettings, Forward, automatic_batch
 
-    run.progress.advance(0)  # an import takes seconds; a stop that came meanwhile is heard here
-    device = pick_device(run.options.device)
+    run.progress.advance(0)
     precision = pick_precision(run.options.precision, device)
     segmenter, card = load_model(run.model)
     run.progress.advance(0)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from aerialseg.geo.resampling import CHUNK_ROWS as RESAMPLED_ROWS
-from aerialseg.prediction.batches import BANDS
+from aerialseg.prediction.batches import BANDS, is_read_twice
 from aerialseg.prediction.lattice import CHUNK_ROWS, Lattice
 from aerialseg.prediction.pipeline import READ_DEPTH, WRITE_DEPTH
 
@@ -64,9 +64,10 @@ def _reading(canvas: Canvas, lattice: Lattice, bands: int) -> int:
     each = bands * item + 2
     if canvas.source.scale is not None:
         each += bands * (1 + FLOAT * (1 if item <= 2 else 2))
+    total = CHUNK_ROWS * canvas.source.box.width * each if is_read_twice(canvas) else 0  # beside what follows
     if canvas.neighbours:
         each += bands + 1
-    total = rows * cols * each
+    total += rows * cols * each
     if canvas.factor != 1:
         total += 5 * FLOAT * bands * RESAMPLED_ROWS * (cols + lattice.padded)
         total += lattice.size * lattice.padded * (bands + 1)

@@ -176,14 +176,19 @@ def check_scenes(run: Run, scenes: Sequence[Scene]) -> tuple[dict[Path, Canvas],
     return canvases, failures
 
 
-def disk_bytes(options: PredictOptions, pixels: Sequence[int]) -> int:
-    """Return about how much disk scenes of so many pixels take at most, while they are predicted.
+def finishers(device: str) -> int:
+    """Return how many scenes' files are finished side by side on a device of this type."""
+    return FINISHERS if device == "cuda" else 1
+
+
+def disk_bytes(options: PredictOptions, pixels: Sequence[int], device: str) -> int:
+    """Return about how much disk scenes of so many pixels take at most, while a device of this type predicts them.
 
     That is their outputs and, of the largest scene, the strips of those in the works and their plain copies.
     """
     finished = (MASK_BYTES + MEASURE_BYTES * len(options.measures)) * sum(pixels)
     layers = 1 + options.agreement
-    finishing = 1 if options.device == "cpu" else min(FINISHERS, max(1, len(pixels) - 1))
+    finishing = min(finishers(device), max(1, len(pixels) - 1))
     return int(finished + (layers + finishing * (layers + PLAIN_BYTES)) * max(pixels, default=0))
 
 

@@ -16,7 +16,7 @@ import torch
 from rasterio.windows import Window
 
 from aerialseg.geo.raster import inspect_scene
-from aerialseg.prediction.canvas import Canvas
+from aerialseg.prediction.canvas import Canvas, make_canvases
 from aerialseg.prediction.engine import peak_bytes
 from aerialseg.prediction.forward import EngineSettings
 
@@ -95,6 +95,15 @@ def measure(paths: list[Path], chosen: dict[str, Any]) -> tuple[int, int]:
     found = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
     expected, measured = json.loads(found.stdout)
     return expected, measured
+
+
+def test_a_valid_mask_that_is_read_beside_the_rows_is_counted(tmp_path: Path, scene_file: Callable[..., Path]) -> None:
+    settings, sizes = EngineSettings(64, 0.25, 4, CPU), []
+    for nodata in (None, 0):
+        source = inspect_scene(scene_file(tmp_path / "scene.tif", size=(300, 900), nodata=nodata))
+        (canvas,) = make_canvases([source], neighbours=False, gsd_m=0.6).values()
+        sizes.append(peak_bytes(canvas, settings, 3))
+    assert sizes[1] - sizes[0] == 128 * 900 * (3 + 2)
 
 
 def test_memory_grows_with_the_width_and_not_with_the_height(tmp_path: Path, scene_file: Callable[..., Path]) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import rasterio
+import torch
 
 from aerialseg.errors import (
     BadDataError,
@@ -26,11 +27,12 @@ from aerialseg.errors import (
     StorageError,
     UsageError,
 )
-from aerialseg.geo.raster import BandRule
+from aerialseg.geo.polygons import write_buildings
+from aerialseg.geo.raster import Access, BandRule
 from aerialseg.geo.scenes import Scene, find_scenes
 from aerialseg.prediction import engine, job
-from aerialseg.prediction.job import PredictOptions, predict_scenes
-from aerialseg.prediction.plan import Run
+from aerialseg.prediction.job import PredictOptions, Shard, predict_scenes
+from aerialseg.prediction.plan import Run, disk_bytes
 from aerialseg.progress import Silent
 
 if TYPE_CHECKING:
@@ -411,6 +413,62 @@ def test_too_little_room_is_said_before_the_model_loads(
     monkeypatch.setattr("aerialseg.files.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
     with pytest.raises(StorageError, match=r"needs about .* free"):
         town.predict()
+
+
+def test_the_room_asked_for_is_that_of_the_device_that_auto_finds(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr("aerialseg.models.device.pick_device", lambda wanted: torch.device("cpu"))
+    monkeypatch.setattr(job, "require_space", lambda folder, needed: asked.append(needed))
+    for device in ("auto", "cpu"):
+        town.predict(device=device, overwrite=True)
+    assert asked[0] == asked[1] == disk_bytes(PredictOptions(), [150 * 110, 70 * 200, 64 * 64], "cpu")
+    assert asked[0] < disk_bytes(PredictOptions(), [150 * 110, 70 * 200, 64 * 64], "cuda")
+
+
+def test_polygons_are_drawn_within_the_limit_that_the_scenes_had(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = []
+
+    def watched(*arguments: Any, max_pixels: float, **options: Any) -> Any:
+        limits.append(max_pixels)
+        return write_buildings(*arguments, max_pixels=max_pixels, **options)
+
+    monkeypatch.setattr("aerialseg.prediction.products.write_buildings", watched)
+    town.predict(polygons=True, access=Access(max_pixels=2e10))
+    assert limits == [2e10]
+
+
+def test_a_rerun_keeps_what_was_measured_of_scenes_that_are_still_done(town: Town) -> None:
+    first = {scene.name: (scene.seconds, scene.seam_index) for scene in town.predict().scenes}
+    assert all(seconds for seconds, _ in first.values())
+    assert first["austin1"][1] is not None
+    (town.out / "austin2.tif").unlink()
+    for _ in range(2):
+        again = {scene.name: (scene.seconds, scene.seam_index) for scene in town.predict().scenes}
+        written = json.loads((town.out / "report.json").read_text())["scenes"]
+        assert {name: (entry["seconds"], entry["seam_index"]) for name, entry in written.items()} == again
+        assert (again["austin1"], again["austin3"]) == (first["austin1"], first["austin3"])
+    shards = [town.predict(shard=Shard(number, 2), overlap=0.5).scenes for number in (1, 2)]
+    merged = town.predict(overlap=0.5).scenes
+    assert {scene.status for scene in merged} == {"skipped"}
+    known = {scene.name: (scene.seconds, scene.seam_index) for shard in shards for scene in shard}
+    assert {scene.name: (scene.seconds, scene.seam_index) for scene in merged} == known
+    assert known["austin1"] != first["austin1"], "of another key"
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['{"scenes": 3}', '{"scenes": {"austin1": 3}}', '{"scenes": {"austin1": {"hashes": {"key": []}, "seconds": 1.0}}}'],
+)
+def test_an_older_report_that_is_odd_is_not_believed(town: Town, content: str) -> None:
+    town.predict()
+    report = town.out / "report.json"
+    key = json.loads(report.read_text())["scenes"]["austin3"]["hashes"]["key"]
+    odd = json.loads(content)
+    if isinstance(odd["scenes"], dict):
+        odd["scenes"]["austin3"] = {"hashes": {"key": key}, "seconds": float("nan"), "seam_index": "x"}
+    report.write_text(json.dumps(odd | {"aerialseg": "0", "command": "predict"}))
+    again = town.predict()
+    assert [(scene.status, scene.seconds, scene.seam_index) for scene in again.scenes] == [("skipped", None, None)] * 3
 
 
 def test_the_card_s_bands_and_scale_hold_unless_others_are_given(
