@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 TEMPORARY = ".aerialseg-"
 WORKING = f"{TEMPORARY}work-"
 LOCK = f"{TEMPORARY}lock"
-SHARING_S = 5.0
+SHARING_S, POLL_S = 60.0, 0.1
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LOCKLESS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """What network disks answer that are mounted without locks."""
@@ -163,29 +163,25 @@ def locked(
 ) -> Iterator[bool]:
     """Hold a writer's place in `folder`, with others that share it or alone; yield whether nobody else was there.
 
-    If so, `when_alone` was called before anybody else could come; other sharers wait for its end, however long it
-    takes. Raises OutputError when a living process holds the place otherwise: after SHARING_S for a sharer, at once for
-    others, unless `waiting` is given: then not before it is free. `waiting` is called ten times a second in every wait.
-    The kernel drops the lock with its process, so a killed run never leaves one behind.
+    If so, `when_alone` was called before anybody else could come. Raises OutputError when a living process holds the
+    place otherwise: after SHARING_S for a sharer, since another one may be alone while it sweeps a slow disk; at once
+    for others, unless `waiting` is given: then not before it is free. `waiting` is called ten times a second in every
+    wait. The kernel drops the lock with its process, so a killed run never leaves one behind.
     """
     with _output_errors(folder / LOCK):
         stream = (folder / LOCK).open("a")
     with stream:
         alone = _lock(stream, fcntl.LOCK_EX)
         if alone:
-            _mark(stream, soon_shared=shared)
             when_alone()
-            _mark(stream, soon_shared=False)
         held, deadline = alone and not shared, time.monotonic() + SHARING_S
         while shared and not (held := _lock(stream, fcntl.LOCK_SH)) and time.monotonic() < deadline:
-            if _is_soon_shared(folder):
-                deadline = time.monotonic() + SHARING_S
             if waiting is not None:
                 waiting()
-            time.sleep(SHARING_S / 50)
+            time.sleep(POLL_S)
         while waiting is not None and not shared and not held:
             waiting()
-            time.sleep(SHARING_S / 50)
+            time.sleep(POLL_S)
             held = _lock(stream, fcntl.LOCK_EX)
         if not held:
             raise OutputError(
@@ -208,19 +204,6 @@ def _lock(stream: IO[str], kind: int) -> bool:
             ) from error
         raise output_error(Path(stream.name), error) from error
     return True
-
-
-def _mark(stream: IO[str], *, soon_shared: bool) -> None:
-    """Say in the lock's file whether who is alone now will share: by its length, for which a full disk has room."""
-    with _output_errors(Path(stream.name)):
-        if os.fstat(stream.fileno()).st_size != soon_shared:
-            stream.truncate(int(soon_shared))
-
-
-def _is_soon_shared(folder: Path) -> bool:
-    """Return whether who is alone in the folder has marked that it will share."""
-    with _output_errors(folder / LOCK):
-        return (folder / LOCK).read_bytes() != b""  # opened anew: a network disk keeps a file's length for seconds
 
 
 def sweep(folder: Path, keep: Collection[Path] = ()) -> int:

