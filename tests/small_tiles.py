@@ -13,7 +13,7 @@ import rasterio
 from affine import Affine
 
 from aerialseg.errors import Stopped
-from aerialseg.geo.tileset import TileRecord, image_path, mask_path, write_manifest
+from aerialseg.geo.tiles.tileset import TileRecord, image_path, mask_path, write_manifest
 from aerialseg.progress import Silent
 
 NETWORK = {"architecture": "linknet", "encoder": "tu-test_efficientnet", "weights": "none"}

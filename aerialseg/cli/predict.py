@@ -101,12 +101,12 @@ def predict(
 
     from aerialseg.cli.console import console_progress, print_json
     from aerialseg.cli.values import band_rule, batch_size, gsd_of, shard_of
-    from aerialseg.geo.polygons import PolygonOptions
+    from aerialseg.geo.outlines.polygons import PolygonOptions
     from aerialseg.geo.raster import Access
     from aerialseg.geo.scenes import find_scenes
     from aerialseg.prediction.fleet import predict_anywhere
     from aerialseg.prediction.options import PredictOptions
-    from aerialseg.prediction.plan import is_ours
+    from aerialseg.prediction.work import is_ours
 
     access = Access(allow_ungeoreferenced, max_pixels)
     chosen = PredictOptions(

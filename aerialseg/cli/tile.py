@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from aerialseg.geo.tiling import TilingReport
+    from aerialseg.geo.tiles.tiling import TilingReport
 
 
 def tile(
@@ -106,7 +106,7 @@ def tile(
     from aerialseg.geo.masks import MaskRule
     from aerialseg.geo.raster import Access
     from aerialseg.geo.scenes import find_scenes
-    from aerialseg.geo.tiling import TilingOptions, tile_scenes
+    from aerialseg.geo.tiles.tiling import TilingOptions, tile_scenes
 
     pixels, values = band_rule(bands, scale), whole_numbers("--building-values", building_values)
     ignored = whole_numbers("--ignore-values", ignore_values) or ()

@@ -32,12 +32,12 @@ from aerialseg.files import (
     staged,
     sweep,
 )
-from aerialseg.geo.geopackage import writing_vectors
-from aerialseg.geo.index import common_crs
-from aerialseg.geo.qgis import write_mask_sidecars
+from aerialseg.geo.outlines.geopackage import writing_vectors
+from aerialseg.geo.qgis.qml import write_mask_sidecars
+from aerialseg.geo.qgis.styles import MaskClass
 from aerialseg.geo.quiet import in_memory
 from aerialseg.geo.raster import GeoBox, open_raster
-from aerialseg.geo.styles import MaskClass
+from aerialseg.geo.tiles.index import common_crs
 from aerialseg.geo.writing import Layer, write_cog
 
 if TYPE_CHECKING:

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 from aerialseg import errors
 from aerialseg.errors import AerialsegError, ResourceError, Stopped, UsageError
 from aerialseg.files import write_json
-from aerialseg.geo.polygons import PolygonOptions
+from aerialseg.geo.outlines.polygons import PolygonOptions
 from aerialseg.models.package import find_model
 from aerialseg.prediction.job import predict_scenes
 from aerialseg.prediction.options import ALL_GPUS, PredictOptions, Shard
-from aerialseg.prediction.plan import REPORT, report_name
 from aerialseg.prediction.products import check_products
+from aerialseg.prediction.work import REPORT, report_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -30,7 +30,9 @@ from aerialseg.prediction.options import PredictOptions, Shard
 from aerialseg.prediction.outputs import SceneFiles, count_pixels, finish, output_tags
 from aerialseg.prediction.parts import Part, forget_part, part_path
 from aerialseg.prediction.pipeline import in_background
-from aerialseg.prediction.plan import (
+from aerialseg.prediction.products import check_products, make_products
+from aerialseg.prediction.report import SceneResult
+from aerialseg.prediction.work import (
     Run,
     Work,
     check_scenes,
@@ -45,8 +47,6 @@ from aerialseg.prediction.plan import (
     report_name,
     stamps_of,
 )
-from aerialseg.prediction.products import check_products, make_products
-from aerialseg.prediction.report import SceneResult
 from aerialseg.progress import Silent
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from aerialseg.errors import OutputError, StorageError
 from aerialseg.files import write_json
-from aerialseg.prediction.plan import REPORT, report_name
 from aerialseg.prediction.report import PredictReport, SceneResult
+from aerialseg.prediction.work import REPORT, report_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from aerialseg.errors import AerialsegError
     from aerialseg.geo.scenes import Scene
-    from aerialseg.prediction.plan import Run
+    from aerialseg.prediction.work import Run
 
 
 class Journal:

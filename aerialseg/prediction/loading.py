@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from aerialseg.prediction.forward import Forward
-    from aerialseg.prediction.plan import Run
+    from aerialseg.prediction.work import Run
 
 
 def find_device(run: Run) -> torch.device:

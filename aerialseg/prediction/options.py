@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 from aerialseg.errors import UsageError, one_line
-from aerialseg.geo.polygons import PolygonOptions
+from aerialseg.geo.outlines.polygons import PolygonOptions
 from aerialseg.geo.raster import Access, BandRule
 from aerialseg.geo.stitching import Blend
 from aerialseg.prediction.tta import Symmetry

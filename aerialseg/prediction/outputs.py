@@ -22,7 +22,7 @@ from aerialseg.counts import QUANTA
 from aerialseg.errors import AerialsegError, UsageError, one_line
 from aerialseg.files import sha256_of
 from aerialseg.geo.measures import KEY
-from aerialseg.geo.qgis import write_mask_sidecars
+from aerialseg.geo.qgis.qml import write_mask_sidecars
 from aerialseg.geo.raster import GeoBox, Layer, open_raster, raster_errors, write_cog
 
 if TYPE_CHECKING:

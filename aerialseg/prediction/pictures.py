@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aerialseg.files import write_bytes
+from aerialseg.geo.qgis.styles import MASK_CLASSES, PROBABILITY_RAMP
 from aerialseg.geo.shrinking import shrink, small_shape
-from aerialseg.geo.styles import MASK_CLASSES, PROBABILITY_RAMP
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

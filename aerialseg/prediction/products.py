@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from aerialseg.errors import AerialsegError, UsageError, one_line
 from aerialseg.files import refuse_foreign, refuse_input_as_output
-from aerialseg.geo.buildings import read_mark
 from aerialseg.geo.mosaic import mosaic_sources
-from aerialseg.geo.polygons import MaskLayer, write_buildings
+from aerialseg.geo.outlines.buildings import read_mark
+from aerialseg.geo.outlines.polygons import MaskLayer, write_buildings
 from aerialseg.geo.raster import GeoBox, open_raster
 from aerialseg.geo.scenes import MOSAIC
 from aerialseg.prediction.collection import Entry, collection_paths, refuse_strangers, write_collection
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from aerialseg.prediction.options import PredictOptions
-    from aerialseg.prediction.plan import Run
     from aerialseg.prediction.report import SceneResult
+    from aerialseg.prediction.work import Run
 
 BUILDINGS = "buildings.gpkg"
 

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from aerialseg.errors import one_line
-from aerialseg.geo.place import around, crs_code, footprint, rounded
-from aerialseg.geo.project import relative_to
-from aerialseg.geo.sealed import BLANK
-from aerialseg.geo.styles import MASK_CLASSES
+from aerialseg.geo.qgis.place import around, crs_code, footprint, rounded
+from aerialseg.geo.qgis.project import relative_to
+from aerialseg.geo.qgis.sealed import BLANK
+from aerialseg.geo.qgis.styles import MASK_CLASSES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

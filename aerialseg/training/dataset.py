@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from aerialseg.config import DataSection
-    from aerialseg.geo.tileset import TileRecord, TileSet
+    from aerialseg.geo.tiles.tileset import TileRecord, TileSet
     from aerialseg.training.batches import Arrays
     from aerialseg.training.cache import TileCache
     from aerialseg.training.sampling import Crop

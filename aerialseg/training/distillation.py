@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from aerialseg.config import DistilSection, TrainConfig
-    from aerialseg.geo.tileset import TileSet
+    from aerialseg.geo.tiles.tileset import TileSet
     from aerialseg.models.segmenter import Segmenter
     from aerialseg.training.batches import Batch
     from aerialseg.training.job import Job

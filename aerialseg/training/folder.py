@@ -30,7 +30,7 @@ from aerialseg.training.provenance import RUN
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from aerialseg.geo.tileset import TileSet
+    from aerialseg.geo.tiles.tileset import TileSet
     from aerialseg.training.checkpoint import State
 
 CONFIG = "config.toml"

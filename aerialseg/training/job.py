@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from aerialseg.config import TrainConfig
-    from aerialseg.geo.tileset import TileRecord, TileSet
+    from aerialseg.geo.tiles.tileset import TileRecord, TileSet
     from aerialseg.models.package import ModelCard
     from aerialseg.models.segmenter import Segmenter
     from aerialseg.training.batches import Arrays, Batch, Item, Readers

@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from aerialseg.errors import Diverged, ResourceError, Stopped, one_line
-from aerialseg.geo.tileset import load_tileset
+from aerialseg.geo.tiles.tileset import load_tileset
 from aerialseg.models.device import is_out_of_memory, pick_device
 from aerialseg.progress import Progress, Silent
 from aerialseg.training.batches import open_readers
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from aerialseg.config import TrainConfig
     from aerialseg.counts import ScoreHistogram
-    from aerialseg.geo.tileset import TileSet
+    from aerialseg.geo.tiles.tileset import TileSet
     from aerialseg.training.batches import Batch
     from aerialseg.training.checkpoint import State
     from aerialseg.training.gradients import Gradients

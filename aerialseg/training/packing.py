@@ -18,8 +18,8 @@ from rasterio.windows import Window
 from aerialseg.errors import ConfigError, NoInputError, OutputError, StorageError, one_line
 from aerialseg.files import locked, prepare_output_folder, require_space, sweep
 from aerialseg.geo.contents import content_stamp, file_stamp
-from aerialseg.geo.cutting import padded, read_tiles, rows_of
-from aerialseg.geo.sources import check_unchanged, plan_again, source_files
+from aerialseg.geo.tiles.cutting import padded, read_tiles, rows_of
+from aerialseg.geo.tiles.sources import check_unchanged, plan_again, source_files
 from aerialseg.training.cache import Contents, Piece, TileCache, open_cache, write_cache
 from aerialseg.training.dataset import read_square
 from aerialseg.training.losses import IGNORE
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
 
     from aerialseg.config import DataSection
-    from aerialseg.geo.survey import Job, PlannedTile
-    from aerialseg.geo.tileset import TileRecord, TileSet
+    from aerialseg.geo.tiles.survey import Job, PlannedTile
+    from aerialseg.geo.tiles.tileset import TileRecord, TileSet
     from aerialseg.progress import Progress
     from aerialseg.training.batches import Arrays, Readers
 

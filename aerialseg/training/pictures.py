@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from aerialseg.geo.tileset import TileRecord
+    from aerialseg.geo.tiles.tileset import TileRecord
     from aerialseg.training.job import Job
 
 SAMPLES = 4

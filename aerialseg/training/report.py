@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from aerialseg.config import DistilSection
-from aerialseg.geo.leaks import find_leak
-from aerialseg.geo.tileset import INDEX
+from aerialseg.geo.tiles.leaks import find_leak
+from aerialseg.geo.tiles.tileset import INDEX
 from aerialseg.models.package import FILE_NAME
 
 if TYPE_CHECKING:

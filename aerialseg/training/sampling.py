@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from aerialseg.config import DataSection
-    from aerialseg.geo.tileset import TileRecord
+    from aerialseg.geo.tiles.tileset import TileRecord
 
 WHOLE = slice(None)
 

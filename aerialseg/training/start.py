@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from aerialseg.geo.tileset import TileSet
+    from aerialseg.geo.tiles.tileset import TileSet
     from aerialseg.training.checkpoint import State
     from aerialseg.training.distillation import Teacher
 

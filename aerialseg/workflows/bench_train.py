@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from aerialseg.geo.tileset import load_tileset
+from aerialseg.geo.tiles.tileset import load_tileset
 from aerialseg.models.catalog import SIZE_MULTIPLE
 from aerialseg.models.device import pick_device
 from aerialseg.training.batches import AHEAD, open_readers

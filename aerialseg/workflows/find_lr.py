@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from aerialseg.errors import BadDataError, ResourceError, UsageError, one_line
 from aerialseg.files import prepare_output_folder, refuse_foreign, staged
-from aerialseg.geo.tileset import load_tileset
+from aerialseg.geo.tiles.tileset import load_tileset
 from aerialseg.models.device import is_out_of_memory, pick_device
 from aerialseg.progress import Silent
 from aerialseg.training.batches import open_readers

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from aerialseg.errors import AerialsegError, ModelError, NoInputError, one_line
 from aerialseg.files import sha256_of
 from aerialseg.geo.scenes import SUFFIXES
-from aerialseg.geo.tileset import INDEX, MANIFEST
+from aerialseg.geo.tiles.tileset import INDEX, MANIFEST
 from aerialseg.models.package import FILE_NAME, KEY, find_model, read_card
 from aerialseg.workflows.facts import Account, Fact
 from aerialseg.workflows.info_ground import describe_scene, describe_scenes, describe_tiles

@@ -11,7 +11,7 @@ from aerialseg.geo.contents import side_files
 from aerialseg.geo.neighbours import find_groups
 from aerialseg.geo.raster import inspect_scene, open_raster
 from aerialseg.geo.scenes import Scene, find_scenes
-from aerialseg.geo.tileset import load_tileset, read_manifest
+from aerialseg.geo.tiles.tileset import load_tileset, read_manifest
 from aerialseg.workflows.facts import Account, Fact, spelt
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rasterio.io import DatasetReader
 
     from aerialseg.geo.raster import GeoBox, Source
-    from aerialseg.geo.tileset import TileRecord, TileSet
+    from aerialseg.geo.tiles.tileset import TileRecord, TileSet
 
 MOST_SIBLINGS = 1000
 """In a folder with more scenes neighbours are not looked for: every header would have to be read."""

@@ -233,7 +233,7 @@ def test_a_killed_run_is_swept_and_done_again(tmp_path: Path, scene_file: Write,
 
 def test_what_others_write_in_the_folder_meanwhile_stays(tmp_path: Path, scene_file: Write) -> None:
     """predict finishes rasters in a thread, and other shards write there too."""
-    from aerialseg.geo.polygons import MaskLayer, write_buildings
+    from aerialseg.geo.outlines.polygons import MaskLayer, write_buildings
     from aerialseg.progress import Silent
 
     theirs = tmp_path / ".aerialseg-feedfeedfeed.tif"
@@ -252,7 +252,7 @@ STOPPED = """
 import os, signal, sys
 from pathlib import Path
 from aerialseg.cli import main
-from aerialseg.geo import footprints, polygons
+from aerialseg.geo.outlines import footprints, polygons
 
 calls = 0
 def counted(*arguments):

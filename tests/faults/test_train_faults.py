@@ -24,7 +24,7 @@ from small_tiles import NETWORK, settings, write_tileset
 
 import aerialseg.training
 from aerialseg.cli import main
-from aerialseg.geo.tileset import image_path, load_tileset
+from aerialseg.geo.tiles.tileset import image_path, load_tileset
 from aerialseg.training import dataset, loop
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from aerialseg.errors import DeviceError, ModelError, OutputError, ResourceError, Stopped, UsageError
-from aerialseg.geo.polygons import PolygonOptions
+from aerialseg.geo.outlines.polygons import PolygonOptions
 from aerialseg.geo.scenes import find_scenes
 from aerialseg.prediction.fleet import predict_anywhere, predict_on
 from aerialseg.prediction.job import PredictOptions, Shard, predict_scenes

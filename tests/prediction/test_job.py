@@ -27,12 +27,12 @@ from aerialseg.errors import (
     StorageError,
     UsageError,
 )
-from aerialseg.geo.polygons import write_buildings
+from aerialseg.geo.outlines.polygons import write_buildings
 from aerialseg.geo.raster import Access, BandRule
 from aerialseg.geo.scenes import Scene, find_scenes
 from aerialseg.prediction import engine, job
 from aerialseg.prediction.job import PredictOptions, Shard, predict_scenes
-from aerialseg.prediction.plan import Run, disk_bytes
+from aerialseg.prediction.work import Run, disk_bytes
 from aerialseg.progress import Silent
 
 if TYPE_CHECKING:

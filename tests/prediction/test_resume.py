@@ -14,7 +14,7 @@ import torch
 
 from aerialseg.errors import OutputError, Stopped, UsageError
 from aerialseg.files import locked
-from aerialseg.geo.polygons import PolygonOptions
+from aerialseg.geo.outlines.polygons import PolygonOptions
 from aerialseg.geo.raster import Access
 from aerialseg.geo.scenes import find_scenes
 from aerialseg.prediction.job import PredictOptions, Shard, predict_scenes

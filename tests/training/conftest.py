@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from small_tiles import write_tileset
 
-from aerialseg.geo.tileset import TileSet, load_tileset
+from aerialseg.geo.tiles.tileset import TileSet, load_tileset
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from small_tiles import draw, tiny_config, write_pair, write_splits, write_tiles
 
 from aerialseg.config import DataSection
 from aerialseg.errors import BadDataError, ResourceError, Stopped
-from aerialseg.geo.tileset import TileSet, load_tileset
+from aerialseg.geo.tiles.tileset import TileSet, load_tileset
 from aerialseg.models.package import load_model
 from aerialseg.progress import Silent
 from aerialseg.training import loop, packing

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from small_tiles import write_pair, write_tileset
 
 from aerialseg.config import DataSection
-from aerialseg.geo.tileset import TileRecord, TileSet, load_tileset
+from aerialseg.geo.tiles.tileset import TileRecord, TileSet, load_tileset
 from aerialseg.training.dataset import TileReader
 from aerialseg.training.sampling import Crop, Sampler, labelled_area, steps_to_cover
 

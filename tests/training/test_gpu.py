@@ -10,7 +10,7 @@ import torch
 from small_tiles import tiny_config, write_tileset
 
 from aerialseg.errors import ResourceError, Stopped
-from aerialseg.geo.tileset import load_tileset
+from aerialseg.geo.tiles.tileset import load_tileset
 from aerialseg.models.package import load_model
 from aerialseg.progress import Silent
 from aerialseg.training.batches import Layout, open_readers, stream_batches

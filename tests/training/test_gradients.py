@@ -13,7 +13,7 @@ import torch
 from small_tiles import tiny_config
 
 from aerialseg.errors import ConfigError, Stopped
-from aerialseg.geo.tileset import TileSet
+from aerialseg.geo.tiles.tileset import TileSet
 from aerialseg.progress import Silent
 from aerialseg.training import loop
 from aerialseg.training.batches import open_readers

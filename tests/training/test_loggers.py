@@ -14,7 +14,7 @@ from PIL import Image
 from small_tiles import settings, tiny_config
 
 from aerialseg.errors import ConfigError
-from aerialseg.geo.tileset import TileRecord, TileSet
+from aerialseg.geo.tiles.tileset import TileRecord, TileSet
 from aerialseg.progress import Silent
 from aerialseg.training import loggers, loop
 from aerialseg.training.dataset import TileReader

@@ -12,7 +12,7 @@ import pytest
 from small_tiles import StopAfter, settings, tiny_config
 
 from aerialseg.errors import Stopped
-from aerialseg.geo.tileset import load_tileset
+from aerialseg.geo.tiles.tileset import load_tileset
 from aerialseg.models.package import read_card
 from aerialseg.training import loop
 from aerialseg.training.folder import TrainOptions

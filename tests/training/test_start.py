@@ -13,7 +13,7 @@ from aerialseg.models import weights
 from aerialseg.training import start
 
 if TYPE_CHECKING:
-    from aerialseg.geo.tileset import TileSet
+    from aerialseg.geo.tiles.tileset import TileSet
 
 RESNET = ("model.architecture=linknet", "model.encoder=resnet18", "model.weights=imagenet")
 

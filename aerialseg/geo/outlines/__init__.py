@@ -1,0 +1,1 @@
+"""Buildings as polygons: traced from masks, whole across scenes, and written as GIS formats."""

@@ -1,0 +1,219 @@
+"""Writing footprints to a vector file, a chunk at a time: GeoPackage, FlatGeobuf, GeoJSON (RFC 7946) and GeoParquet.
+
+Equal footprints in equal order make equal bytes: dates are pinned. Every file carries a mark, by which this program
+knows it for its own, what it was made from and, once it is sealed, whether it was edited since: as a layer's
+description in a GeoPackage, else in the first or last bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sqlite3
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import shapely
+
+from aerialseg.errors import BadDataError, OutputError, UsageError, one_line
+from aerialseg.geo.outlines.footprints import CHUNK, join_footprints
+from aerialseg.geo.outlines.geopackage import FlatGeobuf, GeoPackage
+from aerialseg.geo.qgis.sealed import BLANK
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pyproj import CRS
+
+    from aerialseg.geo.outlines.footprints import Footprints
+
+SUFFIXES = (".gpkg", ".fgb", ".geojson", ".parquet")
+MARK = "aerialseg-buildings"
+"""Followed by ":" and the digest of what the file was made from, and by the seal over what is in it."""
+MARKED_BYTES = 1 << 16
+GEOJSON_DECIMALS = 9
+"""A tenth of a millimetre."""
+_MARK = re.compile(rf"{MARK}:([0-9a-f]{{64}})".encode())
+
+
+class BuildingFile(Protocol):
+    """A file that is being written under a temporary name."""
+
+    def begin_layer(self, name: str, crs: CRS) -> None:
+        """Begin a layer; what is added from now on belongs to it."""
+
+    def add(self, footprints: Footprints) -> None:
+        """Take footprints in the layer's CRS."""
+
+    def finish(self) -> None:
+        """Write the rest and close the file."""
+
+
+def create_buildings(temporary: Path, final: Path, digest: str) -> BuildingFile:
+    """Begin the file that the suffix asks for at `temporary`, which exists and is empty; `final` is for messages.
+
+    What it is given is gathered into chunks. Its mark has room for a seal, which `seal_buildings` puts there at last.
+    """
+    mark = f"{MARK}:{digest} {BLANK}"
+    match final.suffix.lower():
+        case ".gpkg":
+            return Gathered(GeoPackage(temporary, final, mark))
+        case ".fgb":
+            return Gathered(FlatGeobuf(temporary, final, mark))
+        case ".geojson":
+            return Gathered(GeoJson(temporary, mark))
+        case ".parquet":
+            return Gathered(GeoParquet(temporary, mark))
+    raise UsageError(f"{one_line(final)}: {final.suffix or 'no suffix'} is not one of {', '.join(SUFFIXES)}")
+
+
+def read_mark(path: Path) -> str | None:
+    """Return the digest that a file of ours carries; None for a stranger's, or when there is none."""
+    try:
+        if path.suffix.lower() == ".gpkg":
+            with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+                text = "".join(
+                    row[0] or "" for row in database.execute("SELECT description FROM gpkg_contents")
+                ).encode()
+        else:
+            with path.open("rb") as stream:
+                text = stream.read(MARKED_BYTES)
+                stream.seek(max(0, path.stat().st_size - MARKED_BYTES))
+                text += stream.read()
+    except (OSError, sqlite3.Error):
+        return None
+    found = _MARK.search(text)
+    return found[1].decode() if found else None
+
+
+class Gathered:
+    """Holds footprints back until there are enough to be written together."""
+
+    def __init__(self, file: BuildingFile) -> None:
+        self._file = file
+        self._held: list[Footprints] = []
+
+    def begin_layer(self, name: str, crs: CRS) -> None:
+        """Write what belongs to the layer before, and begin the next."""
+        self._flush()
+        self._file.begin_layer(name, crs)
+
+    def add(self, footprints: Footprints) -> None:
+        """Take footprints."""
+        self._held.append(footprints)
+        if sum(map(len, self._held)) >= CHUNK:
+            self._flush()
+
+    def finish(self) -> None:
+        """Write the rest and close the file."""
+        self._flush()
+        self._file.finish()
+
+    def _flush(self) -> None:
+        rows, self._held = join_footprints(self._held), []
+        if len(rows):
+            self._file.add(rows)
+
+
+class GeoJson:
+    """Text, in longitude and latitude, feature by feature."""
+
+    def __init__(self, temporary: Path, mark: str) -> None:
+        self._path, self._between = temporary, "\n"
+        self._append(f'{{"type": "FeatureCollection", "made_by": "{mark}", "features": [')
+
+    def begin_layer(self, name: str, crs: CRS) -> None:
+        """Take WGS 84 as given; the format has no layers and no other CRS."""
+
+    def add(self, footprints: Footprints) -> None:
+        """Write features."""
+        bounds = shapely.bounds(footprints.shapes)
+        across = np.flatnonzero(bounds[:, 2] - bounds[:, 0] > 180)
+        shapes = footprints.shapes.copy()
+        shapes[across] = [_cut_at_180(shape) for shape in shapes[across]]
+        rounded = shapely.transform(shapes, lambda points: np.round(points, GEOJSON_DECIMALS))
+        rows = zip(*(column.tolist() for column in footprints.columns.values()), strict=True)
+        lines = []
+        for (name, scene, area, mean), geometry in zip(rows, shapely.to_geojson(rounded), strict=True):
+            probability = None if math.isnan(mean) else mean
+            about = json.dumps({"id": name, "scene": scene, "area_m2": area, "probability": probability})
+            lines.append(f'{{"type": "Feature", "properties": {about}, "geometry": {geometry}}}')
+        if lines:
+            self._append(self._between + ",\n".join(lines))
+            self._between = ",\n"
+
+    def finish(self) -> None:
+        """End the collection."""
+        self._append("\n]}\n")
+
+    def _append(self, text: str) -> None:
+        with self._path.open("a", encoding="utf-8", newline="\n") as stream:
+            stream.write(text)
+
+
+class GeoParquet:
+    """Version 1.1 of the format, geometry as WKB."""
+
+    def __init__(self, temporary: Path, mark: str) -> None:
+        self._path, self._mark = temporary, mark
+        self._writer: Any = None
+
+    def begin_layer(self, name: str, crs: CRS) -> None:
+        """Write the schema."""
+        pyarrow, parquet = _pyarrow()
+        geometry = {"encoding": "WKB", "geometry_types": ["Polygon"], "orientation": "counterclockwise"}
+        columns = {"geometry": {**geometry, "crs": json.loads(crs.to_json())}}
+        about = {"version": "1.1.0", "primary_column": "geometry", "columns": columns}
+        fields = [("id", pyarrow.string()), ("scene", pyarrow.string()), ("area_m2", pyarrow.float64()),
+                  ("probability", pyarrow.float64()), ("geometry", pyarrow.binary())]  # fmt: skip
+        metadata = {"geo": json.dumps(about), "made_by": self._mark}
+        self._schema = pyarrow.schema(fields, metadata=metadata)
+        self._writer = parquet.ParquetWriter(self._path, self._schema, compression="zstd")
+
+    def add(self, footprints: Footprints) -> None:
+        """Write a row group."""
+        pyarrow, _ = _pyarrow()
+        columns = {**footprints.columns, "geometry": shapely.to_wkb(footprints.shapes)}
+        arrays = [
+            pyarrow.array(column, type=self._schema.field(name).type, from_pandas=True)
+            for name, column in columns.items()
+        ]
+        self._writer.write_table(pyarrow.Table.from_arrays(arrays, schema=self._schema))
+
+    def finish(self) -> None:
+        """Write the footer."""
+        self._writer.close()
+
+
+def _cut_at_180(shape: shapely.Geometry) -> shapely.Geometry:
+    """Return a polygon that crosses the 180th meridian as two parts, as RFC 7946 (3.1.9) wants it."""
+    turn, east_only = np.array([360.0, 0.0]), np.array([1.0, 0.0])
+    eastwards = shapely.transform(shape, lambda points: np.where(points * east_only < 0, points + turn, points))
+    west, east = (shapely.intersection(eastwards, shapely.box(left, -90, left + 180, 90)) for left in (0, 180))
+    parts = [*shapely.get_parts(west), *shapely.get_parts(shapely.transform(east, lambda points: points - turn))]
+    return shapely.multipolygons([part if part.exterior.is_ccw else part.reverse() for part in parts])
+
+
+def require_writer(target: Path) -> None:
+    """Raise before any work when the suffix is unknown, what it needs is missing, or the name is not UTF-8."""
+    try:
+        str(target).encode()
+    except UnicodeEncodeError as error:
+        raise BadDataError(f"{one_line(target)}: the name is not UTF-8; give another one with -o") from error
+    if target.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"{one_line(target)}: {target.suffix or 'no suffix'} is not one of {', '.join(SUFFIXES)}")
+    if target.suffix.lower() == ".parquet":
+        _pyarrow()
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise OutputError(
+            "GeoParquet needs pyarrow, which is not installed: pip install 'aerialseg[parquet]', or write .gpkg"
+        ) from error
+    return pyarrow, pyarrow.parquet

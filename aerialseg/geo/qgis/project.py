@@ -1,0 +1,237 @@
+"""project.qgz: everything a run made, opened in QGIS with one double click, in the right order, style and place.
+
+The XML is the part of QGIS's own project format that versions 3.22 and later need. All paths are relative, so a folder
+of results can be moved with its scenes. Equal layers give equal bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import zipfile
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from xml.sax.saxutils import escape, quoteattr
+
+from aerialseg.errors import one_line
+from aerialseg.geo.qgis.place import around, bounds_in, crs_code
+from aerialseg.geo.qgis.sealed import BLANK, write_sealed
+from aerialseg.geo.qgis.styles import DOCTYPE, QGIS_VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from rasterio.crs import CRS
+
+    from aerialseg.geo.geobox import GeoBox
+
+TITLE = "Buildings"
+INSIDE = "project.qgs"
+ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
+LARGEST_PROJECT = 1 << 28
+OURS = b"<aerialseg>"
+"""Stands among the project's properties, which QGIS keeps when it saves."""
+
+_ILLEGAL = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""What XML 1.0 cannot hold, however it is escaped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One entry in QGIS's list of layers."""
+
+    name: str
+    path: Path
+    crs: CRS | None
+    """None lets QGIS take the file's own."""
+    body: str
+    """The style: a `<pipe>` for a raster, a `<renderer-v2>` for polygons."""
+    table: str | None = None
+    """The table of a file that holds several."""
+    vector: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Layers that are switched on and off together; a name of "" leaves them at the top level."""
+
+    name: str
+    layers: tuple[Layer, ...]
+    visible: bool = True
+
+
+def write_project(
+    path: Path,
+    groups: Sequence[Group],
+    frame: Sequence[GeoBox],
+    say: Callable[[str], None],
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write a QGIS project of the groups, from the top down, that opens on all of `frame`.
+
+    The project's CRS is the one in which most of the frame's pixels lie. A project that a user has saved stays; `say`
+    is told so, and of layers whose names no project can hold. Raises OutputError for a stranger's file at `path`, which
+    `overwrite` replaces.
+    """
+    fitting = [Group(group.name, _nameable(group.layers, say), group.visible) for group in groups]
+    text = _project(path, [group for group in fitting if group.layers], frame)
+    note = write_sealed(path, _zipped(text), remembers=was_ours, overwrite=overwrite)
+    if note is not None:
+        say(note)
+
+
+def was_ours(content: bytes) -> bool:
+    """Return whether the bytes of a .qgz that QGIS has saved were ours before."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            inside = [entry for entry in archive.infolist() if entry.filename.endswith(".qgs")]
+            small = [entry for entry in inside if entry.file_size <= LARGEST_PROJECT]
+            return any(OURS in archive.read(entry) for entry in small)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError):
+        return False
+
+
+def relative_to(path: Path, folder: Path) -> str:
+    """Return the way from the folder itself, links followed, to a path whose own links are kept."""
+    absolute = os.path.abspath(path)  # noqa: PTH100  (resolve() would follow links and lose side files)
+    return os.path.relpath(absolute, folder.resolve()).replace(os.sep, "/")
+
+
+def _nameable(layers: Sequence[Layer], say: Callable[[str], None]) -> tuple[Layer, ...]:
+    bad = [layer for layer in layers if _ILLEGAL.search(str(layer.path))]
+    for layer in bad:
+        say(f"{one_line(layer.path)}: a QGIS project cannot hold this name; the layer is left out")
+    return tuple(layer for layer in layers if layer not in bad)
+
+
+def _zipped(text: str) -> bytes:
+    """Return a .qgz: a zip of the project whose bytes depend on the text alone, with room for a seal."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        entry = zipfile.ZipInfo(INSIDE, ZIP_EPOCH)
+        entry.compress_type = zipfile.ZIP_DEFLATED
+        entry.create_system = 3
+        entry.external_attr = 0o644 << 16
+        archive.writestr(entry, text.encode())
+        archive.comment = BLANK.encode()
+    return stream.getvalue()
+
+
+def _project(path: Path, groups: Sequence[Group], frame: Sequence[GeoBox]) -> str:
+    crs = _main_crs(frame)
+    layers = [layer for group in groups for layer in group.layers]
+    identifiers = [_identifier(path, layer) for layer in layers]
+    named = dict(zip(layers, identifiers, strict=True))
+    order = "".join(f'<layer id="{identifier}"/>\n' for identifier in identifiers)
+    return "".join(
+        (
+            f'{DOCTYPE}<qgis projectname="{TITLE}" version="{QGIS_VERSION}.0">\n<homePath path=""/>\n',
+            f"<title>{TITLE}</title>\n",
+            f"<projectCrs>{_crs(crs)}</projectCrs>\n",
+            "<layer-tree-group>\n<customproperties/>\n",
+            *(_tree_group(path, group, named) for group in groups),
+            "</layer-tree-group>\n",
+            _view(crs, frame),
+            "<projectlayers>\n",
+            *(_map_layer(path, layer, identifier) for layer, identifier in named.items()),
+            f"</projectlayers>\n<layerorder>\n{order}</layerorder>\n",
+            '<properties>\n<Paths><Absolute type="bool">false</Absolute></Paths>\n<SpatialRefSys>'
+            '<ProjectionsEnabled type="int">1</ProjectionsEnabled></SpatialRefSys>\n'
+            '<aerialseg><format type="int">1</format></aerialseg>\n</properties>\n</qgis>\n',
+        )
+    )
+
+
+def _main_crs(frame: Sequence[GeoBox]) -> CRS | None:
+    """Return the CRS of most pixels; of equals the first."""
+    pixels: list[tuple[CRS, int]] = []
+    for box in frame:
+        if box.georeferenced:
+            known = next((index for index, (crs, _) in enumerate(pixels) if crs == box.crs), None)
+            if known is None:
+                pixels.append((box.crs, box.height * box.width))
+            else:
+                pixels[known] = (box.crs, pixels[known][1] + box.height * box.width)
+    return max(pixels, key=lambda item: item[1])[0] if pixels else None
+
+
+def _view(crs: CRS | None, frame: Sequence[GeoBox]) -> str:
+    """Return where the map opens: on everything."""
+    found = [] if crs is None else [bounds_in(box, crs) for box in frame]
+    whole = around([bounds for bounds in found if bounds is not None])
+    if crs is None or whole is None:
+        return ""
+    west, south, east, north = (repr(value) for value in whole)
+    return (
+        '<mapcanvas name="theMapCanvas" annotationsVisible="1">\n'
+        f"<extent><xmin>{west}</xmin><ymin>{south}</ymin><xmax>{east}</xmax><ymax>{north}</ymax></extent>\n"
+        f"<rotation>0</rotation>\n<destinationsrs>{_crs(crs)}</destinationsrs>\n</mapcanvas>\n"
+        '<ProjectViewSettings UseProjectScales="0" rotation="0">\n<Scales/>\n'
+        f'<DefaultViewExtent xmin="{west}" ymin="{south}" xmax="{east}" ymax="{north}">{_crs(crs)}'
+        "</DefaultViewExtent>\n</ProjectViewSettings>\n"
+    )
+
+
+def _crs(crs: CRS | None) -> str:
+    if crs is None:
+        return "<spatialrefsys><wkt></wkt></spatialrefsys>"
+    code = crs_code(crs)
+    known = "" if code is None else f"<authid>{code}</authid>"
+    return f"<spatialrefsys><wkt>{escape(crs.to_wkt(version='WKT2_2019'))}</wkt>{known}</spatialrefsys>"
+
+
+def _tree_group(path: Path, group: Group, named: dict[Layer, str]) -> str:
+    checked = "Qt::Checked" if group.visible else "Qt::Unchecked"
+    layers = "".join(
+        f'<layer-tree-layer id="{named[layer]}" name={_attribute(one_line(layer.name))} checked="Qt::Checked"'
+        f' source={_attribute(_source(path, layer))} providerKey="{_provider(layer)}" expanded="0">'
+        "<customproperties/></layer-tree-layer>\n"
+        for layer in group.layers
+    )
+    if not group.name:
+        return layers
+    few = int(len(group.layers) == 1)
+    return (
+        f'<layer-tree-group name={_attribute(group.name)} checked="{checked}" expanded="{few}">\n<customproperties/>\n'
+        f"{layers}</layer-tree-group>\n"
+    )
+
+
+def _map_layer(path: Path, layer: Layer, identifier: str) -> str:
+    kind = 'type="vector" geometry="Polygon"' if layer.vector else 'type="raster"'
+    srs = "" if layer.crs is None else f"<srs>{_crs(layer.crs)}</srs>\n"
+    encoding = ' encoding="UTF-8"' if layer.vector else ""
+    return (
+        f'<maplayer {kind} autoRefreshEnabled="0" hasScaleBasedVisibilityFlag="0" styleCategories="AllStyleCategories">'
+        f"\n<id>{identifier}</id>\n<datasource>{_text(_source(path, layer))}</datasource>\n"
+        f"<layername>{_text(one_line(layer.name))}</layername>\n{srs}<provider{encoding}>{_provider(layer)}</provider>\n"
+        f"{layer.body}<blendMode>0</blendMode>\n</maplayer>\n"
+    )
+
+
+def _provider(layer: Layer) -> str:
+    return "ogr" if layer.vector else "gdal"
+
+
+def _identifier(path: Path, layer: Layer) -> str:
+    """Return an id that is longer than ten characters, without which rasters vanish from QGIS's tree."""
+    return "layer_" + hashlib.sha256(_source(path, layer).encode()).hexdigest()[:16]
+
+
+def _source(path: Path, layer: Layer) -> str:
+    """Return the layer's source as a project holds it: from the project's real folder, which is what QGIS resolves."""
+    relative = relative_to(layer.path, path.parent)
+    dotted = relative if relative.startswith("../") else f"./{relative}"
+    return dotted if layer.table is None else f"{dotted}|layername={layer.table}"
+
+
+def _attribute(text: str) -> str:
+    return quoteattr(text)
+
+
+def _text(text: str) -> str:
+    return escape(text, {"\n": "&#10;", "\r": "&#13;", "\t": "&#9;"})

@@ -1,0 +1,234 @@
+"""How results are drawn in QGIS: colours, class names, and the layer styles that side files and projects share.
+
+One red means building everywhere: opaque in the mask, the end of the probability's ramp, outline and tint of polygons.
+Styles are QGIS's own XML as versions 3.22 and later read it. Side files are for `aerialseg.geo.qgis.qml` to write.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from xml.sax.saxutils import quoteattr
+
+from rasterio.enums import ColorInterp
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from rasterio.io import DatasetReader
+
+DOCTYPE = "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n"
+QGIS_VERSION = "3.22"
+"""The oldest that is tried."""
+DATE = "2000-01-01T00:00:00.000Z"
+"""Written where a file wants to know when it changed, so that equal outputs have equal bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class MaskClass:
+    """A value of a mask: what it is called and its colour, red, green, blue and alpha of 0..255."""
+
+    value: int
+    label: str
+    colour: tuple[int, int, int, int]
+
+    @property
+    def hex(self) -> str:
+        """The colour without alpha, as in HTML."""
+        return _hex(self.colour)
+
+
+MASK_CLASSES = (MaskClass(0, "background", (0, 0, 0, 0)), MaskClass(1, "building", (230, 57, 70, 255)))
+PROBABILITY_RAMP = ((0.0, (255, 237, 160, 0)), (0.5, (253, 141, 60, 160)), (1.0, (230, 57, 70, 255)))
+"""Share of the highest value -> colour: nothing at 0, the buildings' red at 1."""
+SPLIT_COLOURS = {"train": "49,104,142", "val": "253,141,60", "": "150,150,150"}
+"""How index.gpkg is drawn: training blue, validation orange, left out grey."""
+RGB = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
+BUILDING_COLOUR = ",".join(map(str, MASK_CLASSES[1].colour[:3]))
+FILL_ALPHA = 50
+
+
+def mask_style(classes: Sequence[MaskClass] = MASK_CLASSES) -> str:
+    """Return a raster style with one entry for each class."""
+    return _raster_style(mask_pipe(classes=classes))
+
+
+def probability_style(top: float) -> str:
+    """Return a raster style for probabilities that QGIS reads as 0..`top`: transparent at 0, opaque at the top."""
+    return _raster_style(probability_pipe(top))
+
+
+def mask_pipe(opacity: float = 1, *, classes: Sequence[MaskClass] = MASK_CLASSES) -> str:
+    """Return the `<pipe>` of a mask, or of another raster of few classes."""
+    entries = "".join(
+        f'<paletteEntry value="{item.value}" label={quoteattr(item.label)} color="{item.hex}"'
+        f' alpha="{item.colour[3]}"/>\n'
+        for item in classes
+    )
+    return _renderer('type="paletted" band="1"', f"<colorPalette>\n{entries}</colorPalette>", opacity=opacity)
+
+
+def probability_pipe(top: float) -> str:
+    """Return the `<pipe>` of probabilities that QGIS reads as 0..`top`."""
+    items = "".join(
+        f'<item value="{share * top:.9g}" label="{share:.0%}" color="{_hex(colour)}" alpha="{colour[3]}"/>\n'
+        for share, colour in PROBABILITY_RAMP
+    )
+    return _renderer(
+        f'type="singlebandpseudocolor" band="1" classificationMin="0" classificationMax="{top:.9g}"',
+        "<minMaxOrigin><limits>None</limits><extent>WholeRaster</extent><statAccuracy>Exact</statAccuracy>"
+        "</minMaxOrigin>\n<rastershader>\n"
+        '<colorrampshader colorRampType="INTERPOLATED" classificationMode="1" clip="0" minimumValue="0"'
+        f' maximumValue="{top:.9g}">\n{items}</colorrampshader>\n</rastershader>',
+    )
+
+
+def scene_pipe(dataset: DatasetReader) -> str:
+    """Return the `<pipe>` of a scene as it would be looked at: colours as they are, other types stretched."""
+    kinds = list(dataset.colorinterp)
+    if kinds[0] == ColorInterp.palette:
+        entries = "".join(
+            f'<paletteEntry value="{value}" label="{value}" color="{_hex(colour)}" alpha="{colour[3]}"/>'
+            for value, colour in dataset.colormap(1).items()
+        )
+        return _renderer('type="paletted" band="1"', f"<colorPalette>{entries}</colorPalette>")
+    alpha = kinds.index(ColorInterp.alpha) + 1 if ColorInterp.alpha in kinds else -1
+    shown = shown_bands(dataset)
+    stretched = "NoEnhancement" if dataset.dtypes[0] == "uint8" else "StretchToMinimumMaximum"
+    contrast = f"<minValue>0</minValue><maxValue>255</maxValue><algorithm>{stretched}</algorithm>"
+    # QGIS measures on drawing: 2 to 98 % of what the map shows.
+    limits = (
+        "<minMaxOrigin><limits>CumulativeCut</limits><extent>UpdatedCanvas</extent><statAccuracy>Estimated"
+        "</statAccuracy><cumulativeCutLower>0.02</cumulativeCutLower><cumulativeCutUpper>0.98</cumulativeCutUpper>"
+        "</minMaxOrigin>\n"
+    )
+    limits = limits if stretched != "NoEnhancement" else ""
+    if len(shown) == 1:
+        kind = f'type="singlebandgray" grayBand="{shown[0]}" gradient="BlackToWhite"'
+        return _renderer(kind, f"{limits}<contrastEnhancement>{contrast}</contrastEnhancement>", alpha)
+    red, green, blue = shown
+    colours = "".join(
+        f"<{colour}ContrastEnhancement>{contrast}</{colour}ContrastEnhancement>" for colour in ("red", "green", "blue")
+    )
+    kind = f'type="multibandcolor" redBand="{red}" greenBand="{green}" blueBand="{blue}"'
+    return _renderer(kind, limits + colours, alpha)
+
+
+def shown_bands(dataset: DatasetReader) -> tuple[int, ...]:
+    """Return the bands that are looked at, counted from 1: red, green and blue, the first three, or a single one."""
+    kinds = list(dataset.colorinterp)
+    named = tuple(kinds.index(colour) + 1 for colour in RGB if colour in kinds)
+    plain = tuple(band for band in dataset.indexes if kinds[band - 1] != ColorInterp.alpha)
+    if len(named) == 3:
+        return named
+    return plain[:3] if len(plain) >= 3 else (plain or (1,))[:1]
+
+
+def building_renderer() -> str:
+    """Return the `<renderer-v2>` of building polygons: a thin outline and a tint."""
+    symbol = _fill("0", BUILDING_COLOUR, FILL_ALPHA, width="0.3")
+    return (
+        '<renderer-v2 type="singleSymbol" forceraster="0" symbollevels="0" enableorderby="0">'
+        f"<symbols>{symbol}</symbols></renderer-v2>"
+    )
+
+
+def write_index_style(gpkg: Path) -> None:
+    """Store a default style in the GeoPackage for its only feature table: outlines coloured by the column `split`."""
+    with closing(sqlite3.connect(gpkg)) as database, database:
+        ((table, geometry),) = _feature_tables(database)
+        _store_style(database, [(table, geometry)], "split", "tiles by split", _vector_style(_index_renderer()))
+
+
+def write_building_style(gpkg: Path) -> None:
+    """Store a default style in the GeoPackage for every feature table: a thin outline and a translucent fill."""
+    with closing(sqlite3.connect(gpkg)) as database, database:
+        tables = _feature_tables(database)
+        _store_style(database, tables, "buildings", "building outlines", _vector_style(building_renderer()))
+
+
+def _feature_tables(database: sqlite3.Connection) -> list[tuple[str, str]]:
+    return list(database.execute("SELECT table_name, column_name FROM gpkg_geometry_columns ORDER BY table_name"))
+
+
+def _store_style(
+    database: sqlite3.Connection, tables: Sequence[tuple[str, str]], name: str, description: str, style: str
+) -> None:
+    """Make `style` the default of every table; the layout of layer_styles is the one QGIS itself creates."""
+    database.execute(
+        "CREATE TABLE IF NOT EXISTS layer_styles (id INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL, f_table_catalog TEXT,"
+        " f_table_schema TEXT, f_table_name TEXT, f_geometry_column TEXT, styleName TEXT, styleQML TEXT,"
+        " styleSLD TEXT, useAsDefault BOOLEAN, description TEXT, owner TEXT, ui TEXT, update_time DATETIME)"
+    )
+    for table, geometry in tables:
+        database.execute(
+            "INSERT INTO layer_styles (f_table_catalog, f_table_schema, f_table_name, f_geometry_column, styleName,"
+            " styleQML, styleSLD, useAsDefault, description, owner, ui, update_time)"
+            " VALUES ('', '', ?, ?, ?, ?, '', 1, ?, '', '', ?)",
+            (table, geometry, name, style, description, DATE),
+        )
+    database.execute(
+        "INSERT OR IGNORE INTO gpkg_contents (table_name, data_type, identifier, description, last_change, srs_id)"
+        " VALUES ('layer_styles', 'attributes', 'layer_styles', '', ?, 0)",
+        (DATE,),
+    )
+
+
+def _index_renderer() -> str:
+    """Return a renderer that draws outlines, a colour for each split."""
+    categories, symbols = [], []
+    for number, (split, colour) in enumerate(SPLIT_COLOURS.items()):
+        label = split or "left out"
+        categories.append(f'<category symbol="{number}" value="{split}" label="{label}" render="true"/>')
+        symbols.append(_fill(str(number), colour, 60, width="0.4"))
+    return (
+        '<renderer-v2 type="categorizedSymbol" attr="split" forceraster="0" symbollevels="0" enableorderby="0">'
+        f"<categories>{''.join(categories)}</categories><symbols>{''.join(symbols)}</symbols></renderer-v2>"
+    )
+
+
+def _fill(name: str, colour: str, alpha: int, *, width: str) -> str:
+    """Return a symbol with an opaque outline, `width` in millimetres, and a fill of the same colour."""
+    options: Mapping[str, str] = {
+        "color": f"{colour},{alpha}",
+        "style": "solid",
+        "outline_color": f"{colour},255",
+        "outline_style": "solid",
+        "outline_width": width,
+        "outline_width_unit": "MM",
+    }
+    settings = "".join(f'<Option type="QString" name="{key}" value="{value}"/>' for key, value in options.items())
+    return (
+        f'<symbol type="fill" name="{name}" alpha="1" clip_to_extent="1" force_rhr="0">'
+        f'<layer class="SimpleFill" pass="0" enabled="1" locked="0"><Option type="Map">{settings}</Option>'
+        "</layer></symbol>"
+    )
+
+
+def _renderer(kind: str, inside: str, alpha: int = -1, *, opacity: float = 1) -> str:
+    return (
+        f'<pipe>\n<rasterrenderer {kind} opacity="{opacity:g}" alphaBand="{alpha}" nodataColor="">\n'
+        f"<rasterTransparency/>\n{inside}\n</rasterrenderer>\n</pipe>\n"
+    )
+
+
+def _raster_style(pipe: str) -> str:
+    return (
+        f'{DOCTYPE}<qgis version="{QGIS_VERSION}" styleCategories="Symbology">\n{pipe}'
+        "<blendMode>0</blendMode>\n</qgis>\n"
+    )
+
+
+def _vector_style(renderer: str) -> str:
+    return (
+        f'{DOCTYPE}<qgis version="{QGIS_VERSION}" styleCategories="Symbology">{renderer}'
+        "<blendMode>0</blendMode><layerGeometryType>2</layerGeometryType></qgis>\n"
+    )
+
+
+def _hex(colour: tuple[int, int, int, int]) -> str:
+    red, green, blue, _ = colour
+    return f"#{red:02x}{green:02x}{blue:02x}"

@@ -1,0 +1,198 @@
+"""Cutting tiles out of one scene: read a window of pixels and labels, count, write both as GeoTIFFs.
+
+Counts are integers and belong to the tiles' cores, so that sums over any tiles are exact and count no pixel twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rasterio.windows import Window
+
+from aerialseg.geo.labels import BUILDING, UNLABELLED, open_labels
+from aerialseg.geo.opening import is_tiff
+from aerialseg.geo.raster import open_raster, read_window, write_geotiff
+from aerialseg.geo.resampling import Reader, resampled
+from aerialseg.geo.tiles.tileset import TileRecord, image_path, mask_path
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from aerialseg.geo.geobox import GeoBox
+    from aerialseg.geo.tiles.survey import Job, PlannedTile
+
+    Arrays = tuple[NDArray[np.uint8], NDArray[np.bool_], NDArray[np.uint8]]
+    """The pixels (bands, rows, cols), valid (rows, cols) and labels (rows, cols) of one window."""
+
+TAG = "AERIALSEG_TILE"
+"""In both files of a tile, with the tile's name: by this they are known to be ours."""
+BLOCK = 256
+NO_FILES = (-1, -1)
+"""The sizes of a tile that was only counted."""
+PIECE_BYTES = 1 << 25
+"""Of pixels that a thread reads at once, unless a single tile has more."""
+
+
+@dataclass(frozen=True, slots=True)
+class CutTile:
+    """What became of a planned tile."""
+
+    record: TileRecord | None
+    """None when the tile was left out."""
+    reason: str
+    """Why it was left out: nodata, unlabelled or thinned; empty when it was not."""
+    classes: tuple[int, int, int] = (0, 0, 0)
+    """Pixels of the core that are background, building, unlabelled."""
+    pixels: int = 0
+    """Pixels of the core that hold data."""
+    sums: tuple[int, ...] = ()
+    """Per band, the sum of those pixels' values."""
+    squares: tuple[int, ...] = ()
+    """Per band, the sum of their squares."""
+    sizes: tuple[int, int] = NO_FILES
+    """Bytes of the image and of the mask file."""
+
+
+def rows_of(job: Job) -> list[list[PlannedTile]]:
+    """Return the tiles of a scene in pieces of work: rows of tiles, or all at once for a file that reads from the top.
+
+    PNG and JPEG can only be decoded from their beginning, so a second handle would decode everything again.
+    """
+    if not is_tiff(job.source.path):
+        return [list(job.tiles)]
+    return [list(row) for _, row in groupby(job.tiles, key=lambda planned: planned.tile.window.row_off)]
+
+
+def cut_tiles(job: Job, tiles: Sequence[PlannedTile], folder: Path | None) -> list[CutTile]:
+    """Write the images and masks of some tiles of a scene below `folder`, if given, and return what became of each.
+
+    Raises BadDataError where the scene or its mask is damaged, StorageError and OutputError where a file cannot be
+    written.
+    """
+    with closing(read_tiles(job, tiles)) as read:
+        return [_cut(job, planned, arrays, folder) for planned, arrays in read]
+
+
+def read_tiles(job: Job, tiles: Sequence[PlannedTile]) -> Generator[tuple[PlannedTile, Arrays], None, None]:
+    """Yield tiles of a scene with their pixels and labels, as far as the scene goes (`padded` makes them whole).
+
+    Opens its own handles, so that it can run in any thread; close it in the same one, also after an error: a handle
+    must not cross threads. Memory: a few times `PIECE_BYTES`. Raises BadDataError
+    where the scene or its mask is damaged.
+    """
+    source = job.source
+    with open_raster(source.path) as dataset, open_labels(job.labels, source.box, job.box) as read_labels:
+        read: Reader = partial(read_window, dataset, source)
+        if job.box != source.box:
+            read = resampled(read, source.box, job.box)
+
+        for piece in _pieces(tiles, len(source.bands)):
+            around = _around(piece, job.box)
+            pixels, valid = read(around)
+            labels = read_labels(around)
+            if not valid.all():
+                pixels[:, ~valid] = 0
+                labels[~valid] = UNLABELLED
+            for planned in piece:
+                own = planned.tile.window
+                part = Window(
+                    own.col_off - around.col_off, own.row_off - around.row_off, own.width, own.height
+                ).toslices()
+                yield planned, (pixels[:, *part], valid[part], labels[part])
+
+
+def padded(arrays: Arrays, size: int) -> Arrays:
+    """Return a tile's arrays in its full size.
+
+    Beyond the scene's edge the image goes on by reflection, as it does in prediction, and nothing is labelled.
+    """
+    pixels, valid, labels = arrays
+    overhang = (0, size - labels.shape[0]), (0, size - labels.shape[1])
+    if overhang != ((0, 0), (0, 0)):
+        pixels = np.pad(pixels, ((0, 0), *overhang), mode="reflect")
+        valid = np.pad(valid, overhang, mode="reflect")
+        labels = np.pad(labels, overhang, constant_values=UNLABELLED)
+    return pixels, valid, labels
+
+
+def _pieces(tiles: Sequence[PlannedTile], bands: int) -> Iterator[list[PlannedTile]]:
+    """Yield runs of neighbours in a row that are read at once: a file in strips is decoded across its whole width."""
+    for _, row in groupby(tiles, key=lambda planned: planned.tile.window.row_off):
+        piece: list[PlannedTile] = []
+        for planned in row:
+            window = planned.tile.window
+            first = piece[0].tile.window.col_off if piece else window.col_off
+            if piece and (window.col_off + window.width - first) * window.height * bands > PIECE_BYTES:
+                yield piece
+                piece = []
+            piece.append(planned)
+        yield piece
+
+
+def _around(piece: Sequence[PlannedTile], box: GeoBox) -> Window:
+    """Return the window of a run of tiles, as far as the raster goes."""
+    first, last = piece[0].tile.window, piece[-1].tile.window
+    width = min(last.col_off + last.width, box.width) - first.col_off
+    return Window(first.col_off, first.row_off, width, min(first.height, box.height - first.row_off))
+
+
+def _cut(job: Job, planned: PlannedTile, arrays: Arrays, folder: Path | None) -> CutTile:
+    pixels, valid, labels = arrays
+    window, core = planned.tile.window, planned.tile.core
+    reason = _left_out(job, planned, valid, labels)
+    if reason:
+        return CutTile(None, reason)
+    building, labelled = _count(labels == BUILDING), _count(labels != UNLABELLED)
+    record = TileRecord(
+        planned.name, planned.split, job.scene.name, _numbers(window), _numbers(core),
+        building=round(building / max(1, labelled), 6), valid=round(labelled / (window.height * window.width), 6),
+    )  # fmt: skip
+    sizes = NO_FILES if folder is None else _write(job, planned, folder, arrays)
+    own = Window(core.col_off - window.col_off, core.row_off - window.row_off, core.width, core.height).toslices()
+    pixels, valid, labels = pixels[:, *own], valid[own], labels[own]
+    classes = _count(labels == 0), _count(labels == BUILDING), _count(labels == UNLABELLED)
+    sums = pixels.sum(axis=(1, 2), dtype=np.uint64).tolist()
+    squares = np.square(pixels, dtype=np.uint16).sum(axis=(1, 2), dtype=np.uint64).tolist()
+    return CutTile(record, "", classes, _count(valid), tuple(sums), tuple(squares), sizes)
+
+
+def _left_out(job: Job, planned: PlannedTile, valid: NDArray[np.bool_], labels: NDArray[np.uint8]) -> str:
+    """Return why a tile is not kept, or nothing; of empty training tiles a hash of the name draws some."""
+    if not valid.any():
+        return "nodata"
+    if (labels == UNLABELLED).all():
+        return "" if job.keep_unlabelled and planned.split == "train" else "unlabelled"
+    if planned.split != "train" or job.keep_empty == 1 or (labels == BUILDING).any():
+        return ""
+    lot = int.from_bytes(hashlib.sha256(planned.name.encode()).digest()[:8]) / 2**64
+    return "" if lot < job.keep_empty else "thinned"
+
+
+def _write(job: Job, planned: PlannedTile, folder: Path, arrays: Arrays) -> tuple[int, int]:
+    """Write the two files, padded to the tile's size, and return their sizes in bytes."""
+    size = planned.tile.window.height
+    pixels, valid, labels = padded(arrays, size)
+    box = job.box.window_box(planned.tile.window)
+    image, mask = image_path(folder, planned.name), mask_path(folder, planned.name)
+    blocksize = min(BLOCK, -(-size // 16) * 16)
+    tags = {TAG: planned.name}
+    write_geotiff(image, pixels, box, valid=valid, tags=tags, blocksize=blocksize)
+    write_geotiff(mask, labels, box, nodata=UNLABELLED, tags=tags, blocksize=blocksize)
+    return image.stat().st_size, mask.stat().st_size
+
+
+def _count(where: NDArray[np.bool_]) -> int:
+    return int(np.count_nonzero(where))
+
+
+def _numbers(window: Window) -> tuple[int, int, int, int]:
+    return window.row_off, window.col_off, window.height, window.width

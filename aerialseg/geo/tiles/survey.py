@@ -1,0 +1,297 @@
+"""What is to be cut: every scene checked, its labels found, its tiles planned. Headers are read, pixels are not.
+
+Whatever can be wrong with the input is found here, before the first tile is written. A scene that cannot be used is set
+aside with its reason and the others go on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from aerialseg.errors import AerialsegError, BadDataError, NoInputError, UsageError, one_line
+from aerialseg.geo.contents import content_digest
+from aerialseg.geo.geobox import GeoBox
+from aerialseg.geo.labels import Labels, LabelSource
+from aerialseg.geo.masks import decide_rule
+from aerialseg.geo.raster import Source, inspect_scene, open_raster
+from aerialseg.geo.resampling import at_gsd
+from aerialseg.geo.scenes import Scene, check_same_grid, require_masks
+from aerialseg.geo.tiles.grid import Tile, TileGrid
+from aerialseg.geo.tiles.sides import choose_sides
+from aerialseg.geo.vectors import read_layer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from aerialseg.geo.masks import ResolvedRule
+    from aerialseg.geo.tiles.options import TilingOptions
+    from aerialseg.geo.tiles.sides import Side
+    from aerialseg.geo.vectors import Layer
+    from aerialseg.progress import Progress
+
+FORMAT = "aerialseg tile 1"
+"""Part of every digest: changed when a tile comes to hold something else, so that old tiles are made anew."""
+NAME_BYTES = 180
+"""The part of a tile's name that comes from its scene is no longer; file systems allow 255 bytes in all."""
+SIMILAR_GSD = 1.1
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTile:
+    """A tile, what its files will be called, and what it is for: train or val."""
+
+    name: str
+    tile: Tile
+    split: Side
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """One scene with all that its tiles depend on; holds no handle."""
+
+    scene: Scene
+    stem: str
+    """What the names of its tiles begin with."""
+    source: Source
+    box: GeoBox
+    """The grid the tiles are cut from; the scene's own unless it is resampled."""
+    labels: Labels
+    tiles: tuple[PlannedTile, ...]
+    gap: int
+    """Tiles left out between training and validation."""
+    keep_empty: float
+    """The share of training tiles without buildings that is kept."""
+    keep_unlabelled: bool
+    """Whether training tiles without a label are kept."""
+    inputs: tuple[Path, ...]
+    """The files the tiles are made from, the scene first."""
+    settings: str
+    """Whatever else the tiles depend on, as JSON."""
+
+    def digest(self) -> str:
+        """Return a SHA-256 over everything the tiles depend on; reads all input files."""
+        contents = [content_digest(path) for path in self.inputs]
+        return hashlib.sha256("\n".join([self.settings, *contents]).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """The scenes that can be cut, in order, and why the others cannot."""
+
+    given: int
+    """Scenes, usable or not."""
+    jobs: tuple[Job, ...]
+    failures: dict[str, AerialsegError]
+    notes: tuple[str, ...]
+    """Lines for the user."""
+
+
+def survey(scenes: Sequence[Scene], options: TilingOptions, progress: Progress) -> Survey:
+    """Check scenes and labels and plan the tiles.
+
+    Says why a scene cannot be used. Raises the first one's error when none can, and whatever concerns all of them:
+    UsageError for a split that does not fit, BadDataError for labels that lie elsewhere or whose values are unclear.
+    """
+    layers = tuple(read_layer(path, where=options.where) for path in options.vectors)
+    labelled, validation = (read_layer(path) if path else None for path in (options.labelled_area, options.val_area))
+    sources, failures, notes = _inspect(
+        scenes if layers else require_masks(scenes, partly=options.keep_unlabelled), options, progress
+    )
+    rule = None if layers else _decide(scenes, sources, failures, options, progress)
+    usable = [scene for scene in scenes if scene.name in sources]
+    boxes = {name: _grid(source, options) for name, source in sources.items()}
+    label_source = LabelSource(layers, options.where, rule, labelled)
+    stems = flat_names([scene.name for scene in usable])
+    tiles, gaps = _plan(usable, stems, boxes, options, validation)
+    jobs = []
+    for scene in usable:
+        name, source, box = scene.name, sources[scene.name], boxes[scene.name]
+        inputs = (scene.image, *label_source.files(scene))
+        settings = _settings(source, box, tiles[name], label_source, options)
+        planned = scene, stems[name], source, box, label_source.of(scene, box), tiles[name], gaps[name]
+        jobs.append(Job(*planned, options.keep_empty, options.keep_unlabelled, inputs, settings))
+    notes += [line for layer in (*layers, labelled, validation) if layer is not None for line in layer.warnings]
+    notes += [] if rule is None else rule.warnings
+    notes += label_source.coverage_notes({job.scene.name: job.labels for job in jobs}, boxes)
+    return Survey(len(scenes), tuple(jobs), failures, tuple(_collapsed([*notes, *_set_notes(jobs)])))
+
+
+def _inspect(
+    scenes: Sequence[Scene], options: TilingOptions, progress: Progress
+) -> tuple[dict[str, Source], dict[str, AerialsegError], list[str]]:
+    """Return the usable scenes' sources by name, why the others are not usable, and lines for the user."""
+    sources: dict[str, Source] = {}
+    failures: dict[str, AerialsegError] = {}
+    notes: list[str] = []
+    progress.start("checking", len(scenes), "scene")
+    for scene in scenes:
+        try:
+            bands = len(next(iter(sources.values())).bands) if sources else None
+            sources[scene.name] = _inspect_one(scene, options, bands, notes)
+        except (BadDataError, NoInputError) as error:
+            if options.fail_fast:
+                raise
+            set_aside(failures, scene, error, len(scenes), progress)
+        progress.advance(1, scene.name)
+    progress.finish()
+    if not sources:
+        raise none_left(failures)
+    return sources, failures, notes
+
+
+def _decide(
+    scenes: Sequence[Scene],
+    sources: dict[str, Source],
+    failures: dict[str, AerialsegError],
+    options: TilingOptions,
+    progress: Progress,
+) -> ResolvedRule:
+    """Return what the masks' values mean; a scene whose mask cannot be read moves from `sources` to `failures`."""
+    usable = [scene for scene in scenes if scene.name in sources]
+
+    def skip(mask: Path, error: AerialsegError) -> None:
+        if options.fail_fast:
+            raise error
+        for scene in usable:
+            if scene.mask == mask:
+                del sources[scene.name]
+                set_aside(failures, scene, error, len(scenes), progress)
+
+    rule = decide_rule(sorted({scene.mask for scene in usable if scene.mask is not None}), options.masks, skip)
+    if not sources:
+        raise none_left(failures)
+    return rule
+
+
+def set_aside(
+    failures: dict[str, AerialsegError], scene: Scene, error: AerialsegError, scenes: int, progress: Progress
+) -> None:
+    """Remember why a scene cannot be used, and say it; a lone scene's error ends the command and is said there."""
+    failures[scene.name] = error
+    if scenes > 1:
+        progress.say(f"error: {error}")
+
+
+def none_left(failures: Mapping[str, AerialsegError]) -> AerialsegError:
+    """Return the error to end with when no scene can be used: the first one's own."""
+    if not failures:
+        return NoInputError("no scenes given")
+    first = next(iter(failures.values()))
+    return first if len(failures) == 1 else type(first)(f"none of {len(failures)} scenes can be cut; first: {first}")
+
+
+def _inspect_one(scene: Scene, options: TilingOptions, bands: int | None, notes: list[str]) -> Source:
+    source = inspect_scene(scene.image, options.bands, options.access)
+    name = one_line(scene.image)
+    if bands is not None and len(source.bands) != bands:
+        raise BadDataError(f"{name}: has {len(source.bands)} bands, the scenes before it {bands}: use --bands")
+    if options.gsd_m is not None and source.box.gsd_m is None:
+        raise BadDataError(f"{name}: the size of its pixels on the ground is unknown, so --gsd cannot resample it")
+    if scene.mask is not None and not options.vectors:
+        with open_raster(scene.mask) as mask:
+            warning = check_same_grid(source, GeoBox.of(mask), (scene.image, scene.mask))
+        notes += [] if warning is None else [warning]
+    notes += source.warnings
+    return source
+
+
+def _grid(source: Source, options: TilingOptions) -> GeoBox:
+    """Return the grid the tiles are cut from; raises UsageError when resampling would make it too large."""
+    if not options.gsd_m:
+        return source.box
+    box = at_gsd(source.box, options.gsd_m)
+    pixels = box.height * box.width
+    if pixels > options.access.max_pixels:
+        raise UsageError(
+            f"--gsd {options.gsd_m:g}: {one_line(source.path)} would have {pixels:.3g} pixels, more than --max-pixels"
+            f" {options.access.max_pixels:g}; give a coarser one, or raise that"
+        )
+    return box
+
+
+def _plan(
+    scenes: Sequence[Scene],
+    stems: Mapping[str, str],
+    boxes: Mapping[str, GeoBox],
+    options: TilingOptions,
+    validation: Layer | None,
+) -> tuple[dict[str, tuple[PlannedTile, ...]], dict[str, int]]:
+    """Return each scene's tiles, and how many were left out of each between training and validation."""
+    grids = {name: TileGrid(box.height, box.width, options.size, options.overlap) for name, box in boxes.items()}
+    sides = choose_sides(scenes, boxes, grids, options.split, validation)
+    tiles = {}
+    for name, grid in grids.items():
+        planned = [PlannedTile(_tile_name(stems[name], t), t, s) for t, s in zip(grid, sides[name], strict=True)]
+        tiles[name] = tuple(tile for tile in planned if tile.split != "gap")
+    if not any(tile.split == "train" for planned in tiles.values() for tile in planned):
+        raise BadDataError(
+            "no training tile: validation and the gap around it take all; choose another --split or a smaller --size"
+        )
+    return tiles, {name: sides[name].count("gap") for name in grids}
+
+
+def flat_names(names: Sequence[str]) -> dict[str, str]:
+    """Return scene name -> what its tiles' names begin with: unique, of limited length, without folders.
+
+    "a/x" becomes "a__x". Raises UsageError when two scenes come out alike.
+    """
+    flat = {name: _flat_name(name) for name in names}
+    taken: dict[str, str] = {}
+    for name, stem in flat.items():
+        other = taken.setdefault(stem.casefold(), name)
+        if other != name:
+            raise UsageError(f"{one_line(other)} and {one_line(name)}: tiles of both would be called {one_line(stem)}")
+    return flat
+
+
+def _flat_name(name: str) -> str:
+    flat = "".join(c if c.isprintable() else "_" for c in name.replace("/", "__"))
+    if flat == name.replace("/", "__") and len(flat.encode()) <= NAME_BYTES:
+        return flat
+    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+    return f"{flat.encode()[: NAME_BYTES - 13].decode(errors='ignore')}-{digest}"
+
+
+def _tile_name(stem: str, tile: Tile) -> str:
+    return f"{stem}_{tile.window.row_off:05d}_{tile.window.col_off:05d}"
+
+
+def _settings(
+    source: Source, box: GeoBox, tiles: Sequence[PlannedTile], labels: LabelSource, options: TilingOptions
+) -> str:
+    """Return as JSON what, besides the input files, decides the bytes of a scene's tiles."""
+    windows = [(t.name, t.split, t.tile.window.toranges(), t.tile.core.toranges()) for t in tiles]
+    crs = None if box.crs is None else box.crs.to_wkt()
+    grid = [box.height, box.width, tuple(box.transform), crs, box.gcps]
+    pixels = [source.bands, source.scale, source.has_mask]
+    chosen = (("index only", options.index_only), ("unlabelled", options.keep_unlabelled))
+    flags = [flag for flag, given in chosen if given]
+    return json.dumps([FORMAT, windows, grid, pixels, labels.settings(), options.keep_empty, *flags])
+
+
+def _set_notes(jobs: Sequence[Job]) -> list[str]:
+    """Say what is worth knowing about the set as a whole."""
+    bare = [job for job in jobs if job.labels.mask is None and job.labels.polygons is None]
+    notes = [f"{len(bare)} scenes have no labels: only train --teacher learns from them"] if bare else []
+    if not any(tile.split == "val" for job in jobs for tile in job.tiles):
+        notes.append("no validation tile: training will have nothing to choose its best epoch and threshold by")
+    known = {job.scene.name: job.box.gsd_m for job in jobs if job.box.gsd_m is not None}
+    if known and max(known.values()) > SIMILAR_GSD * min(known.values()):
+        coarse, fine = max(known, key=lambda name: known[name]), min(known, key=lambda name: known[name])
+        notes.append(
+            f"scenes differ in ground sample distance: {one_line(fine)} has {known[fine]:.3g} m, {one_line(coarse)}"
+            f" {known[coarse]:.3g} m; --gsd resamples all to one"
+        )
+    return notes
+
+
+def _collapsed(notes: Iterable[str]) -> list[str]:
+    """Return the notes with those that say the same of many files told once."""
+    said: dict[str, list[str]] = {}
+    for note in notes:
+        said.setdefault(note.partition(": ")[2], []).append(note)
+    return [f"{same[0]} (and {len(same) - 1} more like it)" if len(same) > 1 else same[0] for same in said.values()]

@@ -1,0 +1,290 @@
+"""What is to be predicted, decided before a model loads: options, refusals, and which scenes are done already.
+
+No torch here, so a typo costs no time and a run in which all is done never imports it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from aerialseg.errors import AerialsegError, BadDataError, Stopped, UsageError, one_line
+from aerialseg.files import refuse_foreign, sha256_of
+from aerialseg.geo.contents import content_digest
+from aerialseg.geo.measures import KEY
+from aerialseg.geo.raster import BandRule, inspect_scene
+from aerialseg.models.catalog import PRESETS, SIZE_MULTIPLE
+from aerialseg.prediction.canvas import make_canvases
+from aerialseg.prediction.outputs import COUNTS, SceneFiles, done_key, read_tags, reads_to_the_end, write_sides
+from aerialseg.prediction.pictures import is_our_png
+from aerialseg.prediction.report import SceneResult
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from aerialseg.geo.raster import GeoBox
+    from aerialseg.geo.scenes import Scene
+    from aerialseg.models.package import ModelCard
+    from aerialseg.prediction.canvas import Canvas
+    from aerialseg.prediction.options import PredictOptions, Shard
+    from aerialseg.progress import Progress
+MASK_BYTES, MEASURE_BYTES = 0.1, 1.2
+"""Disk a pixel takes, compressed and with overviews; the pixels of buildings rarely need half of it."""
+PLAIN_BYTES = 4 / 3
+"""The same uncompressed, before it becomes a COG."""
+FINISHERS = 4
+"""Scenes whose files are finished side by side beside a GPU, which runs one in less time than its COG takes."""
+REPORT = "report.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What is fixed for a run."""
+
+    model: Path
+    model_hash: str
+    card: ModelCard
+    out: Path
+    options: PredictOptions
+    progress: Progress
+    began: float = field(default_factory=time.monotonic)
+    digests: dict[tuple[Path, tuple[int, int]], str] = field(default_factory=dict)
+    """SHA-256 of the scenes looked at so far, by path and stamp; neighbours ask for the same one."""
+
+    @property
+    def window(self) -> int:
+        """The windows' height and width in pixels."""
+        return self.options.window or self.card.tile_size
+
+    @property
+    def overlap(self) -> float:
+        """The share of a window that its neighbour covers too."""
+        return self.card.overlap if self.options.overlap is None else self.options.overlap
+
+    @property
+    def gsd_m(self) -> float | None:
+        """The GSD at which scenes that differ from it are run; None keeps theirs."""
+        if isinstance(self.options.gsd_m, str):
+            return self.card.gsd_m if self.options.gsd_m == "auto" else None
+        return self.options.gsd_m
+
+    @property
+    def rule(self) -> BandRule:
+        """The card's bands and scale, unless the user gave others."""
+        chosen = self.options.rule
+        return BandRule(chosen.bands or self.card.band_indexes, chosen.scale or self.card.scale)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What, beside the scene, decides the pixels; device, batch and threads only move the last digits."""
+        return {
+            "model": self.model_hash,
+            "window": self.window,
+            "overlap": self.overlap,
+            "blend": self.options.blend,
+            "tta": self.options.tta,
+            "precision": self.options.precision,
+            "bands": self.rule.bands,
+            "scale": self.rule.scale,
+        }
+
+    def digest(self, path: Path) -> str:
+        """Return the SHA-256 over a scene and its side files."""
+        known = path, stamp_of(path)
+        if known not in self.digests:
+            self.digests[known] = content_digest(path)
+        return self.digests[known]
+
+    def key(self, canvas: Canvas) -> str:
+        """Return the done-key of a scene: over its bytes, its neighbours' and the parameters."""
+        box, around = canvas.source.box, [self.digest(path) for path in canvas.halo]
+        crs = None if box.crs is None else box.crs.to_wkt()
+        place = [*box.transform[:6], crs, [list(point[:5]) for point in box.gcps]]
+        described = {**self.parameters, **canvas.describe(), "halo": around, "place": place}
+        return done_key(self.digest(canvas.source.path), described)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A scene that passed every check."""
+
+    scene: Scene
+    files: SceneFiles
+    canvas: Canvas
+    foreign: bool
+    """Whether its outputs replace a stranger's raster, as the user asked for."""
+    stamps: tuple[tuple[int, int], ...] = ()
+    """Size and time of the files of the scene and of its neighbours when they were checked."""
+    known: SceneResult | None = None
+    """What is known of the outcome once the scene was run."""
+
+    @property
+    def box(self) -> GeoBox:
+        """The scene's own grid, which its outputs share."""
+        return self.canvas.source.box
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether the files read are still those that were checked."""
+        return self.stamps == stamps_of(self.canvas)
+
+    @property
+    def pixels(self) -> int:
+        """How many pixels the scene has."""
+        return self.box.height * self.box.width
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know of the scene before it is run."""
+        return *self.canvas.source.warnings, *_resampling_note(self.canvas)
+
+    @property
+    def result(self) -> SceneResult:
+        """What is known of the outcome so far."""
+        if self.known is not None:
+            return self.known
+        height, width = self.box.height, self.box.width
+        return SceneResult(
+            self.scene.name,
+            self.scene.image,
+            "not started",
+            height,
+            width,
+            gsd_m=self.box.gsd_m,
+            run_gsd_m=self.canvas.gsd_m,
+            neighbours=len(self.canvas.halo),
+            warnings=self.warnings,
+        )
+
+
+def check_scenes(run: Run, scenes: Sequence[Scene]) -> tuple[dict[Path, Canvas], dict[Path, AerialsegError]]:
+    """Return what the network will see of each scene, and why others cannot be used; both by path."""
+    sources, failures = [], {}
+    for scene in scenes:
+        run.progress.advance(0)
+        try:
+            sources.append(inspect_scene(scene.image, run.rule, run.options.access, expected_bands=run.card.bands))
+        except Stopped:
+            raise
+        except AerialsegError as error:
+            failures[scene.image] = error
+    canvases = make_canvases(sources, neighbours=run.options.neighbours, gsd_m=run.gsd_m, reach=2 * run.window)
+    return canvases, failures
+
+
+def finishers(device: str) -> int:
+    """Return how many scenes' files are finished side by side on a device of this type."""
+    return FINISHERS if device == "cuda" else 1
+
+
+def disk_bytes(options: PredictOptions, pixels: Sequence[int], device: str) -> int:
+    """Return about how much disk scenes of so many pixels take at most, while a device of this type predicts them.
+
+    That is their outputs and, of the largest scene, the strips of those in the works and their plain copies.
+    """
+    finished = (MASK_BYTES + MEASURE_BYTES * len(options.measures)) * sum(pixels)
+    layers = 1 + options.agreement
+    finishing = min(finishers(device), max(1, len(pixels) - 1))
+    return int(finished + (layers + finishing * (layers + PLAIN_BYTES)) * max(pixels, default=0))
+
+
+def check_window(run: Run) -> None:
+    """Raise UsageError when the network cannot take the window that was asked for."""
+    preset = PRESETS.get(run.card.preset)
+    multiple = SIZE_MULTIPLE if preset is None else preset.size_multiple
+    if run.window != run.card.tile_size and run.window % multiple:
+        below = max(multiple, run.window // multiple * multiple)
+        raise UsageError(f"--window {run.window}: {run.card.preset} takes multiples of {multiple}, for example {below}")
+
+
+def done_before(run: Run, work: Work) -> SceneResult | None:
+    """Return the scene's result when its outputs were made from the same bytes and parameters, else None.
+
+    Times are not looked at. Side files that went missing are written again.
+    """
+    tags = [read_tags(path) for path in work.files.rasters]
+    if not all(tags) or not all(map(reads_to_the_end, work.files.rasters)):
+        return None
+    key = run.key(work.canvas)
+    if any(tag[KEY] != key for tag in tags):
+        return None
+    write_sides(work.files)
+    hashes = {kind: sha256_of(path) for kind, path in work.files.by_kind.items()}
+    valid, building = (int(tags[-1][name]) for name in COUNTS)
+    return replace(
+        work.result,
+        status="skipped",
+        outputs=work.files.by_kind,
+        valid_pixels=valid,
+        building_pixels=building,
+        hashes={"key": key, "scene": run.digest(work.scene.image), **hashes},
+    )
+
+
+def every_output(files: Mapping[str, SceneFiles], out: Path) -> list[Path]:
+    """Return all files that may be written; raises UsageError when two scenes would share one."""
+    owners: dict[Path, str] = {}
+    for name, entry in files.items():
+        for path in entry.all:
+            if owners.setdefault(path, name) != name:
+                raise UsageError(f"{one_line(owners[path])} and {one_line(name)}: both would write {one_line(path)}")
+    return [*owners, out / REPORT]
+
+
+def report_name(shard: Shard | None) -> str:
+    """Return what the report of a run, or of a shard of it, is called."""
+    return REPORT if shard is None else f"report-{shard.number}-of-{shard.count}.json"
+
+
+def is_output_in(image: Path, out: Path) -> bool:
+    """Return whether a scene is an output of an earlier run in the same place: `predict data -o data/out`, twice."""
+    return image.resolve().is_relative_to(out.resolve()) and bool(read_tags(image))
+
+
+def is_ours(image: Path, out: Path) -> bool:
+    """Return whether a picture is no scene but what an earlier run wrote: an output in `out`, or a preview anywhere."""
+    return is_output_in(image, out) or (image.suffix.lower() == ".png" and is_our_png(image))
+
+
+def refuse_foreign_report(path: Path, *, overwrite: bool) -> None:
+    """Raise OutputError when a file of another origin stands where the report would go."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        value = None
+    ours = isinstance(value, dict) and "aerialseg" in value and value.get("command") == "predict"
+    refuse_foreign(path, ours=ours, overwrite=overwrite)
+
+
+def refuse_foreign_rasters(files: SceneFiles, *, overwrite: bool) -> bool:
+    """Raise OutputError for a raster in the way that is not ours; with `overwrite` return whether there is one."""
+    foreign = [path for path in files.rasters if os.path.lexists(path) and not read_tags(path)]
+    for path in foreign:
+        refuse_foreign(path, ours=False, overwrite=overwrite)
+    return bool(foreign)
+
+
+def stamp_of(path: Path) -> tuple[int, int]:
+    """Return a file's size and time of change, which tell whether it was touched while it was read."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise BadDataError(f"{one_line(path)}: cannot be read: {error.strerror}") from error
+    return status.st_size, status.st_mtime_ns
+
+
+def stamps_of(canvas: Canvas) -> tuple[tuple[int, int], ...]:
+    """Return the stamps of the files whose pixels a scene's outputs depend on, its own first."""
+    return tuple(stamp_of(path) for path in (canvas.source.path, *canvas.halo))
+
+
+def _resampling_note(canvas: Canvas) -> tuple[str, ...]:
+    own, run = canvas.source.box.gsd_m, canvas.gsd_m
+    if own is None or run is None:
+        return ()
+    name = one_line(canvas.source.path)
+    return (f"{name}: its pixels are {own:.3g} m; it is run at {run:.3g} m and brought back to its own grid",)

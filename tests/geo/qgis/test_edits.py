@@ -1,0 +1,183 @@
+"""What a user changes in a file of buildings stays; a file that nobody touched is made anew."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING
+
+import geopandas
+import numpy as np
+import pytest
+import shapely
+
+from aerialseg.errors import OutputError
+from aerialseg.geo.outlines.polygons import MaskLayer, write_buildings
+from aerialseg.geo.qgis.edits import is_edited
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from aerialseg.geo.outlines.polygons import BuildingsReport
+
+FORMATS = (".gpkg", ".fgb", ".geojson", ".parquet")
+
+
+@pytest.fixture
+def write(tmp_path: Path, scene_file: Callable[..., Path]) -> Callable[..., BuildingsReport]:
+    """Write so many buildings to b.SUFFIX."""
+
+    def of(count: int, suffix: str = ".gpkg", **options: bool) -> BuildingsReport:
+        mask = np.zeros((8, 40), np.uint8)
+        mask[2:6, 2 : 2 + 8 * count] = np.tile([1, 1, 1, 1, 0, 0, 0, 0], count)
+        layer = MaskLayer("m", scene_file(tmp_path / "m.tif", mask))
+        return write_buildings([layer], tmp_path / f"b{suffix}", **options)
+
+    return of
+
+
+def read(path: Path) -> geopandas.GeoDataFrame:
+    if path.suffix == ".parquet":
+        return geopandas.read_parquet(path)
+    return geopandas.read_file(path, **({"layer": "buildings"} if path.suffix == ".gpkg" else {}))
+
+
+@contextmanager
+def connected(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open a GeoPackage with stand-ins for the functions by which its triggers keep the spatial index."""
+    with closing(sqlite3.connect(path)) as database:
+        for name in ("ST_IsEmpty", "ST_MinX", "ST_MaxX", "ST_MinY", "ST_MaxY"):
+            database.create_function(name, 1, lambda blob: 0)
+        yield database
+        database.commit()
+
+
+def a_row(path: Path) -> None:
+    read(path).tail(1).to_file(path, layer="buildings", mode="a")
+
+
+def no_row(path: Path) -> None:
+    with connected(path) as database:
+        database.execute("DELETE FROM buildings WHERE fid = 1")
+
+
+def an_attribute(path: Path) -> None:
+    with connected(path) as database:
+        database.execute("UPDATE buildings SET scene = 'renamed by hand' WHERE fid = 2")
+
+
+def a_shape(path: Path) -> None:
+    with connected(path) as database:
+        (blob,) = database.execute("SELECT geom FROM buildings WHERE fid = 1").fetchone()
+        database.execute("UPDATE buildings SET geom = ? WHERE fid = 1", (blob[:-1] + bytes([blob[-1] ^ 1]),))
+
+
+def a_layer(path: Path) -> None:
+    frame = geopandas.GeoDataFrame(geometry=[shapely.box(0, 0, 1, 1)], crs="EPSG:26914")
+    frame.to_file(path, layer="mine", driver="GPKG")
+
+
+def a_style(path: Path) -> None:
+    with connected(path) as database:
+        database.execute("UPDATE layer_styles SET styleQML = '<qgis/>'")
+
+
+@pytest.mark.parametrize("edit", [a_row, no_row, an_attribute, a_shape, a_layer, a_style])
+def test_edits_in_a_geopackage_survive_a_rerun_on_other_masks(
+    tmp_path: Path, write: Callable[..., BuildingsReport], edit: Callable[[Path], None]
+) -> None:
+    write(2)
+    path = tmp_path / "b.gpkg"
+    assert not is_edited(path)
+    edit(path)
+    before = path.read_bytes()
+    report = write(3)
+    assert path.read_bytes() == before
+    assert report.stays is not None
+    assert "was changed since aerialseg wrote it and stays" in report.line()
+    assert "\n" not in report.line()
+    assert (report.kept, report.done_before) == (0, False)
+    assert write(3, overwrite=True).kept == 3
+    assert not is_edited(path)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_an_untouched_file_is_made_anew(tmp_path: Path, write: Callable[..., BuildingsReport], suffix: str) -> None:
+    assert write(2, suffix).kept == 2
+    first = (tmp_path / f"b{suffix}").read_bytes()
+    assert not is_edited(tmp_path / f"b{suffix}")
+    report = write(3, suffix)
+    assert (report.kept, report.stays) == (3, None)
+    assert len(read(tmp_path / f"b{suffix}")) == 3
+    assert write(2, suffix).kept == 2
+    assert (tmp_path / f"b{suffix}").read_bytes() == first, "equal masks make equal bytes, seal included"
+
+
+@pytest.mark.parametrize("suffix", [".fgb", ".geojson", ".parquet"])
+def test_in_the_other_formats_every_byte_counts(
+    tmp_path: Path, write: Callable[..., BuildingsReport], suffix: str
+) -> None:
+    write(2, suffix)
+    path = tmp_path / f"b{suffix}"
+    content = path.read_bytes()
+    place = content.index(b"m:2:2")
+    path.write_bytes(content[:place] + b"mine!" + content[place + 5 :])
+    assert "stays as it is" in write(3, suffix).line()
+    assert b"mine!" in path.read_bytes()
+    assert write(3, suffix, overwrite=True).kept == 3
+
+
+def test_the_reading_of_a_gis_is_no_edit(tmp_path: Path, write: Callable[..., BuildingsReport]) -> None:
+    write(2)
+    with connected(tmp_path / "b.gpkg") as database:
+        database.execute("PRAGMA journal_mode = wal")
+        database.execute("UPDATE gpkg_contents SET last_change = '2026-01-01T00:00:00.000Z'")
+    assert write(3).kept == 3
+
+
+def test_what_another_program_has_open_is_not_taken_from_it(
+    tmp_path: Path, write: Callable[..., BuildingsReport]
+) -> None:
+    write(2)
+    path, pending = tmp_path / "b.gpkg", tmp_path / "b.gpkg-wal"
+    with connected(path) as viewer:
+        viewer.execute("PRAGMA journal_mode = wal")
+        viewer.execute("SELECT count(*) FROM buildings").fetchone()
+        assert pending.exists()
+        assert "is open in another program" in write(3).line()
+        with pytest.raises(OutputError, match="is open in another program"):
+            write(3, overwrite=True)
+        assert pending.exists()
+        viewer.execute("UPDATE buildings SET scene = 'x'")
+        viewer.commit()
+        assert "was changed" in write(3).line()
+    assert set(read(path).scene) == {"x"}
+
+
+def test_what_a_crashed_program_left_beside_the_file_is_an_edit_too(
+    tmp_path: Path, write: Callable[..., BuildingsReport]
+) -> None:
+    write(2)
+    path = tmp_path / "b.gpkg"
+    with connected(path) as database:
+        database.execute("PRAGMA journal_mode = wal")
+        database.execute("UPDATE buildings SET scene = 'x'")
+        database.commit()
+        for name in ("b.gpkg", "b.gpkg-wal"):
+            shutil.copy(tmp_path / name, tmp_path / f"copy-{name}")
+    for name in ("b.gpkg", "b.gpkg-wal"):
+        (tmp_path / f"copy-{name}").replace(tmp_path / name)
+    assert "was changed" in write(3).line()
+    assert write(3, overwrite=True).kept == 3
+    assert not list(tmp_path.glob("b.gpkg-*"))
+    assert len(read(path)) == 3
+
+
+def test_the_report_says_that_the_file_stays(tmp_path: Path, write: Callable[..., BuildingsReport]) -> None:
+    write(2, ".geojson")
+    (tmp_path / "b.geojson").write_text((tmp_path / "b.geojson").read_text() + "\n")
+    found = json.loads(json.dumps(write(3, ".geojson").to_json()))
+    assert "stays as it is" in found["stays"]

@@ -1,0 +1,87 @@
+"""What a plan says is what a run then takes."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from aerialseg.errors import NoInputError, UsageError
+from aerialseg.geo.scenes import find_scenes
+from aerialseg.prediction.job import PredictOptions, Shard, predict_scenes
+from aerialseg.prediction.plan import estimate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def model(small_model: Callable[..., Path]) -> Path:
+    return small_model(gsd_m=0.3)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory, scene_file: Callable[..., Path]) -> Path:
+    folder = tmp_path_factory.mktemp("plan") / "scenes"
+    scene_file(folder / "a.tif", size=(150, 110))
+    east = (0.3, 0.0, 616000.0 + 110 * 0.3, 0.0, -0.3, 3347000.0)
+    scene_file(folder / "b.tif", size=(150, 64), transform=east)
+    scene_file(folder / "coarse.tif", size=(64, 64), transform=(0.6, 0.0, 7e5, 0.0, -0.6, 3e6))
+    (folder / "broken.tif").write_text("no raster")
+    return folder
+
+
+@pytest.mark.parametrize("options", [{}, {"overlap": 0.5, "window": 96}, {"gsd_m": "keep"}, {"neighbours": False}])
+def test_the_windows_are_those_that_predict_then_looks_at(
+    tmp_path: Path, scenes: Path, model: Path, options: dict[str, Any]
+) -> None:
+    chosen = PredictOptions(**options, batch=2, device="cpu")
+    found = estimate(find_scenes([scenes]), model, tmp_path / "not" / "there", chosen)
+    report = predict_scenes(find_scenes([scenes]), model, tmp_path / "out", chosen)
+    done = report.of("done")
+    assert (found.scenes, found.windows) == (len(done), sum(scene.windows or 0 for scene in done))
+    assert found.mpx == pytest.approx(sum(scene.mpx for scene in done))
+    assert found.resampled == sum(scene.run_gsd_m is not None for scene in done)
+    assert found.grouped == sum(scene.neighbours > 0 for scene in done)
+    assert [line for line in found.failures if "broken.tif" in line]
+    assert found.seconds == pytest.approx(found.windows * found.seconds_per_window)
+    written = sum(path.stat().st_size for path in (tmp_path / "out").rglob("*.tif"))
+    assert written > 0
+    assert found.disk_bytes > 0.1 * found.mpx * 1e6
+    assert not (tmp_path / "not").exists()
+
+
+def test_more_work_takes_more_windows_and_more_disk(tmp_path: Path, scenes: Path, model: Path) -> None:
+    plain = estimate(find_scenes([scenes]), model, tmp_path, PredictOptions(device="cpu"))
+    dense = estimate(find_scenes([scenes]), model, tmp_path, PredictOptions(device="cpu", overlap=0.75, agreement=True))
+    assert dense.windows > plain.windows
+    assert dense.disk_bytes > plain.disk_bytes
+    assert dense.memory_bytes > plain.memory_bytes
+    shards = [
+        estimate(find_scenes([scenes]), model, tmp_path, PredictOptions(device="cpu", shard=Shard(n, 2)))
+        for n in (1, 2)
+    ]
+    assert sum(part.windows for part in shards) == plain.windows
+
+
+def test_what_predict_would_refuse_is_refused(tmp_path: Path, scenes: Path, model: Path) -> None:
+    with pytest.raises(NoInputError, match=r"no scene can be predicted; first: .*broken.tif"):
+        estimate(find_scenes([scenes / "broken.tif"]), model, tmp_path)
+    with pytest.raises(UsageError, match="--window 100"):
+        estimate(find_scenes([scenes]), model, tmp_path, PredictOptions(window=100))
+
+
+def test_the_command_prints_a_table_or_json(
+    scenes: Path, model: Path, run: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    options = ("plan", scenes, "-m", model, "-o", tmp_path, "--device", "cpu")
+    code, out, err = run(*options)
+    assert code == 0
+    assert "windows" in out and "MB free" in out
+    assert "error: " in err and "broken.tif" in err
+    more = ("--tta", "flips", "--polygons", "--neighbours", "off", "--allow-ungeoreferenced", "--max-pixels", "1e9")
+    code, out, _ = run(*options, "--json", *more)
+    assert code == 0
+    assert json.loads(out)["scenes"] == 3
