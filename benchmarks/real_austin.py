@@ -22,11 +22,11 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from from_scratch import Budget, Cost, Recipe, measure_cost, train
+from from_scratch import Budget, Recipe, known_cost, train
 from record import RESULTS, ROOT, SCRATCH, Row, aerialseg, machine, merge, table, versions
 
 if TYPE_CHECKING:
@@ -99,6 +99,11 @@ class Bench:
         """Where the tile set is."""
         return self.work / "tiles"
 
+    @property
+    def teacher(self) -> Path:
+        """Where the run of the network is that others are taught by."""
+        return self.work / "teacher" / TEACHER / "0"
+
     def cut(self) -> None:
         """Cut the eleven pieces, each into one tile, unless that is done."""
         pieces, options = self.data / PIECES, ("--size", 512, "--split", "val=austin4*", "--allow-ungeoreferenced")
@@ -112,8 +117,9 @@ def measure(bench: Bench, name: str, recipe: Recipe | None, seeds: Sequence[int]
     work.mkdir(parents=True)
     if recipe is not None:
         base = name.partition(", ")[0] if name in OPTIONS else ""
-        cost = cost_of_base(bench, base) if base else measure_cost(bench.budget, recipe, bench.tiles, work / "probe")
-        recipe = recipe.taught_by(bench.work / TEACHER / "0") if name.endswith(TAUGHT) else recipe
+        known = bench.work / f"cost-{bench.budget.family}-{base}.json" if base else work / "cost.json"
+        cost = known_cost(bench.budget, BASES.get(base, recipe), bench.tiles, known)
+        recipe = recipe.taught_by(bench.teacher) if name.endswith(TAUGHT) else recipe
     rows = []
     for seed in seeds:
         if recipe is None:
@@ -140,21 +146,14 @@ def measure(bench: Bench, name: str, recipe: Recipe | None, seeds: Sequence[int]
     return rows
 
 
-def cost_of_base(bench: Bench, base: str) -> Cost:
-    """Return what a recipe as it is costs; found once, so that rows of other days take as many steps."""
-    known = bench.work / f"cost-{bench.budget.family}-{base}.json"
-    if not known.exists():
-        cost = measure_cost(bench.budget, BASES[base], bench.tiles, bench.work / f"probe-{base}")
-        known.write_text(json.dumps(asdict(cost)))
-    return Cost(**json.loads(known.read_text()))
-
-
 def measure_teacher(bench: Bench) -> list[Row]:
     """Train the network that others are taught by, once, and score it; no rows when it is there."""
-    if (bench.work / TEACHER / "0" / "model.safetensors").exists():
+    if (bench.teacher / "model.safetensors").exists():
         return []
     longer = Budget(bench.budget.device, TEACHER_TIMES * bench.budget.minutes)
-    return measure(replace(bench, budget=longer), TEACHER, NETWORKS[TEACHER], seeds=[0])
+    apart = replace(bench, work=bench.work / "teacher", budget=longer)
+    apart.cut()
+    return measure(apart, TEACHER, NETWORKS[TEACHER], seeds=[0])
 
 
 def map_plainly(bench: Bench, seed: int, mask: Path) -> tuple[Row, Path]:
