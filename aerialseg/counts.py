@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-QUANTA = 254
-"""A probability p is stored as round(QUANTA * p); 255 is left for nodata."""
+QUANTA, NODATA = 254, 255
+"""A probability p is stored as round(QUANTA * p); NODATA is what masks and measures hold where there is no ground."""
 
 SCORES = ("iou", "accuracy", "precision", "recall", "specificity", "f1", "mcc")
 """The scores of a Confusion, by attribute name, in the order in which tables show them."""

@@ -19,6 +19,7 @@ import shapely.geometry
 from affine import Affine
 from pyproj import CRS, Transformer
 
+from aerialseg.counts import NODATA
 from aerialseg.errors import AerialsegError, UsageError, one_line
 from aerialseg.evaluation.counting import Rules, open_pair
 from aerialseg.evaluation.objects import ObjectTally
@@ -54,7 +55,6 @@ if TYPE_CHECKING:
 TAG = "AERIALSEG_ERRORS"
 BUILDINGS = "errors.gpkg"
 KINDS = ("missed", "invented")
-NODATA = 255
 CLASSES = (
     MaskClass(0, "background, rightly", (0, 0, 0, 0)),
     MaskClass(1, "found", (232, 232, 226, 255)),

@@ -12,6 +12,7 @@ from aerialseg.errors import BadDataError, NoInputError, one_line
 from aerialseg.geo.raster import GeoBox, open_raster
 from aerialseg.geo.tiles.index import read_splits
 from aerialseg.geo.tiles.leaks import find_leak
+from aerialseg.geo.tiles.tileset import INDEX
 from aerialseg.geo.vectors import Layer, overlay, read_layer
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from aerialseg.evaluation.pairs import Pair
 
-INDEX = "index.gpkg"
 LEAST_SHARE = 1e-6
 """Of a tile or scene; tiles that only touch share an edge and, by rounding, a hair of ground."""
 

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
+from aerialseg.counts import QUANTA
 from aerialseg.errors import one_line
 from aerialseg.files import refuse_foreign
 from aerialseg.geo.measures import MEASURES, kind_of
 from aerialseg.geo.opening import open_raster
 from aerialseg.geo.qgis.project import Group, Layer, was_ours, write_project
-from aerialseg.geo.qgis.qml import TOP, write_probability_sidecar
+from aerialseg.geo.qgis.qml import write_probability_sidecar
 from aerialseg.geo.qgis.sealed import origin_of, write_sealed
 from aerialseg.geo.qgis.styles import building_renderer, mask_pipe, probability_pipe, scene_pipe
 from aerialseg.geo.qgis.tables import polygon_tables
@@ -195,4 +196,4 @@ def _rasters(kind: Kind, known: Sequence[_Known], mosaics: Sequence[Mosaic]) -> 
 
 
 def _pipe(kind: Kind, part: Part) -> str:
-    return mask_pipe(OVER_SCENES) if kind == "mask" else probability_pipe(TOP * part.scale)
+    return mask_pipe(OVER_SCENES) if kind == "mask" else probability_pipe(QUANTA * part.scale)

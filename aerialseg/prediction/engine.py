@@ -20,7 +20,7 @@ from aerialseg.prediction.batches import Batch, read_batches
 from aerialseg.prediction.lattice import Lattice, Schedule
 from aerialseg.prediction.memory import batch_size, peak_bytes
 from aerialseg.prediction.pipeline import READ_DEPTH, WRITE_DEPTH, read_ahead, write_behind
-from aerialseg.prediction.strips import INVALID, Strip, StripMaker
+from aerialseg.prediction.strips import Strip, StripMaker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from aerialseg.prediction.canvas import Canvas
     from aerialseg.prediction.forward import EngineSettings, Forward
 
-__all__ = ["INVALID", "Streamed", "Strip", "count_windows", "peak_bytes", "predict_scene"]
+__all__ = ["Streamed", "Strip", "count_windows", "peak_bytes", "predict_scene"]
 
 
 @dataclass(frozen=True, slots=True)

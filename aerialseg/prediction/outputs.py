@@ -18,7 +18,7 @@ import numpy as np
 from rasterio.windows import Window
 
 from aerialseg import __version__
-from aerialseg.counts import QUANTA
+from aerialseg.counts import NODATA, QUANTA, quantum_of
 from aerialseg.errors import AerialsegError, UsageError, one_line
 from aerialseg.files import sha256_of
 from aerialseg.geo.measures import KEY
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from aerialseg.prediction.parts import Part
     from aerialseg.prediction.seams import SeamTally
 
-NODATA = 255
 COUNTS = ("AERIALSEG_VALID_PIXELS", "AERIALSEG_BUILDING_PIXELS")
 ENGINE = 2
 """Part of every key: raise it when the same inputs and parameters come to give other pixels."""
@@ -120,7 +119,7 @@ def count_pixels(part: Part, threshold: float, seams: SeamTally) -> tuple[int, i
         seams.add(row, quanta)
         invalid = int(np.count_nonzero(quanta == NODATA))
         valid += quanta.size - invalid
-        building += int(np.count_nonzero(quanta >= _least(threshold))) - invalid
+        building += int(np.count_nonzero(quanta >= quantum_of(threshold))) - invalid
     return valid, building
 
 
@@ -176,12 +175,7 @@ def _measured_strips(part: Part, layer: int) -> Iterator[NDArray[np.uint8]]:
 
 def _labels(quanta: NDArray[np.uint8], threshold: float) -> NDArray[np.uint8]:
     """Return 0, 1 or NODATA for each quantised probability."""
-    labels = (quanta >= _least(threshold)).view(np.uint8)
+    labels = (quanta >= quantum_of(threshold)).view(np.uint8)
     if quanta.max() == NODATA:
         labels[quanta == NODATA] = NODATA
     return labels
-
-
-def _least(threshold: float) -> int:
-    """Return the smallest quantised probability that is building."""
-    return round(QUANTA * threshold)

@@ -16,6 +16,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
+from aerialseg.counts import NODATA
 from aerialseg.errors import AerialsegError, BadDataError, NoInputError, Stopped, UsageError, one_line
 from aerialseg.files import locked, prepare_output_folder, refuse_foreign, refuse_input_as_output, sweep
 from aerialseg.geo.measures import is_of_another_run, left_out_note
@@ -25,6 +26,7 @@ from aerialseg.geo.shrinking import cell_means, small_shape
 from aerialseg.prediction.collection import STAC
 from aerialseg.prediction.pictures import Looks, draw, draw_sheet, draw_thumbnail, is_our_png, save_png
 from aerialseg.prediction.stac import ITEMS, identifier_of
+from aerialseg.prediction.work import REPORT
 from aerialseg.progress import Silent
 
 if TYPE_CHECKING:
@@ -35,9 +37,7 @@ if TYPE_CHECKING:
     from aerialseg.prediction.pictures import Picture
     from aerialseg.progress import Progress
 
-REPORT = "report.json"
 SHEET = "contact-sheet.png"
-NODATA = 255
 GREY = 150
 
 

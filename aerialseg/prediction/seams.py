@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from aerialseg.counts import NODATA
 from aerialseg.prediction.lattice import Lattice
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from aerialseg.prediction.canvas import Canvas
     from aerialseg.prediction.forward import EngineSettings
 
-INVALID = 255
 EVERY = 4
 """One row in so many is looked at, and all those at window edges: 25 million differences in a third of the time."""
 
@@ -52,7 +52,7 @@ class SeamTally:
             self._count_rows(np.stack([self._last[1], quanta[0]]), row)
         self._count_rows(quanta, row + 1)
         some = quanta[-row % EVERY :: EVERY]
-        marked = bool((some == INVALID).any())
+        marked = bool((some == NODATA).any())
         across = _differences(some[:, :-1], some[:, 1:], marked=marked)
         sums = across.sum(0, dtype=np.uint32).astype(np.int64)  # a strip has no more than 2^24 rows
         self._count(sums, _pairs(some[:, :-1], some[:, 1:], 0, marked), self._col_edges)
@@ -64,7 +64,7 @@ class SeamTally:
         edges = self._row_edges[upper]
         chosen = np.flatnonzero(edges | (upper % EVERY == 0))
         one, other = quanta[chosen], quanta[chosen + 1]
-        marked = bool((one == INVALID).any() or (other == INVALID).any())
+        marked = bool((one == NODATA).any() or (other == NODATA).any())
         down = _differences(one, other, marked=marked)
         self._count(down.sum(1, dtype=np.int64), _pairs(one, other, 1, marked), edges[chosen])
 
@@ -99,7 +99,7 @@ def _differences(one: NDArray[np.uint8], other: NDArray[np.uint8], *, marked: bo
     differences = np.maximum(one, other)
     np.subtract(differences, np.minimum(one, other), out=differences)
     if marked:
-        differences[(one == INVALID) | (other == INVALID)] = 0
+        differences[(one == NODATA) | (other == NODATA)] = 0
     return differences
 
 
@@ -107,5 +107,5 @@ def _pairs(one: NDArray[np.uint8], other: NDArray[np.uint8], axis: int, marked: 
     """Return how many pairs have data, along `axis`."""
     if not marked:
         return np.full(one.shape[1 - axis], one.shape[axis], dtype=np.int64)
-    pairs: NDArray[np.int64] = ((one != INVALID) & (other != INVALID)).sum(axis, dtype=np.int64)
+    pairs: NDArray[np.int64] = ((one != NODATA) & (other != NODATA)).sum(axis, dtype=np.int64)
     return pairs

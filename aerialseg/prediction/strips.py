@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from aerialseg.counts import QUANTA
+from aerialseg.counts import NODATA, QUANTA
 from aerialseg.errors import ModelError, one_line
 from aerialseg.prediction.forward import mark
 from aerialseg.prediction.lattice import CHUNK_ROWS, Regrid
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from aerialseg.prediction.batches import Validity
     from aerialseg.prediction.canvas import Canvas
     from aerialseg.prediction.lattice import Schedule
-
-INVALID = 255
-"""What a quantised probability is where the scene has no data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +55,7 @@ class Strip:
             self.arrival.wait()
         plane: NDArray[np.uint8] = self.buffer[index].numpy()
         if self.valid is not None:
-            plane[~self.valid] = INVALID
+            plane[~self.valid] = NODATA
         return plane
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import shapely
 
+from aerialseg.counts import QUANTA
 from aerialseg.errors import BadDataError, one_line
 from aerialseg.geo.outlines.regularising import regularise
 
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
     Shapes = NDArray[np.object_]
 
-QUANTA = 254
-"""A probability of 1 as a byte."""
 MOST_CHANGE = 0.3
 """What simplifying would change by a larger share of its area stays as it is."""
 CHUNK = 20_000

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from aerialseg.counts import QUANTA
 from aerialseg.files import write_text
 from aerialseg.geo.qgis.styles import (
     MASK_CLASSES,
@@ -27,8 +28,6 @@ __all__ = ["write_building_style", "write_index_style", "write_mask_sidecars", "
 
 NAME_LIMIT = 255
 """Bytes in a file name on every file system in use."""
-TOP = 254
-"""The stored value of probability 1."""
 
 
 def write_mask_sidecars(
@@ -54,7 +53,7 @@ def write_probability_sidecar(path: Path, scale: float, *, replace: bool = False
 
     `scale` is the file's own: QGIS shows values times it, so it decides where the ramp ends.
     """
-    return _write_missing({path.with_suffix(".qml"): probability_style(TOP * scale)}, replace=replace)
+    return _write_missing({path.with_suffix(".qml"): probability_style(QUANTA * scale)}, replace=replace)
 
 
 def _write_missing(contents: dict[Path, str], *, replace: bool) -> tuple[Path, ...]:

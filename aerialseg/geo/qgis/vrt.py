@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
+from aerialseg.counts import NODATA
 from aerialseg.errors import AerialsegError, one_line
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.mosaic import parse_vrt
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 Kind = Literal["mask", "probability"]
 
-NODATA = 255
 CONTENT = "AERIALSEG_CONTENT"
 """The metadata item that holds a digest of what the mosaic shows."""
 SINGLE = "mosaic.vrt"
