@@ -79,7 +79,7 @@ OPTIONS: dict[str, Recipe | None] = {
     **{f"linknet-r10, {name}": LIGHTEST.but(change) for name, change in CHANGES.items()},
     f"linknet-r10, {TAUGHT}": LIGHTEST,
     f"unet-pvt2-b0, {AS_IT_IS}": UNET_PVT,
-    "unet-pvt2-b0, stem skip": UNET_PVT.but({"model.encoder_arguments.stem_skip": True}),
+    "unet-pvt2-b0, stem skip": UNET_PVT.but({"model.encoder_arguments.stem_skip": "true"}),
 }
 TEACHER, TEACHER_TIMES = "unet-r34", 4
 """How many times as long as a pupil the teacher is trained."""
