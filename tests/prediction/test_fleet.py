@@ -97,7 +97,9 @@ def test_a_failure_ends_the_other_processes_when_that_was_asked_for(tmp_path: Pa
     (scenes / "s0.tif").write_bytes(whole[:-9000])
     fast = replace(PLAIN, fail_fast=True)
     report = predict_on(TWO, find_scenes([scenes]), model, tmp_path / "out", fast, Heard())
-    assert [scene.status for scene in report.scenes] == ["failed"] + ["not started"] * 3
+    first, second = [scene.status for scene in report.scenes][::2], [scene.status for scene in report.scenes][1::2]
+    assert first == ["failed", "not started"]
+    assert second[-1] == "not started"  # the one before may have been done by then
     assert multiprocessing.active_children() == []
     (scenes / "s0.tif").write_bytes(whole)
     report = predict_on(TWO, find_scenes([scenes]), model, tmp_path / "out", fast, Heard())
