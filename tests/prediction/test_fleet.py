@@ -95,15 +95,17 @@ def test_a_stop_ends_all_processes_and_the_next_run_goes_on(tmp_path: Path, scen
 def test_a_failure_ends_the_other_processes_when_that_was_asked_for(tmp_path: Path, scenes: Path, model: Path) -> None:
     whole = (scenes / "s0.tif").read_bytes()
     (scenes / "s0.tif").write_bytes(whole[:-9000])
-    fast = replace(PLAIN, fail_fast=True)
+    for number in range(100, 128):  # so many that the second process is at work when the first one fails
+        (scenes / f"s{number}.tif").write_bytes((scenes / "s1.tif").read_bytes())
+    fast = replace(PLAIN, fail_fast=True, neighbours=False)
     report = predict_on(TWO, find_scenes([scenes]), model, tmp_path / "out", fast, Heard())
-    first, second = [scene.status for scene in report.scenes][::2], [scene.status for scene in report.scenes][1::2]
-    assert first == ["failed", "not started"]
-    assert second[-1] == "not started"  # the one before may have been done by then
+    statuses = [scene.status for scene in report.scenes]
+    assert statuses.count("failed") == 1
+    assert statuses.count("not started") > len(statuses) / 2 - 1
     assert multiprocessing.active_children() == []
     (scenes / "s0.tif").write_bytes(whole)
     report = predict_on(TWO, find_scenes([scenes]), model, tmp_path / "out", fast, Heard())
-    assert [scene.status for scene in report.scenes] == ["done"] * 4
+    assert {scene.status for scene in report.scenes} <= {"done", "skipped"}
 
 
 @pytest.mark.slow
