@@ -4,7 +4,7 @@ Mixers are those of our own encoder, in all four stages of its default width and
 whole networks. Memory is the peak of a process of its own on a CPU, above what it held before, and that of tensors on a
 GPU. A time is the median of up to five passes of a batch; rows that differ by a few per cent are equal.
 
-    python benchmarks/costs.py [--sizes 256,512,1024] [--device cpu] [--write]
+    python benchmarks/costs.py [--sizes 256,512] [--device cpu] [--write]
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
     parser.add_argument("--only", nargs="+", default=[], help="names of mixers or presets; default: all")
-    parser.add_argument("--sizes", default="256,512,1024")
+    parser.add_argument("--sizes", default="256,512")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--precision", default="auto")

@@ -35,10 +35,6 @@ class Recipe:
         """Return the recipe with more changes."""
         return replace(self, changes={**self.changes, **changes})
 
-    def taught_by(self, teacher: Path) -> Recipe:
-        """Return the recipe with a teacher."""
-        return replace(self, teacher=teacher)
-
     def options(self) -> list[str]:
         """Return the words for `aerialseg train`."""
         settings = {"model.weights": "none", **self.changes}

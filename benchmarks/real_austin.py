@@ -119,7 +119,7 @@ def measure(bench: Bench, name: str, recipe: Recipe | None, seeds: Sequence[int]
         base = name.partition(", ")[0] if name in OPTIONS else ""
         known = bench.work / f"cost-{bench.budget.family}-{base}.json" if base else work / "cost.json"
         cost = known_cost(bench.budget, BASES.get(base, recipe), bench.tiles, known)
-        recipe = recipe.taught_by(bench.teacher) if name.endswith(TAUGHT) else recipe
+        recipe = replace(recipe, teacher=bench.teacher) if name.endswith(TAUGHT) else recipe
     rows = []
     for seed in seeds:
         if recipe is None:

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from from_scratch import Budget, known_cost, train
 from PIL import Image
-from real_austin import DATA, LIGHTEST, SCORES, SMALL
+from real_austin import CHANGES, DATA, LIGHTEST, SCORES, SMALL
 from record import RESULTS, SCRATCH, Row, aerialseg, machine, merge, table, versions
 
 PICTURE, TRUTH = "inria_kitsap11_1.5m/RGB.png", "inria_kitsap11_1.5m/GT.png"
@@ -30,7 +30,7 @@ HALVES = {"whole": slice(None), "west": slice(None, MIDDLE), "east": slice(MIDDL
 BY_HEART, HONESTLY = "its own training pixels", "trained west, scored east"
 WAYS = {BY_HEART: ("whole", "whole"), HONESTLY: ("west", "east")}
 UNET = SMALL.but({"model.preset": "unet-r18"})
-LOVASZ, BALANCED = {"loss.lovasz": 0.5}, {"data.sampling": "balanced"}
+LOVASZ, BALANCED = CHANGES["lovasz 0.5 more"], CHANGES["sampling balanced"]
 RECIPES = {
     (BY_HEART, "unet-r18"): UNET,
     (HONESTLY, "unet-r18"): UNET,
