@@ -80,7 +80,8 @@ def measure_prediction(bench: Bench) -> Iterator[Row]:
 
 def predict(bench: Bench, scenes: Sequence[Scene], model: Path, precision: str) -> tuple[float, PredictReport]:
     """Predict scenes into an empty folder; returns the wall time, loading the model included, and the report."""
-    from aerialseg.prediction.job import PredictOptions, predict_scenes
+    from aerialseg.prediction.job import predict_scenes
+    from aerialseg.prediction.options import PredictOptions
 
     shutil.rmtree(bench.work / "maps", ignore_errors=True)
     began = time.monotonic()

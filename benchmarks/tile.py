@@ -64,7 +64,7 @@ def floor_of_codec(jobs: Sequence, out: Path, threads: int) -> None:
     """Read every window and write every tile with rasterio alone, a row of tiles a task as `tile` does it."""
     import rasterio
 
-    from aerialseg.geo.tiles.cutting import rows_of
+    from aerialseg.geo.tiles.cut import rows_of
 
     def cut(job: object, row: Sequence) -> None:
         for part, path in (("images", job.scene.image), ("masks", job.scene.mask)):
@@ -109,8 +109,8 @@ def timed(call: Callable[[], object], *folders: Path) -> float:
 def measure(work: Path, scenes: int, side: int, size: int, threads: int, rounds: int) -> Row:
     """Return the best of some rounds, in which all contestants take turns."""
     from aerialseg.geo.scenes import find_scenes
-    from aerialseg.geo.tiles.survey import survey
-    from aerialseg.geo.tiles.tiling import TilingOptions, tile_scenes
+    from aerialseg.geo.tiles.build import tile_scenes
+    from aerialseg.geo.tiles.plan import TilingOptions, survey
     from aerialseg.progress import Silent
 
     given = find_scenes([draw(work / f"scenes{side}", scenes, side)])[:scenes]

@@ -58,10 +58,10 @@ def calibrate(
     from aerialseg.cli.console import console_progress, print_json
     from aerialseg.cli.truth import mask_rule
     from aerialseg.evaluation.scores import EvaluateOptions
+    from aerialseg.geo.inspection import Access
     from aerialseg.geo.labels import find_labels
-    from aerialseg.geo.raster import Access
     from aerialseg.geo.scenes import find_scenes
-    from aerialseg.prediction.job import PredictOptions
+    from aerialseg.prediction.options import PredictOptions
     from aerialseg.workflows.calibrate import CalibrateOptions, calibrate_model
 
     rule, access = mask_rule(building_values, ignore_values, mask_threshold), Access(allow_ungeoreferenced, max_pixels)

@@ -59,7 +59,7 @@ def compare(
     from aerialseg.evaluation.comparison_page import check_comparison, write_comparison
     from aerialseg.evaluation.pairs import pair_predictions
     from aerialseg.evaluation.scores import EvaluateOptions
-    from aerialseg.geo.raster import Access
+    from aerialseg.geo.inspection import Access
 
     rule, access = mask_rule(building_values, ignore_values, mask_threshold), Access(allow_ungeoreferenced, max_pixels)
     options = EvaluateOptions(rule, access, details=True, where=where, labelled_area=labelled_area)

@@ -101,7 +101,7 @@ def evaluate(
     from aerialseg.evaluation import job
     from aerialseg.evaluation.pairs import pair_predictions
     from aerialseg.evaluation.scores import EvaluateOptions
-    from aerialseg.geo.raster import Access
+    from aerialseg.geo.inspection import Access
 
     rule, access = mask_rule(building_values, ignore_values, mask_threshold), Access(allow_ungeoreferenced, max_pixels)
     options = EvaluateOptions(rule, access, not pixels_only, where, labelled_area, filtered)

@@ -27,7 +27,7 @@ def info(
     """
     from aerialseg.cli.console import print_json, print_table
     from aerialseg.errors import one_line
-    from aerialseg.geo.raster import refuse_remote
+    from aerialseg.geo.opening import refuse_remote
     from aerialseg.workflows.info import look_at
 
     refuse_remote(thing)

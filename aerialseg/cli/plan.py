@@ -50,7 +50,7 @@ def plan(
 
     from aerialseg.cli.console import console_progress, print_json, print_table
     from aerialseg.cli.values import band_rule, batch_size, gsd_of, shard_of
-    from aerialseg.geo.raster import Access
+    from aerialseg.geo.inspection import Access
     from aerialseg.geo.scenes import find_scenes
     from aerialseg.prediction.options import PredictOptions
     from aerialseg.prediction.plan import estimate

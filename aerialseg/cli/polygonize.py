@@ -48,8 +48,7 @@ def polygonize(
       aerialseg polygonize out -o buildings.parquet --crs EPSG:4326 --regularise
     """
     from aerialseg.cli.console import console_progress, print_json
-    from aerialseg.geo.outlines.polygonizing import polygonize_masks
-    from aerialseg.geo.outlines.polygons import PolygonOptions
+    from aerialseg.geo.polygons.polygonize import PolygonOptions, polygonize_masks
 
     options = PolygonOptions(min_area_m2, crs, simplify, regularise)
     with console_progress() as progress:

@@ -101,8 +101,8 @@ def predict(
 
     from aerialseg.cli.console import console_progress, print_json
     from aerialseg.cli.values import band_rule, batch_size, gsd_of, shard_of
-    from aerialseg.geo.outlines.polygons import PolygonOptions
-    from aerialseg.geo.raster import Access
+    from aerialseg.geo.inspection import Access
+    from aerialseg.geo.polygons.polygonize import PolygonOptions
     from aerialseg.geo.scenes import find_scenes
     from aerialseg.prediction.fleet import predict_anywhere
     from aerialseg.prediction.options import PredictOptions

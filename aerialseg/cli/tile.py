@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from aerialseg.geo.tiles.tiling import TilingReport
+    from aerialseg.geo.tiles.build import TilingReport
 
 
 def tile(
@@ -102,11 +102,11 @@ def tile(
     from aerialseg.cli.console import console_progress, print_json
     from aerialseg.cli.values import band_rule, whole_numbers
     from aerialseg.errors import SomeScenesFailed, one_line
-    from aerialseg.geo.labels import find_labels
-    from aerialseg.geo.masks import MaskRule
-    from aerialseg.geo.raster import Access
+    from aerialseg.geo.inspection import Access
+    from aerialseg.geo.labels import MaskRule, find_labels
     from aerialseg.geo.scenes import find_scenes
-    from aerialseg.geo.tiles.tiling import TilingOptions, tile_scenes
+    from aerialseg.geo.tiles.build import tile_scenes
+    from aerialseg.geo.tiles.plan import TilingOptions
 
     pixels, values = band_rule(bands, scale), whole_numbers("--building-values", building_values)
     ignored = whole_numbers("--ignore-values", ignore_values) or ()

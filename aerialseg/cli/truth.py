@@ -10,7 +10,7 @@ import typer
 from aerialseg.cli.values import whole_numbers
 
 if TYPE_CHECKING:
-    from aerialseg.geo.masks import MaskRule
+    from aerialseg.geo.labels import MaskRule
 
 Masks = Annotated[
     list[str],
@@ -46,7 +46,7 @@ MaxPixels = Annotated[float, typer.Option(help="Refuse rasters with more pixels 
 
 def mask_rule(building_values: str | None, ignore_values: str | None, mask_threshold: int | None) -> MaskRule:
     """Return what the values of true masks mean; raises UsageError for what is no number, or contradicts itself."""
-    from aerialseg.geo.masks import MaskRule
+    from aerialseg.geo.labels import MaskRule
 
     building = whole_numbers("--building-values", building_values)
     ignored = whole_numbers("--ignore-values", ignore_values)

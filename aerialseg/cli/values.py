@@ -11,13 +11,13 @@ from aerialseg.errors import UsageError, one_line
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from aerialseg.geo.raster import BandRule
+    from aerialseg.geo.inspection import BandRule
     from aerialseg.prediction.options import Shard
 
 
 def band_rule(bands: str | None, scale: str | None) -> BandRule:
     """Return what `--bands 1,2,3` and `--scale LO:HI` ask for; raises UsageError for anything else."""
-    from aerialseg.geo.raster import BandRule
+    from aerialseg.geo.inspection import BandRule
 
     return BandRule(whole_numbers("--bands", bands), _range(scale))
 

@@ -21,9 +21,9 @@ from aerialseg.errors import BadDataError, one_line
 from aerialseg.evaluation.boundary import DISTANCES, BoundaryTally
 from aerialseg.evaluation.objects import ObjectTally
 from aerialseg.evaluation.results import SceneScore
-from aerialseg.geo.labels import UNLABELLED, open_labels
-from aerialseg.geo.masks import read_mask
-from aerialseg.geo.raster import GeoBox, open_raster, raster_errors
+from aerialseg.geo.geobox import GeoBox
+from aerialseg.geo.labels import UNLABELLED, open_labels, read_mask
+from aerialseg.geo.opening import open_raster, raster_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,8 +33,7 @@ if TYPE_CHECKING:
     from rasterio.io import DatasetReader
 
     from aerialseg.evaluation.pairs import Pair
-    from aerialseg.geo.labels import Labels
-    from aerialseg.geo.masks import ResolvedRule
+    from aerialseg.geo.labels import Labels, ResolvedRule
 
     Flags = NDArray[np.bool_]
     Both = tuple[Flags, Flags]

@@ -33,12 +33,11 @@ from aerialseg.files import (
     staged,
     sweep,
 )
-from aerialseg.geo.outlines.geopackage import writing_vectors
-from aerialseg.geo.qgis.qml import write_mask_sidecars
-from aerialseg.geo.qgis.styles import MaskClass
-from aerialseg.geo.quiet import in_memory
-from aerialseg.geo.raster import GeoBox, open_raster
-from aerialseg.geo.tiles.index import common_crs
+from aerialseg.geo.geobox import GeoBox
+from aerialseg.geo.opening import in_memory, open_raster
+from aerialseg.geo.polygons.formats import writing_vectors
+from aerialseg.geo.qgis.styles import MaskClass, write_mask_sidecars
+from aerialseg.geo.tiles.tileset import common_crs
 from aerialseg.geo.writing import Layer, write_cog
 
 if TYPE_CHECKING:

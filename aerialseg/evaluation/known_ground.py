@@ -17,9 +17,10 @@ from pyproj.database import query_utm_crs_info
 from pyproj.exceptions import ProjError
 
 from aerialseg.errors import BadDataError, one_line
-from aerialseg.geo.masks import block_windows, decide_rule, read_mask
-from aerialseg.geo.quiet import in_memory
-from aerialseg.geo.raster import GeoBox, open_raster
+from aerialseg.geo.geobox import GeoBox
+from aerialseg.geo.labels import decide_rule, read_mask
+from aerialseg.geo.opening import in_memory, open_raster
+from aerialseg.geo.raster import block_windows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from rasterio.windows import Window
 
     from aerialseg.evaluation.pairs import Pair
-    from aerialseg.geo.masks import ResolvedRule
+    from aerialseg.geo.labels import ResolvedRule
     from aerialseg.geo.vectors import Layer
 
 HAIR_M = 0.01

@@ -9,10 +9,9 @@ import numpy as np
 import shapely
 
 from aerialseg.errors import BadDataError, NoInputError, one_line
-from aerialseg.geo.raster import GeoBox, open_raster
-from aerialseg.geo.tiles.index import read_splits
-from aerialseg.geo.tiles.leaks import find_leak
-from aerialseg.geo.tiles.tileset import INDEX
+from aerialseg.geo.geobox import GeoBox
+from aerialseg.geo.opening import open_raster
+from aerialseg.geo.tiles.tileset import INDEX, find_leak, read_splits
 from aerialseg.geo.vectors import Layer, overlay, read_layer
 
 if TYPE_CHECKING:

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aerialseg.errors import AerialsegError, NoInputError, UsageError, one_line
-from aerialseg.geo.labels import find_labels
-from aerialseg.geo.masks import mask_box
+from aerialseg.geo.labels import find_labels, mask_box
 from aerialseg.geo.measures import MEASURES, PROBABILITY, is_of_another_run, left_out_note
 from aerialseg.geo.scenes import Scene, check_same_grid, find_scenes, pair_masks
 from aerialseg.geo.vectors import is_vector
@@ -20,7 +19,7 @@ from aerialseg.geo.vectors import is_vector
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from aerialseg.geo.raster import Access
+    from aerialseg.geo.inspection import Access
 
 
 @dataclass(frozen=True, slots=True)

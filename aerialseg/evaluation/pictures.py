@@ -16,7 +16,9 @@ from rasterio.windows import Window
 
 from aerialseg.errors import AerialsegError
 from aerialseg.evaluation.counting import open_pair
-from aerialseg.geo.raster import inspect_scene, open_raster, read_window
+from aerialseg.geo.inspection import inspect_scene
+from aerialseg.geo.opening import open_raster
+from aerialseg.geo.raster import read_window
 from aerialseg.progress import Silent
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
     from aerialseg.evaluation.counting import Rules, Strip
     from aerialseg.evaluation.pairs import Pair
-    from aerialseg.geo.raster import Access
+    from aerialseg.geo.inspection import Access
     from aerialseg.progress import Progress
 
     Sums = NDArray[np.float32]

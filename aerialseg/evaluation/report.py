@@ -13,7 +13,8 @@ from aerialseg.evaluation.page import OURS, PageContent, render_page
 from aerialseg.evaluation.pictures import draw_views
 from aerialseg.evaluation.scores import EvaluateOptions, decide_rules
 from aerialseg.files import prepare_output_folder, refuse_foreign, refuse_input_as_output, sha256_of, write_text
-from aerialseg.geo.raster import GeoBox, open_raster
+from aerialseg.geo.geobox import GeoBox
+from aerialseg.geo.opening import open_raster
 from aerialseg.geo.scenes import check_same_grid, find_scenes
 from aerialseg.models.package import ModelCard, read_card
 

@@ -16,9 +16,8 @@ from aerialseg.evaluation.counting import Rules, count_pair
 from aerialseg.evaluation.pairs import Pair, check_pairs, pair_scenes
 from aerialseg.evaluation.results import EvaluationReport, SceneScore
 from aerialseg.files import usable_processors
-from aerialseg.geo.labels import Labels, LabelSource
-from aerialseg.geo.masks import MaskRule, ResolvedRule, decide_rule, mask_box
-from aerialseg.geo.raster import Access
+from aerialseg.geo.inspection import Access
+from aerialseg.geo.labels import Labels, LabelSource, MaskRule, ResolvedRule, decide_rule, mask_box
 from aerialseg.geo.scenes import Scene
 from aerialseg.geo.vectors import read_layer
 from aerialseg.progress import Progress, Silent

@@ -21,9 +21,10 @@ import numpy as np
 from aerialseg.errors import BadDataError, NoInputError, ReadError, StorageError, one_line
 from aerialseg.evaluation.pairs import is_measure
 from aerialseg.files import staged, working_folder
-from aerialseg.geo.masks import ResolvedRule, block_windows, decide_rule, read_mask
-from aerialseg.geo.opening import create_raster, refuse_remote, writing_errors
-from aerialseg.geo.raster import GeoBox, open_raster, raster_errors
+from aerialseg.geo.geobox import GeoBox
+from aerialseg.geo.labels import ResolvedRule, decide_rule, read_mask
+from aerialseg.geo.opening import create_raster, open_raster, raster_errors, refuse_remote, writing_errors
+from aerialseg.geo.raster import block_windows
 from aerialseg.geo.scenes import find_scenes, natural_key
 
 if TYPE_CHECKING:

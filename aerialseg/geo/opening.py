@@ -3,6 +3,11 @@
 A file is opened by its local path alone, by drivers from an allow-list, without the overview files beside it; remote
 paths, driver-prefixed strings and virtual formats are refused before GDAL sees them (see `aerialseg.geo` for the rest).
 Errors of rasterio, of GDAL and of the operating system become one line that names the file.
+
+Calls into rasterio that work on rasters in memory: burning and warping arrays.
+
+Such a call sets Python's warning filters while it runs. They belong to the whole process, and threads that open files
+meanwhile rely on them, so all of them take turns.
 """
 
 from __future__ import annotations
@@ -13,13 +18,14 @@ import os
 import re
 import shutil
 import threading
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rasterio
 from rasterio._err import CPLE_BaseError
-from rasterio.errors import RasterioError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader, DatasetWriter
 
 from aerialseg.errors import BadDataError, NoInputError, ReadError, StorageError, UsageError, one_line
@@ -33,7 +39,6 @@ DRIVERS = ("GTiff", "JP2OpenJPEG", "PNG", "JPEG")
 ALMOST_FULL = 1 << 20
 """A disk with fewer bytes free than this is full, whatever GDAL says."""
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-
 _PREFIX = re.compile(r"[A-Za-z][A-Za-z0-9_+.-]+:")
 _BLOCK = re.compile(r"band (\d+): IReadBlock failed at X offset (\d+), Y offset (\d+)")
 _CONTENT = (
@@ -43,6 +48,7 @@ _CONTENT = (
     (re.compile(rb"^version https://git-lfs"), "is a Git LFS pointer, not the raster itself: git lfs pull"),
     (re.compile(rb"^PK\x03\x04"), "is a zip archive: unpack it first"),
 )
+_lock = threading.Lock()
 
 
 @contextmanager
@@ -266,3 +272,11 @@ class _Complaints(logging.Handler):
             yield
         finally:
             logger.removeHandler(self)
+
+
+@contextmanager
+def in_memory() -> Iterator[None]:
+    """Hold the warning filters, with rasterio's complaint about arrays without a place on the ground switched off."""
+    with _lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        yield

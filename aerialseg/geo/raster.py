@@ -9,32 +9,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from rasterio.windows import Window
 
-from aerialseg.geo.geobox import GeoBox
-from aerialseg.geo.inspection import Access, BandRule, Source, inspect_scene
-from aerialseg.geo.opening import open_raster, raster_errors, refuse_remote
-from aerialseg.geo.writing import Layer, write_cog, write_geotiff
+from aerialseg.geo.inspection import Source
+from aerialseg.geo.opening import raster_errors
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
     from rasterio.io import DatasetReader
-    from rasterio.windows import Window
-
-__all__ = [
-    "Access",
-    "BandRule",
-    "GeoBox",
-    "Layer",
-    "Source",
-    "inspect_scene",
-    "open_raster",
-    "raster_errors",
-    "read_window",
-    "read_window_into",
-    "refuse_remote",
-    "write_cog",
-    "write_geotiff",
-]
 
 
 def read_window(dataset: DatasetReader, source: Source, window: Window) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
@@ -79,3 +63,22 @@ def _scaled(values: NDArray[np.generic], scale: tuple[float, float]) -> NDArray[
     np.clip(scaled, 0, 255, out=scaled)
     pixels: NDArray[np.uint8] = scaled.astype(np.uint8)
     return pixels
+
+
+def block_windows(dataset: DatasetReader, pixels: int = 2**22) -> Iterator[Window]:
+    """Yield windows that cover the raster once, row after row, of about `pixels` pixels and of whole blocks.
+
+    They are as wide as the raster unless its rows of blocks are far too large for that. Blocks larger than four times
+    `pixels` (a file stored as one strip) are cut, since a block in memory costs less than eight arrays of its size.
+    """
+    block_rows, block_cols = dataset.block_shapes[0]
+    height, width = dataset.height, dataset.width
+    cols = width
+    if block_rows * width > 2 * pixels:
+        cols = min(width, max(1, pixels // block_rows // block_cols) * block_cols)
+    rows = max(1, pixels // cols)
+    if block_rows * cols <= 4 * pixels:
+        rows = max(1, rows // block_rows) * block_rows
+    for row in range(0, height, rows):
+        for col in range(0, width, cols):
+            yield Window(col, row, min(cols, width - col), min(rows, height - row))

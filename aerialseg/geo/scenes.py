@@ -3,37 +3,55 @@
 A scene's name is its path below the folder given, without suffix, with "/"; outputs mirror it. A mosaic, `.vrt`, stands
 for its scenes where it is named; in a folder it is passed over. Only names are looked at here, and what a mosaic says;
 whether a file is a usable raster is for `aerialseg.geo.raster.inspect_scene` to say.
+
+Which mask belongs to which scene, and whether both lie on one grid.
+
+Which scenes train and which validate: whole scenes only, by number, by name or by share.
 """
 
 from __future__ import annotations
 
 import glob
+import hashlib
+import math
 import os
 import re
 import unicodedata
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from aerialseg.errors import BadDataError, NoInputError, UsageError, one_line
-from aerialseg.geo.mosaic import mosaic_sources
-from aerialseg.geo.opening import refuse_remote
-from aerialseg.geo.pairing import check_same_grid, pair_by_ground, pair_by_name, with_masks
-from aerialseg.geo.split import split_scenes
+from aerialseg.geo.geobox import GeoBox
+from aerialseg.geo.opening import open_raster, refuse_remote
+from aerialseg.geo.vrt import mosaic_sources
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-__all__ = ["Scene", "check_same_grid", "find_scenes", "pair_masks", "require_masks", "split_scenes"]
+    from aerialseg.geo.inspection import Source
 
 SUFFIXES = frozenset((".tif", ".tiff", ".jp2", ".j2k", ".png", ".jpg", ".jpeg"))
 MOSAIC = ".vrt"
 ROOTS = ("", "AerialImageDataset", "data", "raw")
 """Where Inria's `train/images` stands below what users point at."""
 MASK_FOLDERS = ("gt", "masks", "labels")
-
 _CITY = re.compile(r"(?P<city>\D*[^\W\d])(?P<number>\d+)")
+EXACT_SHIFT = 0.01
+TOLERATED_SHIFT = 0.5
+"""In pixels, at the worst corner; half a pixel is the difference between pixel-is-area and pixel-is-point."""
+NAMED_MISSING = 5
+Side = Literal["train", "val"]
+INRIA_CITIES = frozenset(
+    ("austin", "chicago", "kitsap", "tyrol-w", "vienna", "bellingham", "bloomington", "innsbruck", "sfo", "tyrol-e")
+)
+INRIA_VALIDATION = range(1, 6)
+"""The data set's authors validate on scenes 1 to 5 of every city."""
+AUTO_SHARE = 0.2
+_RANGE = re.compile(r"(?P<city>.*\D)(?P<first>\d+)-(?P<last>\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,3 +229,192 @@ def _refuse_collisions(scenes: Iterable[Scene]) -> None:
                 f" {one_line(scene.name)}; give the folder that holds both, or rename one"
             )
         taken[key] = scene
+
+
+def pair_by_name(scenes: Sequence[Scene], masks: Sequence[Scene], pattern: str | None) -> dict[str, Path]:
+    """Return scene name -> mask file, by relative stem, else by the bare stem where it is unique on both sides.
+
+    `pattern`, such as "{stem}_label", says how the mask's stem is made from the scene's; a suffix in it must agree.
+    """
+    by_name = {mask.name: mask.image for mask in masks}
+    by_stem = _unique_stems(masks)
+    own_stems = _unique_stems(scenes)
+    found = {}
+    for scene in scenes:
+        folder, _, stem = scene.name.rpartition("/")
+        wanted, suffix = _wanted(stem, pattern)
+        mask = by_name.get(f"{folder}/{wanted}" if folder else wanted)
+        if mask is None and stem in own_stems:
+            mask = by_stem.get(wanted)
+        if mask is not None and suffix in ("", mask.suffix):
+            found[scene.name] = mask
+    return found
+
+
+def pair_by_ground(scenes: Sequence[Scene], mask: Path) -> dict[str, Path]:
+    """Return the scenes that a single mask file overlaps; a single scene needs no ground to belong to it."""
+    if len(scenes) == 1:
+        return {scenes[0].name: mask}
+    with open_raster(mask) as dataset:
+        box = GeoBox.of(dataset)
+    found = {}
+    for scene in scenes:
+        with open_raster(scene.image) as dataset:
+            if _overlap(GeoBox.of(dataset), box):
+                found[scene.name] = mask
+    return found
+
+
+def with_masks(scenes: Sequence[Scene], found: dict[str, Path], *, partly: bool = False) -> tuple[Scene, ...]:
+    """Return the scenes with their masks; those that are another's mask are left out.
+
+    Raises BadDataError naming scenes without a mask, or, if they may be labelled `partly`, when none has one;
+    UsageError when nothing is left: scenes and masks are the same files.
+    """
+    used = {mask.resolve() for mask in found.values()}
+    kept = [scene for scene in scenes if scene.image.resolve() not in used]
+    if scenes and not kept:
+        raise UsageError(f"{one_line(scenes[0].image)}: is given as a scene and as a mask; --masks names true masks")
+    missing = [one_line(scene.image) for scene in kept if scene.name not in found]
+    if missing and not (partly and found):
+        more = f" and {len(missing) - NAMED_MISSING} more" if len(missing) > NAMED_MISSING else ""
+        raise BadDataError(
+            f"{', '.join(missing[:NAMED_MISSING])}{more}: no mask found; masks pair by the same stem, or use"
+            " --mask-pattern '{stem}_label.tif'"
+        )
+    return tuple(replace(scene, mask=found.get(scene.name)) for scene in kept)
+
+
+def check_same_grid(first: Source | GeoBox, second: Source | GeoBox, names: tuple[object, object]) -> str | None:
+    """Return None when two rasters share a grid, or a warning when they miss by up to half a pixel.
+
+    A raster without georeferencing is taken to lie on the other's pixels when the sizes agree; with a warning when only
+    one has none. Raises BadDataError with both grids and the offset in pixels.
+    """
+    one = first if isinstance(first, GeoBox) else first.box
+    other = second if isinstance(second, GeoBox) else second.box
+    here, there = (one_line(str(name)) for name in names)
+    for name, box in ((here, one), (there, other)):
+        if not box.usable:
+            raise BadDataError(f"{name}: its transform gives pixels no place or no area: gdal_translate -a_ullr ...")
+    grids = f"{here} is {one.describe()}; {there} is {other.describe()}"
+    same_size = (one.height, one.width) == (other.height, other.width)
+    if not (one.georeferenced and other.georeferenced):
+        if not same_size:
+            raise BadDataError(f"{there}: does not fit {here}: {grids}; cut both to one grid")
+        bare = there if one.georeferenced else here
+        return (
+            None if one.georeferenced == other.georeferenced else f"{bare}: has no georeferencing; taken pixel by pixel"
+        )
+    if one.crs != other.crs:
+        raise BadDataError(f"{there}: is in another CRS than {here}: {grids}; gdalwarp it to the same grid")
+    row, col = one.offset_to(other)
+    shift = one.largest_shift(other)
+    offset = f"offset {row:+.2f} rows, {col:+.2f} columns"
+    if not same_size or shift > TOLERATED_SHIFT:
+        raise BadDataError(f"{there}: does not lie on the grid of {here}: {grids}; {offset}; cut both to one grid")
+    return None if shift <= EXACT_SHIFT else f"{there}: lies {shift:.2f} px off {here} ({offset}); taken pixel by pixel"
+
+
+def _wanted(stem: str, pattern: str | None) -> tuple[str, str]:
+    """Return the stem of the wanted mask, and its suffix when the pattern has one."""
+    if pattern is None:
+        return stem, ""
+    if "{stem}" not in pattern:
+        raise UsageError(f"--mask-pattern {pattern}: must hold {{stem}}, for example '{{stem}}_label.tif'")
+    name = pattern.replace("{stem}", stem)
+    suffix = Path(pattern.replace("{stem}", "stem")).suffix
+    return name.removesuffix(suffix), suffix
+
+
+def _unique_stems(scenes: Sequence[Scene]) -> dict[str, Path]:
+    """Return stem -> file for the stems that occur once."""
+    counts = Counter(scene.name.rpartition("/")[2] for scene in scenes)
+    stems = ((scene.name.rpartition("/")[2], scene.image) for scene in scenes)
+    return {stem: image for stem, image in stems if counts[stem] == 1}
+
+
+def _overlap(one: GeoBox, other: GeoBox) -> bool:
+    if not (one.georeferenced and other.georeferenced) or one.crs != other.crs:
+        return False
+    a, b = one.bounds, other.bounds
+    return bool(a.left < b.right and b.left < a.right and a.bottom < b.top and b.bottom < a.top)
+
+
+def split_scenes(scenes: Sequence[Scene], spec: str) -> dict[str, Side]:
+    """Return scene name -> side, by "inria", "val=austin1-5,tyrol-w1,vienna*", a share such as "0.2", or "auto".
+
+    "auto" is Inria's rule when every scene is one of Inria's and both sides get some, else a share of 0.2. A share is
+    taken evenly from the cities, the same scenes every time. Raises UsageError when the spec is not understood, when an
+    item of it matches no scene, or when a side stays empty.
+    """
+    if spec == "auto":
+        inria = all(scene.city in INRIA_CITIES for scene in scenes)
+        sides = _by_number(scenes) if inria else {}
+        if len(set(sides.values())) < 2:
+            sides = _by_share(scenes, AUTO_SHARE)
+    elif spec == "inria":
+        sides = _by_number(scenes)
+    elif spec.startswith("val="):
+        sides = _by_name(scenes, spec.removeprefix("val="))
+    else:
+        sides = _by_share(scenes, _share(spec))
+    for side in ("train", "val"):
+        if side not in sides.values():
+            raise UsageError(f"--split {spec}: no scene is left to {side}; choose another split, or blocks=N")
+    return sides
+
+
+def _by_number(scenes: Sequence[Scene]) -> dict[str, Side]:
+    for scene in scenes:
+        if scene.number is None:
+            raise UsageError(f"--split inria: {scene.name} is not named <city><number>; use val=NAMES or a share")
+    return {scene.name: "val" if scene.number in INRIA_VALIDATION else "train" for scene in scenes}
+
+
+def _by_name(scenes: Sequence[Scene], items: str) -> dict[str, Side]:
+    sides: dict[str, Side] = {scene.name: "train" for scene in scenes}
+    for item in filter(None, map(str.strip, items.split(","))):
+        chosen = [scene for scene in scenes if _matches(scene, item)]
+        if not chosen:
+            raise UsageError(f"--split val={items}: no scene matches {item}")
+        sides.update({scene.name: "val" for scene in chosen})
+    return sides
+
+
+def _matches(scene: Scene, item: str) -> bool:
+    """Return whether an item means a scene: its name or stem, a pattern, a city, or a range of a city's numbers."""
+    stem = scene.name.rpartition("/")[2]
+    if item in (scene.name, stem, scene.city) or fnmatchcase(scene.name, item) or fnmatchcase(stem, item):
+        return True
+    span = _RANGE.fullmatch(item)
+    if span is None or scene.number is None or scene.city != span["city"]:
+        return False
+    return int(span["first"]) <= scene.number <= int(span["last"])
+
+
+def _share(spec: str) -> float:
+    try:
+        share = float(spec)
+    except ValueError:
+        share = math.nan
+    if not 0 < share < 1:
+        raise UsageError(f"--split {spec}: give auto, inria, val=NAMES, blocks=N or a share between 0 and 1")
+    return share
+
+
+def _by_share(scenes: Sequence[Scene], share: float) -> dict[str, Side]:
+    """Order every city by a hash of the names, spread the cities evenly over one line, and take its beginning."""
+    if len(scenes) < 2:
+        raise UsageError("one scene cannot be split by scenes; use --split blocks=N")
+    cities: dict[str | None, list[str]] = defaultdict(list)
+    for scene in sorted(scenes, key=lambda scene: hashlib.sha256(scene.name.encode()).digest()):
+        cities[scene.city].append(scene.name)
+    line = sorted(
+        ((place + 0.5) / len(names), hashlib.sha256(name.encode()).hexdigest(), name)
+        for names in cities.values()
+        for place, name in enumerate(names)
+    )
+    count = min(max(1, round(share * len(scenes))), len(scenes) - 1)
+    chosen = {name for _, _, name in line[:count]}
+    return {scene.name: "val" if scene.name in chosen else "train" for scene in scenes}

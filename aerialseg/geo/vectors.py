@@ -19,8 +19,7 @@ from pyproj.exceptions import ProjError
 from rasterio.features import rasterize
 
 from aerialseg.errors import BadDataError, NoInputError, one_line
-from aerialseg.geo.opening import raster_errors, refuse_remote
-from aerialseg.geo.quiet import in_memory
+from aerialseg.geo.opening import in_memory, raster_errors, refuse_remote
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -3,11 +3,17 @@
 Profiles are built from scratch; of the scene only size, transform, CRS and ground control points are taken over. A file
 gets its final name only after it was closed, opened again and compared with what should be in it: a GeoTIFF whose
 writer died opens cleanly and reads as zeros, and GDAL does not always report a full disk.
+
+Overviews of classes: each pixel of a smaller raster is what most of the four below it are.
+
+GDAL's own `mode` takes more time than all the rest of a mask's COG; for two by two pixels it is a few comparisons.
 """
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import errno
+import os
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,10 +28,9 @@ from aerialseg.errors import BadDataError, one_line
 from aerialseg.files import staged, temporary_file
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.opening import create_raster, open_raster, write_error, writing_errors
-from aerialseg.geo.overviews import with_overviews
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from contextlib import AbstractContextManager
 
     from numpy.typing import NDArray
@@ -34,6 +39,8 @@ if TYPE_CHECKING:
 COG_BLOCK = 512
 PLAIN_ROWS = 16
 """Rows that lie together in the temporary file; GDAL holds some 64 MB of them while it copies blocks."""
+ROWS = 512
+"""An even number of rows that are looked at together."""
 
 
 def write_geotiff(
@@ -196,3 +203,60 @@ def _require_intact(path: Path, *, same: bool, placed: bool) -> None:
         raise write_error(path, "the file does not read back as written")
     if not placed:
         raise BadDataError(f"{one_line(path)}: a GeoTIFF cannot hold the scene's CRS: gdalwarp the scene to another")
+
+
+@contextmanager
+def with_overviews(plain: Path, nodata: int, largest: int) -> Iterator[None]:
+    """Put overviews beside a temporary one-band uint8 raster for as long as the block lasts.
+
+    Each halves the one before, until height and width are `largest` at most. GDAL takes NAME.ovr for the overview of
+    NAME, and NAME.ovr.ovr for that one's. Raises what rasterio and the operating system raise.
+    """
+    made: list[Path] = []
+    try:
+        finer = plain
+        while (coarser := _halve(finer, nodata, largest, made)) is not None:
+            finer = coarser
+        yield
+    finally:
+        for path in made:
+            path.unlink(missing_ok=True)
+
+
+def _halve(path: Path, nodata: int, largest: int, made: list[Path]) -> Path | None:
+    """Write the overview of a raster, note it in `made` and return it; None when the raster is small enough."""
+    with open_raster(path) as source:
+        height, width = source.shape
+        if max(height, width) <= largest:
+            return None
+        overview = Path(f"{path}.ovr")
+        made.append(overview)
+        size = {"height": -(-height // 2), "width": -(-width // 2), "count": 1, "dtype": "uint8"}
+        with create_raster(overview, driver="GTiff", nodata=nodata, BIGTIFF="IF_SAFER", **size) as target:
+            for row in range(0, height, ROWS):
+                rows = source.read(1, window=Window(0, row, width, min(ROWS, height - row)))
+                half = majority(rows, nodata)
+                target.write(half, 1, window=Window(0, row // 2, half.shape[1], len(half)))
+    if overview.stat().st_size < size["height"] * size["width"]:  # GDAL does not always say that a disk is full
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return overview
+
+
+def majority(values: NDArray[np.uint8], nodata: int) -> NDArray[np.uint8]:
+    """Return what most of each two by two pixels are, [half the rows, half the columns], rounded up.
+
+    Of equal numbers the first counts, from the left and the top; nodata counts only where there is nothing else. An odd
+    last row or column stands for two of its kind.
+    """
+    height, width = values.shape
+    if height % 2 or width % 2:
+        values = np.pad(values, ((0, height % 2), (0, width % 2)), mode="edge")
+    four = [np.ascontiguousarray(values[row::2, col::2]) for row in (0, 1) for col in (0, 1)]
+    chosen = four[0]
+    mixed = np.flatnonzero((chosen != four[1]) | (chosen != four[2]) | (chosen != four[3]))
+    a, b, c, d = (corner.ravel()[mixed] for corner in four)
+    first = np.where(a != nodata, a, np.where(b != nodata, b, np.where(c != nodata, c, d)))
+    decided = np.where((c == d) & (c != nodata), c, first)
+    decided = np.where(((b == c) | (b == d)) & (b != nodata), b, decided)
+    chosen.ravel()[mixed] = np.where(((a == b) | (a == c) | (a == d)) & (a != nodata), a, decided)
+    return chosen

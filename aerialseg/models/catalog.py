@@ -14,10 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aerialseg.errors import ConfigError, first_line, one_line
-from aerialseg.models.presets import PRESETS as PRESETS
-from aerialseg.models.presets import SIZE_MULTIPLE as SIZE_MULTIPLE
-from aerialseg.models.presets import STEM_SKIP, EncoderArguments
-from aerialseg.models.presets import Preset as Preset
+from aerialseg.models.presets import PRESETS, SIZE_MULTIPLE, STEM_SKIP, EncoderArguments, Preset
 
 if TYPE_CHECKING:
     from torch import nn

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from aerialseg.geo.stitching import blend_weights
+from aerialseg.geo.windows import blend_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

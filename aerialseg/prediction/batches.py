@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from rasterio.windows import Window
 
-from aerialseg.geo.raster import open_raster
+from aerialseg.geo.opening import open_raster
 from aerialseg.prediction.ground import open_ground, read_validity
 from aerialseg.prediction.lattice import mirrored
 from aerialseg.prediction.pipeline import read_ahead

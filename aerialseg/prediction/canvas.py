@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
-from aerialseg.geo.neighbours import Group, Placed, find_groups
+from aerialseg.geo.adjacency import Group, Placed, find_groups
 from aerialseg.geo.resampling import NEGLIGIBLE
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from aerialseg.geo.geobox import GeoBox
-    from aerialseg.geo.raster import Source
+    from aerialseg.geo.inspection import Source
 
 GSD_TOLERANCE = 0.1
 """Share by which a scene's GSD may differ from the model's before it is resampled."""

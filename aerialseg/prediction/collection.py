@@ -16,15 +16,20 @@ from urllib.parse import unquote
 from aerialseg.counts import QUANTA
 from aerialseg.errors import one_line
 from aerialseg.files import refuse_foreign
+from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.measures import MEASURES, kind_of
 from aerialseg.geo.opening import open_raster
 from aerialseg.geo.qgis.project import Group, Layer, was_ours, write_project
-from aerialseg.geo.qgis.qml import write_probability_sidecar
 from aerialseg.geo.qgis.sealed import origin_of, write_sealed
-from aerialseg.geo.qgis.styles import building_renderer, mask_pipe, probability_pipe, scene_pipe
+from aerialseg.geo.qgis.styles import (
+    building_renderer,
+    mask_pipe,
+    probability_pipe,
+    scene_pipe,
+    write_probability_sidecar,
+)
 from aerialseg.geo.qgis.tables import polygon_tables
-from aerialseg.geo.qgis.vrt import Kind, Mosaic, Part, mosaic_names, write_mosaics
-from aerialseg.geo.raster import GeoBox
+from aerialseg.geo.vrt import Kind, Mosaic, Part, mosaic_names, write_mosaics
 from aerialseg.prediction.stac import ITEMS, Sheet, describe, parse_taken
 from aerialseg.progress import Silent
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from aerialseg import errors
 from aerialseg.errors import AerialsegError, ResourceError, Stopped, UsageError
 from aerialseg.files import write_json
-from aerialseg.geo.outlines.polygons import PolygonOptions
+from aerialseg.geo.polygons.polygonize import PolygonOptions
 from aerialseg.models.package import find_model
 from aerialseg.prediction.job import predict_scenes
 from aerialseg.prediction.options import ALL_GPUS, PredictOptions, Shard

@@ -20,7 +20,7 @@ from aerialseg.progress import Silent
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from aerialseg.geo.stitching import Blend
+    from aerialseg.geo.windows import Blend
     from aerialseg.prediction.tta import Symmetry, View
     from aerialseg.progress import Progress
 

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from aerialseg.errors import BadDataError
-from aerialseg.geo.neighbours import Placed
-from aerialseg.geo.raster import open_raster, read_window, read_window_into
+from aerialseg.geo.adjacency import Placed
+from aerialseg.geo.opening import open_raster
+from aerialseg.geo.raster import read_window, read_window_into
 from aerialseg.geo.resampling import rescaled
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from rasterio.io import DatasetReader
 
-    from aerialseg.geo.raster import Source
+    from aerialseg.geo.inspection import Source
     from aerialseg.prediction.canvas import Canvas
 
 Ground = Callable[[Window, NDArray[np.uint8], NDArray[np.bool_]], None]

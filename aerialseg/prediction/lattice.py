@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aerialseg.geo.stitching import Axis, reflected
+from aerialseg.geo.windows import Axis, reflected
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

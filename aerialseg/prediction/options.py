@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 from aerialseg.errors import UsageError, one_line
-from aerialseg.geo.outlines.polygons import PolygonOptions
-from aerialseg.geo.raster import Access, BandRule
-from aerialseg.geo.stitching import Blend
+from aerialseg.geo.inspection import Access, BandRule
+from aerialseg.geo.polygons.polygonize import PolygonOptions
+from aerialseg.geo.windows import Blend
 from aerialseg.prediction.tta import Symmetry
 
 if TYPE_CHECKING:

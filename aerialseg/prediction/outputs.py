@@ -21,9 +21,11 @@ from aerialseg import __version__
 from aerialseg.counts import NODATA, QUANTA, quantum_of
 from aerialseg.errors import AerialsegError, UsageError, one_line
 from aerialseg.files import sha256_of
+from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.measures import KEY
-from aerialseg.geo.qgis.qml import write_mask_sidecars
-from aerialseg.geo.raster import GeoBox, Layer, open_raster, raster_errors, write_cog
+from aerialseg.geo.opening import open_raster, raster_errors
+from aerialseg.geo.qgis.styles import write_mask_sidecars
+from aerialseg.geo.writing import Layer, write_cog
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from aerialseg.prediction.engine import Strip
+    from aerialseg.prediction.strips import Strip
 
 SUFFIX = ".part"
 MAGIC = b"aerialseg strips\n"

@@ -15,7 +15,7 @@ import numpy as np
 
 from aerialseg.files import write_bytes
 from aerialseg.geo.qgis.styles import MASK_CLASSES, PROBABILITY_RAMP
-from aerialseg.geo.shrinking import shrink, small_shape
+from aerialseg.geo.resampling import shrink, small_shape
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from aerialseg.errors import AerialsegError, UsageError, one_line
 from aerialseg.files import refuse_foreign, refuse_input_as_output
-from aerialseg.geo.mosaic import mosaic_sources
-from aerialseg.geo.outlines.buildings import read_mark
-from aerialseg.geo.outlines.polygons import MaskLayer, write_buildings
-from aerialseg.geo.raster import GeoBox, open_raster
+from aerialseg.geo.geobox import GeoBox
+from aerialseg.geo.opening import open_raster
+from aerialseg.geo.polygons.formats import read_mark
+from aerialseg.geo.polygons.polygonize import MaskLayer, write_buildings
 from aerialseg.geo.scenes import MOSAIC
+from aerialseg.geo.vrt import mosaic_sources
 from aerialseg.prediction.collection import Entry, collection_paths, refuse_strangers, write_collection
 
 if TYPE_CHECKING:

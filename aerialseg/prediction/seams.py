@@ -12,7 +12,7 @@ from aerialseg.prediction.lattice import Lattice
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from aerialseg.geo.stitching import Axis
+    from aerialseg.geo.windows import Axis
     from aerialseg.prediction.canvas import Canvas
     from aerialseg.prediction.forward import EngineSettings
 

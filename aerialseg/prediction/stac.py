@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from aerialseg.errors import one_line
-from aerialseg.geo.qgis.place import around, crs_code, footprint, rounded
-from aerialseg.geo.qgis.project import relative_to
+from aerialseg.geo.qgis.project import around, crs_code, footprint, relative_to, rounded
 from aerialseg.geo.qgis.sealed import BLANK
 from aerialseg.geo.qgis.styles import MASK_CLASSES
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from aerialseg.errors import AerialsegError, BadDataError, Stopped, UsageError, one_line
 from aerialseg.files import refuse_foreign, sha256_of
-from aerialseg.geo.contents import content_digest
+from aerialseg.geo.digest import content_digest
+from aerialseg.geo.inspection import BandRule, inspect_scene
 from aerialseg.geo.measures import KEY
-from aerialseg.geo.raster import BandRule, inspect_scene
-from aerialseg.models.catalog import PRESETS, SIZE_MULTIPLE
+from aerialseg.models.presets import PRESETS, SIZE_MULTIPLE
 from aerialseg.prediction.canvas import make_canvases
 from aerialseg.prediction.outputs import COUNTS, SceneFiles, done_key, read_tags, reads_to_the_end, write_sides
 from aerialseg.prediction.pictures import is_our_png
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from aerialseg.geo.raster import GeoBox
+    from aerialseg.geo.geobox import GeoBox
     from aerialseg.geo.scenes import Scene
     from aerialseg.models.package import ModelCard
     from aerialseg.prediction.canvas import Canvas

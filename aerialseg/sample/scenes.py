@@ -11,7 +11,9 @@ from rasterio.crs import CRS
 
 from aerialseg.errors import AerialsegError, OutputError, UsageError, one_line
 from aerialseg.files import prepare_output_folder, refuse_foreign
-from aerialseg.geo.raster import GeoBox, open_raster, write_geotiff
+from aerialseg.geo.geobox import GeoBox
+from aerialseg.geo.opening import open_raster
+from aerialseg.geo.writing import write_geotiff
 from aerialseg.progress import Progress, Silent
 from aerialseg.sample.canvas import Canvas
 from aerialseg.sample.districts import ASPHALT, CONCRETE, DRY, GRASS, fill_block, street_furniture

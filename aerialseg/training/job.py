@@ -15,8 +15,8 @@ from lightning.fabric.strategies import DDPStrategy
 from timm.layers import convert_sync_batchnorm
 
 from aerialseg.files import usable_processors
-from aerialseg.models.catalog import SIZE_MULTIPLE
 from aerialseg.models.device import pick_precision
+from aerialseg.models.presets import SIZE_MULTIPLE
 from aerialseg.progress import Progress, Silent
 from aerialseg.training.batches import Layout, stream_batches
 from aerialseg.training.dataset import TileReader, training_tiles, validation_tiles

@@ -17,8 +17,8 @@ from rasterio.windows import Window
 
 from aerialseg.errors import ConfigError, NoInputError, OutputError, StorageError, one_line
 from aerialseg.files import locked, prepare_output_folder, require_space, sweep
-from aerialseg.geo.contents import content_stamp, file_stamp
-from aerialseg.geo.tiles.cutting import padded, read_tiles, rows_of
+from aerialseg.geo.digest import content_stamp, file_stamp
+from aerialseg.geo.tiles.cut import padded, read_tiles, rows_of
 from aerialseg.geo.tiles.sources import check_unchanged, plan_again, source_files
 from aerialseg.training.cache import Contents, Piece, TileCache, open_cache, write_cache
 from aerialseg.training.dataset import read_square
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
 
     from aerialseg.config import DataSection
-    from aerialseg.geo.tiles.survey import Job, PlannedTile
+    from aerialseg.geo.tiles.plan import Job, PlannedTile
     from aerialseg.geo.tiles.tileset import TileRecord, TileSet
     from aerialseg.progress import Progress
     from aerialseg.training.batches import Arrays, Readers

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from aerialseg.geo.tiles.tileset import load_tileset
-from aerialseg.models.catalog import SIZE_MULTIPLE
 from aerialseg.models.device import pick_device
+from aerialseg.models.presets import SIZE_MULTIPLE
 from aerialseg.training.batches import AHEAD, open_readers
 from aerialseg.training.dataset import TileReader
 from aerialseg.training.job import Job, build_job, reading_threads

@@ -21,8 +21,10 @@ from aerialseg.errors import BadDataError, ConfigError, ModelError
 from aerialseg.evaluation.scores import evaluate_scenes
 from aerialseg.files import prepare_output_folder, refuse_foreign, write_bytes, write_json
 from aerialseg.geo.scenes import Scene
-from aerialseg.geo.tiles.tiling import TilingOptions, tile_scenes
-from aerialseg.prediction.job import PredictOptions, predict_scenes
+from aerialseg.geo.tiles.build import tile_scenes
+from aerialseg.geo.tiles.plan import TilingOptions
+from aerialseg.prediction.job import predict_scenes
+from aerialseg.prediction.options import PredictOptions
 from aerialseg.progress import Progress, Silent
 from aerialseg.sample import write_sample
 from aerialseg.workflows.figure import draw_comparison, read_comparison

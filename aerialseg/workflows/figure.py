@@ -12,8 +12,10 @@ from rasterio.windows import Window
 
 from aerialseg.counts import Confusion
 from aerialseg.files import write_bytes
-from aerialseg.geo.masks import decide_rule, read_mask
-from aerialseg.geo.raster import inspect_scene, open_raster, read_window
+from aerialseg.geo.inspection import inspect_scene
+from aerialseg.geo.labels import decide_rule, read_mask
+from aerialseg.geo.opening import open_raster
+from aerialseg.geo.raster import read_window
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aerialseg.errors import AerialsegError, BadDataError
-from aerialseg.geo.contents import side_files
-from aerialseg.geo.neighbours import find_groups
-from aerialseg.geo.raster import inspect_scene, open_raster
+from aerialseg.geo.adjacency import find_groups
+from aerialseg.geo.digest import side_files
+from aerialseg.geo.inspection import inspect_scene
+from aerialseg.geo.opening import open_raster
 from aerialseg.geo.scenes import Scene, find_scenes
 from aerialseg.geo.tiles.tileset import load_tileset, read_manifest
 from aerialseg.workflows.facts import Account, Fact, spelt
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
     from rasterio.io import DatasetReader
 
-    from aerialseg.geo.raster import GeoBox, Source
+    from aerialseg.geo.geobox import GeoBox
+    from aerialseg.geo.inspection import Source
     from aerialseg.geo.tiles.tileset import TileRecord, TileSet
 
 MOST_SIBLINGS = 1000
@@ -30,7 +32,7 @@ NAMED = 3
 
 def describe_scene(path: Path) -> Account:
     """Say what a scene is and whether predict would take it as it is; raises what opening it raises."""
-    from aerialseg.geo.raster import GeoBox
+    from aerialseg.geo.geobox import GeoBox
 
     with open_raster(path) as dataset:
         facts = [Fact("file", str(path)), Fact("bytes", path.stat().st_size), *_pixels(dataset, path)]

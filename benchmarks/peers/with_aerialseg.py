@@ -23,7 +23,7 @@ from meter import STEP, Meter, squares, step_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from aerialseg.geo.raster import Source
+    from aerialseg.geo.inspection import Source
     from aerialseg.prediction.forward import Forward
 
 Stages = dict[str, float]
@@ -33,7 +33,8 @@ def floor(source: Source, given: argparse.Namespace, folder: Path) -> Stages:
     """Read the scene's rows into one buffer, and write the mask, which is known."""
     from rasterio.windows import Window
 
-    from aerialseg.geo.raster import open_raster, write_cog
+    from aerialseg.geo.opening import open_raster
+    from aerialseg.geo.writing import write_cog
     from aerialseg.prediction.outputs import MASK
 
     height, width, rows = source.box.height, source.box.width, step_of(given.window)
@@ -59,7 +60,7 @@ def floor(source: Source, given: argparse.Namespace, folder: Path) -> Stages:
 
 def cog(source: Source, given: argparse.Namespace, folder: Path) -> Stages:
     """Put a mask that is there as an array through the COG writer."""
-    from aerialseg.geo.raster import write_cog
+    from aerialseg.geo.writing import write_cog
     from aerialseg.prediction.outputs import MASK
 
     rows = step_of(given.window)
@@ -70,7 +71,7 @@ def cog(source: Source, given: argparse.Namespace, folder: Path) -> Stages:
 
 def predicted(source: Source, given: argparse.Namespace, folder: Path, forward: Forward) -> Stages:
     """Do what prediction/job.py does for one scene; returns the seconds of each stage."""
-    from aerialseg.geo.contents import content_digest
+    from aerialseg.geo.digest import content_digest
     from aerialseg.prediction.canvas import make_canvases
     from aerialseg.prediction.engine import predict_scene
     from aerialseg.prediction.outputs import SceneFiles, count_pixels, finish, output_tags
@@ -149,7 +150,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     given = parser.parse_args()
 
-    from aerialseg.geo.raster import inspect_scene, open_raster
+    from aerialseg.geo.inspection import inspect_scene
+    from aerialseg.geo.opening import open_raster
 
     running: list[float] = []
     work: Callable[[Source, argparse.Namespace, Path], Stages] = {"cog": cog}.get(given.kind, floor)

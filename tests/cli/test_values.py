@@ -6,7 +6,7 @@ import pytest
 
 from aerialseg.cli.values import band_rule, batch_size, whole_numbers
 from aerialseg.errors import UsageError
-from aerialseg.geo.raster import BandRule
+from aerialseg.geo.inspection import BandRule
 
 
 def test_bands_and_scale_become_a_rule() -> None:

@@ -9,8 +9,8 @@ import rasterio
 
 from aerialseg.errors import BadDataError, NoInputError, UsageError
 from aerialseg.evaluation.pairs import check_pairs, pair_predictions, pair_scenes
+from aerialseg.geo.inspection import Access
 from aerialseg.geo.measures import KEY
-from aerialseg.geo.raster import Access
 from aerialseg.geo.scenes import find_scenes
 
 if TYPE_CHECKING:

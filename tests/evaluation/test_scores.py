@@ -18,8 +18,9 @@ from aerialseg.errors import Stopped
 from aerialseg.evaluation import counting, scores
 from aerialseg.evaluation.counting import Rules, count_pair
 from aerialseg.evaluation.pairs import Pair
-from aerialseg.evaluation.scores import EvaluationReport, SceneScore, evaluate_pairs, evaluate_scenes
-from aerialseg.geo.masks import decide_rule
+from aerialseg.evaluation.results import EvaluationReport, SceneScore
+from aerialseg.evaluation.scores import evaluate_pairs, evaluate_scenes
+from aerialseg.geo.labels import decide_rule
 from aerialseg.geo.scenes import find_scenes
 from aerialseg.progress import Silent
 

@@ -233,7 +233,7 @@ def test_a_killed_run_is_swept_and_done_again(tmp_path: Path, scene_file: Write,
 
 def test_what_others_write_in_the_folder_meanwhile_stays(tmp_path: Path, scene_file: Write) -> None:
     """predict finishes rasters in a thread, and other shards write there too."""
-    from aerialseg.geo.outlines.polygons import MaskLayer, write_buildings
+    from aerialseg.geo.polygons.polygonize import MaskLayer, write_buildings
     from aerialseg.progress import Silent
 
     theirs = tmp_path / ".aerialseg-feedfeedfeed.tif"

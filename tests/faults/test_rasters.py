@@ -24,7 +24,9 @@ from rasterio.windows import Window
 
 import aerialseg.geo
 from aerialseg.errors import AerialsegError, BadDataError, NoInputError, UsageError
-from aerialseg.geo.raster import Access, inspect_scene, open_raster, read_window
+from aerialseg.geo.inspection import Access, inspect_scene
+from aerialseg.geo.opening import open_raster
+from aerialseg.geo.raster import read_window
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -10,7 +10,7 @@ import pytest
 import rasterio
 import rasterio.shutil
 
-from aerialseg.geo.contents import content_digest
+from aerialseg.geo.digest import content_digest
 from aerialseg.geo.opening import open_raster
 
 if TYPE_CHECKING:

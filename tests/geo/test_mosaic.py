@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from aerialseg.errors import BadDataError, NoInputError, UsageError
-from aerialseg.geo import mosaic
-from aerialseg.geo.mosaic import mosaic_sources
+from aerialseg.geo import vrt as mosaic
 from aerialseg.geo.scenes import find_scenes
+from aerialseg.geo.vrt import mosaic_sources
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from rasterio.crs import CRS
 from scipy.ndimage import label
 
+from aerialseg.geo.adjacency import find_groups
 from aerialseg.geo.geobox import GeoBox
-from aerialseg.geo.neighbours import find_groups
-from aerialseg.geo.raster import Source
+from aerialseg.geo.inspection import Source
 
 NORTH_UP = Affine(0.3, 0, 616000, 0, -0.3, 3347000)
 GRIDS = {

@@ -12,8 +12,9 @@ from affine import Affine
 from rasterio.crs import CRS
 from rasterio.enums import Resampling
 
-from aerialseg.geo.overviews import majority, with_overviews
-from aerialseg.geo.raster import GeoBox, Layer, open_raster, write_cog
+from aerialseg.geo.geobox import GeoBox
+from aerialseg.geo.opening import open_raster
+from aerialseg.geo.writing import Layer, majority, with_overviews, write_cog
 
 if TYPE_CHECKING:
     from pathlib import Path

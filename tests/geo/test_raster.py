@@ -14,13 +14,15 @@ from affine import Affine
 from rasterio.enums import ColorInterp
 from rasterio.windows import Window
 
-from aerialseg.geo.raster import Access, BandRule, inspect_scene, open_raster, read_window
+from aerialseg.geo.inspection import Access, BandRule, inspect_scene
+from aerialseg.geo.opening import open_raster
+from aerialseg.geo.raster import read_window
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from aerialseg.geo.raster import Source
+    from aerialseg.geo.inspection import Source
 
 ANYWHERE = Access(allow_ungeoreferenced=True)
 

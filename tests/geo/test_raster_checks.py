@@ -16,7 +16,9 @@ from rasterio.enums import ColorInterp
 from rasterio.windows import Window
 
 from aerialseg.errors import BadDataError, NoInputError, UsageError
-from aerialseg.geo.raster import Access, BandRule, inspect_scene, open_raster, read_window
+from aerialseg.geo.inspection import Access, BandRule, inspect_scene
+from aerialseg.geo.opening import open_raster
+from aerialseg.geo.raster import read_window
 
 if TYPE_CHECKING:
     from collections.abc import Callable

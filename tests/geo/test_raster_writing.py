@@ -15,8 +15,10 @@ from rasterio.crs import CRS
 
 from aerialseg.errors import BadDataError, OutputError, StorageError
 from aerialseg.geo import writing
-from aerialseg.geo.opening import create_raster
-from aerialseg.geo.raster import GeoBox, Layer, inspect_scene, open_raster, write_cog, write_geotiff
+from aerialseg.geo.geobox import GeoBox
+from aerialseg.geo.inspection import inspect_scene
+from aerialseg.geo.opening import create_raster, open_raster
+from aerialseg.geo.writing import Layer, write_cog, write_geotiff
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

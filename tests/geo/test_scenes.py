@@ -14,7 +14,7 @@ from rasterio.crs import CRS
 
 from aerialseg.errors import BadDataError, NoInputError, UsageError
 from aerialseg.geo.geobox import GeoBox
-from aerialseg.geo.raster import open_raster
+from aerialseg.geo.opening import open_raster
 from aerialseg.geo.scenes import (
     Scene,
     check_same_grid,

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from aerialseg.geo import shrinking
-from aerialseg.geo.shrinking import cell_means, shrink, small_shape
+from aerialseg.geo import resampling
+from aerialseg.geo.resampling import cell_means, shrink, small_shape
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +41,7 @@ def test_means_do_not_depend_on_the_pieces(
     tmp_path: Path, scene_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch,
     size: tuple[int, int], shape: tuple[int, int], profile: dict[str, Any], at_once: int,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(shrinking, "PIXELS_AT_ONCE", at_once)
+    monkeypatch.setattr(resampling, "PIXELS_AT_ONCE", at_once)
     array = np.random.default_rng(0).integers(0, 255, (3, *size)).astype(profile.pop("dtype", "uint8"))
     path = scene_file(tmp_path / "scene.tif", array, **profile)
     read: list[float] = []

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from aerialseg.geo.stitching import Axis, Blend, blend_weights, reflected
+from aerialseg.geo.windows import Axis, Blend, blend_weights, reflected
 
 AXES = st.builds(
     Axis.overlapping,

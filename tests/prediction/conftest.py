@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from aerialseg.geo.raster import Access, BandRule, inspect_scene
+from aerialseg.geo.inspection import Access, BandRule, inspect_scene
 from aerialseg.models.catalog import build_network, resolve
 from aerialseg.models.package import ModelCard, save_model
 from aerialseg.models.segmenter import Segmenter
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from aerialseg.prediction.engine import Strip
+    from aerialseg.prediction.strips import Strip
 
     Kept = tuple[int, NDArray[np.uint8], NDArray[np.uint8] | None]
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from aerialseg.geo.stitching import Axis
+from aerialseg.geo.windows import Axis
 from aerialseg.models.segmenter import Segmenter
 
 if TYPE_CHECKING:

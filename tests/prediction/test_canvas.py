@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.crs import CRS
 
+from aerialseg.geo.adjacency import find_groups
 from aerialseg.geo.geobox import GeoBox
-from aerialseg.geo.neighbours import find_groups
-from aerialseg.geo.raster import Source, inspect_scene
+from aerialseg.geo.inspection import Source, inspect_scene
 from aerialseg.prediction.canvas import Canvas, make_canvases
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def test_a_scene_is_resampled_when_it_differs_by_more_than_a_tenth(
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 def test_a_scene_without_a_place_keeps_its_pixels(tmp_path: Path, scene_file: Callable[..., Path]) -> None:
-    from aerialseg.geo.raster import Access
+    from aerialseg.geo.inspection import Access
 
     path = scene_file(tmp_path / "x.tif", crs=None, transform=None)
     source = inspect_scene(path, access=Access(allow_ungeoreferenced=True))

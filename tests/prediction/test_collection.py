@@ -18,7 +18,7 @@ from small_run import CARD, HASH, Told, write_entry, write_run
 
 from aerialseg.errors import BadDataError, NoInputError, OutputError, Stopped
 from aerialseg.geo.qgis.styles import write_building_style
-from aerialseg.geo.qgis.vrt import Part
+from aerialseg.geo.vrt import Part
 from aerialseg.prediction.collection import SINGLY, Entry, collection_paths, refuse_strangers, write_collection
 
 if TYPE_CHECKING:

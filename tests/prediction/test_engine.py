@@ -17,7 +17,7 @@ from known_networks import Counting, Neighbourhood, PixelRule, certain, plain, r
 from torch import nn
 
 from aerialseg.errors import AerialsegError, ModelError, ResourceError, Stopped
-from aerialseg.geo.raster import BandRule, inspect_scene
+from aerialseg.geo.inspection import BandRule, inspect_scene
 from aerialseg.prediction import batches, engine, ground
 from aerialseg.prediction.accumulator import Accumulator
 from aerialseg.prediction.batches import Batch

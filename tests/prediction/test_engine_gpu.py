@@ -10,7 +10,7 @@ import torch
 from known_networks import Neighbourhood, PixelRule, certain, plain, standardised
 
 from aerialseg.errors import ModelError
-from aerialseg.geo.raster import inspect_scene
+from aerialseg.geo.inspection import inspect_scene
 from aerialseg.prediction.canvas import Canvas
 from aerialseg.prediction.engine import predict_scene
 from aerialseg.prediction.forward import EngineSettings, Forward
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from aerialseg.models.segmenter import Segmenter
-    from aerialseg.prediction.engine import Strip
+    from aerialseg.prediction.strips import Strip
 
 pytestmark = [
     pytest.mark.gpu,

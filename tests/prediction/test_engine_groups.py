@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from known_networks import Counting, Neighbourhood, PixelRule, certain, plain, standardised
 
 from aerialseg.errors import BadDataError
-from aerialseg.geo.raster import inspect_scene
+from aerialseg.geo.inspection import inspect_scene
 from aerialseg.prediction.canvas import Canvas, make_canvases
 from aerialseg.prediction.engine import count_windows, predict_scene
 from aerialseg.prediction.forward import EngineSettings, Forward

@@ -12,7 +12,7 @@ from known_networks import Neighbourhood, PixelRule, certain, plain, reference, 
 from rasterio.enums import Resampling
 from rasterio.warp import reproject
 
-from aerialseg.geo.raster import inspect_scene
+from aerialseg.geo.inspection import inspect_scene
 from aerialseg.prediction.canvas import Canvas
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def test_validity_is_the_scene_s_own(
 
 
 def rule_of(lo: float, hi: float) -> Any:
-    from aerialseg.geo.raster import BandRule
+    from aerialseg.geo.inspection import BandRule
 
     return BandRule(scale=(lo, hi))
 

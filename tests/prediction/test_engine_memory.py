@@ -15,10 +15,10 @@ import rasterio
 import torch
 from rasterio.windows import Window
 
-from aerialseg.geo.raster import inspect_scene
+from aerialseg.geo.inspection import inspect_scene
 from aerialseg.prediction.canvas import Canvas, make_canvases
-from aerialseg.prediction.engine import peak_bytes
 from aerialseg.prediction.forward import EngineSettings
+from aerialseg.prediction.memory import peak_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable

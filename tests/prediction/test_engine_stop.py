@@ -12,7 +12,8 @@ from aerialseg.errors import ModelError, Stopped
 from aerialseg.geo.scenes import find_scenes
 from aerialseg.models.segmenter import Segmenter
 from aerialseg.prediction.forward import automatic_batch
-from aerialseg.prediction.job import PredictOptions, predict_scenes
+from aerialseg.prediction.job import predict_scenes
+from aerialseg.prediction.options import PredictOptions
 from aerialseg.progress import Silent
 
 if TYPE_CHECKING:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from aerialseg.errors import DeviceError, ModelError, OutputError, ResourceError, Stopped, UsageError
-from aerialseg.geo.outlines.polygons import PolygonOptions
+from aerialseg.geo.polygons.polygonize import PolygonOptions
 from aerialseg.geo.scenes import find_scenes
 from aerialseg.prediction.fleet import predict_anywhere, predict_on
-from aerialseg.prediction.job import PredictOptions, Shard, predict_scenes
+from aerialseg.prediction.job import predict_scenes
+from aerialseg.prediction.options import PredictOptions, Shard
 from aerialseg.progress import Silent
 
 if TYPE_CHECKING:

@@ -27,11 +27,12 @@ from aerialseg.errors import (
     StorageError,
     UsageError,
 )
-from aerialseg.geo.outlines.polygons import write_buildings
-from aerialseg.geo.raster import Access, BandRule
+from aerialseg.geo.inspection import Access, BandRule
+from aerialseg.geo.polygons.polygonize import write_buildings
 from aerialseg.geo.scenes import Scene, find_scenes
 from aerialseg.prediction import engine, job
-from aerialseg.prediction.job import PredictOptions, Shard, predict_scenes
+from aerialseg.prediction.job import predict_scenes
+from aerialseg.prediction.options import PredictOptions, Shard
 from aerialseg.prediction.work import Run, disk_bytes
 from aerialseg.progress import Silent
 

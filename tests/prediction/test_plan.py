@@ -9,7 +9,8 @@ import pytest
 
 from aerialseg.errors import NoInputError, UsageError
 from aerialseg.geo.scenes import find_scenes
-from aerialseg.prediction.job import PredictOptions, Shard, predict_scenes
+from aerialseg.prediction.job import predict_scenes
+from aerialseg.prediction.options import PredictOptions, Shard
 from aerialseg.prediction.plan import estimate
 
 if TYPE_CHECKING:

@@ -14,10 +14,11 @@ import torch
 
 from aerialseg.errors import OutputError, Stopped, UsageError
 from aerialseg.files import locked
-from aerialseg.geo.outlines.polygons import PolygonOptions
-from aerialseg.geo.raster import Access
+from aerialseg.geo.inspection import Access
+from aerialseg.geo.polygons.polygonize import PolygonOptions
 from aerialseg.geo.scenes import find_scenes
-from aerialseg.prediction.job import PredictOptions, Shard, predict_scenes
+from aerialseg.prediction.job import predict_scenes
+from aerialseg.prediction.options import PredictOptions, Shard
 from aerialseg.progress import Silent
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aerialseg.geo.raster import inspect_scene
+from aerialseg.geo.inspection import inspect_scene
 from aerialseg.prediction.canvas import Canvas, make_canvases
 from aerialseg.prediction.forward import EngineSettings
 from aerialseg.prediction.seams import SeamTally

@@ -18,8 +18,7 @@ from small_tiles import NETWORK, tiny_config, write_splits, write_tileset
 from aerialseg.counts import ScoreHistogram
 from aerialseg.errors import BadDataError, ConfigError, Diverged, ModelError, ResourceError, Stopped
 from aerialseg.geo.geobox import GeoBox
-from aerialseg.geo.tiles.index import write_index
-from aerialseg.geo.tiles.tileset import TileSet, load_tileset
+from aerialseg.geo.tiles.tileset import TileSet, load_tileset, write_index
 from aerialseg.models.catalog import build_network, resolve
 from aerialseg.models.package import load_model, read_card, save_model
 from aerialseg.models.segmenter import Segmenter

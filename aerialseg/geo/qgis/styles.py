@@ -2,6 +2,12 @@
 
 One red means building everywhere: opaque in the mask, the end of the probability's ramp, outline and tint of polygons.
 Styles are QGIS's own XML as versions 3.22 and later read it. Side files are for `aerialseg.geo.qgis.qml` to write.
+
+What makes rasters look right in QGIS without a click: the side files of masks and probabilities.
+
+A mask carries no colour table of its own: GDAL would pad it to 256 opaque entries, and QGIS would list 256 classes on
+black. A two-entry palette in `NAME.tif.aux.xml` (GDAL's auxiliary metadata, which every GDAL program reads) and a style
+in `NAME.qml` (QGIS only) show two named classes on a transparent background instead.
 """
 
 from __future__ import annotations
@@ -14,6 +20,9 @@ from xml.sax.saxutils import quoteattr
 
 from rasterio.enums import ColorInterp
 
+from aerialseg.counts import QUANTA
+from aerialseg.files import write_text
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
@@ -25,6 +34,14 @@ QGIS_VERSION = "3.22"
 """The oldest that is tried."""
 DATE = "2000-01-01T00:00:00.000Z"
 """Written where a file wants to know when it changed, so that equal outputs have equal bytes."""
+PROBABILITY_RAMP = ((0.0, (255, 237, 160, 0)), (0.5, (253, 141, 60, 160)), (1.0, (230, 57, 70, 255)))
+"""Share of the highest value -> colour: nothing at 0, the buildings' red at 1."""
+SPLIT_COLOURS = {"train": "49,104,142", "val": "253,141,60", "": "150,150,150"}
+"""How index.gpkg is drawn: training blue, validation orange, left out grey."""
+RGB = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
+FILL_ALPHA = 50
+NAME_LIMIT = 255
+"""Bytes in a file name on every file system in use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +59,9 @@ class MaskClass:
 
 
 MASK_CLASSES = (MaskClass(0, "background", (0, 0, 0, 0)), MaskClass(1, "building", (230, 57, 70, 255)))
-PROBABILITY_RAMP = ((0.0, (255, 237, 160, 0)), (0.5, (253, 141, 60, 160)), (1.0, (230, 57, 70, 255)))
-"""Share of the highest value -> colour: nothing at 0, the buildings' red at 1."""
-SPLIT_COLOURS = {"train": "49,104,142", "val": "253,141,60", "": "150,150,150"}
-"""How index.gpkg is drawn: training blue, validation orange, left out grey."""
-RGB = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
+
+
 BUILDING_COLOUR = ",".join(map(str, MASK_CLASSES[1].colour[:3]))
-FILL_ALPHA = 50
 
 
 def mask_style(classes: Sequence[MaskClass] = MASK_CLASSES) -> str:
@@ -232,3 +245,75 @@ def _vector_style(renderer: str) -> str:
 def _hex(colour: tuple[int, int, int, int]) -> str:
     red, green, blue, _ = colour
     return f"#{red:02x}{green:02x}{blue:02x}"
+
+
+def write_mask_sidecars(
+    path: Path,
+    *,
+    replace: bool = False,
+    classes: Sequence[MaskClass] = MASK_CLASSES,
+    meaning: str = "building mask",
+) -> tuple[Path, ...]:
+    """Write the side files of the mask at `path` that are missing, and return those it wrote.
+
+    `classes` are 0, 1, 2 and so on, and `meaning` what their raster is called in GIS programs.
+    What exists may hold a user's changes, or statistics that QGIS has added, and stays, unless `replace`. A side file
+    whose name would be too long for the file system is left out: the mask's own name fits, so at least one does.
+    """
+    auxiliary, style = path.with_name(f"{path.name}.aux.xml"), path.with_suffix(".qml")
+    contents = {auxiliary: _auxiliary(classes, meaning), style: mask_style(classes)}
+    return _write_missing(contents, replace=replace)
+
+
+def write_probability_sidecar(path: Path, scale: float, *, replace: bool = False) -> tuple[Path, ...]:
+    """Write the style of the probability raster at `path` where it is missing; returns it if it was written.
+
+    `scale` is the file's own: QGIS shows values times it, so it decides where the ramp ends.
+    """
+    return _write_missing({path.with_suffix(".qml"): probability_style(QUANTA * scale)}, replace=replace)
+
+
+def _write_missing(contents: dict[Path, str], *, replace: bool) -> tuple[Path, ...]:
+    fitting = {file: text for file, text in contents.items() if len(file.name.encode()) <= NAME_LIMIT}
+    missing = [file for file in fitting if replace or not file.exists()]
+    for file in missing:
+        write_text(file, fitting[file])
+    return tuple(missing)
+
+
+def _auxiliary(classes: Sequence[MaskClass], meaning: str) -> str:
+    """Return GDAL's auxiliary metadata: palette, class names and a raster attribute table."""
+    columns = (("Value", 0, 5), ("Class", 2, 2), ("Red", 0, 6), ("Green", 0, 7), ("Blue", 0, 8), ("Alpha", 0, 9))
+    fields = (
+        f'      <FieldDefn index="{index}"><Name>{name}</Name><Type>{kind}</Type><Usage>{usage}</Usage></FieldDefn>'
+        for index, (name, kind, usage) in enumerate(columns)
+    )
+    cells = ((item.value, item.label, *item.colour) for item in classes)
+    rows = (
+        f'      <Row index="{index}">{"".join(f"<F>{cell}</F>" for cell in row)}</Row>'
+        for index, row in enumerate(cells)
+    )
+    colours = (
+        '      <Entry c1="{}" c2="{}" c3="{}" c4="{}"/>'.format(*item.colour)  # the entry's place is its value
+        for item in classes
+    )
+    names = (f"      <Category>{item.label}</Category>" for item in classes)
+    lines = (
+        "<PAMDataset>",
+        '  <PAMRasterBand band="1">',
+        f"    <Description>{meaning}</Description>",
+        "    <ColorInterp>Palette</ColorInterp>",
+        "    <ColorTable>",
+        *colours,
+        "    </ColorTable>",
+        "    <CategoryNames>",
+        *names,
+        "    </CategoryNames>",
+        '    <GDALRasterAttributeTable tableType="thematic">',
+        *fields,
+        *rows,
+        "    </GDALRasterAttributeTable>",
+        "  </PAMRasterBand>",
+        "</PAMDataset>",
+    )
+    return "\n".join(lines) + "\n"

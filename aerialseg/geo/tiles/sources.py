@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from aerialseg.errors import BadDataError, NoInputError, one_line
 from aerialseg.geo.inspection import Access, BandRule
-from aerialseg.geo.masks import MaskRule
+from aerialseg.geo.labels import MaskRule
 from aerialseg.geo.scenes import Scene
-from aerialseg.geo.tiles.options import TilingOptions
-from aerialseg.geo.tiles.survey import survey
+from aerialseg.geo.tiles.plan import TilingOptions, survey
 from aerialseg.progress import Silent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from aerialseg.geo.tiles.survey import Job
+    from aerialseg.geo.tiles.plan import Job
     from aerialseg.geo.tiles.tileset import TileSet
 
 

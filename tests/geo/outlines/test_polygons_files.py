@@ -21,11 +21,10 @@ from rasterio.warp import transform
 from small_run import Told
 
 from aerialseg.errors import BadDataError, OutputError, UsageError
-from aerialseg.geo.outlines import strips
-from aerialseg.geo.outlines.patchwork import piece_of
-from aerialseg.geo.outlines.polygonizing import polygonize_masks
-from aerialseg.geo.outlines.polygons import MaskLayer, PolygonOptions, write_buildings
-from aerialseg.geo.quiet import in_memory
+from aerialseg.geo.opening import in_memory
+from aerialseg.geo.polygons import trace
+from aerialseg.geo.polygons.patchwork import piece_of
+from aerialseg.geo.polygons.polygonize import MaskLayer, PolygonOptions, polygonize_masks, write_buildings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,8 +38,8 @@ FORMATS = (".gpkg", ".fgb", ".geojson", ".parquet")
 @pytest.fixture
 def thin_strips(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read a few rows at a time, so that buildings cross strips."""
-    monkeypatch.setattr(strips, "STRIP_PIXELS", 1)
-    monkeypatch.setattr(strips, "STRIP_ROWS", (4, 8))
+    monkeypatch.setattr(trace, "STRIP_PIXELS", 1)
+    monkeypatch.setattr(trace, "STRIP_ROWS", (4, 8))
 
 
 def noise(seed: int, density: float, size: tuple[int, int] = (40, 60)) -> np.ndarray:

@@ -12,9 +12,9 @@ import shapely
 from pyproj import CRS, Transformer
 
 from aerialseg.errors import UsageError
-from aerialseg.geo.outlines import regularising
-from aerialseg.geo.outlines.polygons import BuildingsReport, MaskLayer, PolygonOptions, write_buildings
-from aerialseg.geo.outlines.regularising import regularise
+from aerialseg.geo.polygons import shape
+from aerialseg.geo.polygons.polygonize import BuildingsReport, MaskLayer, PolygonOptions, write_buildings
+from aerialseg.geo.polygons.shape import regularise
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -190,7 +190,7 @@ def test_what_the_regulariser_breaks_stays_as_it_was(monkeypatch: pytest.MonkeyP
         made[odd] = shapely.Polygon() if fault == "empties" else shapely.buffer(made[odd], -1.5)
         return made, index
 
-    monkeypatch.setattr(regularising, "_call", call)
+    monkeypatch.setattr(shape, "_call", call)
     ((after, failed),) = regularise(shapes, 0.3)
     assert failed == 1
     assert shapely.area(after).tolist() == [121, 121, 100, 121, 121]

@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.features import rasterize, shapes
 
-from aerialseg.geo.outlines.corners import find_corners
-from aerialseg.geo.outlines.tracing import Outlines, Tracer
-from aerialseg.geo.quiet import in_memory
+from aerialseg.geo.opening import in_memory
+from aerialseg.geo.polygons.trace import Outlines, Tracer, find_corners
 
 
 def traced(mask: np.ndarray, rows: int, values: np.ndarray | None = None) -> tuple[list[shapely.Polygon], np.ndarray]:

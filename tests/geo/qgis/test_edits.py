@@ -14,14 +14,14 @@ import pytest
 import shapely
 
 from aerialseg.errors import OutputError
-from aerialseg.geo.outlines.polygons import MaskLayer, write_buildings
+from aerialseg.geo.polygons.polygonize import MaskLayer, write_buildings
 from aerialseg.geo.qgis.edits import is_edited
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from aerialseg.geo.outlines.polygons import BuildingsReport
+    from aerialseg.geo.polygons.polygonize import BuildingsReport
 
 FORMATS = (".gpkg", ".fgb", ".geojson", ".parquet")
 

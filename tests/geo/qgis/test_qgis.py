@@ -12,8 +12,13 @@ import pytest
 import rasterio
 from rasterio.enums import ColorInterp
 
-from aerialseg.geo.qgis.qml import write_index_style, write_mask_sidecars, write_probability_sidecar
-from aerialseg.geo.qgis.styles import MASK_CLASSES, SPLIT_COLOURS
+from aerialseg.geo.qgis.styles import (
+    MASK_CLASSES,
+    SPLIT_COLOURS,
+    write_index_style,
+    write_mask_sidecars,
+    write_probability_sidecar,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +46,7 @@ def test_gdal_reads_a_two_entry_palette_from_the_side_file(tmp_path: Path, scene
 
 
 def test_the_side_file_names_the_classes() -> None:
-    from aerialseg.geo.qgis.qml import _auxiliary
+    from aerialseg.geo.qgis.styles import _auxiliary
 
     band = ElementTree.fromstring(_auxiliary(MASK_CLASSES, "building mask")).find("PAMRasterBand")
     assert band is not None

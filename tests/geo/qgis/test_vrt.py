@@ -15,8 +15,7 @@ import rasterio
 from small_run import HEIGHT, WIDTH, grid_of, labels_of, write_entry, write_run
 
 from aerialseg.errors import BadDataError, OutputError
-from aerialseg.geo.mosaic import mosaic_sources
-from aerialseg.geo.qgis.vrt import Part, write_mosaics
+from aerialseg.geo.vrt import Part, mosaic_sources, write_mosaics
 
 if TYPE_CHECKING:
     from aerialseg.prediction.collection import Entry

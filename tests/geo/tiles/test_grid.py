@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aerialseg.geo.tiles.grid import Tile, TileGrid
+from aerialseg.geo.windows import Tile, TileGrid
 
 grids = st.builds(
     TileGrid,

@@ -10,9 +10,7 @@ from affine import Affine
 from rasterio.crs import CRS
 
 from aerialseg.geo.geobox import GeoBox
-from aerialseg.geo.tiles.index import write_index
-from aerialseg.geo.tiles.leaks import find_leak
-from aerialseg.geo.tiles.tileset import TileRecord
+from aerialseg.geo.tiles.tileset import TileRecord, find_leak, write_index
 
 UTM = CRS.from_epsg(26914)
 

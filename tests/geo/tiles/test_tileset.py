@@ -17,7 +17,6 @@ from small_tiles import write_splits, write_tileset
 
 from aerialseg.errors import BadDataError, NoInputError, OutputError
 from aerialseg.geo.geobox import GeoBox
-from aerialseg.geo.tiles.index import read_splits, write_index
 from aerialseg.geo.tiles.tileset import (
     INDEX,
     MANIFEST,
@@ -26,6 +25,8 @@ from aerialseg.geo.tiles.tileset import (
     load_tileset,
     mask_path,
     read_manifest,
+    read_splits,
+    write_index,
     write_manifest,
 )
 

@@ -19,12 +19,12 @@ from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning
 
 from aerialseg.errors import BadDataError, UsageError
-from aerialseg.geo.labels import find_labels
-from aerialseg.geo.masks import MaskRule
-from aerialseg.geo.raster import Access, BandRule
+from aerialseg.geo.inspection import Access, BandRule
+from aerialseg.geo.labels import MaskRule, find_labels
 from aerialseg.geo.scenes import Scene, find_scenes
+from aerialseg.geo.tiles.build import TilingReport, tile_scenes
+from aerialseg.geo.tiles.plan import TilingOptions
 from aerialseg.geo.tiles.tileset import INDEX, TileSet, load_tileset
-from aerialseg.geo.tiles.tiling import TilingOptions, TilingReport, tile_scenes
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,8 +18,9 @@ from aerialseg.errors import UsageError
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.resampling import at_gsd, resampled
 from aerialseg.geo.scenes import Scene
+from aerialseg.geo.tiles.build import tile_scenes
+from aerialseg.geo.tiles.plan import TilingOptions
 from aerialseg.geo.tiles.tileset import load_tileset
-from aerialseg.geo.tiles.tiling import TilingOptions, tile_scenes
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,9 +14,10 @@ import pytest
 
 from aerialseg.errors import BadDataError, OutputError, Stopped, StorageError, UsageError
 from aerialseg.geo.scenes import Scene
-from aerialseg.geo.tiles import cutting
+from aerialseg.geo.tiles import cut
+from aerialseg.geo.tiles.build import tile_scenes
+from aerialseg.geo.tiles.plan import TilingOptions
 from aerialseg.geo.tiles.tileset import INDEX, MANIFEST, load_tileset
-from aerialseg.geo.tiles.tiling import TilingOptions, tile_scenes
 from aerialseg.progress import Silent
 
 if TYPE_CHECKING:
@@ -242,7 +243,7 @@ def test_when_nothing_can_be_written_the_run_stops(
     def full(path: Path, *arguments: object, **options: object) -> None:
         raise StorageError(f"{path}: no space")
 
-    monkeypatch.setattr(cutting, "write_geotiff", full)
+    monkeypatch.setattr(cut, "write_geotiff", full)
     with pytest.raises(StorageError, match="no space"):
         tile_scenes(scenes, OPTIONS, tmp_path / "set")
     assert not (tmp_path / "set" / MANIFEST).exists()

@@ -18,9 +18,9 @@ from rasterio.crs import CRS
 from aerialseg.errors import BadDataError, UsageError
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.scenes import Scene
-from aerialseg.geo.tiles.grid import TileGrid
-from aerialseg.geo.tiles.sides import Sides, choose_sides, sides_by_area, sides_by_blocks, with_gap
+from aerialseg.geo.tiles.plan import Sides, choose_sides, sides_by_area, sides_by_blocks, with_gap
 from aerialseg.geo.vectors import Layer, read_layer
+from aerialseg.geo.windows import TileGrid
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from aerialseg.geo.raster import Source
+    from aerialseg.geo.inspection import Source
 
 GRID_TOLERANCE = 0.01
 """Pixels by which two neighbours' corners may miss each other's grid: transforms are written with finite digits."""

@@ -14,7 +14,7 @@ import numpy as np
 from aerialseg.errors import BadDataError, one_line
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.opening import open_raster
-from aerialseg.geo.pairing import check_same_grid
+from aerialseg.geo.scenes import check_same_grid
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 SAME_GRID_PX = 0.02
 """Corners of two rasters may miss each other's pixels by this much: transforms are stored in decimals."""
-
 MAX_PIXELS = 1e10
 """A larger file is more likely a header that lies; reading its zeros would take hours."""
 

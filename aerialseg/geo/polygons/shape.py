@@ -1,0 +1,368 @@
+"""From a mask's outlines to footprints on the ground, with what is said about each: id, scene, area, probability.
+
+The order of things: polygons along the pixels' edges, whole across scenes; then small ones are left out; then they are
+simplified, regularised, and brought to the CRS asked for. Nothing after the first step loses a building.
+
+Building outlines with straight walls and right angles, by buildingregulariser; never at the price of a building.
+
+The package works in metres and one building at a time here: its pool of processes costs more than it saves, and breaks
+where `__main__` cannot be imported. What it drops, splits or bends out of shape stays as it was.
+
+Metres and square metres on the ground around a raster, whatever its CRS counts in.
+
+In a projection that is true to scale, lengths and areas are those of its plane, times its unit. Degrees, and
+projections with a false scale such as Web Mercator, are measured on the ellipsoid; lengths there are those of a
+transverse Mercator projection around the raster's centre, on the same datum.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import shapely
+from pyproj import CRS, Proj, Transformer
+from pyproj.crs import ProjectedCRS
+from pyproj.crs.coordinate_operation import TransverseMercatorConversion
+from pyproj.exceptions import ProjError
+
+from aerialseg.counts import QUANTA
+from aerialseg.errors import BadDataError, one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from aerialseg.geo.geobox import GeoBox
+    from aerialseg.geo.polygons.patchwork import Patchwork, Piece
+    from aerialseg.geo.polygons.trace import Outlines
+
+    Shapes = NDArray[np.object_]
+    Points = NDArray[np.float64]
+
+MOST_CHANGE = 0.3
+"""What simplifying would change by a larger share of its area stays as it is."""
+CHUNK = 20_000
+"""Footprints that files hold back before they write them."""
+SMOOTHED_PX = 1.7
+"""The stairs of a slanted wall are one pixel high; a tolerance of 0.5 m on 0.3 m pixels is the package's default."""
+PARALLEL_PX = 3.3
+"""Walls that run beside each other at less become one; the package's default on 0.3 m pixels is 1 m."""
+SPECK_PX = 25
+"""Smaller holes are gaps in a mask rather than courtyards: walls cannot be drawn around them, and they are closed."""
+LEAST_IOU = 0.7
+"""What has less in common with the raster's outline is no version of it: a square pixel cut to a triangle has 0.5."""
+TOGETHER = 256
+TRUE_AREA = 0.02
+"""A projection whose areas are off by more is not measured in its plane; UTM and national grids stay below 0.002."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shaping:
+    """What is done to outlines."""
+
+    min_area_m2: float = 0.0
+    simplify_m: float = 0.0
+    regularise: bool = False
+    crs: CRS | None = None
+    """The CRS they are written in; None: their own."""
+
+    @property
+    def changes(self) -> bool:
+        """Whether polygons leave the pixels' edges."""
+        return self.regularise or self.simplify_m > 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Footprints:
+    """Buildings as they are written, arrays of one length."""
+
+    id: NDArray[np.object_]
+    scene: NDArray[np.object_]
+    area_m2: NDArray[np.float64]
+    probability: NDArray[np.float64]
+    """NaN where it is not known."""
+    shapes: Shapes
+
+    def __len__(self) -> int:
+        return len(self.id)
+
+    @property
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """What a file has beside geometry, by column."""
+        return {"id": self.id, "scene": self.scene, "area_m2": self.area_m2, "probability": self.probability}
+
+
+@dataclass(slots=True)
+class Tally:
+    """What was done, counted on the way."""
+
+    kept: int = 0
+    removed: int = 0
+    """Smaller than asked for."""
+    unregularised: int = 0
+    """Left along the pixels' edges, because the regulariser made something else of them."""
+
+
+def join_footprints(parts: Sequence[Footprints]) -> Footprints:
+    """Return the footprints of all parts, in their order; of none, empty columns of the right types."""
+    empty = {"area_m2": np.empty(0), "probability": np.empty(0)}
+    nothing = np.empty(0, dtype=object)
+    names = [field.name for field in fields(Footprints)]
+    return Footprints(
+        *(np.concatenate([empty.get(name, nothing), *(getattr(part, name) for part in parts)]) for name in names)
+    )
+
+
+def footprints(
+    outlines: Outlines, patchwork: Patchwork, grounds: Mapping[str, Ground], shaping: Shaping, tally: Tally
+) -> Iterator[Footprints]:
+    """Yield the footprints of a patchwork's outlines, a few at a time, and count them in `tally`.
+
+    `grounds` holds each piece's by name. A building belongs to the first piece that holds its first pixel, and its
+    coordinates are counted on that one's grid. `area_m2` is that of the outline as it is written, measured in the
+    scene's CRS. Raises BadDataError where the CRS asked for cannot be reached.
+    """
+    owner = _owners(outlines, patchwork.pieces)
+    shapes = _polygons(outlines, patchwork.pieces, owner)
+    known = np.where(outlines.sums[1] > 0, outlines.sums[1], np.nan)
+    probability = np.round(outlines.sums[0] / known / QUANTA, 4)
+    for number in np.unique(owner).tolist():
+        piece = patchwork.pieces[number]
+        ground, own = grounds[piece.name], np.flatnonzero(owner == number)
+        areas = ground.area_m2(shapes[own])
+        large = areas >= shaping.min_area_m2
+        tally.removed += int(np.count_nonzero(~large))
+        own, areas, start = own[large], areas[large], 0
+        for changed, failed in _shaped(shapes[own], ground, piece.box.gsd_m, shaping):
+            part = slice(start, start + len(changed))
+            start += len(changed)
+            tally.unregularised += failed
+            tally.kept += len(changed)
+            first = outlines.first[own[part]] - (piece.row, piece.col)
+            yield Footprints(
+                np.array([f"{piece.name}:{row}:{col}" for row, col in first.tolist()], dtype=object),
+                np.full(len(changed), piece.name, dtype=object),
+                np.round(ground.area_m2(changed) if shaping.changes else areas[part], 3),
+                probability[own[part]],
+                _finished(changed, ground, piece, shaping),
+            )
+
+
+def _owners(outlines: Outlines, pieces: Sequence[Piece]) -> NDArray[np.int64]:
+    """Return the index of the first piece that holds each building's first pixel."""
+    owner = np.full(len(outlines), -1, dtype=np.int64)
+    row, col = outlines.first[:, 0], outlines.first[:, 1]
+    for index, piece in enumerate(pieces):
+        inside = (row >= piece.row) & (row < piece.bottom) & (col >= piece.col) & (col < piece.right)
+        owner[inside & (owner < 0)] = index
+    return owner
+
+
+def _polygons(outlines: Outlines, pieces: Sequence[Piece], owner: NDArray[np.int64]) -> Shapes:
+    """Return polygons along the pixels' edges, in the CRS of the pieces."""
+    if not len(outlines):
+        return np.empty(0, dtype=object)
+    of_point = np.repeat(owner[outlines.building], outlines.rings)
+    origin = np.array([(piece.row, piece.col) for piece in pieces])
+    row, col = (outlines.points - origin[of_point]).T
+    a, b, c, d, e, f = np.array([tuple(piece.box.transform)[:6] for piece in pieces])[of_point].T
+    points = np.stack([c + a * col + b * row, f + d * col + e * row], axis=1)
+    rings = shapely.linearrings(points, indices=np.repeat(np.arange(len(outlines.rings)), outlines.rings))
+    polygons: Shapes = shapely.polygons(rings, indices=outlines.building)
+    return polygons
+
+
+def _shaped(shapes: Shapes, ground: Ground, gsd_m: float | None, shaping: Shaping) -> Iterator[tuple[Shapes, int]]:
+    """Yield the polygons simplified and regularised, in order, and how many could not be regularised."""
+    if not shaping.changes:
+        yield shapes, 0
+        return
+    metric, back = shapely.transform(shapes, ground.to_metres()), ground.from_metres()
+    if shaping.simplify_m:
+        simpler = shapely.simplify(metric, shaping.simplify_m, preserve_topology=True)
+        change = np.abs(shapely.area(simpler) / shapely.area(metric) - 1)  # half where a pixel became a triangle
+        metric = np.where(shapely.is_valid(simpler) & (change <= MOST_CHANGE), simpler, metric)
+    if not shaping.regularise:
+        yield shapely.transform(metric, back), 0
+        return
+    for part, failed in regularise(metric, gsd_m or 1.0):
+        yield shapely.transform(part, back), failed
+
+
+def _finished(shapes: Shapes, ground: Ground, piece: Piece, shaping: Shaping) -> Shapes:
+    """Return the polygons in the CRS asked for, valid, their outer rings anticlockwise."""
+    if shaping.crs is not None:
+        shapes = shapely.transform(shapes, ground.to_crs(shaping.crs))
+        if not np.isfinite(shapely.bounds(shapes)).all():
+            raise BadDataError(
+                f"{one_line(piece.mask)}: has buildings without a place in {one_line(shaping.crs.name)}; choose"
+                " another --crs"
+            )
+    broken = np.flatnonzero(~shapely.is_valid(shapes))
+    if len(broken):
+        shapes = shapes.copy()
+        shapes[broken] = [_largest_part(shape) for shape in shapely.make_valid(shapes[broken])]
+    clockwise = ~shapely.is_ccw(shapely.get_exterior_ring(shapes))
+    return np.where(clockwise, shapely.reverse(shapes), shapes) if clockwise.any() else shapes
+
+
+def _largest_part(shape: shapely.Geometry) -> shapely.Polygon:
+    """Return the polygon of a repaired one that has nearly all of its area; the rest are slivers of rounding."""
+    parts = shapely.get_parts(shapely.get_parts(shape))
+    return max(parts, key=lambda part: part.area)
+
+
+def regularise(shapes: Shapes, gsd_m: float) -> Iterator[tuple[Shapes, int]]:
+    """Yield polygons in metres regularised, in order and a few at a time, and how many of them stayed as they were.
+
+    `gsd_m` is the size of the pixels they were traced from. Holes of less than 25 pixels are closed.
+    """
+    for start in range(0, len(shapes), TOGETHER):
+        before = shapes[start : start + TOGETHER]
+        filled = _without_specks(before, SPECK_PX * gsd_m**2)
+        after = _regularised(filled, gsd_m)
+        good = _resemble(filled, after)
+        yield np.where(good, after, before), int(np.count_nonzero(~good))
+
+
+def _without_specks(shapes: Shapes, least_m2: float) -> Shapes:
+    """Return the polygons without holes that are smaller."""
+    filled = shapes.copy()
+    for index in np.flatnonzero(shapely.get_num_interior_rings(shapes)):
+        rings = shapely.get_rings(shapes[index])
+        large = shapely.area(shapely.polygons(rings)) >= least_m2
+        filled[index] = shapely.polygons(rings[0], holes=rings[1:][large[1:]])
+    return filled
+
+
+def _regularised(shapes: Shapes, gsd_m: float) -> Shapes:
+    """Return what the package makes of each polygon; None where it fails or makes several of it."""
+    try:
+        found, index = _call(shapes, gsd_m)
+    except Exception:  # whatever one odd polygon provokes must not cost the others
+        if len(shapes) == 1:
+            return np.array([None], dtype=object)
+        middle = len(shapes) // 2
+        return np.concatenate([_regularised(shapes[:middle], gsd_m), _regularised(shapes[middle:], gsd_m)])
+    result = np.full(len(shapes), None, dtype=object)
+    once = np.bincount(index, minlength=len(shapes)) == 1
+    kept = once[index]
+    result[index[kept]] = found[kept]
+    return result
+
+
+def _call(shapes: Shapes, gsd_m: float) -> tuple[Shapes, NDArray[np.int64]]:
+    """Return the package's polygons, and of which input each of them is."""
+    import geopandas
+    from buildingregulariser import regularize_geodataframe
+
+    frame = geopandas.GeoDataFrame({"building": np.arange(len(shapes))}, geometry=shapes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = regularize_geodataframe(
+            frame,
+            simplify_tolerance=SMOOTHED_PX * gsd_m,
+            parallel_threshold=PARALLEL_PX * gsd_m,
+            allow_circles=False,
+            num_cores=1,
+        )
+    return made.geometry.to_numpy(), made["building"].to_numpy()
+
+
+def _resemble(before: Shapes, after: Shapes) -> NDArray[np.bool_]:
+    """Return which pairs are valid polygons that have as many holes and lie about where they lay."""
+    good: NDArray[np.bool_] = (shapely.get_type_id(after) == shapely.GeometryType.POLYGON) & shapely.is_valid(after)
+    good &= shapely.get_num_interior_rings(after) == shapely.get_num_interior_rings(before)
+    good &= np.isfinite(shapely.bounds(after)).all(axis=1)
+    shared = np.zeros(len(before))
+    shared[good] = shapely.area(shapely.intersection(before[good], after[good]))
+    union = shapely.area(before) + np.nan_to_num(shapely.area(after)) - shared
+    good &= shared >= LEAST_IOU * union
+    return good
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ground:
+    """How to measure around one raster."""
+
+    crs: CRS
+    origin: tuple[float, float]
+    """The raster's centre, in the CRS."""
+    unit_m: float | None
+    """Metres in a unit of the plane; None where the plane is not true to scale."""
+
+    @classmethod
+    def of(cls, box: GeoBox) -> Ground:
+        """Return the ground around a georeferenced raster."""
+        if box.crs is None:
+            raise ValueError("a raster without a CRS has no ground")
+        crs, t = CRS.from_wkt(box.crs.to_wkt()), box.transform
+        col, row = box.width / 2, box.height / 2
+        origin = (t.a * col + t.b * row + t.c, t.d * col + t.e * row + t.f)
+        unit = None if crs.is_geographic or not _true_to_scale(crs, origin) else float(box.crs.units_factor[1])
+        return cls(crs, origin, unit)
+
+    def area_m2(self, shapes: Shapes) -> NDArray[np.float64]:
+        """Return the areas of polygons in the CRS."""
+        if self.unit_m is not None:
+            planar: NDArray[np.float64] = shapely.area(shapes) * self.unit_m**2
+            return planar
+        placed, geod = shapely.transform(shapes, self._to_degrees()), self.crs.get_geod()
+        if geod is None:
+            raise BadDataError(f"{one_line(self.crs.name)}: has no ellipsoid to measure areas on; reproject the mask")
+        return np.array([abs(geod.geometry_area_perimeter(shape)[0]) for shape in placed])
+
+    def to_metres(self) -> Callable[[Points], Points]:
+        """Return what takes points (n, 2) of the CRS to metres from about the raster's centre."""
+        if self.unit_m is None:
+            return self._between(self.crs, self._local())
+        origin, unit = np.array(self.origin), self.unit_m
+        return lambda points: (points - origin) * unit
+
+    def from_metres(self) -> Callable[[Points], Points]:
+        """Return the way back."""
+        if self.unit_m is None:
+            return self._between(self._local(), self.crs)
+        origin, unit = np.array(self.origin), self.unit_m
+        return lambda points: points / unit + origin
+
+    def to_crs(self, target: CRS) -> Callable[[Points], Points]:
+        """Return what takes points of the CRS to another; raises BadDataError where there is no way."""
+        return self._between(self.crs, target)
+
+    def _to_degrees(self) -> Callable[[Points], Points]:
+        return self._between(self.crs, self.crs.geodetic_crs)
+
+    def _local(self) -> CRS:
+        (longitude, latitude) = self._to_degrees()(np.array([self.origin]))[0]
+        centred = TransverseMercatorConversion(latitude, longitude, 0, 0, 1)
+        return ProjectedCRS(centred, name="around the raster", geodetic_crs=self.crs.geodetic_crs)
+
+    def _between(self, source: CRS, target: CRS) -> Callable[[Points], Points]:
+        try:
+            way = Transformer.from_crs(source, target, always_xy=True)
+        except ProjError as error:
+            name, other = one_line(self.crs.name), one_line(target.name)
+            raise BadDataError(f"no way from CRS {name} to {other}: {one_line(str(error))}") from error
+
+        def move(points: Points) -> Points:
+            return np.stack(way.transform(points[:, 0], points[:, 1]), axis=1)
+
+        return move
+
+
+def _true_to_scale(crs: CRS, origin: tuple[float, float]) -> bool:
+    """Return whether areas in the plane are those on the ellipsoid, as far as anybody can say."""
+    if crs.geodetic_crs is None:
+        return True
+    way = Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True)
+    longitude, latitude = way.transform(*origin)
+    try:
+        scale = Proj(crs).get_factors(longitude, latitude).areal_scale
+    except ProjError:
+        return True
+    return bool(abs(scale - 1) <= TRUE_AREA)
