@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+BUILDING, UNLABELLED = 1, 255
+"""What masks of tiles and of scenes hold for building and for ground that nobody labelled; 0 is background."""
 QUANTA, NODATA = 254, 255
 """A probability p is stored as round(QUANTA * p); NODATA is what masks and measures hold where there is no ground."""
 

@@ -24,6 +24,7 @@ import numpy as np
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.windows import Window
 
+from aerialseg.counts import UNLABELLED
 from aerialseg.errors import AerialsegError, BadDataError, NoInputError, UsageError, one_line
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.inspection import Access
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from aerialseg.geo.scenes import Scene
     from aerialseg.geo.vectors import Layer, Overlay
 
-BUILDING, UNLABELLED = 1, 255
 HALF = 128
 OUTSIDE_SAID = 0.01
 """A smaller share of the ground outside the polygons is no news: labels end at the outermost building."""

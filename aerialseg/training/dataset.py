@@ -14,6 +14,7 @@ import numpy as np
 from rasterio.enums import MaskFlags
 from rasterio.windows import Window
 
+from aerialseg.counts import BUILDING
 from aerialseg.errors import BadDataError, one_line
 from aerialseg.geo.opening import open_raster, raster_errors
 from aerialseg.training.augment import Augmentation
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from aerialseg.training.batches import Arrays
     from aerialseg.training.cache import TileCache
     from aerialseg.training.sampling import Crop
-
-BUILDING = 1
 
 
 class TileReader:

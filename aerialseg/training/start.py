@@ -21,11 +21,10 @@ from aerialseg.training.dataset import training_tiles, validation_side, validati
 from aerialseg.training.provenance import versions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from aerialseg.geo.tiles.tileset import TileSet
-    from aerialseg.training.checkpoint import State
     from aerialseg.training.distillation import Teacher
 
 LEAST_SPREAD = 1.0
@@ -96,7 +95,7 @@ def start_from_model(
     return Start(segmenter, card, config)
 
 
-def start_again(state: State) -> Start:
+def start_again(state: Mapping[str, Any]) -> Start:
     """Build the network of a checkpoint, without its weights (checkpoint.py and loop.py put those in)."""
     card = ModelCard(**state["card"])
     segmenter = Segmenter(build_network(spec_of(card)), card.mean, card.std)

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rasterio.windows import Window
 
+from aerialseg.counts import BUILDING, UNLABELLED
 from aerialseg.files import write_text
-from aerialseg.geo.labels import BUILDING, UNLABELLED, open_labels
+from aerialseg.geo.labels import open_labels
 from aerialseg.geo.opening import is_tiff, open_raster
 from aerialseg.geo.raster import read_window
 from aerialseg.geo.resampling import Reader, resampled
