@@ -129,9 +129,8 @@ def save_random_model(bench: Bench, preset: str) -> Path:
     """Save a model file with random weights, once."""
     import torch
 
-    from aerialseg.models.catalog import build_network, resolve
+    from aerialseg.models.build import Segmenter, build_network, resolve
     from aerialseg.models.package import ModelCard, save_model
-    from aerialseg.models.segmenter import Segmenter
 
     path = bench.work / f"{preset}-{bench.sizes.window}.safetensors"
     if not path.exists():

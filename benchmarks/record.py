@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 def machine(device: str) -> str:
     """Return the processor and, for a CUDA device, the card."""
-    from aerialseg.models.machine import cpu_name
+    from aerialseg.models.device import cpu_name
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     name = f"{cores} cores of {cpu_name()}"

@@ -13,7 +13,7 @@ from small_tiles import write_tileset
 from torch import nn
 
 from aerialseg.errors import ConfigError, Stopped, UsageError
-from aerialseg.models.catalog import count_network, resolve
+from aerialseg.models.build import count_network, resolve
 from aerialseg.progress import Silent
 from aerialseg.workflows import bench_networks, cost_table, trial
 from aerialseg.workflows.bench_networks import ALL_MIXERS, mixer_contestants, preset_contestants

@@ -14,7 +14,7 @@ from aerialseg import config as package
 from aerialseg.config import TrainConfig, differences, load_config, shipped_configs, to_toml
 from aerialseg.config.data import STRENGTHS
 from aerialseg.errors import ConfigError
-from aerialseg.models.catalog import resolve
+from aerialseg.models.build import resolve
 
 MINIMAL = '[model]\npreset = "unet-r18"\n'
 

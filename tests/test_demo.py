@@ -14,9 +14,8 @@ from PIL import Image
 from aerialseg.counts import Confusion
 from aerialseg.errors import OutputError, Stopped
 from aerialseg.geo.tiles.tileset import load_tileset
-from aerialseg.models.catalog import build_network, licence_of, resolve
+from aerialseg.models.build import Segmenter, build_network, licence_of, resolve
 from aerialseg.models.package import ModelCard, load_model, read_card, save_model
-from aerialseg.models.segmenter import Segmenter
 from aerialseg.progress import Silent
 from aerialseg.workflows import demo, trial
 from aerialseg.workflows.figure import FOUND, INVENTED, MISSED, Comparison, draw_comparison

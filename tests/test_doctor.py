@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from aerialseg.errors import DeviceError
-from aerialseg.models.catalog import DEFAULT_PRESET
-from aerialseg.models.machine import Card, Machine
+from aerialseg.models.build import DEFAULT_PRESET
+from aerialseg.models.device import Card, Machine
 from aerialseg.models.presets import PRESETS
 from aerialseg.workflows import doctor
 from aerialseg.workflows.doctor import Finding, examine, require_all

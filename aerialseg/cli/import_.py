@@ -57,8 +57,8 @@ def import_(
     from aerialseg.cli.console import console_progress, print_json
     from aerialseg.cli.values import named_values, numbers
     from aerialseg.errors import one_line
-    from aerialseg.models.catalog import resolve
-    from aerialseg.models.foreign import Habits, Normalisation, import_model
+    from aerialseg.models.build import resolve
+    from aerialseg.models.importing import Habits, Normalisation, import_model
 
     pixels = Normalisation(numbers("--mean", mean), numbers("--std", std), int(white))
     habits = Habits(gsd, threshold, tile_size, overlap)

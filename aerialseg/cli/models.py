@@ -25,7 +25,7 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print the prese
     from dataclasses import asdict
 
     from aerialseg.cli.console import print_json, print_table
-    from aerialseg.models.catalog import DEFAULT_PRESET
+    from aerialseg.models.build import DEFAULT_PRESET
     from aerialseg.models.presets import PRESETS
 
     if as_json:

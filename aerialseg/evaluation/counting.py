@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rasterio.windows import Window
 
-from aerialseg.counts import Confusion, ScoreHistogram
+from aerialseg.counts import UNLABELLED, Confusion, ScoreHistogram
 from aerialseg.errors import BadDataError, one_line
 from aerialseg.evaluation.boundary import DISTANCES, BoundaryTally
 from aerialseg.evaluation.objects import ObjectTally
 from aerialseg.evaluation.results import SceneScore
 from aerialseg.geo.geobox import GeoBox
-from aerialseg.geo.labels import UNLABELLED, open_labels, read_mask
+from aerialseg.geo.labels import open_labels, read_mask
 from aerialseg.geo.opening import open_raster, raster_errors
 
 if TYPE_CHECKING:

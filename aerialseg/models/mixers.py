@@ -6,6 +6,15 @@ on that sample alone. Knows nothing of stages (pyramid.py). Recurrence, the surv
 one segment of a text to the next and has no meaning for tiles that are independent.
 
 Inside, queries, keys and values are maps [N, heads, H, W, channels of a head]; a core turns them into one.
+
+Groups of positions and attention inside them: the groundwork of the token mixers (mixers.py).
+
+Maps are [N, heads, H, W, channels of a head]; groups are [N, heads, groups, positions, channels].
+
+Token mixers whose pattern is learned: positions attend to those that a clustering or a sorting puts beside them.
+
+Both work like the cores of mixers.py: maps [N, heads, H, W, channels of a head] in and out. They carry a warning: which
+positions meet is decided by comparisons, so rounding in bfloat16 changes some of it (docs/mixers.md).
 """
 
 from __future__ import annotations
@@ -19,19 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn, unflatten
 
-from aerialseg.models.groups import (
-    as_group,
-    attend,
-    attend_to,
-    attend_within,
-    float32_island,
-    rectangle_means,
-    widened,
-)
-from aerialseg.models.learned_patterns import Routing, Sinkhorn
-
 Core: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
-
 MIXERS: Final = (
     *("identity", "conv", "pool", "fourier", "full", "window", "grid", "axial", "global", "latent", "pooled"),
     *("linformer", "nystrom", "linear", "performer", "routing", "sinkhorn"),
@@ -296,3 +293,134 @@ def _by_kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attend with weights q k' of positive features, in an order that never forms them."""
     q, k, flat = q.flatten(2, 3), k.flatten(2, 3), v.flatten(2, 3)
     return unflatten(q @ (k.mT @ flat) / (q @ k.sum(2)[..., None]), 2, v.shape[2:4])
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Softmax attention inside each group; `mask` [N heads or 1, groups, 1 or M, M] is True where a key is seen."""
+    # The fused kernels want four axes; groups stand where they expect heads.
+    mixed = F.scaled_dot_product_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), mask)
+    return unflatten(mixed, 0, q.shape[:2])
+
+
+def attend_to(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Let every position of the map `q` attend to all keys and values of one group; returns a map."""
+    return unflatten(attend(as_group(q), k, v), 3, q.shape[2:4]).squeeze(2)
+
+
+def attend_within(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cells: tuple[int, int],
+    *,
+    strided: bool = False,
+    extra: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Attend within the groups of `partition`, and to the `extra` keys and values (one group for all, or one each)."""
+    height, width = q.shape[2:4]
+    split = [partition(x, cells, strided=strided) for x in (q, k, v)]
+    mask = None
+    if height % cells[0] or width % cells[1]:
+        inside = partition(torch.ones_like(q[:1, :1, ..., :1], dtype=torch.bool), cells, strided=strided)
+        mask = inside[0].mT
+    if extra is not None:
+        more = [x.to(split[1].dtype).expand(-1, -1, split[1].shape[2], -1, -1) for x in extra]
+        split[1:] = [torch.cat(pair, 3) for pair in zip(split[1:], more, strict=True)]
+        mask = None if mask is None else torch.cat((mask, mask.new_ones(*mask.shape[:3], more[0].shape[3])), -1)
+    mixed = attend(split[0], split[1], split[2], mask)
+    outer = (-(-height // cells[0]), -(-width // cells[1]))
+    groups, positions = (cells, outer) if strided else (outer, cells)
+    whole = unflatten(unflatten(mixed, 3, positions), 2, groups)
+    order = (0, 1, 4, 2, 5, 3, 6) if strided else (0, 1, 2, 4, 3, 5, 6)
+    return whole.permute(order).flatten(4, 5).flatten(2, 3)[:, :, :height, :width]
+
+
+def partition(x: Tensor, cells: tuple[int, int], *, strided: bool = False) -> Tensor:
+    """Cut a map into groups, zeros beyond the edge.
+
+    A group is a rectangle of `cells` (rows, cols), or, `strided`, the positions that have the same place in all of
+    them.
+    """
+    rows, cols = cells
+    x = F.pad(x, (0, 0, 0, -x.shape[3] % cols, 0, -x.shape[2] % rows))
+    x = unflatten(unflatten(x, 3, (-1, cols)), 2, (-1, rows))
+    order = (0, 1, 3, 5, 2, 4, 6) if strided else (0, 1, 2, 4, 3, 5, 6)
+    return x.permute(order).flatten(4, 5).flatten(2, 3)
+
+
+def rectangle_means(x: Tensor, rows: int, cols: int) -> Tensor:
+    """Return one group of the means of rows x cols rectangles of a map; those at the edge are of what is there."""
+    cells = (min(rows, x.shape[2]), min(cols, x.shape[3]))
+    flat = x.flatten(0, 1).permute(0, 3, 1, 2)
+    means = F.avg_pool2d(flat, cells, ceil_mode=True, count_include_pad=False)
+    return unflatten(means.flatten(2).mT, 0, x.shape[:2]).unsqueeze(2)
+
+
+def as_group(x: Tensor) -> Tensor:
+    """Return a map as one group of all its positions."""
+    return x.flatten(2, 3).unsqueeze(2)
+
+
+def float32_island(x: Tensor) -> torch.autocast:
+    """Return a context without autocast: what is computed in it from `widened` tensors is float32."""
+    return torch.autocast("cpu" if x.device.type == "meta" else x.device.type, enabled=False)
+
+
+def widened(x: Tensor) -> Tensor:
+    """Return float32, or float64 as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class Routing(nn.Module):
+    """Attend within clusters of keys, cut into pieces of at most `size` positions; N size.
+
+    Learned patterns (Routing Transformer, Roy et al., arXiv:2003.05997; pieces of a sorted sequence as in Reformer,
+    Kitaev et al., arXiv:2001.04451). Centroids learn through the share by which they scale the values.
+    """
+
+    def __init__(self, heads: int, head: int, clusters: int, size: int) -> None:
+        super().__init__()
+        self.centroids = nn.Parameter(torch.randn(heads, clusters, head))
+        self.size = size
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        flat = [x.flatten(2, 3) for x in (q, k, v)]
+        with float32_island(q):  # rounding moves positions between clusters
+            near = F.normalize(widened(flat[1]), dim=-1) @ F.normalize(widened(self.centroids), dim=-1).mT
+            share, cluster = torch.softmax(4 * near, -1).max(-1)
+        flat[2] = flat[2] * share[..., None].to(v.dtype)
+        order = cluster.argsort(dim=-1, stable=True)[..., None]
+        size = min(self.size, order.shape[2])
+        pieces = [
+            unflatten(F.pad(x.gather(2, order.expand_as(x)), (0, 0, 0, -x.shape[2] % size)), 2, (-1, size))
+            for x in (*flat, cluster[..., None] + 1)
+        ]
+        mask = pieces[3] == pieces[3].mT
+        mixed = attend(pieces[0], pieces[1], pieces[2], mask.flatten(0, 1)).flatten(2, 3)
+        return unflatten(mixed.gather(2, order.argsort(dim=2).expand_as(flat[0])), 2, q.shape[2:4])
+
+
+class Sinkhorn(nn.Module):
+    """Each block attends to itself and to the block that a learned, softly sorted order puts beside it; N^2 / side^2.
+
+    Tay et al., arXiv:2002.11296: scores between the blocks' mean keys, rows and columns normalised in turn, in float32.
+    Blocks that reach over the edge are sorted with zeros there.
+    """
+
+    def __init__(self, heads: int, head: int, side: int) -> None:
+        super().__init__()
+        self.asks = nn.Parameter(torch.randn(heads, head, head) * head**-0.5)
+        self.offers = nn.Parameter(torch.randn(heads, head, head) * head**-0.5)
+        self.side = side
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        cells = (min(self.side, q.shape[2]), min(self.side, q.shape[3]))
+        with float32_island(q):
+            means = rectangle_means(widened(k), *cells).squeeze(2)
+            scores = (means @ self.asks) @ (means @ self.offers).mT * q.shape[-1] ** -0.5
+            for _ in range(8):
+                scores = scores - scores.logsumexp(-1, keepdim=True)
+                scores = scores - scores.logsumexp(-2, keepdim=True)
+        order = scores.exp().to(k.dtype)
+        beside = [unflatten(order @ x.flatten(3), 3, x.shape[3:]) for x in (partition(k, cells), partition(v, cells))]
+        return attend_within(q, k, v, cells, extra=(beside[0], beside[1]))

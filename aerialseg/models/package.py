@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from aerialseg.errors import ConfigError, Diverged, ModelError, NoInputError, one_line
 from aerialseg.files import write_bytes
-from aerialseg.models.catalog import ModelSpec, build_network
+from aerialseg.models.build import ModelSpec, build_network
 from aerialseg.models.presets import NVIDIA
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from aerialseg.models.segmenter import Segmenter
+    from aerialseg.models.build import Segmenter
 
 FORMAT = 1
 KEY = "aerialseg"
@@ -119,7 +119,7 @@ def load_model(path: Path) -> tuple[Segmenter, ModelCard]:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    from aerialseg.models.segmenter import Segmenter
+    from aerialseg.models.build import Segmenter
 
     file = find_model(path)
     content = _read(file)

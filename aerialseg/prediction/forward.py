@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from aerialseg.errors import ModelError, ResourceError
+from aerialseg.models.build import Segmenter
 from aerialseg.models.device import autocast, compile_error, is_out_of_memory, translated
-from aerialseg.models.segmenter import Segmenter
 from aerialseg.prediction.batches import Batch
 from aerialseg.prediction.tta import views_of
 from aerialseg.progress import Silent

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from aerialseg.errors import BadDataError, ConfigError, ModelError, one_line
 from aerialseg.files import sha256_of
-from aerialseg.models.catalog import check_network
+from aerialseg.models.build import check_network
 from aerialseg.models.package import find_model, load_model, spec_of
 from aerialseg.training.start import GSD_TOLERANCE
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from aerialseg.config import DistilSection, TrainConfig
     from aerialseg.geo.tiles.tileset import TileSet
-    from aerialseg.models.segmenter import Segmenter
+    from aerialseg.models.build import Segmenter
     from aerialseg.training.batches import Batch
     from aerialseg.training.job import Job
     from aerialseg.training.losses import Pooling

@@ -16,7 +16,7 @@ from aerialseg.training.losses import IGNORE, building_loss
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from aerialseg.models.segmenter import Segmenter
+    from aerialseg.models.build import Segmenter
     from aerialseg.training.batches import Batch
     from aerialseg.training.job import Job
 

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
     from aerialseg.config import TrainConfig
     from aerialseg.geo.tiles.tileset import TileRecord, TileSet
+    from aerialseg.models.build import Segmenter
     from aerialseg.models.package import ModelCard
-    from aerialseg.models.segmenter import Segmenter
     from aerialseg.training.batches import Arrays, Batch, Item, Readers
     from aerialseg.training.distillation import Teacher
     from aerialseg.training.start import Start

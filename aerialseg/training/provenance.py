@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from aerialseg.files import write_json
-from aerialseg.models.machine import cpu_name
+from aerialseg.models.device import cpu_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

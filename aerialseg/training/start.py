@@ -13,10 +13,17 @@ import torch
 from aerialseg.config import TrainConfig
 from aerialseg.errors import ConfigError, ModelError, one_line
 from aerialseg.files import sha256_of
-from aerialseg.models.catalog import ModelSpec, build_network, check_network, input_statistics, licence_of, resolve
+from aerialseg.models.build import (
+    ModelSpec,
+    Segmenter,
+    build_network,
+    check_network,
+    input_statistics,
+    licence_of,
+    resolve,
+)
 from aerialseg.models.package import ModelCard, find_model, load_model, spec_of
 from aerialseg.models.presets import PRESETS, SIZE_MULTIPLE
-from aerialseg.models.segmenter import Segmenter
 from aerialseg.training.dataset import training_tiles, validation_side, validation_tiles
 from aerialseg.training.provenance import versions
 

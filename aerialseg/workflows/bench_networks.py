@@ -13,12 +13,11 @@ import torch
 
 from aerialseg.errors import ConfigError, UsageError
 from aerialseg.files import locked, prepare_output_folder, refuse_foreign, refuse_input_as_output, write_json
-from aerialseg.models.catalog import resolve
-from aerialseg.models.design import parse_design
-from aerialseg.models.device import pick_device, pick_precision
-from aerialseg.models.machine import cpu_name
+from aerialseg.models.build import resolve
+from aerialseg.models.device import cpu_name, pick_device, pick_precision
 from aerialseg.models.mixers import MIXERS
 from aerialseg.models.presets import NVIDIA, PRESETS
+from aerialseg.models.pyramid import parse_design
 from aerialseg.workflows.cost_plot import draw_costs
 from aerialseg.workflows.cost_table import BenchOptions, Contestant, Row, measure_costs
 from aerialseg.workflows.equal_time import Accuracy, Budget, train_in_time

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from aerialseg.errors import UsageError
-from aerialseg.models.catalog import ModelSpec, count_network, outline
+from aerialseg.models.build import ModelSpec, count_network, outline
 from aerialseg.models.device import pick_device, pick_precision
 from aerialseg.models.presets import SIZE_MULTIPLE
 from aerialseg.workflows.doctor import available_memory

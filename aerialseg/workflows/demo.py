@@ -207,9 +207,8 @@ def _save_untrained(trained: Path, path: Path, seed: int) -> Path:
     """Save the trained model's network with the random weights its training began with."""
     import torch
 
-    from aerialseg.models.catalog import build_network
+    from aerialseg.models.build import Segmenter, build_network
     from aerialseg.models.package import read_card, save_model, spec_of
-    from aerialseg.models.segmenter import Segmenter
 
     card = replace(read_card(trained), threshold=0.5, training={}, scores={})
     torch.manual_seed(seed)

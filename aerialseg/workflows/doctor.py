@@ -22,7 +22,7 @@ from aerialseg.errors import AerialsegError, DeviceError, first_line, one_line
 from aerialseg.files import usable_processors
 
 if TYPE_CHECKING:
-    from aerialseg.models.machine import System
+    from aerialseg.models.device import System
 
 State = Literal["ok", "warning", "missing"]
 
@@ -129,8 +129,7 @@ def _gdal() -> Iterator[Finding]:
 
 
 def _devices(system: System | None) -> Iterator[Finding]:
-    from aerialseg.models.device import describe_devices, unusable_card
-    from aerialseg.models.machine import Machine
+    from aerialseg.models.device import Machine, describe_devices, unusable_card
 
     system = system or Machine()
     version, architectures = system.cuda_build()

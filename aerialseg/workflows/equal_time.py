@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from aerialseg.config import ModelSection, TrainConfig
 from aerialseg.errors import BadDataError, ConfigError, Diverged, ResourceError, UsageError, one_line
 from aerialseg.geo.tiles.tileset import load_tileset
-from aerialseg.models.catalog import check_network
+from aerialseg.models.build import check_network
 from aerialseg.models.device import is_out_of_memory
 
 if TYPE_CHECKING:

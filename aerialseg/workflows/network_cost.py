@@ -23,11 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from aerialseg.errors import first_line
-from aerialseg.models.catalog import ModelSpec, build_network
-from aerialseg.models.design import parse_design
-from aerialseg.models.device import autocast, is_out_of_memory
-from aerialseg.models.machine import Machine
-from aerialseg.models.pyramid import PyramidEncoder
+from aerialseg.models.build import ModelSpec, build_network
+from aerialseg.models.device import Machine, autocast, is_out_of_memory
+from aerialseg.models.pyramid import PyramidEncoder, parse_design
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -144,7 +142,7 @@ def measure_apart(trial: Trial, progress: Progress) -> Cost | str:
 
 def _libraries(trial: Trial) -> list[str]:
     """Return the modules that bring in all a network is made of; their memory is not the network's."""
-    return [__name__] if trial.encoder_only else [__name__, "aerialseg.models.construction"]
+    return [__name__] if trial.encoder_only else [__name__, "aerialseg.models.build"]
 
 
 def _answer(trial: Trial, sender: Connection) -> None:

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from aerialseg.models.catalog import build_network, resolve
+from aerialseg.models.build import Segmenter, build_network, resolve
 from aerialseg.models.device import autocast, pick_device, pick_precision
-from aerialseg.models.segmenter import Segmenter
 from aerialseg.training.losses import building_loss
 
 if TYPE_CHECKING:

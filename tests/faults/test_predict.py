@@ -48,9 +48,8 @@ SIZES = {"one pixel": (1, 1), "sliver": (31, 700), "ragged": (97, 61)}
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
-    from aerialseg.models.catalog import build_network, resolve
+    from aerialseg.models.build import Segmenter, build_network, resolve
     from aerialseg.models.package import ModelCard, save_model
-    from aerialseg.models.segmenter import Segmenter
 
     torch.manual_seed(0)
     spec = resolve(architecture="linknet", encoder="tu-lcnet_035", bands=3, weights="none")

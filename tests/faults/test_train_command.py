@@ -19,9 +19,8 @@ import pytest
 import torch
 from small_tiles import NETWORK, settings, write_tileset
 
-from aerialseg.models.catalog import build_network, resolve
+from aerialseg.models.build import Segmenter, build_network, resolve
 from aerialseg.models.package import ModelCard, load_model, save_model
-from aerialseg.models.segmenter import Segmenter
 
 if TYPE_CHECKING:
     from collections.abc import Callable

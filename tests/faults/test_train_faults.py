@@ -344,9 +344,8 @@ def test_a_model_of_another_program_cannot_be_fine_tuned(run: Any, tiles: Path, 
 def test_numbers_that_overflow_end_with_4_naming_step_and_tiles(
     run: Any, tiles: Path, config: Path, tmp_path: Path
 ) -> None:
-    from aerialseg.models.catalog import build_network, resolve
+    from aerialseg.models.build import Segmenter, build_network, resolve
     from aerialseg.models.package import ModelCard, save_model
-    from aerialseg.models.segmenter import Segmenter
 
     spec = resolve(None, NETWORK["architecture"], NETWORK["encoder"], bands=3)
     values = {"mean": (90.0,) * 3, "std": (1e-37,) * 3}  # pixels of 1e39: infinite from the first layer on

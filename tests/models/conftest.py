@@ -10,16 +10,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from aerialseg.models.build import Segmenter
     from aerialseg.models.package import ModelCard
-    from aerialseg.models.segmenter import Segmenter
 
 
 @pytest.fixture(scope="session")
 def segmenter() -> Segmenter:
     import torch
 
-    from aerialseg.models.catalog import build_network, resolve
-    from aerialseg.models.segmenter import Segmenter
+    from aerialseg.models.build import Segmenter, build_network, resolve
 
     torch.manual_seed(0)
     return Segmenter(build_network(resolve(None, "unet", "tu-test_efficientnet")), (90.0, 95.5, 100.1), (40.0, 41, 42))

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from aerialseg.errors import ConfigError
-from aerialseg.models import construction
-from aerialseg.models.catalog import ModelSpec, build_network, check_network, resolve
+from aerialseg.models import build
+from aerialseg.models.build import ModelSpec, build_network, check_network, resolve
 
 SMALL = "tu-test_convnext"  # timm's own test network; like most transformers it has no half-resolution features
 
@@ -109,12 +109,12 @@ def test_a_network_that_cannot_be_traced_without_numbers_runs_for_real(monkeypat
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
             return pixels[:, :1] if pixels.sum().item() == 0 else pixels
 
-    monkeypatch.setattr(construction, "construct", lambda spec, *, pretrained: NeedsNumbers())
+    monkeypatch.setattr(build, "construct", lambda spec, *, pretrained: NeedsNumbers())
     check_network(small(), 32)
 
 
 def test_an_output_of_another_size_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(construction, "construct", lambda spec, *, pretrained: nn.Conv2d(3, 1, 3))
+    monkeypatch.setattr(build, "construct", lambda spec, *, pretrained: nn.Conv2d(3, 1, 3))
     with pytest.raises(ConfigError, match=r"output is \(1, 1, 62, 62\), expected \(1, 1, 64, 64\)"):
         check_network(small(), 64)
 

@@ -10,6 +10,7 @@ import torch
 
 from aerialseg.errors import DeviceError, UsageError
 from aerialseg.models.device import (
+    Card,
     autocast,
     describe_devices,
     is_out_of_memory,
@@ -17,7 +18,6 @@ from aerialseg.models.device import (
     pick_precision,
     unusable_card,
 )
-from aerialseg.models.machine import Card
 
 V100 = Card("Tesla V100-SXM2-16GB", "470.82.01", "7.0")
 H200 = Card("NVIDIA H200", "580.65.06", "9.0")

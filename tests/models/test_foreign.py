@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from aerialseg.errors import ModelError, UsageError
-from aerialseg.models.catalog import resolve
-from aerialseg.models.foreign import Habits, Normalisation, import_model
+from aerialseg.models.build import resolve
+from aerialseg.models.importing import Habits, Normalisation, import_model
 from aerialseg.models.package import load_model, read_card
 
 if TYPE_CHECKING:

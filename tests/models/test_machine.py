@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from aerialseg.models.machine import Card, Machine, cpu_name, find_card, read_cpu_flags
+from aerialseg.models.device import Card, Machine, cpu_name, find_card, read_cpu_flags
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,7 +73,7 @@ def test_nvidia_smi_knows_most(tmp_path: Path) -> None:
 def test_a_failing_nvidia_smi_leaves_the_other_traces(
     tmp_path: Path, script: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aerialseg.models.machine.SMI_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("aerialseg.models.device.SMI_TIMEOUT_S", 0.5)
     write(tmp_path / "proc/driver/nvidia/version", CLOSED)
     assert find_card(tmp_path, smi(tmp_path, script)) == Card(driver="535.104.05")
 

@@ -12,8 +12,17 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from aerialseg.models import mixers
-from aerialseg.models.learned_patterns import Routing, Sinkhorn
-from aerialseg.models.mixers import MIXERS, GlobalWindow, Latent, Linformer, MixerSize, Performer, make_mixer
+from aerialseg.models.mixers import (
+    MIXERS,
+    GlobalWindow,
+    Latent,
+    Linformer,
+    MixerSize,
+    Performer,
+    Routing,
+    Sinkhorn,
+    make_mixer,
+)
 
 Array: TypeAlias = NDArray[Any]
 SIDE, HEADS, HEAD, SMALL = 4, 2, 8, 3

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from aerialseg.errors import Diverged, NoInputError
+from aerialseg.models.build import Segmenter
 from aerialseg.models.package import ModelCard, find_model, load_model, read_card, save_model
-from aerialseg.models.segmenter import Segmenter
 
 if TYPE_CHECKING:
     from collections.abc import Callable

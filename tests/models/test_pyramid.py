@@ -14,12 +14,10 @@ from safetensors.torch import save_file
 
 from aerialseg.config import ModelSection, load_config, to_toml
 from aerialseg.errors import ConfigError
-from aerialseg.models.catalog import ModelSpec, build_network, check_network, input_statistics, resolve
-from aerialseg.models.design import PyramidDesign, parse_design
+from aerialseg.models.build import ModelSpec, Segmenter, build_network, check_network, input_statistics, resolve
 from aerialseg.models.mixers import MIXERS
 from aerialseg.models.package import ModelCard, load_model, save_model
-from aerialseg.models.pyramid import PyramidEncoder, Scale
-from aerialseg.models.segmenter import Segmenter
+from aerialseg.models.pyramid import PyramidDesign, PyramidEncoder, Scale, parse_design
 
 DECODERS = ("unet", "segformer", "fpn", "upernet")
 GUIDE = Path(__file__).parents[2] / "docs" / "mixers.md"

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from aerialseg.models.segmenter import Segmenter
+from aerialseg.models.build import Segmenter
 
 MEAN, STD = (10.0, 100.0, 200.0), (5.0, 50.0, 100.0)
 

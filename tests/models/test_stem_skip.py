@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from aerialseg.errors import ConfigError
-from aerialseg.models.catalog import build_network, check_network, count_network, outline, resolve
+from aerialseg.models.build import Segmenter, build_network, check_network, count_network, outline, resolve
 from aerialseg.models.package import load_model, save_model
-from aerialseg.models.segmenter import Segmenter
 
 if TYPE_CHECKING:
     from collections.abc import Callable

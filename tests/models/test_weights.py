@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from aerialseg.errors import ConfigError, ModelError, NoInputError
 from aerialseg.models import weights
-from aerialseg.models.catalog import build_network, input_statistics, resolve
+from aerialseg.models.build import build_network, input_statistics, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from aerialseg.geo.inspection import Access, BandRule, inspect_scene
-from aerialseg.models.catalog import build_network, resolve
+from aerialseg.models.build import Segmenter, build_network, resolve
 from aerialseg.models.package import ModelCard, save_model
-from aerialseg.models.segmenter import Segmenter
 from aerialseg.prediction.canvas import Canvas
 from aerialseg.prediction.engine import predict_scene
 from aerialseg.prediction.forward import EngineSettings, Forward

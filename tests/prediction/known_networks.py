@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from aerialseg.geo.windows import Axis
-from aerialseg.models.segmenter import Segmenter
+from aerialseg.models.build import Segmenter
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -14,9 +14,8 @@ import torch
 from known_networks import Counting, plain
 
 from aerialseg.errors import DeviceError
-from aerialseg.models.catalog import build_network, resolve
+from aerialseg.models.build import Segmenter, build_network, resolve
 from aerialseg.models.device import compile_error
-from aerialseg.models.segmenter import Segmenter
 from aerialseg.prediction import forward
 from aerialseg.prediction.forward import EngineSettings, Forward
 

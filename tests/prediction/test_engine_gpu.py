@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from pathlib import Path
 
-    from aerialseg.models.segmenter import Segmenter
+    from aerialseg.models.build import Segmenter
     from aerialseg.prediction.strips import Strip
 
 pytestmark = [

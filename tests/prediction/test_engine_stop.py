@@ -10,7 +10,7 @@ from known_networks import Counting, plain
 
 from aerialseg.errors import ModelError, Stopped
 from aerialseg.geo.scenes import find_scenes
-from aerialseg.models.segmenter import Segmenter
+from aerialseg.models.build import Segmenter
 from aerialseg.prediction.forward import automatic_batch
 from aerialseg.prediction.job import predict_scenes
 from aerialseg.prediction.options import PredictOptions

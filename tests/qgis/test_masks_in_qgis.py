@@ -18,7 +18,7 @@ from in_qgis import BUILDING, CANVAS, look
 from aerialseg.geo.inspection import inspect_scene
 from aerialseg.geo.qgis.styles import write_probability_sidecar
 from aerialseg.geo.scenes import Scene
-from aerialseg.models.segmenter import Segmenter
+from aerialseg.models.build import Segmenter
 from aerialseg.prediction.canvas import Canvas
 from aerialseg.prediction.engine import predict_scene
 from aerialseg.prediction.forward import EngineSettings, Forward

@@ -15,9 +15,8 @@ from torch import nn
 from aerialseg.config import DistilSection
 from aerialseg.errors import BadDataError, ConfigError, ModelError, Stopped, UsageError
 from aerialseg.geo.tiles.tileset import load_tileset, read_manifest, write_manifest
-from aerialseg.models.catalog import build_network, resolve
+from aerialseg.models.build import Segmenter, build_network, resolve
 from aerialseg.models.package import ModelCard, load_model, read_card, save_model
-from aerialseg.models.segmenter import Segmenter
 from aerialseg.training import distillation, loop
 from aerialseg.training.dataset import TileReader
 from aerialseg.training.distillation import distillation_loss, load_teacher

@@ -27,7 +27,7 @@ from torch import nn
 
 from aerialseg.cli import main
 from aerialseg.errors import BadDataError, ConfigError, UsageError
-from aerialseg.models.segmenter import Segmenter
+from aerialseg.models.build import Segmenter
 from aerialseg.training import dataset, loop, start
 from aerialseg.training.ranks import ALONE, Ranks
 

@@ -3,24 +3,46 @@
 Builds through segmentation_models_pytorch (smp) and timm. The table of presets is in presets.py. Knows nothing of what
 pixels mean (segmenter.py), of files (weights.py, package.py) or of training. Importing this module does not import
 torch; building a network does.
+
+Builds a network with segmentation_models_pytorch (smp), then mends what costs accuracy or speed silently.
+
+Our own encoder (pyramid.py) is joined to smp's decoders here, since smp finds encoders only in its own table; and so is
+one that gets a stem beside it, for the decoder must know of it. What may be built is decided in catalog.py.
+
+Normalisation and network in one module: uint8 in, logits out, so that training and prediction agree.
 """
 
 from __future__ import annotations
 
 import inspect
 import re
+import warnings
+from collections.abc import Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import segmentation_models_pytorch as smp
+import torch
+from segmentation_models_pytorch.base import SegmentationHead
+from segmentation_models_pytorch.base.initialization import initialize_decoder, initialize_head
+from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder
+from segmentation_models_pytorch.decoders.segformer.decoder import SegformerDecoder
+from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
+from segmentation_models_pytorch.decoders.unetplusplus.decoder import UnetPlusPlusDecoder
+from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
+from segmentation_models_pytorch.encoders import get_encoder
+from torch import Tensor, nn
 
 from aerialseg.errors import ConfigError, first_line, one_line
 from aerialseg.models.presets import PRESETS, SIZE_MULTIPLE, STEM_SKIP, EncoderArguments, Preset
+from aerialseg.models.pyramid import PyramidEncoder, make_stem, parse_design
 
 if TYPE_CHECKING:
-    from torch import nn
+    from collections.abc import Iterator
 
 DEFAULT_PRESET = "unet-r34"
-
 # What smp and timm decide themselves, or what would let a model file name a checkpoint or a repository to load.
 RESERVED_ARGUMENTS = frozenset(
     {
@@ -29,6 +51,11 @@ RESERVED_ARGUMENTS = frozenset(
         *("pretrained_model_args", "scriptable"),
     }
 )
+JOINED = ("unet", "segformer", "fpn", "upernet")
+"""Architectures that our own encoder can be joined to."""
+SKIPPING = ("unet", "unetplusplus")
+"""Architectures whose decoder has a skip at stride 2."""
+STEM_CHANNELS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +106,6 @@ def build_network(spec: ModelSpec) -> nn.Module:
     Raises ConfigError for what cannot be built or may not be used, NoInputError when weights cannot be had.
     """
     from aerialseg.models import weights
-    from aerialseg.models.construction import construct
 
     _check_spec(spec)
     if spec.weights == "imagenet":
@@ -156,8 +182,6 @@ def outline(spec: ModelSpec, device: str = "meta") -> nn.Module:
     """Build the network without pretrained weights; on torch's meta device it has shapes only: no memory, no time."""
     import torch
 
-    from aerialseg.models.construction import construct
-
     _check_spec(spec)
     try:
         with torch.device(device):
@@ -220,8 +244,7 @@ def _check_spec(spec: ModelSpec) -> None:
 
 
 def _check_pyramid(spec: ModelSpec) -> None:
-    from aerialseg.models.construction import JOINED
-    from aerialseg.models.design import parse_design
+    from aerialseg.models.pyramid import parse_design
 
     if spec.architecture not in JOINED:
         raise ConfigError(f"encoder pyramid goes with {', '.join(JOINED)}, not with {spec.architecture}")
@@ -249,7 +272,6 @@ def _check_arguments(spec: ModelSpec, universal: bool) -> None:
 
 
 def _check_stem_skip(spec: ModelSpec, value: object) -> None:
-    from aerialseg.models.construction import SKIPPING
 
     if not isinstance(value, bool):
         raise ConfigError(f"encoder argument {STEM_SKIP!r} is {one_line(repr(value))}, expected true or false")
@@ -258,3 +280,185 @@ def _check_stem_skip(spec: ModelSpec, value: object) -> None:
             f"encoder argument {STEM_SKIP!r} goes with {', '.join(SKIPPING)}: the decoder of {spec.architecture} has no"
             " skip at stride 2; remove it"
         )
+
+
+class Joined(nn.Module):
+    """An encoder, a decoder and a head, under the names that smp's networks give them.
+
+    With a `stem` the features at stride 2 are its, in place of the zero channels that smp gives an encoder without any.
+    It stands beside the encoder: weights for that, its rate and its freezing are not the stem's.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, decoder: nn.Module, segmentation_head: nn.Module, stem: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.segmentation_head = segmentation_head
+        self.stem = stem
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits [N, 1, H, W] for [N, bands, H, W]."""
+        features = self.encoder(x)
+        if self.stem is not None:
+            features = [features[0], self.stem(x), *features[2:]]
+        logits: Tensor = self.segmentation_head(self.decoder(features))
+        return logits
+
+
+def construct(spec: ModelSpec, *, pretrained: bool) -> nn.Module:
+    """Build the network of a checked `spec`, with the weights of smp's or timm's hub if `pretrained`.
+
+    Raises ConfigError when it cannot be built; with `pretrained` the libraries' own errors pass through.
+    """
+    if spec.encoder == "pyramid":
+        encoder = PyramidEncoder(spec.bands, parse_design(spec.encoder_arguments))
+        network: nn.Module = _join(spec.architecture, encoder, encoder.out_channels)
+    elif spec.encoder_arguments.get(STEM_SKIP):
+        network = _join_with_stem(spec, pretrained=pretrained)
+    else:
+        network = _construct_by_smp(spec, pretrained=pretrained)
+    _centre_upsampling(network)
+    if spec.architecture == "dpt":
+        _drop_classifier(network.get_submodule("encoder.model"))
+    network.get_submodule("encoder").register_forward_hook(_narrow_features)
+    return network
+
+
+def _join(architecture: str, encoder: nn.Module, channels: list[int], stem: nn.Module | None = None) -> Joined:
+    """Put a decoder, as smp sets it up by default, behind an encoder whose six maps have these `channels`."""
+    last, factor = 256, 4
+    match architecture:
+        case "unet" | "unetplusplus":
+            widths = (256, 128, 64, 32, 16)
+            make = UnetDecoder if architecture == "unet" else UnetPlusPlusDecoder
+            decoder, last, factor = make(channels, widths), widths[-1], 1
+        case "segformer":
+            decoder = SegformerDecoder(channels)
+        case "fpn":
+            decoder, last = FPNDecoder(channels), 128
+        case _:
+            decoder = UPerNetDecoder(channels)
+    head = SegmentationHead(last, 1, kernel_size=3 if factor == 1 else 1, upsampling=factor)
+    initialize_decoder(decoder)
+    initialize_head(head)
+    return Joined(encoder, decoder, head, stem)
+
+
+def _join_with_stem(spec: ModelSpec, *, pretrained: bool) -> Joined:
+    with _complaints_of_smp(spec, pretrained=pretrained):
+        weights = _weights_by_smp(spec, pretrained=pretrained)
+        encoder: nn.Module = get_encoder(spec.encoder, spec.bands, 5, weights, **_arguments_for_smp(spec))
+    channels: Any = encoder.out_channels
+    if len(channels) != 6 or channels[1] != 0:
+        raise ConfigError(
+            f"encoder argument {STEM_SKIP!r}: encoder {spec.encoder} has features at stride 2 of its own; remove it"
+        )
+    stem = make_stem(spec.bands, STEM_CHANNELS)
+    return _join(spec.architecture, encoder, [channels[0], STEM_CHANNELS, *channels[2:]], stem)
+
+
+def _construct_by_smp(spec: ModelSpec, *, pretrained: bool) -> nn.Module:
+    with _complaints_of_smp(spec, pretrained=pretrained):
+        network: nn.Module = smp.create_model(
+            spec.architecture,
+            encoder_name=spec.encoder,
+            encoder_weights=_weights_by_smp(spec, pretrained=pretrained),
+            in_channels=spec.bands,
+            classes=1,
+            **_arguments_for_smp(spec),
+        )
+    return network
+
+
+def _weights_by_smp(spec: ModelSpec, *, pretrained: bool) -> Any:
+    return (True if spec.encoder.startswith("tu-") else "imagenet") if pretrained else None
+
+
+def _arguments_for_smp(spec: ModelSpec) -> dict[str, Any]:
+    return {name: value for name, value in spec.encoder_arguments.items() if name != STEM_SKIP}
+
+
+@contextmanager
+def _complaints_of_smp(spec: ModelSpec, *, pretrained: bool) -> Iterator[None]:
+    """Turn whatever a network of another project raises into ConfigError; with `pretrained` its errors pass through."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    except Exception as error:
+        if pretrained:
+            raise
+        given = f" with {dict(spec.encoder_arguments)}" if spec.encoder_arguments else ""
+        raise ConfigError(
+            f"encoder {spec.encoder} under {spec.architecture}{one_line(given)} cannot be built: {first_line(error)};"
+            " choose another encoder or remove the arguments"
+        ) from error
+
+
+def _centre_upsampling(network: nn.Module) -> None:
+    """Keep pixel centres in place where smp upsamples logits.
+
+    smp's heads upsample with align_corners=True, which puts the logits at a tile's left edge (factor - 1) / 2 pixels
+    too far left and those at its right edge as much too far right: 1.5 pixels for SegFormer's factor of 4, and the
+    windows of a scene then disagree where they overlap.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Upsample) and module.align_corners:
+            module.align_corners = False
+
+
+def _drop_classifier(backbone: nn.Module) -> None:
+    """Remove what DPT leaves of timm's classifier; parameters without gradients stop data-parallel training."""
+    for name in ("norm", "fc_norm", "head"):
+        if hasattr(backbone, name):
+            setattr(backbone, name, nn.Identity())
+
+
+def _narrow_features(encoder: nn.Module, inputs: Any, features: Any) -> Any:
+    """Under autocast, hand the decoder features of the narrow type.
+
+    Most transformer encoders have no stride-2 features, so smp adds a float32 tensor of zero channels, and their
+    residual streams are float32 too; what UNet concatenates with either becomes float32, at twice the memory and time.
+    """
+    kind = inputs[0].device.type
+    if not isinstance(features, list) or kind == "meta" or not torch.is_autocast_enabled(kind):
+        return features
+    narrow = torch.get_autocast_dtype(kind)
+    return [features[0], *(item.to(narrow) for item in features[1:])]
+
+
+class Segmenter(nn.Module):
+    """Standardises pixels by its buffers `mean` and `std` (units of 0..255, one per band) and runs `network`."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        if len(mean) != len(std) or not mean:
+            raise ValueError(f"{len(mean)} means for {len(std)} standard deviations; expected one of each per band")
+        if not all(value > 0 for value in std):
+            raise ValueError(f"standard deviations must be above zero, got {list(std)}")
+        self.network = network
+        self.register_buffer("mean", torch.tensor(list(mean), dtype=torch.float32))
+        self.register_buffer("std", torch.tensor(list(std), dtype=torch.float32))
+
+    @property
+    def bands(self) -> int:
+        """How many bands a pixel has."""
+        return self.mean.numel()
+
+    def forward(self, pixels: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Return float32 logits [N, 1, H, W] of building for uint8 `pixels` [N, C, H, W].
+
+        Where `valid`, bool [N, H, W], is False the network sees the mean of every band, whatever the pixels hold.
+        """
+        if pixels.dtype != torch.uint8:
+            raise TypeError(f"pixels must be uint8, got {pixels.dtype}")
+        standardised = (pixels.float() - self.mean[:, None, None]) / self.std[:, None, None]
+        if valid is not None:
+            standardised = standardised.masked_fill(~valid[:, None], 0.0)
+        logits: Tensor = self.network(standardised)
+        return logits.float()
