@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from small_tiles import settings, write_tileset
 
-from aerialseg.training.dataset import TileReader
+from aerialseg.training.data import TileReader
 from aerialseg.workflows.bench_train import FeedReport
 
 CONFIG = '[model]\narchitecture = "linknet"\nencoder = "tu-test_efficientnet"\nweights = "none"\n'

@@ -14,7 +14,7 @@ import torch
 from small_tiles import settings, tiny_config, write_tileset
 
 from aerialseg.errors import BadDataError, OutputError, ResourceError, UsageError
-from aerialseg.training import gradients
+from aerialseg.training import loop
 from aerialseg.workflows import find_lr
 from aerialseg.workflows.find_lr import STEPS, draw_range_test, find_learning_rate
 
@@ -114,13 +114,13 @@ def test_a_loss_that_is_never_finite_and_memory_that_does_not_suffice_are_told(
     tiles_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_config("data.crop=32", "data.cache=off")
-    monkeypatch.setattr(gradients, "building_loss", lambda logits, *others: logits.mean() * torch.nan)
+    monkeypatch.setattr(loop, "building_loss", lambda logits, *others: logits.mean() * torch.nan)
     with pytest.raises(BadDataError, match="not finite at any learning rate"):
         find_learning_rate(tiles_folder, config, "cpu")
 
     def full(*arguments: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(gradients, "building_loss", full)
+    monkeypatch.setattr(loop, "building_loss", full)
     with pytest.raises(ResourceError, match=r"too little memory for 4 crops of 32 px; --set a smaller data\.batch"):
         find_learning_rate(tiles_folder, config, "cpu")

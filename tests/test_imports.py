@@ -24,7 +24,7 @@ LAYERS = (
 )
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
 VERBS = LAYERS[4]
-HOMES = {"typer": {"cli"}, "pydantic": {"config"}, "albumentations": {"training/augment"}}
+HOMES = {"typer": {"cli"}, "pydantic": {"config"}, "albumentations": {"training/data"}}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -76,8 +76,8 @@ def train(
         with ranks.together():
             chosen = load_config(named, assignments or [])
 
-        from aerialseg.training.folder import TrainOptions
         from aerialseg.training.loop import train as train_network
+        from aerialseg.training.run_folder import TrainOptions
 
         options = TrainOptions(device, resume, start_from, teacher, overwrite, tuple(sys.argv), Path(named))
         report = train_network(tiles, chosen, out, options=options, progress=progress, ranks=ranks)

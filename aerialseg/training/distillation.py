@@ -6,7 +6,7 @@ temperature T both logits are divided by T, and the loss is multiplied by T^2, w
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,33 +16,18 @@ from aerialseg.errors import BadDataError, ConfigError, ModelError, one_line
 from aerialseg.files import sha256_of
 from aerialseg.models.build import check_network
 from aerialseg.models.package import find_model, load_model, spec_of
-from aerialseg.training.start import GSD_TOLERANCE
+from aerialseg.training.start import GSD_TOLERANCE, Teacher
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
 
-    from aerialseg.config import DistilSection, TrainConfig
+    from aerialseg.config import TrainConfig
+    from aerialseg.config.learning import DistilSection
     from aerialseg.geo.tiles.tileset import TileSet
-    from aerialseg.models.build import Segmenter
-    from aerialseg.training.batches import Batch
-    from aerialseg.training.job import Job
     from aerialseg.training.losses import Pooling
     from aerialseg.training.start import Start
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Teacher:
-    """A model that is learned from."""
-
-    segmenter: Segmenter
-    temperature: float
-    """Of its calibration: its logits are divided by it before they are probabilities."""
-
-    def to(self, device: torch.device) -> Teacher:
-        """Return the teacher on `device`."""
-        return replace(self, segmenter=self.segmenter.to(device).to(memory_format=torch.channels_last))
 
 
 def with_teacher(start: Start, tiles: TileSet, path: Path | None, *, resumed: bool) -> Start:
@@ -88,13 +73,6 @@ def load_teacher(path: Path, tiles: TileSet, config: TrainConfig) -> Teacher:
     except ConfigError as error:
         raise ConfigError(f"{name}: data.crop {config.data.crop}: {error}") from error
     return Teacher(segmenter.requires_grad_(False).eval(), card.temperature)
-
-
-def lesson(job: Job, teacher: Teacher, logits: Tensor, batch: Batch) -> Tensor:
-    """Return what the teacher adds to the loss of a batch, whose student's `logits` are [N, 1, H, W]."""
-    with torch.no_grad(), job.fabric.autocast():
-        taught = teacher.segmenter(batch.pixels, batch.valid)
-    return distillation_loss(logits, taught / teacher.temperature, batch.valid, job.config.distil, job.ranks.pooled)
 
 
 def distillation_loss(

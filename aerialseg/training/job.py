@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.fabric import Fabric
@@ -13,32 +13,29 @@ from lightning.fabric.plugins import MixedPrecision, Precision
 from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.fabric.strategies import DDPStrategy
 from timm.layers import convert_sync_batchnorm
+from torch import nn
 
+from aerialseg.errors import ConfigError
 from aerialseg.files import usable_processors
 from aerialseg.models.device import pick_precision
 from aerialseg.models.presets import SIZE_MULTIPLE
 from aerialseg.progress import Progress, Silent
 from aerialseg.training.batches import Layout, stream_batches
-from aerialseg.training.dataset import TileReader, training_tiles, validation_tiles
-from aerialseg.training.gradients import keep_fewer_activations
+from aerialseg.training.cache import open_tiles
+from aerialseg.training.data import Sampler, TileReader, steps_to_cover, training_tiles, validation_tiles
 from aerialseg.training.optimizer import build_optimizer
-from aerialseg.training.packing import open_tiles
 from aerialseg.training.ranks import ALONE, Ranks
-from aerialseg.training.sampling import Sampler, steps_to_cover
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Sequence
     from pathlib import Path
-
-    from torch import nn
 
     from aerialseg.config import TrainConfig
     from aerialseg.geo.tiles.tileset import TileRecord, TileSet
     from aerialseg.models.build import Segmenter
     from aerialseg.models.package import ModelCard
     from aerialseg.training.batches import Arrays, Batch, Item, Readers
-    from aerialseg.training.distillation import Teacher
-    from aerialseg.training.start import Start
+    from aerialseg.training.start import Start, Teacher
 
 MOST_THREADS = 16
 
@@ -198,3 +195,22 @@ def reading_threads(wanted: int, processes: int = 1) -> int:
     The processors are those that this process may use, shared with the other `processes` of this machine.
     """
     return wanted or max(2, min(MOST_THREADS, usable_processors() // processes))
+
+
+def keep_fewer_activations(model: Segmenter) -> None:
+    """Have the encoder's activations computed again in the backward pass instead of kept; gradients stay the same.
+
+    Chen et al., arXiv:1604.06174. Raises ConfigError for an encoder that cannot, and for one with BatchNorm, whose
+    running statistics would count every batch twice.
+    """
+    encoder = model.network.get_submodule("encoder")
+    inner = getattr(encoder, "model", None)  # a timm encoder's network
+    able: list[Any] = [part for part in (encoder, inner) if hasattr(part, "set_grad_checkpointing")]
+    normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in encoder.modules())
+    if normed or not able:
+        why = "has BatchNorm, whose statistics would count twice" if normed else "has no way to do that"
+        raise ConfigError(
+            f"run.checkpoint_activations: encoder {type(encoder).__name__} {why}; leave it off, and take a smaller"
+            " data.batch with a larger optimizer.accumulate, or a transformer"
+        )
+    able[0].set_grad_checkpointing(True)

@@ -6,6 +6,12 @@ if it had never stopped.
 
 On several processes (ranks.py) all of them go through the same lines at the same time, each with its share of every
 batch, and the first alone writes. Counters, losses, scores and weights are the same on all.
+
+The gradients of one step: forward, loss and backward of its batches, then clipping.
+
+What an epoch was worth: its record, whether its weights are the best so far, and whether to go on.
+
+Scores the network on whole validation tiles: counts first, one division at the end.
 """
 
 from __future__ import annotations
@@ -13,47 +19,45 @@ from __future__ import annotations
 import math
 import time
 from contextlib import ExitStack, closing, nullcontext
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+
+from aerialseg.counts import QUANTA, ScoreHistogram
 from aerialseg.errors import Diverged, ResourceError, Stopped, one_line
 from aerialseg.geo.tiles.tileset import load_tileset
 from aerialseg.models.device import is_out_of_memory, pick_device
+from aerialseg.models.package import FILE_NAME, save_model
 from aerialseg.progress import Progress, Silent
 from aerialseg.training.batches import open_readers
-from aerialseg.training.checkpoint import save_checkpoint
-from aerialseg.training.distillation import with_teacher
-from aerialseg.training.folder import TrainOptions, begin_run, claimed, open_run
-from aerialseg.training.gradients import gather_gradients
-from aerialseg.training.history import draw_curves, write_metrics
+from aerialseg.training.distillation import distillation_loss, with_teacher
+from aerialseg.training.history import SCORES, EpochRecord, draw_curves, write_metrics
 from aerialseg.training.job import build_job, reading_threads
-from aerialseg.training.judgement import is_over, judge, keep_best
-from aerialseg.training.loggers import check_loggers, open_loggers
+from aerialseg.training.logs import check_loggers, open_loggers
+from aerialseg.training.losses import IGNORE, building_loss
 from aerialseg.training.optimizer import average_decay, learning_rate, set_learning_rate, update_average
-from aerialseg.training.provenance import write_start
 from aerialseg.training.ranks import ALONE, Ranks
 from aerialseg.training.report import announce, epoch_line, report
-from aerialseg.training.standing import Standing, restore, snapshot
-from aerialseg.training.start import start_again, start_fresh, start_from_model
-from aerialseg.training.validation import score_tiles
+from aerialseg.training.run_folder import TrainOptions, begin_run, claimed, open_run, write_start
+from aerialseg.training.start import Teacher, start_again, start_fresh, start_from_model
+from aerialseg.training.state import Standing, restore, save_checkpoint, snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from torch import Tensor
 
     from aerialseg.config import TrainConfig
-    from aerialseg.counts import ScoreHistogram
     from aerialseg.geo.tiles.tileset import TileSet
     from aerialseg.training.batches import Batch
-    from aerialseg.training.checkpoint import State
-    from aerialseg.training.gradients import Gradients
-    from aerialseg.training.history import EpochRecord
     from aerialseg.training.job import Job
-    from aerialseg.training.loggers import Log
+    from aerialseg.training.logs import Log
     from aerialseg.training.report import TrainReport
     from aerialseg.training.start import Start
+    from aerialseg.training.state import State
 
 SAVE_EVERY_S = 600.0
 """A killed run loses at most this much, or one epoch if that is shorter."""
@@ -61,6 +65,11 @@ WORTH_A_PICTURE_S = 30.0
 """Epochs that take longer draw the curves anew; drawing takes about a second. The last epoch always does."""
 MOST_SKIPPED = 24
 """Steps in a row that float16's loss scaling may leave out; from its first scale of 2^16 that ends at 2^-8."""
+LEAST_SHARE = 1e-12
+"""Of labelled pixels, below that of any batch that has one."""
+HIGHEST_THRESHOLD = (QUANTA - 1) / QUANTA
+"""A model file's threshold lies below 1."""
+CELLS = QUANTA + 1
 
 
 def train(
@@ -264,3 +273,144 @@ def _fit_in_memory(job: Job, standing: Standing, progress: Progress) -> None:
             f"{one_line(job.run)}: {job.fabric.device} has too little memory for {share} crops of {section.crop} px"
             f" with {job.card.preset}; start again with {smaller}, or a smaller network"
         ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Gradients:
+    """What is known of a step's gradients; they themselves lie in the network, clipped."""
+
+    loss: float
+    norm: float
+    """Of all of them together, before clipping."""
+    names: tuple[str, ...]
+    """The tiles they come from."""
+
+
+def gather_gradients(job: Job, batches: Iterator[Batch], *, frozen: bool = False) -> Gradients:
+    """Take `optimizer.accumulate` batches and leave the gradients of one batch of all their crops in the network.
+
+    Each batch counts by its labelled pixels, so that this is exact for the losses that are means over pixels. A
+    `frozen` encoder gets no gradients, and its norms use and keep the statistics they have; what is computed for it
+    is thrown away, since processes that train together expect a gradient of every weight. The forward pass alone runs
+    under autocast; the loss is float32.
+    """
+    encoder, parts = job.model.network.get_submodule("encoder"), job.config.optimizer.accumulate
+    if encoder.training == frozen:
+        encoder.train(not frozen)
+    names: list[str] = []
+    total = labelled = torch.zeros((), device=job.fabric.device)
+    for part in range(1, parts + 1):
+        batch = next(batches)
+        names += batch.names
+        moved = batch.to(job.fabric.device)
+        with job.fabric.no_backward_sync(job.forward, enabled=part < parts):
+            logits = job.forward(moved.pixels, moved.valid)
+            loss = building_loss(logits, moved.target, job.config.loss, job.ranks.pooled)
+            share = job.ranks.mean((moved.target != IGNORE).float().mean()) if parts > 1 else loss.new_ones(())
+            if job.teacher is not None:  # unlabelled ground teaches too, so batches count alike
+                loss, share = loss + lesson(job, job.teacher, logits, moved), torch.ones_like(share)
+            job.fabric.backward(loss * share)
+        total, labelled = total + loss.detach() * share, labelled + share
+        if part < parts:
+            labelled.item()  # waits for the device: the next batch may be read into this one's memory
+    if frozen:
+        for parameter in encoder.parameters():
+            parameter.grad = None
+    labelled = labelled.clamp(min=LEAST_SHARE)
+    if parts > 1:
+        torch._foreach_div_([x.grad for x in job.model.parameters() if x.grad is not None], labelled)
+    largest = job.config.optimizer.clip or math.inf
+    norm = job.fabric.clip_gradients(job.forward, job.optimizer, max_norm=largest, error_if_nonfinite=False)
+    measured = job.ranks.mean(torch.stack([total / labelled, norm]))
+    value, length = measured.tolist()  # the one place where the host waits for a step
+    return Gradients(value, length, tuple(names))
+
+
+def judge(job: Job, standing: Standing, histogram: ScoreHistogram | None) -> EpochRecord:
+    """Return the record of the epoch just trained: its loss and, with validation, its scores at the best threshold."""
+    record = EpochRecord(
+        epoch=standing.epoch + 1,
+        step=standing.taken,
+        lr=job.optimizer.param_groups[0]["lr"],
+        loss=standing.mean_loss,
+        skipped=standing.skipped,
+        threshold=job.config.run.threshold,
+    )
+    if histogram is None:
+        return record
+    threshold = min(histogram.best_threshold()[0], HIGHEST_THRESHOLD)
+    counts = histogram.confusion(threshold)
+    scores = {name: getattr(counts, name) for name in ("iou", "accuracy", "precision", "recall", "f1")}
+    return replace(record, iou_at_half=histogram.confusion(0.5).iou, threshold=threshold, **scores)
+
+
+def keep_best(job: Job, standing: Standing, record: EpochRecord) -> None:
+    """Save the model when it is the first, the best by validation IoU, or the newest of a run without validation.
+
+    All processes keep the record; the first one writes the file.
+    """
+    iou = 0.0 if math.isnan(record.iou) else record.iou
+    if job.validation and standing.best_iou is not None and iou <= standing.best_iou:
+        return
+    standing.best_iou = record.iou if job.validation else None
+    standing.best_epoch, standing.threshold = record.epoch, record.threshold
+    if not job.ranks.first:
+        return
+    scores = {f"val_{name}": getattr(record, name) for name in SCORES if name != "threshold"}
+    card = replace(
+        job.card,
+        threshold=record.threshold,
+        scores={name: value for name, value in scores.items() if not math.isnan(value)},
+        training={**job.card.training, "epoch": record.epoch, "steps": record.step, **_machine(job)},
+    )
+    save_model(job.run / FILE_NAME, job.judged, card)
+
+
+def is_over(job: Job, standing: Standing) -> bool:
+    """Return whether the schedule has ended, or patience: so many epochs in a row without a better IoU."""
+    patience = job.config.schedule.patience
+    tired = job.validation and patience and standing.epoch - standing.best_epoch >= patience
+    return standing.epoch >= job.config.schedule.epochs or bool(tired)
+
+
+def _machine(job: Job) -> dict[str, Any]:
+    """Return what the weights depend on beside configuration and tiles."""
+    return {"device": job.fabric.device.type, "precision": job.precision, "seed": job.config.run.seed}
+
+
+def score_tiles(
+    predict: Callable[[Tensor, Tensor], Tensor],
+    batches: Iterable[Batch],
+    *,
+    device: torch.device,
+    progress: Progress,
+    ranks: Ranks = ALONE,
+) -> ScoreHistogram:
+    """Return the pooled histogram of probability by truth over the pixels of `batches` that are not ignored.
+
+    `predict` maps pixels and valid to logits [N, 1, H, W]. Progress counts tiles. The batches are this process's own,
+    the histogram that of all `ranks`.
+    """
+    histogram = ScoreHistogram()
+    for batch in batches:
+        moved = batch.to(device)
+        with torch.inference_mode():
+            counts = count_scores(predict(moved.pixels, moved.valid), moved.target)
+        histogram += ScoreHistogram(counts.cpu().numpy().astype(np.int64))
+        progress.advance(len(batch.names))
+    return ScoreHistogram(ranks.pooled(torch.from_numpy(histogram.counts)).numpy())
+
+
+def count_scores(logits: Tensor, target: Tensor) -> Tensor:
+    """Count pixels on the device: int64 [2, 255] of truth by round(254 x probability), ignored pixels left out."""
+    probability = logits[:, 0].float().sigmoid()
+    stored = (probability * QUANTA).round().long()
+    cells = stored + CELLS * (target == 1)
+    return torch.bincount(cells[target != IGNORE], minlength=2 * CELLS).reshape(2, CELLS)
+
+
+def lesson(job: Job, teacher: Teacher, logits: Tensor, batch: Batch) -> Tensor:
+    """Return what the teacher adds to the loss of a batch, whose student's `logits` are [N, 1, H, W]."""
+    with torch.no_grad(), job.fabric.autocast():
+        taught = teacher.segmenter(batch.pixels, batch.valid)
+    return distillation_loss(logits, taught / teacher.temperature, batch.valid, job.config.distil, job.ranks.pooled)

@@ -4,6 +4,8 @@ Every process goes through the same list of batches and takes its share of each;
 summed over all processes (pooling.py). So a configuration gives the same training on any number of them, up to
 rounding. The first process alone writes files and speaks. An error or a stop on one process ends the work on all of
 them, at the same step, and one says why. A process on its own is `Ranks()`, for which nothing here does anything.
+
+Sums over the batch of all processes, through which gradients flow.
 """
 
 from __future__ import annotations
@@ -14,17 +16,19 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
+from torch import Tensor
+
 from aerialseg.errors import AerialsegError, ConfigError, EndedElsewhere, ResourceError, Stopped, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping
 
-    from torch import Tensor, nn
+    from torch import nn
 
     from aerialseg.progress import Progress
 
 Value = TypeVar("Value")
-
 ENDED = "ended"
 """Under this key a process that fails by itself leaves its exit code for those that only see it vanish."""
 
@@ -155,7 +159,6 @@ class Ranks:
         """Return the sums over all processes, with gradients that suit gradients which are averaged over them."""
         if self.world == 1:
             return sums
-        from aerialseg.training.pooling import pooled_sums
 
         return pooled_sums(sums)
 
@@ -260,3 +263,27 @@ def _parting(ranks: Ranks, store: Any, error: Exception) -> Exception:
         " --resume they go on from the last checkpoint"
     )
     return lost if ranks.first else EndedElsewhere(lost.exit_code)
+
+
+class _Pooled(torch.autograd.Function):
+    """Adds up forward; backward, every process takes the gradient of its own summand, times their number.
+
+    DistributedDataParallel averages gradients over the processes, so the factor makes that average the gradient of
+    the loss of the whole batch, however unevenly its labelled pixels lie on the processes.
+    """
+
+    @staticmethod
+    def forward(context: Any, sums: Tensor) -> Tensor:
+        total = sums.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        return gradient * torch.distributed.get_world_size()
+
+
+def pooled_sums(sums: Tensor) -> Tensor:
+    """Return the sums over all processes of `sums`, which all of them have to bring."""
+    total: Tensor = _Pooled.apply(sums)
+    return total

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from aerialseg.training.history import EpochRecord
     from aerialseg.training.job import Job
-    from aerialseg.training.standing import Standing
+    from aerialseg.training.state import Standing
 
 
 @dataclass(frozen=True, slots=True)

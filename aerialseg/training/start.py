@@ -5,7 +5,12 @@ Seeds are set here and nowhere else. What cannot work is said here, before the f
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import importlib.metadata
+import os
+import platform
+import subprocess
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,19 +29,18 @@ from aerialseg.models.build import (
 )
 from aerialseg.models.package import ModelCard, find_model, load_model, spec_of
 from aerialseg.models.presets import PRESETS, SIZE_MULTIPLE
-from aerialseg.training.dataset import training_tiles, validation_side, validation_tiles
-from aerialseg.training.provenance import versions
+from aerialseg.training.data import training_tiles, validation_side, validation_tiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     from aerialseg.geo.tiles.tileset import TileSet
-    from aerialseg.training.distillation import Teacher
 
 LEAST_SPREAD = 1.0
 """A standard deviation below one grey level counts as one, so that a constant band is not blown up."""
 GSD_TOLERANCE = 0.1
+PACKAGES = ("aerialseg", "segmentation-models-pytorch", "timm", "albumentations", "lightning", "numpy")
+GIT_WAIT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,3 +180,40 @@ def _describe(spec: ModelSpec, tiles: TileSet, config: TrainConfig, **fields: An
         threshold=config.run.threshold,
         **fields,
     )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Teacher:
+    """A model that is learned from."""
+
+    segmenter: Segmenter
+    temperature: float
+    """Of its calibration: its logits are divided by it before they are probabilities."""
+
+    def to(self, device: torch.device) -> Teacher:
+        """Return the teacher on `device`."""
+        return replace(self, segmenter=self.segmenter.to(device).to(memory_format=torch.channels_last))
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what weights depend on."""
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), "torch": str(torch.__version__), **found}
+
+
+def git_revision(package: Path = Path(__file__).parent.parent) -> str | None:
+    """Return the commit of the checkout that the program runs from, with "-dirty" when files differ from it.
+
+    None when it is no checkout, and wherever git is missing or refuses.
+    """
+    root = package.parent
+    if not (root / ".git").exists():  # else the user's own repository, around a virtual environment, would answer
+        return None
+    command = ["git", "--no-optional-locks", "-C", str(root)]
+    command += ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=GIT_WAIT_S, env=environment, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None

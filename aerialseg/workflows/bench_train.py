@@ -19,11 +19,11 @@ from aerialseg.geo.tiles.tileset import load_tileset
 from aerialseg.models.device import pick_device
 from aerialseg.models.presets import SIZE_MULTIPLE
 from aerialseg.training.batches import AHEAD, open_readers
-from aerialseg.training.dataset import TileReader
+from aerialseg.training.data import TileReader
 from aerialseg.training.job import Job, build_job, reading_threads
 from aerialseg.training.loop import take_step
-from aerialseg.training.standing import Standing
 from aerialseg.training.start import start_fresh
+from aerialseg.training.state import Standing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -186,8 +186,8 @@ def _with_steps(config: TrainConfig, steps: int) -> TrainConfig:
 
 def _train(out: Path, config: TrainConfig, device: str, progress: Progress) -> TrainReport:
     """Train, or go on with a training that was stopped, or begin anew when it was another one."""
-    from aerialseg.training.folder import TrainOptions
     from aerialseg.training.loop import train
+    from aerialseg.training.run_folder import TrainOptions
 
     run, tiles = out / "run", out / "tiles"
     try:

@@ -64,9 +64,11 @@ def train_in_time(
 
     A run that a bench began is begun anew; raises OutputError for one of another origin, unless `overwrite`.
     """
-    from aerialseg.training.folder import TrainOptions  # seconds of libraries, which costs alone do not need
     from aerialseg.training.loop import train
-    from aerialseg.training.provenance import read_run
+    from aerialseg.training.run_folder import (
+        TrainOptions,  # seconds of libraries, which costs alone do not need
+        read_run,
+    )
 
     try:
         config = _configure(contestant, budget, device)

@@ -16,8 +16,8 @@ from aerialseg.geo.tiles.tileset import load_tileset
 from aerialseg.models.device import is_out_of_memory, pick_device
 from aerialseg.progress import Silent
 from aerialseg.training.batches import open_readers
-from aerialseg.training.gradients import gather_gradients
 from aerialseg.training.job import build_job, reading_threads
+from aerialseg.training.loop import gather_gradients
 from aerialseg.training.optimizer import set_learning_rate
 from aerialseg.training.start import start_fresh
 

@@ -41,9 +41,8 @@ def look_at(path: Path) -> Account:
         if not path.exists():
             raise NoInputError(f"{one_line(path)}: no such file or folder; give a run, a model, tiles, or scenes")
         return describe_scenes(path) if path.suffix.lower() == ".vrt" else describe_model(path)
-    from aerialseg.training.checkpoint import LAST, PREVIOUS
-    from aerialseg.training.folder import CONFIG
-    from aerialseg.training.provenance import RUN
+    from aerialseg.training.run_folder import CONFIG, RUN
+    from aerialseg.training.state import LAST, PREVIOUS
 
     if any((path / name).exists() for name in (LAST, PREVIOUS, CONFIG, RUN)):
         return describe_run(path)
@@ -79,8 +78,7 @@ def describe_model(path: Path) -> Account:
 def describe_run(run: Path) -> Account:
     """Say what a run trains, on what, how far it is, and what it was made with."""
     from aerialseg.config import load_config
-    from aerialseg.training.folder import CONFIG
-    from aerialseg.training.provenance import read_run
+    from aerialseg.training.run_folder import CONFIG, read_run
 
     problems: list[AerialsegError] = []
     known = read_run(run)
@@ -110,7 +108,7 @@ def describe_run(run: Path) -> Account:
 
 def _progress(run: Path, problems: list[AerialsegError]) -> list[Fact]:
     """Say how far the checkpoint is."""
-    from aerialseg.training.checkpoint import load_checkpoint
+    from aerialseg.training.state import load_checkpoint
 
     said: list[str] = []
     state = _tried(lambda: load_checkpoint(run, said.append), problems)

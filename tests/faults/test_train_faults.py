@@ -25,7 +25,7 @@ from small_tiles import NETWORK, settings, write_tileset
 import aerialseg.training
 from aerialseg.cli import main
 from aerialseg.geo.tiles.tileset import image_path, load_tileset
-from aerialseg.training import dataset, loop
+from aerialseg.training import data, loop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -112,14 +112,14 @@ def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(
 def test_a_read_that_hangs_ends_with_71(
     run: Any, tiles: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, release = dataset._read_image, threading.Event()
+    read, release = data._read_image, threading.Event()
 
     def hang(path: Path, window: Any) -> Any:
         if "city3" in path.name:
             release.wait(60)
         return read(path, window)
 
-    monkeypatch.setattr(dataset, "_read_image", hang)
+    monkeypatch.setattr(data, "_read_image", hang)
     began = time.monotonic()
     code, _, err = run("train", *arguments(tiles, tmp_path / "run", config, "--set", "data.timeout_s=1"))
     release.set()
@@ -150,7 +150,7 @@ def stop_in_a_fork(words: list[str], ready: Callable[[], bool]) -> tuple[int, fl
 def test_a_stop_during_a_read_that_hangs_saves_within_10_s(
     run: Any, tiles: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, hanging, folder = dataset._read_image, tmp_path / "hanging", tmp_path / "run"
+    read, hanging, folder = data._read_image, tmp_path / "hanging", tmp_path / "run"
 
     def hang(path: Path, window: Any) -> Any:
         if (folder / "metrics.csv").exists():
@@ -160,7 +160,7 @@ def test_a_stop_during_a_read_that_hangs_saves_within_10_s(
 
     words = arguments(tiles, folder, config, "--set", "schedule.epochs=4")
     with monkeypatch.context() as patch:
-        patch.setattr(dataset, "_read_image", hang)
+        patch.setattr(data, "_read_image", hang)
         code, seconds, err = stop_in_a_fork(words, hanging.exists)
     assert code == 143 and seconds < 10
     assert "saved after step" in err and "error: stopped by SIGTERM" in err

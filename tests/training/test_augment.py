@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from aerialseg.config import DataSection
-from aerialseg.training.augment import Augmentation, resize_pixels
+from aerialseg.training.data import Augmentation, resize_pixels
 
 
 def ramp(side: int = 32, bands: int = 3) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -19,14 +19,13 @@ from aerialseg.errors import BadDataError, ResourceError, Stopped
 from aerialseg.geo.tiles.tileset import TileSet, load_tileset
 from aerialseg.models.package import load_model
 from aerialseg.progress import Silent
-from aerialseg.training import loop, packing
+from aerialseg.training import cache as packing
+from aerialseg.training import loop
 from aerialseg.training.batches import open_readers
-from aerialseg.training.cache import TileCache
-from aerialseg.training.dataset import TileReader, read_square
-from aerialseg.training.folder import TrainOptions
+from aerialseg.training.cache import TileCache, cache_path, open_tiles, read_square
+from aerialseg.training.data import Crop, TileReader
 from aerialseg.training.loop import train
-from aerialseg.training.packing import cache_path, open_tiles
-from aerialseg.training.sampling import Crop
+from aerialseg.training.run_folder import TrainOptions
 
 SECTION = DataSection(crop=64, batch=4)
 

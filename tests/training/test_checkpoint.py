@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from aerialseg.errors import ModelError, StorageError
-from aerialseg.training.checkpoint import LAST, PREVIOUS, digest_of, load_checkpoint, save_checkpoint
+from aerialseg.training.state import LAST, PREVIOUS, digest_of, load_checkpoint, save_checkpoint
 
 
 def state(seed: int = 0) -> dict[str, Any]:

@@ -15,8 +15,7 @@ from small_tiles import write_pair, write_tileset
 
 from aerialseg.config import DataSection
 from aerialseg.geo.tiles.tileset import TileRecord, TileSet, load_tileset
-from aerialseg.training.dataset import TileReader
-from aerialseg.training.sampling import Crop, Sampler, labelled_area, steps_to_cover
+from aerialseg.training.data import Crop, Sampler, TileReader, labelled_area, steps_to_cover
 
 PLAIN = DataSection(crop=64, batch=4, flips=False, scale=0.0, colour=0.0)
 

@@ -18,10 +18,10 @@ from aerialseg.geo.tiles.tileset import load_tileset, read_manifest, write_manif
 from aerialseg.models.build import Segmenter, build_network, resolve
 from aerialseg.models.package import ModelCard, load_model, read_card, save_model
 from aerialseg.training import distillation, loop
-from aerialseg.training.dataset import TileReader
+from aerialseg.training.data import TileReader
 from aerialseg.training.distillation import distillation_loss, load_teacher
-from aerialseg.training.folder import TrainOptions
 from aerialseg.training.loop import train
+from aerialseg.training.run_folder import TrainOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,9 +14,9 @@ from aerialseg.geo.tiles.tileset import load_tileset
 from aerialseg.models.package import load_model
 from aerialseg.progress import Silent
 from aerialseg.training.batches import Layout, open_readers, stream_batches
-from aerialseg.training.dataset import TileReader
-from aerialseg.training.folder import TrainOptions
+from aerialseg.training.data import TileReader
 from aerialseg.training.loop import train
+from aerialseg.training.run_folder import TrainOptions
 
 pytestmark = [
     pytest.mark.gpu,

@@ -17,12 +17,11 @@ from aerialseg.geo.tiles.tileset import TileSet
 from aerialseg.progress import Silent
 from aerialseg.training import loop
 from aerialseg.training.batches import open_readers
-from aerialseg.training.folder import TrainOptions
-from aerialseg.training.gradients import Gradients, gather_gradients
 from aerialseg.training.job import Job, build_job
-from aerialseg.training.loop import take_step, train
-from aerialseg.training.standing import Standing
+from aerialseg.training.loop import Gradients, gather_gradients, take_step, train
+from aerialseg.training.run_folder import TrainOptions
 from aerialseg.training.start import start_fresh
+from aerialseg.training.state import Standing
 
 CPU = TrainOptions(device="cpu")
 GROUP_NORM = (

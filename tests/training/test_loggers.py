@@ -16,13 +16,12 @@ from small_tiles import settings, tiny_config
 from aerialseg.errors import ConfigError
 from aerialseg.geo.tiles.tileset import TileRecord, TileSet
 from aerialseg.progress import Silent
-from aerialseg.training import loggers, loop
-from aerialseg.training.dataset import TileReader
-from aerialseg.training.folder import TrainOptions
+from aerialseg.training import logs, loop
+from aerialseg.training.data import TileReader
 from aerialseg.training.history import EpochRecord, scalars
+from aerialseg.training.logs import choose, compose
 from aerialseg.training.loop import train
-from aerialseg.training.pictures import choose, compose
-from aerialseg.training.provenance import read_run
+from aerialseg.training.run_folder import TrainOptions, read_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,7 +100,7 @@ def test_tensorboard_shows_the_tiles_themselves_beside_what_is_thought_of_them(
 def test_pictures_come_again_when_enough_time_has_passed(
     tiles_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loggers, "PICTURE_EVERY_S", 0.0)
+    monkeypatch.setattr(logs, "PICTURE_EVERY_S", 0.0)
     train(tiles_folder, tiny_config(), tmp_path, options=CPU)
     found = events_of(tmp_path)
     assert [event.step for event in found.Images(found.Tags()["images"][0])] == [3, 6]
@@ -112,7 +111,7 @@ def test_drawing_changes_nothing_of_the_training(
 ) -> None:
     config = tiny_config("run.ema=0.0", "model.encoder=tu-test_convnext", "model.encoder_arguments.drop_path_rate=0.5")
     train(tiles_folder, config, tmp_path / "few", options=CPU)
-    monkeypatch.setattr(loggers, "PICTURE_EVERY_S", 0.0)
+    monkeypatch.setattr(logs, "PICTURE_EVERY_S", 0.0)
     train(tiles_folder, config, tmp_path / "many", options=CPU)
     models = [(tmp_path / run / "model.safetensors").read_bytes() for run in ("few", "many")]
     assert models[0] == models[1]

@@ -22,10 +22,10 @@ from aerialseg.geo.tiles.tileset import TileSet, load_tileset, write_index
 from aerialseg.models.build import Segmenter, build_network, resolve
 from aerialseg.models.package import load_model, read_card, save_model
 from aerialseg.progress import Silent
-from aerialseg.training import gradients, loop
-from aerialseg.training.dataset import TileReader
-from aerialseg.training.folder import TrainOptions
+from aerialseg.training import loop
+from aerialseg.training.data import TileReader
 from aerialseg.training.loop import train
+from aerialseg.training.run_folder import TrainOptions
 
 CPU = TrainOptions(device="cpu")
 
@@ -236,7 +236,7 @@ def spoil_steps(monkeypatch: pytest.MonkeyPatch, spoiled: range) -> None:
     def loss(logits: torch.Tensor, *others: Any) -> torch.Tensor:
         return logits.float().mean() * (torch.inf if next(count) in spoiled else 1.0)
 
-    monkeypatch.setattr(gradients, "building_loss", loss)
+    monkeypatch.setattr(loop, "building_loss", loss)
 
 
 def test_loss_scaling_may_leave_out_steps_but_not_for_ever(
@@ -279,7 +279,7 @@ def test_gradients_that_are_not_finite_end_the_run_before_the_weights_change(
     def loss(logits: torch.Tensor, *others: Any) -> torch.Tensor:
         return (logits.float().abs() * 0.0).sqrt().sum()  # 0, with a gradient of 0 * inf
 
-    monkeypatch.setattr(gradients, "building_loss", loss)
+    monkeypatch.setattr(loop, "building_loss", loss)
     build = loop.build_job
 
     def keep(*arguments: Any, **named: Any) -> Any:

@@ -15,9 +15,9 @@ from aerialseg.errors import Stopped
 from aerialseg.geo.tiles.tileset import load_tileset
 from aerialseg.models.package import read_card
 from aerialseg.training import loop
-from aerialseg.training.folder import TrainOptions
 from aerialseg.training.loop import train
-from aerialseg.training.provenance import git_revision, read_run
+from aerialseg.training.run_folder import TrainOptions, read_run
+from aerialseg.training.start import git_revision
 
 if TYPE_CHECKING:
     from collections.abc import Callable

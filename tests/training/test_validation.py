@@ -7,7 +7,7 @@ import torch
 
 from aerialseg.counts import QUANTA, Confusion, ScoreHistogram
 from aerialseg.training.batches import Batch
-from aerialseg.training.validation import count_scores, score_tiles
+from aerialseg.training.loop import count_scores, score_tiles
 
 
 def example(seed: int, ignored: float = 0.2) -> tuple[torch.Tensor, torch.Tensor]:

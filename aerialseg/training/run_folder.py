@@ -3,14 +3,24 @@
 RUN/model.safetensors   the best model so far      RUN/last.ckpt, previous.ckpt   to resume from
 RUN/config.toml         what is being trained      RUN/metrics.csv, curves.png, events.out.tfevents.*
 RUN/run.json            what it is made with
+
+`run.json`: what a run was made with, so that it can be repeated: commands, tiles, device, versions, git revision.
+
+config.toml beside it says what is trained. Places and times stand here and not in the model file, so that equal
+trainings give equal files.
 """
 
 from __future__ import annotations
 
+import json
+import secrets
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from aerialseg.config import TrainConfig, differences, to_toml
 from aerialseg.errors import BadDataError, ConfigError, OutputError, one_line
@@ -20,23 +30,27 @@ from aerialseg.files import (
     refuse_foreign,
     refuse_input_as_output,
     sweep,
+    write_json,
     write_text,
 )
+from aerialseg.models.device import cpu_name
 from aerialseg.models.package import FILE_NAME, find_model
-from aerialseg.training.checkpoint import LAST, PREVIOUS, load_checkpoint
 from aerialseg.training.history import CURVES, EVENTS, METRICS
-from aerialseg.training.provenance import RUN
+from aerialseg.training.start import git_revision, versions
+from aerialseg.training.state import LAST, PREVIOUS, load_checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from aerialseg.geo.tiles.tileset import TileSet
-    from aerialseg.training.checkpoint import State
+    from aerialseg.training.job import Job
+    from aerialseg.training.state import State
 
 CONFIG = "config.toml"
 FREE = ("data.cache:", "data.threads:", "data.timeout_s:", "run.loggers:")
 """Settings that no weight depends on: they may change when a run is resumed."""
 MARK = "# Written by aerialseg train; a training goes on with --resume.\n"
+RUN = "run.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,3 +150,35 @@ def _check_unchanged(run: Path, state: State, tiles: TileSet, changed: list[str]
             f"{one_line(tiles.folder)}: the tiles or their split have changed since {one_line(run)} was begun; start"
             " anew with --overwrite, or fine-tune in a new folder with --from"
         )
+
+
+def write_start(job: Job, step: int, command: Sequence[str]) -> str:
+    """Add a start, after `step` steps of the run, to run.json, which is begun anew at step 0; return the run's id."""
+    path, device = job.run / RUN, job.fabric.device
+    known = read_run(job.run) if step else {}
+    start = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "step": step,
+        "command": list(command),
+        "folder": str(Path.cwd()),
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+        "processes": job.ranks.world,
+        "precision": job.precision,
+        "seed": job.config.run.seed,
+        "git": git_revision(),
+        "versions": versions(),
+    }
+    tiles = {"folder": str(job.tiles.folder.absolute()), "digest": job.tiles.digest}
+    whole = {"id": known.get("id") or secrets.token_hex(8), "tiles": tiles, "starts": [*known.get("starts", []), start]}
+    write_json(path, whole)
+    return str(whole["id"])
+
+
+def read_run(run: Path) -> dict[str, Any]:
+    """Return what run.json says; nothing when it is missing or damaged, for no training depends on it."""
+    try:
+        known = json.loads((run / RUN).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) and isinstance(known.get("starts"), list) else {}
