@@ -80,8 +80,8 @@ def measure_prediction(bench: Bench) -> Iterator[Row]:
 
 def predict(bench: Bench, scenes: Sequence[Scene], model: Path, precision: str) -> tuple[float, PredictReport]:
     """Predict scenes into an empty folder; returns the wall time, loading the model included, and the report."""
-    from aerialseg.prediction.job import predict_scenes
     from aerialseg.prediction.options import PredictOptions
+    from aerialseg.prediction.run import predict_scenes
 
     shutil.rmtree(bench.work / "maps", ignore_errors=True)
     began = time.monotonic()
@@ -98,7 +98,7 @@ def network_rate(bench: Bench, model: Path, precision: str) -> tuple[float, int]
 
     from aerialseg.models.device import autocast
     from aerialseg.models.package import load_model
-    from aerialseg.prediction.forward import automatic_batch
+    from aerialseg.prediction.network import automatic_batch
 
     device = torch.device(bench.device)
     batch, side = automatic_batch(device, bench.sizes.window), bench.sizes.window

@@ -11,7 +11,7 @@ from affine import Affine
 from aerialseg.errors import Stopped
 from aerialseg.geo.qgis.styles import write_mask_sidecars
 from aerialseg.models.package import ModelCard
-from aerialseg.prediction.collection import Entry
+from aerialseg.prediction.exports import Entry
 from aerialseg.progress import Silent
 
 if TYPE_CHECKING:

@@ -52,9 +52,9 @@ def plan(
     from aerialseg.cli.values import band_rule, batch_size, gsd_of, shard_of
     from aerialseg.geo.inspection import Access
     from aerialseg.geo.scenes import find_scenes
+    from aerialseg.prediction.checks import is_ours
+    from aerialseg.prediction.estimate import estimate
     from aerialseg.prediction.options import PredictOptions
-    from aerialseg.prediction.plan import estimate
-    from aerialseg.prediction.work import is_ours
 
     options = PredictOptions(
         window=window, overlap=overlap, tta=tta, gsd_m=gsd_of(gsd), neighbours=neighbours == "auto",

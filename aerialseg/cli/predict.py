@@ -104,9 +104,9 @@ def predict(
     from aerialseg.geo.inspection import Access
     from aerialseg.geo.polygons.polygonize import PolygonOptions
     from aerialseg.geo.scenes import find_scenes
-    from aerialseg.prediction.fleet import predict_anywhere
+    from aerialseg.prediction.checks import is_ours
+    from aerialseg.prediction.multi_gpu import predict_anywhere
     from aerialseg.prediction.options import PredictOptions
-    from aerialseg.prediction.work import is_ours
 
     access = Access(allow_ungeoreferenced, max_pixels)
     chosen = PredictOptions(

@@ -11,7 +11,7 @@ from aerialseg.errors import UsageError, one_line
 from aerialseg.geo.inspection import Access, BandRule
 from aerialseg.geo.polygons.polygonize import PolygonOptions
 from aerialseg.geo.windows import Blend
-from aerialseg.prediction.tta import Symmetry
+from aerialseg.prediction.network import Symmetry
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -23,10 +23,10 @@ from aerialseg.geo.measures import is_of_another_run, left_out_note
 from aerialseg.geo.opening import open_raster
 from aerialseg.geo.qgis.styles import shown_bands
 from aerialseg.geo.resampling import cell_means, small_shape
-from aerialseg.prediction.collection import STAC
+from aerialseg.prediction.checks import REPORT
+from aerialseg.prediction.exports import STAC
 from aerialseg.prediction.pictures import Looks, draw, draw_sheet, draw_thumbnail, is_our_png, save_png
 from aerialseg.prediction.stac import ITEMS, identifier_of
-from aerialseg.prediction.work import REPORT
 from aerialseg.progress import Silent
 
 if TYPE_CHECKING:

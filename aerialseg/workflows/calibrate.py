@@ -17,8 +17,8 @@ from aerialseg.evaluation.probability import at_limit, calibration_error, fit_te
 from aerialseg.evaluation.scores import EvaluateOptions, check_truth, count_probabilities
 from aerialseg.files import prepare_output_folder, refuse_foreign, refuse_input_as_output, sha256_of, working_folder
 from aerialseg.models.package import find_model, load_model, read_card, save_model
-from aerialseg.prediction.job import predict_scenes
 from aerialseg.prediction.options import PredictOptions
+from aerialseg.prediction.run import predict_scenes
 from aerialseg.progress import Silent
 
 if TYPE_CHECKING:

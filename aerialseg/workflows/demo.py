@@ -23,8 +23,8 @@ from aerialseg.files import prepare_output_folder, refuse_foreign, write_bytes, 
 from aerialseg.geo.scenes import Scene
 from aerialseg.geo.tiles.build import tile_scenes
 from aerialseg.geo.tiles.plan import TilingOptions
-from aerialseg.prediction.job import predict_scenes
 from aerialseg.prediction.options import PredictOptions
+from aerialseg.prediction.run import predict_scenes
 from aerialseg.progress import Progress, Silent
 from aerialseg.sample import write_sample
 from aerialseg.workflows.figure import draw_comparison, read_comparison

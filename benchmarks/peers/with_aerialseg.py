@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from aerialseg.geo.inspection import Source
-    from aerialseg.prediction.forward import Forward
+    from aerialseg.prediction.network import Forward
 
 Stages = dict[str, float]
 
@@ -72,12 +72,11 @@ def cog(source: Source, given: argparse.Namespace, folder: Path) -> Stages:
 def predicted(source: Source, given: argparse.Namespace, folder: Path, forward: Forward) -> Stages:
     """Do what prediction/job.py does for one scene; returns the seconds of each stage."""
     from aerialseg.geo.digest import content_digest
-    from aerialseg.prediction.canvas import make_canvases
     from aerialseg.prediction.engine import predict_scene
-    from aerialseg.prediction.outputs import SceneFiles, count_pixels, finish, output_tags
-    from aerialseg.prediction.parts import Part
-    from aerialseg.prediction.pipeline import in_background
-    from aerialseg.prediction.seams import SeamTally
+    from aerialseg.prediction.lattice import make_canvases
+    from aerialseg.prediction.outputs import SceneFiles, SeamTally, count_pixels, finish, output_tags
+    from aerialseg.prediction.reading import in_background
+    from aerialseg.prediction.resume import Part
 
     began = time.perf_counter()
     box = source.box
@@ -106,8 +105,8 @@ def make_forward(given: argparse.Namespace, running: list[float]) -> tuple[Forwa
 
     from aerialseg.models.device import pick_precision
     from aerialseg.models.package import load_model
-    from aerialseg.prediction.batches import Batch
-    from aerialseg.prediction.forward import EngineSettings, Forward
+    from aerialseg.prediction.network import EngineSettings, Forward
+    from aerialseg.prediction.reading import Batch
 
     torch.set_num_threads(given.threads)
     device = torch.device("cpu")

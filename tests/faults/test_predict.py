@@ -627,7 +627,7 @@ def cramped(
     """An output folder in which scene a1 fits and a2 does not, though the estimate says it does."""
     scene_file(tmp_path / "scenes" / "a1.tif", values((64, 64)))
     scene_file(tmp_path / "scenes" / "a2.tif", values((500, 500)))
-    monkeypatch.setattr("aerialseg.prediction.job.require_space", lambda folder, needed: None)
+    monkeypatch.setattr("aerialseg.prediction.run.require_space", lambda folder, needed: None)
     out = tmp_path / "small" / "out"
     out.parent.mkdir()
     if request.param == "a limit on files":

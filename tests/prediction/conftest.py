@@ -11,9 +11,9 @@ import torch
 from aerialseg.geo.inspection import Access, BandRule, inspect_scene
 from aerialseg.models.build import Segmenter, build_network, resolve
 from aerialseg.models.package import ModelCard, save_model
-from aerialseg.prediction.canvas import Canvas
 from aerialseg.prediction.engine import predict_scene
-from aerialseg.prediction.forward import EngineSettings, Forward
+from aerialseg.prediction.lattice import Canvas
+from aerialseg.prediction.network import EngineSettings, Forward
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from aerialseg.prediction.strips import Strip
+    from aerialseg.prediction.engine import Strip
 
     Kept = tuple[int, NDArray[np.uint8], NDArray[np.uint8] | None]
 

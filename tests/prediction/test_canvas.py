@@ -16,7 +16,7 @@ from rasterio.crs import CRS
 from aerialseg.geo.adjacency import find_groups
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.inspection import Source, inspect_scene
-from aerialseg.prediction.canvas import Canvas, make_canvases
+from aerialseg.prediction.lattice import Canvas, make_canvases
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,7 +19,7 @@ from small_run import CARD, HASH, Told, write_entry, write_run
 from aerialseg.errors import BadDataError, NoInputError, OutputError, Stopped
 from aerialseg.geo.qgis.styles import write_building_style
 from aerialseg.geo.vrt import Part
-from aerialseg.prediction.collection import SINGLY, Entry, collection_paths, refuse_strangers, write_collection
+from aerialseg.prediction.exports import SINGLY, Entry, collection_paths, refuse_strangers, write_collection
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,13 +18,11 @@ from torch import nn
 
 from aerialseg.errors import AerialsegError, ModelError, ResourceError, Stopped
 from aerialseg.geo.inspection import BandRule, inspect_scene
-from aerialseg.prediction import batches, engine, ground
-from aerialseg.prediction.accumulator import Accumulator
-from aerialseg.prediction.batches import Batch
-from aerialseg.prediction.canvas import Canvas
-from aerialseg.prediction.engine import predict_scene
-from aerialseg.prediction.forward import EngineSettings, Forward
-from aerialseg.prediction.strips import Arrival, Strip
+from aerialseg.prediction import engine, reading
+from aerialseg.prediction.engine import Accumulator, Arrival, Strip, predict_scene
+from aerialseg.prediction.lattice import Canvas
+from aerialseg.prediction.network import EngineSettings, Forward
+from aerialseg.prediction.reading import Batch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -242,7 +240,7 @@ def test_out_of_memory_with_one_window_names_a_way_out(
 
 ALLOCATIONS = {
     "buffers": (Batch, "empty", RuntimeError("CUDA error: out of memory")),
-    "rows": (batches, "_bands", MemoryError("Unable to allocate 9 TiB")),
+    "rows": (reading, "_bands", MemoryError("Unable to allocate 9 TiB")),
     "sums": (engine, "Accumulator", RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to")),
     "strips": (engine, "StripMaker", torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 EiB")),
 }
@@ -423,7 +421,7 @@ def test_row_33_each_file_is_opened_and_closed_in_the_one_thread_that_uses_it(
 
         return call
 
-    monkeypatch.setattr(ground, "open_raster", watched(ground.open_raster, "scene"))
+    monkeypatch.setattr(reading, "open_raster", watched(reading.open_raster, "scene"))
     source = inspect_scene(scene_file(tmp_path / "scene.tif"))
 
     def sink() -> Generator[None, Strip | None]:

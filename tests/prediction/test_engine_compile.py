@@ -16,8 +16,8 @@ from known_networks import Counting, plain
 from aerialseg.errors import DeviceError
 from aerialseg.models.build import Segmenter, build_network, resolve
 from aerialseg.models.device import compile_error
-from aerialseg.prediction import forward
-from aerialseg.prediction.forward import EngineSettings, Forward
+from aerialseg.prediction import network as forward
+from aerialseg.prediction.network import EngineSettings, Forward
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,16 +11,16 @@ from known_networks import Neighbourhood, PixelRule, certain, plain, standardise
 
 from aerialseg.errors import ModelError
 from aerialseg.geo.inspection import inspect_scene
-from aerialseg.prediction.canvas import Canvas
 from aerialseg.prediction.engine import predict_scene
-from aerialseg.prediction.forward import EngineSettings, Forward
+from aerialseg.prediction.lattice import Canvas
+from aerialseg.prediction.network import EngineSettings, Forward
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from pathlib import Path
 
     from aerialseg.models.build import Segmenter
-    from aerialseg.prediction.strips import Strip
+    from aerialseg.prediction.engine import Strip
 
 pytestmark = [
     pytest.mark.gpu,

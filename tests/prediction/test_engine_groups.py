@@ -15,9 +15,9 @@ from known_networks import Counting, Neighbourhood, PixelRule, certain, plain, s
 
 from aerialseg.errors import BadDataError
 from aerialseg.geo.inspection import inspect_scene
-from aerialseg.prediction.canvas import Canvas, make_canvases
 from aerialseg.prediction.engine import count_windows, predict_scene
-from aerialseg.prediction.forward import EngineSettings, Forward
+from aerialseg.prediction.lattice import Canvas, make_canvases
+from aerialseg.prediction.network import EngineSettings, Forward
 
 if TYPE_CHECKING:
     from collections.abc import Callable

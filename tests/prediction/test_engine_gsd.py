@@ -13,7 +13,7 @@ from rasterio.enums import Resampling
 from rasterio.warp import reproject
 
 from aerialseg.geo.inspection import inspect_scene
-from aerialseg.prediction.canvas import Canvas
+from aerialseg.prediction.lattice import Canvas
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,9 +16,9 @@ import torch
 from rasterio.windows import Window
 
 from aerialseg.geo.inspection import inspect_scene
-from aerialseg.prediction.canvas import Canvas, make_canvases
-from aerialseg.prediction.forward import EngineSettings
-from aerialseg.prediction.memory import peak_bytes
+from aerialseg.prediction.estimate import peak_bytes
+from aerialseg.prediction.lattice import Canvas, make_canvases
+from aerialseg.prediction.network import EngineSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,9 +11,9 @@ from known_networks import Counting, plain
 from aerialseg.errors import ModelError, Stopped
 from aerialseg.geo.scenes import find_scenes
 from aerialseg.models.build import Segmenter
-from aerialseg.prediction.forward import automatic_batch
-from aerialseg.prediction.job import predict_scenes
+from aerialseg.prediction.network import automatic_batch
 from aerialseg.prediction.options import PredictOptions
+from aerialseg.prediction.run import predict_scenes
 from aerialseg.progress import Silent
 
 if TYPE_CHECKING:

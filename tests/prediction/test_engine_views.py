@@ -9,7 +9,7 @@ import pytest
 import torch
 from known_networks import Counting, Neighbourhood, PixelRule, certain, plain, standardised, windows_of
 
-from aerialseg.prediction.tta import views_of
+from aerialseg.prediction.network import views_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

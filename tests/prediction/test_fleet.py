@@ -15,9 +15,9 @@ import pytest
 from aerialseg.errors import DeviceError, ModelError, OutputError, ResourceError, Stopped, UsageError
 from aerialseg.geo.polygons.polygonize import PolygonOptions
 from aerialseg.geo.scenes import find_scenes
-from aerialseg.prediction.fleet import predict_anywhere, predict_on
-from aerialseg.prediction.job import predict_scenes
+from aerialseg.prediction.multi_gpu import predict_anywhere, predict_on
 from aerialseg.prediction.options import PredictOptions, Shard
+from aerialseg.prediction.run import predict_scenes
 from aerialseg.progress import Silent
 
 if TYPE_CHECKING:

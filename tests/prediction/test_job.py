@@ -30,10 +30,11 @@ from aerialseg.errors import (
 from aerialseg.geo.inspection import Access, BandRule
 from aerialseg.geo.polygons.polygonize import write_buildings
 from aerialseg.geo.scenes import Scene, find_scenes
-from aerialseg.prediction import engine, job
-from aerialseg.prediction.job import predict_scenes
+from aerialseg.prediction import engine
+from aerialseg.prediction import run as job
+from aerialseg.prediction.checks import Run, disk_bytes
 from aerialseg.prediction.options import PredictOptions, Shard
-from aerialseg.prediction.work import Run, disk_bytes
+from aerialseg.prediction.run import predict_scenes
 from aerialseg.progress import Silent
 
 if TYPE_CHECKING:
@@ -433,7 +434,7 @@ def test_polygons_are_drawn_within_the_limit_that_the_scenes_had(town: Town, mon
         limits.append(max_pixels)
         return write_buildings(*arguments, max_pixels=max_pixels, **options)
 
-    monkeypatch.setattr("aerialseg.prediction.products.write_buildings", watched)
+    monkeypatch.setattr("aerialseg.prediction.exports.write_buildings", watched)
     town.predict(polygons=True, access=Access(max_pixels=2e10))
     assert limits == [2e10]
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from aerialseg.errors import StorageError
 from aerialseg.files import TEMPORARY
-from aerialseg.prediction.parts import HEAD, RECORD, Part, forget_part
+from aerialseg.prediction.resume import HEAD, RECORD, Part, forget_part
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from aerialseg.prediction.pipeline import read_ahead, write_behind
+from aerialseg.prediction.reading import read_ahead, write_behind
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator

@@ -9,9 +9,9 @@ import pytest
 
 from aerialseg.errors import NoInputError, UsageError
 from aerialseg.geo.scenes import find_scenes
-from aerialseg.prediction.job import predict_scenes
+from aerialseg.prediction.estimate import estimate
 from aerialseg.prediction.options import PredictOptions, Shard
-from aerialseg.prediction.plan import estimate
+from aerialseg.prediction.run import predict_scenes
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,7 +15,7 @@ from small_run import CARD, HASH, HEIGHT, ODD_NAMES, WIDTH, labels_of, write_run
 
 from aerialseg.errors import BadDataError, NoInputError, OutputError, Stopped, UsageError
 from aerialseg.geo.measures import KEY
-from aerialseg.prediction.collection import write_collection
+from aerialseg.prediction.exports import write_collection
 from aerialseg.prediction.pictures import CAPTION, GAP, OUTLINE
 from aerialseg.prediction.preview import SHEET, write_previews
 from aerialseg.progress import Silent
@@ -23,7 +23,7 @@ from aerialseg.progress import Silent
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from aerialseg.prediction.collection import Entry
+    from aerialseg.prediction.exports import Entry
 
 
 def report(root: Path, entries: list[Entry], **more: Any) -> Path:

@@ -17,8 +17,8 @@ from aerialseg.files import locked
 from aerialseg.geo.inspection import Access
 from aerialseg.geo.polygons.polygonize import PolygonOptions
 from aerialseg.geo.scenes import find_scenes
-from aerialseg.prediction.job import predict_scenes
 from aerialseg.prediction.options import PredictOptions, Shard
+from aerialseg.prediction.run import predict_scenes
 from aerialseg.progress import Silent
 
 if TYPE_CHECKING:

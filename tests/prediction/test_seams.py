@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aerialseg.geo.inspection import inspect_scene
-from aerialseg.prediction.canvas import Canvas, make_canvases
-from aerialseg.prediction.forward import EngineSettings
-from aerialseg.prediction.seams import SeamTally
+from aerialseg.prediction.lattice import Canvas, make_canvases
+from aerialseg.prediction.network import EngineSettings
+from aerialseg.prediction.outputs import SeamTally
 
 if TYPE_CHECKING:
     from collections.abc import Callable

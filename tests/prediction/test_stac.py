@@ -18,7 +18,7 @@ from pystac.extensions.mlm import MLMExtension
 from pystac.extensions.projection import ProjectionExtension
 from small_run import CARD, HASH, ODD_NAMES, write_entry, write_run
 
-from aerialseg.prediction.collection import Entry, write_collection
+from aerialseg.prediction.exports import Entry, write_collection
 from aerialseg.prediction.stac import UNKNOWN, Sheet, parse_taken
 
 if TYPE_CHECKING:

@@ -19,11 +19,11 @@ from aerialseg.geo.inspection import inspect_scene
 from aerialseg.geo.qgis.styles import write_probability_sidecar
 from aerialseg.geo.scenes import Scene
 from aerialseg.models.build import Segmenter
-from aerialseg.prediction.canvas import Canvas
 from aerialseg.prediction.engine import predict_scene
-from aerialseg.prediction.forward import EngineSettings, Forward
+from aerialseg.prediction.lattice import Canvas
+from aerialseg.prediction.network import EngineSettings, Forward
 from aerialseg.prediction.outputs import MEASURE, SceneFiles, finish
-from aerialseg.prediction.parts import Part
+from aerialseg.prediction.resume import Part
 
 if TYPE_CHECKING:
     from collections.abc import Callable

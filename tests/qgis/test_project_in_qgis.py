@@ -15,7 +15,7 @@ from pyogrio.raw import write
 from small_run import CARD, HASH, HEIGHT, ODD_NAMES, WIDTH, Told, labels_of, write_entry, write_run
 
 from aerialseg.geo.qgis.styles import write_building_style
-from aerialseg.prediction.collection import Entry, write_collection
+from aerialseg.prediction.exports import Entry, write_collection
 
 pytestmark = pytest.mark.qgis
 

@@ -18,7 +18,7 @@ from aerialseg.errors import BadDataError, OutputError
 from aerialseg.geo.vrt import Part, mosaic_sources, write_mosaics
 
 if TYPE_CHECKING:
-    from aerialseg.prediction.collection import Entry
+    from aerialseg.prediction.exports import Entry
 
 CUSTOM = "+proj=tmerc +lat_0=47.5 +lon_0=16.3 +k=0.9999 +x_0=1000 +y_0=-5000000 +ellps=bessel +units=m +no_defs"
 

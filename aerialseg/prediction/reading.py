@@ -3,40 +3,61 @@
 Rows are read once, the scene's width and its halo at a time, into a band as high as a window, by the one thread; the
 other copies windows from it into batch buffers, while the next band is read into a second array. Both bands and buffers
 are used in turn. Memory grows with the scene's width, never with its height or its group.
+
+Reading the pixels under a canvas: a scene's own, its neighbours' around it, or all of it at another GSD.
+
+Generators that run in a thread of their own: a source that is read ahead, a sink that is written behind.
+
+Each thread runs one generator and nothing else, so files opened in it are used and closed in the thread that opened
+them. Nothing waits on a queue that nobody fills: a failure in either thread is raised where the main thread next asks,
+and leaving the block for whatever reason closes the generator, in its thread, before going on.
 """
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rasterio.windows import Window
 
+from aerialseg.errors import BadDataError
+from aerialseg.geo.adjacency import Placed
 from aerialseg.geo.opening import open_raster
-from aerialseg.prediction.ground import open_ground, read_validity
+from aerialseg.geo.raster import read_window, read_window_into
+from aerialseg.geo.resampling import rescaled
 from aerialseg.prediction.lattice import mirrored
-from aerialseg.prediction.pipeline import read_ahead
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
     from contextlib import AbstractContextManager
+    from pathlib import Path
     from queue import SimpleQueue
 
-    from numpy.typing import NDArray
     from rasterio.io import DatasetReader
     from torch import Tensor
 
-    from aerialseg.prediction.canvas import Canvas
-    from aerialseg.prediction.ground import Ground
-    from aerialseg.prediction.lattice import Lattice, Schedule
+    from aerialseg.geo.inspection import Source
+    from aerialseg.prediction.lattice import Canvas, Lattice, Schedule
 
     Validity = SimpleQueue[NDArray[np.bool_] | None]
 
 BANDS = 2
 """One is being filled while windows are copied from the other."""
+Ground = Callable[[Window, NDArray[np.uint8], NDArray[np.bool_]], None]
+"""Fills pixels (bands, rows, cols) and valid (rows, cols) with a window of the grid that is run."""
+T = TypeVar("T")
+END = object()
+READ_DEPTH, WRITE_DEPTH = 2, 1
+"""How many batches are read ahead, and how many strips wait to be written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,3 +212,158 @@ def _fill_columns(
         mirror_valid = np.empty(mirror.shape[1:], dtype=np.bool_)
         fill(Window(first, top, last - first, height), mirror, mirror_valid)
         pixels[..., inside:], valid[:, inside:] = mirror[..., columns - first], mirror_valid[:, columns - first]
+
+
+@contextmanager
+def open_ground(canvas: Canvas) -> Iterator[Ground]:
+    """Yield a reader of windows of the grid that is run; use it in this thread, inside the block.
+
+    Ground that belongs to none of the group's scenes is invalid.
+    """
+    with ExitStack() as files:
+        scene = files.enter_context(open_raster(canvas.source.path))
+        fill: Ground = partial(read_window_into, scene, canvas.source)
+        if canvas.neighbours:
+            fill = partial(_fill_from_group, files, {canvas.source.path: scene}, canvas)
+        yield fill if canvas.factor == 1 else partial(_fill_rescaled, fill, canvas)
+
+
+def read_validity(dataset: DatasetReader, canvas: Canvas, start: int, stop: int) -> NDArray[np.bool_]:
+    """Return which pixels of the scene's own rows [start, stop) are valid, bool [rows, width]."""
+    box = canvas.source.box
+    return read_window(dataset, canvas.source, Window(0, start, box.width, stop - start))[1]
+
+
+def _fill_from_group(
+    files: ExitStack, handles: dict[Path, DatasetReader], canvas: Canvas,
+    window: Window, pixels: NDArray[np.uint8], valid: NDArray[np.bool_],
+) -> None:  # fmt: skip
+    """Read a window of the group from the scenes it lies in; a neighbour is opened when it is first needed.
+
+    What cannot be read of a neighbour is missing ground: a damaged file fails as a scene, not those around it.
+    """
+    top, left = int(window.row_off), int(window.col_off)
+    bottom, right = top + len(valid), left + valid.shape[1]
+    pixels[:], valid[:] = 0, False
+    for member in (Placed(canvas.source, canvas.row, canvas.col), *canvas.neighbours):
+        shared = member.overlap_with(top, left, bottom, right)
+        if shared is None:
+            continue
+        first, west, last, east = shared
+        inner = Window(west - member.col, first - member.row, east - west, last - first)
+        rows, cols = slice(first - top, last - top), slice(west - left, east - left)
+        path, target = member.source.path, (pixels[:, rows, cols], valid[rows, cols])
+        try:
+            if path not in handles:
+                handles[path] = files.enter_context(open_raster(path))
+            read_window_into(handles[path], member.source, inner, *target)
+        except BadDataError:
+            if path == canvas.source.path:
+                raise
+            target[0][:], target[1][:] = 0, False
+            if path in handles:
+                _fill_readable_rows(handles[path], member.source, inner, *target)
+
+
+def _fill_readable_rows(
+    dataset: DatasetReader, source: Source, window: Window, pixels: NDArray[np.uint8], valid: NDArray[np.bool_]
+) -> None:
+    """Read what can be read of a damaged neighbour, row by row: a run that goes on elsewhere finds the same rows."""
+    for index in range(len(valid)):
+        row = Window(window.col_off, window.row_off + index, window.width, 1)
+        pixels_of, valid_of = pixels[:, index : index + 1], valid[index : index + 1]
+        try:
+            read_window_into(dataset, source, row, pixels_of, valid_of)
+        except BadDataError:
+            pixels_of[:], valid_of[:] = 0, False
+
+
+def _fill_rescaled(
+    fill: Ground, canvas: Canvas, window: Window, pixels: NDArray[np.uint8], valid: NDArray[np.bool_]
+) -> None:
+    def read(under: Window) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        shape = int(under.height), int(under.width)
+        found = np.empty((len(pixels), *shape), dtype=np.uint8), np.empty(shape, dtype=np.bool_)
+        fill(under, *found)
+        return found
+
+    pixels[:], valid[:] = rescaled(read, (canvas.height, canvas.width), canvas.factor)(window)
+
+
+@contextmanager
+def read_ahead(source: Generator[T], depth: int, name: str = "reader") -> Iterator[Iterator[T]]:
+    """Yield an iterator over `source`, whose items are computed up to `depth` ahead of the one in use.
+
+    Item k + depth is computed only after item k has been given up by asking for k + 1, so `depth` buffers used in turn
+    are never written while in use.
+    """
+    thread = ThreadPoolExecutor(1, name)
+    pending: deque[Future[T | object]] = deque()
+
+    def items() -> Iterator[T]:
+        pending.extend(thread.submit(next, source, END) for _ in range(depth))
+        while (item := pending.popleft().result()) is not END:
+            yield cast("T", item)
+            pending.append(thread.submit(next, source, END))
+
+    try:
+        yield items()
+    finally:
+        _close(thread, source, pending)
+
+
+@contextmanager
+def write_behind(sink: Generator[None, T | None], depth: int, name: str = "writer") -> Iterator[Callable[[T], None]]:
+    """Yield a function that hands an item to `sink` and returns while it is still being written.
+
+    It waits once `depth` items are pending, so `depth` + 1 buffers used in turn are never filled while in use. When the
+    block ends well the sink receives None and finishes; when it fails the sink is closed at its `yield`, as if by an
+    error there.
+    """
+    thread = ThreadPoolExecutor(1, name)
+    pending: deque[Future[None]] = deque([thread.submit(next, sink)])
+
+    def put(item: T | None) -> None:
+        while pending and (pending[0].done() or len(pending) >= depth):
+            pending.popleft().result()
+        pending.append(thread.submit(_send, sink, item))
+
+    try:
+        yield put
+        put(None)
+        while pending:
+            pending.popleft().result()
+    finally:
+        _close(thread, sink, pending)
+
+
+def in_background(work: Callable[[], T], name: str) -> Future[T]:
+    """Call `work` in a thread that does not keep the process alive: a stop need not wait for a long copy."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return future
+
+
+def _send(sink: Generator[None, T | None], item: T | None) -> None:
+    try:
+        sink.send(item)
+    except StopIteration:
+        if item is not None:
+            raise RuntimeError("the sink finished before its input did") from None
+
+
+def _close(thread: ThreadPoolExecutor, generator: Generator[Any, Any], pending: deque[Future[Any]]) -> None:
+    """Cancel what has not begun, wait for what has, and close the generator in the thread that ran it."""
+    for future in pending:
+        future.cancel()
+    try:
+        thread.submit(generator.close).result()
+    finally:
+        thread.shutdown()

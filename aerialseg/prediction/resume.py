@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from aerialseg.prediction.strips import Strip
+    from aerialseg.prediction.engine import Strip
 
 SUFFIX = ".part"
 MAGIC = b"aerialseg strips\n"

@@ -18,10 +18,10 @@ from aerialseg.errors import AerialsegError, ResourceError, Stopped, UsageError
 from aerialseg.files import write_json
 from aerialseg.geo.polygons.polygonize import PolygonOptions
 from aerialseg.models.package import find_model
-from aerialseg.prediction.job import predict_scenes
+from aerialseg.prediction.checks import REPORT, report_name
+from aerialseg.prediction.exports import check_products
 from aerialseg.prediction.options import ALL_GPUS, PredictOptions, Shard
-from aerialseg.prediction.products import check_products
-from aerialseg.prediction.work import REPORT, report_name
+from aerialseg.prediction.run import predict_scenes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

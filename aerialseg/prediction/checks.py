@@ -17,7 +17,7 @@ from aerialseg.geo.digest import content_digest
 from aerialseg.geo.inspection import BandRule, inspect_scene
 from aerialseg.geo.measures import KEY
 from aerialseg.models.presets import PRESETS, SIZE_MULTIPLE
-from aerialseg.prediction.canvas import make_canvases
+from aerialseg.prediction.lattice import make_canvases
 from aerialseg.prediction.outputs import COUNTS, SceneFiles, done_key, read_tags, reads_to_the_end, write_sides
 from aerialseg.prediction.pictures import is_our_png
 from aerialseg.prediction.report import SceneResult
@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     from aerialseg.geo.geobox import GeoBox
     from aerialseg.geo.scenes import Scene
     from aerialseg.models.package import ModelCard
-    from aerialseg.prediction.canvas import Canvas
+    from aerialseg.prediction.lattice import Canvas
     from aerialseg.prediction.options import PredictOptions, Shard
     from aerialseg.progress import Progress
+
 MASK_BYTES, MEASURE_BYTES = 0.1, 1.2
 """Disk a pixel takes, compressed and with overviews; the pixels of buildings rarely need half of it."""
 PLAIN_BYTES = 4 / 3

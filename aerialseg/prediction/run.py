@@ -1,11 +1,18 @@
 """Many scenes through one model: one after the other, each whole or not at all, and what happens when one fails.
 
 A scene's rasters are finished in a thread of their own while the next scenes run.
+
+What has become of each scene of a run so far, and report.json.
+
+The model of a run, on its device; this is where torch is imported, once it is known that there is work.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+import math
+import os
 import time
 from collections import deque
 from concurrent.futures import wait
@@ -14,7 +21,16 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from aerialseg.errors import AerialsegError, BadDataError, NoInputError, Stopped, one_line
+from aerialseg.errors import (
+    AerialsegError,
+    BadDataError,
+    ModelError,
+    NoInputError,
+    OutputError,
+    Stopped,
+    StorageError,
+    one_line,
+)
 from aerialseg.files import (
     locked,
     prepare_output_folder,
@@ -22,17 +38,11 @@ from aerialseg.files import (
     require_space,
     sha256_of,
     sweep,
+    write_json,
 )
 from aerialseg.models.package import find_model, read_card
-from aerialseg.prediction.journal import Journal
-from aerialseg.prediction.loading import find_device, load_forward
-from aerialseg.prediction.options import PredictOptions, Shard
-from aerialseg.prediction.outputs import SceneFiles, count_pixels, finish, output_tags
-from aerialseg.prediction.parts import Part, forget_part, part_path
-from aerialseg.prediction.pipeline import in_background
-from aerialseg.prediction.products import check_products, make_products
-from aerialseg.prediction.report import SceneResult
-from aerialseg.prediction.work import (
+from aerialseg.prediction.checks import (
+    REPORT,
     Run,
     Work,
     check_scenes,
@@ -47,6 +57,12 @@ from aerialseg.prediction.work import (
     report_name,
     stamps_of,
 )
+from aerialseg.prediction.exports import check_products, make_products
+from aerialseg.prediction.options import PredictOptions
+from aerialseg.prediction.outputs import SceneFiles, count_pixels, finish, output_tags
+from aerialseg.prediction.reading import in_background
+from aerialseg.prediction.report import PredictReport, SceneResult
+from aerialseg.prediction.resume import Part, forget_part, part_path
 from aerialseg.progress import Silent
 
 if TYPE_CHECKING:
@@ -54,13 +70,12 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from pathlib import Path
 
-    from aerialseg.geo.scenes import Scene
-    from aerialseg.prediction.forward import Forward
-    from aerialseg.prediction.report import PredictReport
-    from aerialseg.prediction.seams import SeamTally
-    from aerialseg.progress import Progress
+    import torch
 
-__all__ = ["PredictOptions", "Shard", "predict_scenes"]
+    from aerialseg.geo.scenes import Scene
+    from aerialseg.prediction.network import Forward
+    from aerialseg.prediction.outputs import SeamTally
+    from aerialseg.progress import Progress
 
 POLL_S, PATIENCE_S = 0.2, 5.0
 """How often waiting for a scene's files looks for a stop, and how long a stop waits for them."""
@@ -215,7 +230,7 @@ class _Finisher:
 def _stream(journal: Journal, work: Work, forward: Forward, finisher: _Finisher) -> None:
     """Run one scene and begin to finish its files; a failure of its own goes into the journal."""
     from aerialseg.prediction.engine import predict_scene
-    from aerialseg.prediction.seams import SeamTally
+    from aerialseg.prediction.outputs import SeamTally
 
     run, began = journal.run, time.monotonic()
     part = Part.claimed(run.out, work.scene.name, (work.box.height, work.box.width), 1 + run.options.agreement)
@@ -282,3 +297,133 @@ def _wait(future: Future[Any], progress: Progress) -> None:
     """Wait for a background task, looking for a stop meanwhile."""
     while not wait([future], POLL_S).done:
         progress.advance(0)
+
+
+class Journal:
+    """What has become of each scene so far; a class because it is all state."""
+
+    def __init__(self, run: Run, scenes: Sequence[Scene]) -> None:
+        self.run = run
+        mine = scenes if run.options.shard is None else run.options.shard.of(scenes)
+        self.results = {scene.name: SceneResult(scene.name, scene.image, "not started") for scene in mine}
+        self._taken: dict[str, SceneResult] = {}
+        self._measured = _measured_before(run.out)
+        self.settings: dict[str, Any] = {}
+        self.products: dict[str, Any] = {}
+        """What was made of all scenes together."""
+        self.loaded: float | None = None
+        """When the model was ready."""
+
+    def take(self, result: SceneResult) -> None:
+        """Note what another process made of a scene; it has been shown already."""
+        self._taken[result.name] = self.results[result.name] = result
+
+    @property
+    def known(self) -> bool:
+        """Whether other processes predicted the scenes before."""
+        return bool(self._taken)
+
+    @property
+    def failed_here(self) -> bool:
+        """Whether a scene has failed in this process."""
+        return any(result.status == "failed" and name not in self._taken for name, result in self.results.items())
+
+    def knows_failure(self, name: str) -> bool:
+        """Return whether another process failed on the scene."""
+        return name in self._taken and self._taken[name].status == "failed"
+
+    def record(self, result: SceneResult) -> SceneResult:
+        """Note and show a scene's result; raises its failure when the next scene would be written to the same disk."""
+        self.results[result.name] = result
+        if result.status == "skipped" and result.name in self._taken:  # done a moment ago, by another process
+            self.results[result.name] = self._taken[result.name]
+            return result
+        if result.status == "skipped":
+            kept = self._measured.get((result.name, result.hashes["key"]), {})
+            self.results[result.name] = result = replace(result, **kept)
+        for warning in result.warnings:
+            self.run.progress.say(f"warning: {warning}")
+        if isinstance(result.failure, OutputError | StorageError):
+            raise result.failure
+        if result.failure is None or len(self.results) > 1:  # a single scene's failure is raised, and so shown once
+            self.run.progress.say(result.line())
+        return result
+
+    def knows(self, error: AerialsegError) -> bool:
+        """Return whether the error is already noted as a scene's failure."""
+        return any(result.failure is error for result in self.results.values())
+
+    @property
+    def failed(self) -> bool:
+        """Whether a scene has failed."""
+        return any(result.status == "failed" for result in self.results.values())
+
+    def write(self) -> PredictReport:
+        """Write report.json and return it."""
+        run = self.run
+        names = ("preset", "threshold", "temperature", "gsd_m")
+        card = {name: getattr(run.card, name) for name in names}
+        model = {"path": str(run.model), "sha256": run.model_hash, **card}
+        asked = {
+            name: getattr(run.options, name)
+            for name in ("probability", "agreement", "polygons", "neighbours", "compiled")
+        }
+        settings = {**run.parameters, **asked, **self.settings}
+        del settings["model"]
+        seconds = time.monotonic() - run.began
+        loading = seconds if self.loaded is None else self.loaded - run.began
+        report = PredictReport(run.out, model, settings, tuple(self.results.values()), seconds, loading, self.products)
+        write_json(run.out / report_name(run.options.shard), report.to_json())
+        return report
+
+
+def _measured_before(out: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return what the reports that stand in `out` say of scenes beyond what their files do, by name and done-key."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for path in (*sorted(out.glob("report-*-of-*.json")), out / REPORT):
+        try:
+            for name, entry in json.loads(path.read_bytes())["scenes"].items():
+                known = {item: entry[item] for item in ("seconds", "seam_index") if entry.get(item) is not None}
+                if all(isinstance(value, float) and 0 <= value < math.inf for value in known.values()):
+                    found.setdefault((name, entry["hashes"].get("key")), {}).update(known)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            continue  # it was damaged, or is not ours
+    return found
+
+
+def find_device(run: Run) -> torch.device:
+    """Return the device that the run's options stand for; raises DeviceError and Stopped."""
+    # Threads that spin while they wait take the cores from reader and writer: up to ten times slower on two cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from aerialseg.models.device import pick_device
+
+    run.progress.advance(0)  # an import takes seconds; a stop that came meanwhile is heard here
+    return pick_device(run.options.device)
+
+
+def load_forward(run: Run) -> Forward:
+    """Load the run's model; raises DeviceError, ModelError (also when it is not the one hashed before) and Stopped."""
+    device = find_device(run)
+    from aerialseg.models.device import pick_precision
+    from aerialseg.models.package import load_model
+    from aerialseg.prediction.network import EngineSettings, Forward, automatic_batch
+
+    run.progress.advance(0)
+    precision = pick_precision(run.options.precision, device)
+    segmenter, card = load_model(run.model)
+    run.progress.advance(0)
+    if sha256_of(run.model) != run.model_hash:  # a training goes on improving it
+        raise ModelError(f"{one_line(run.model)}: changed while the scenes were checked; run again")
+    settings = EngineSettings(
+        size=run.window,
+        overlap=run.overlap,
+        batch=run.options.batch or automatic_batch(device, run.window, run.options.tta),
+        device=device,
+        precision=precision,
+        temperature=card.temperature,
+        blend=run.options.blend,
+        tta=run.options.tta,
+        agreement=run.options.agreement,
+        compile=run.options.compiled,
+    )
+    return Forward(segmenter, settings, run.progress)

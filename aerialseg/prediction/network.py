@@ -1,28 +1,32 @@
 """Batches through the network on one device: pixels there as uint8, float32 probabilities of building on the device.
 
 Out of memory halves the number of windows that run together, down to one, and stays halved for the run.
+
+Test-time augmentation: the ways a square window can be mirrored and turned, and back.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from aerialseg.errors import ModelError, ResourceError
 from aerialseg.models.build import Segmenter
 from aerialseg.models.device import autocast, compile_error, is_out_of_memory, translated
-from aerialseg.prediction.batches import Batch
-from aerialseg.prediction.tta import views_of
+from aerialseg.prediction.lattice import Lattice
+from aerialseg.prediction.reading import Batch
 from aerialseg.progress import Silent
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from aerialseg.geo.windows import Blend
-    from aerialseg.prediction.tta import Symmetry, View
     from aerialseg.progress import Progress
+
+Symmetry = Literal["none", "flips", "d4"]
+"""`flips`: as it is, upside down, left for right, and both; `d4`: these four, and the same after a quarter turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,3 +181,38 @@ def mark(device: torch.device) -> torch.cuda.Event:
 
 def _new_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One way to look at a square window."""
+
+    turned: bool
+    """Whether rows and columns change places, after mirroring."""
+    axes: tuple[int, ...]
+    """The axes that are mirrored: -2 rows, -1 columns."""
+
+    def look(self, windows: Tensor) -> Tensor:
+        """Return the windows [..., size, size] as seen this way."""
+        mirrored = windows.flip(self.axes) if self.axes else windows
+        return mirrored.transpose(-2, -1).contiguous() if self.turned else mirrored
+
+    def undo(self, windows: Tensor) -> Tensor:
+        """Return what `look` was given."""
+        turned = windows.transpose(-2, -1) if self.turned else windows
+        return turned.flip(self.axes) if self.axes else turned
+
+
+def views_of(symmetry: Symmetry) -> tuple[View, ...]:
+    """Return the views of a window, itself first: 1, 4 or 8."""
+    mirrors = ((), (-2,), (-1,), (-2, -1)) if symmetry != "none" else ((),)
+    turns = (False, True) if symmetry == "d4" else (False,)
+    return tuple(View(turned, axes) for turned in turns for axes in mirrors)
+
+
+def batch_size(settings: EngineSettings, lattice: Lattice) -> int:
+    """Return how many windows a batch holds: the same for all scenes of a group, for networks answer to a batch's size.
+
+    A compiled network is given one size alone.
+    """
+    return settings.batch if settings.compile else min(settings.batch, lattice.group_count)
