@@ -55,8 +55,7 @@ def compare(
     from aerialseg.cli.command_line import command_line
     from aerialseg.cli.console import console_progress, print_json
     from aerialseg.cli.truth import mask_rule
-    from aerialseg.evaluation.comparison import compare_runs
-    from aerialseg.evaluation.comparison_page import check_comparison, write_comparison
+    from aerialseg.evaluation.comparison import check_comparison, compare_runs, write_comparison
     from aerialseg.evaluation.pairs import pair_predictions
     from aerialseg.evaluation.scores import EvaluateOptions
     from aerialseg.geo.inspection import Access

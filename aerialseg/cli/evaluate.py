@@ -98,20 +98,20 @@ def evaluate(
     from aerialseg.cli.console import console_progress, print_json
     from aerialseg.cli.score_tables import print_scores
     from aerialseg.cli.truth import mask_rule
-    from aerialseg.evaluation import job
+    from aerialseg.evaluation import run
     from aerialseg.evaluation.pairs import pair_predictions
     from aerialseg.evaluation.scores import EvaluateOptions
     from aerialseg.geo.inspection import Access
 
     rule, access = mask_rule(building_values, ignore_values, mask_threshold), Access(allow_ungeoreferenced, max_pixels)
     options = EvaluateOptions(rule, access, not pixels_only, where, labelled_area, filtered)
-    extras = job.Extras(
+    extras = run.Extras(
         polygons, trained_on, report, errors, tuple(scenes or ()), overwrite=overwrite, command=command_line(context)
     )
     pairing = pair_predictions(predictions, masks, mask_pattern)
     with console_progress() as progress:
         _say_unused(pairing.unused, progress)
-        found = job.evaluate(pairing.pairs, options, extras, [Path(given) for given in masks], progress)
+        found = run.evaluate(pairing.pairs, options, extras, [Path(given) for given in masks], progress)
     print_json(found.to_json() | {"unused_masks": list(pairing.unused)}) if as_json else print_scores(found)
 
 

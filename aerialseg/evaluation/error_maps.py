@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from aerialseg.evaluation.counting import Strip
+    from aerialseg.evaluation.objects import Runs
     from aerialseg.evaluation.pairs import Pair
-    from aerialseg.evaluation.runs import Runs
     from aerialseg.progress import Progress
 
 TAG = "AERIALSEG_ERRORS"

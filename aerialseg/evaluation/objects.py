@@ -5,6 +5,11 @@ serving one match only (SpaceNet's rule, https://arxiv.org/abs/1807.01232). That
 object to reach IoU 0.5 with two others, these would have to be its two exact halves, and such halves touch, which makes
 them one object. Ground without data belongs to no object, and an object that touches it was cut by it: it is not
 counted, neither is its match. An object at the scene's edge is cut alike in both masks and counts.
+
+Masks as horizontal runs, and which runs hang together: what objects are made of, a strip at a time.
+
+A run is [start, end) on a line that holds the rows one after another with one empty column between them, so that runs
+of different rows never touch: position = row x stride + column, stride = width + 1.
 """
 
 from __future__ import annotations
@@ -15,17 +20,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-
-from aerialseg.evaluation.runs import Ids, Runs, components, overlaps, shared
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from numpy.typing import NDArray
-
-    Flags = NDArray[np.bool_]
-    OnWrong = Callable[[str, Runs], None]
-    """Told of each object that is "missed" or "invented", with its runs: positions are row x (width + 1) + column."""
 
 SIZES = ("small", "medium", "large", "unsized")
 LIMITS_M2 = (50.0, 200.0)
@@ -33,6 +31,13 @@ LIMITS_M2 = (50.0, 200.0)
 georeferencing no size is known."""
 Four = tuple[int, int, int, int]
 ZEROS: Four = (0, 0, 0, 0)
+Ids = NDArray[np.int64]
+
+
+if TYPE_CHECKING:
+    Flags = NDArray[np.bool_]
+    OnWrong = Callable[[str, "Runs"], None]
+    """Told of each object that is "missed" or "invented", with its runs: positions are row x (width + 1) + column."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,3 +288,85 @@ def _only(part: Four, size: int) -> Four:
 
 def _ratio(part: int, whole: int) -> float:
     return part / whole if whole else math.nan
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Runs:
+    """Runs in reading order; they neither touch nor overlap."""
+
+    starts: Ids
+    ends: Ids
+
+    @classmethod
+    def of(cls, mask: NDArray[np.bool_]) -> Runs:
+        """Return the runs of True in a mask (rows, cols)."""
+        rows, cols = mask.shape
+        framed = np.zeros((rows, cols + 1), dtype=np.bool_)
+        framed[:, :cols] = mask
+        line = framed.ravel()
+        changes = np.flatnonzero(line[1:] != line[:-1]) + 1
+        if line[0]:
+            changes = np.concatenate(([0], changes))
+        return cls(changes[::2].astype(np.int64), changes[1::2].astype(np.int64))
+
+    @classmethod
+    def none(cls) -> Runs:
+        """Return no runs."""
+        return cls(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
+
+    def __len__(self) -> int:
+        """Return how many runs there are."""
+        return len(self.starts)
+
+    def moved(self, by: int) -> Runs:
+        """Return the runs `by` positions further on."""
+        return Runs(self.starts + by, self.ends + by)
+
+    def widened(self) -> Runs:
+        """Return the runs with the column before and the column behind; two of them may overlap."""
+        return Runs(self.starts - 1, self.ends + 1)
+
+    def after(self, other: Runs) -> Runs:
+        """Return the runs of `other`, which all lie before these, and then these."""
+        return Runs(np.concatenate((other.starts, self.starts)), np.concatenate((other.ends, self.ends)))
+
+    def since(self, position: int) -> Runs:
+        """Return the runs that start at `position` or later."""
+        first = int(np.searchsorted(self.starts, position))
+        return Runs(self.starts[first:], self.ends[first:])
+
+
+def overlaps(one: Runs, other: Runs) -> tuple[Ids, Ids]:
+    """Return the indexes (i, j) of every pair of runs with a position in common; O(n log n)."""
+    first = np.searchsorted(other.ends, one.starts, side="right")
+    counts = np.searchsorted(other.starts, one.ends, side="left") - first
+    i = np.repeat(np.arange(len(one)), counts)
+    j = np.arange(len(i)) + np.repeat(first - (np.cumsum(counts) - counts), counts)
+    return i, j
+
+
+def shared(one: Runs, other: Runs, pairs: tuple[Ids, Ids]) -> Ids:
+    """Return how many positions each of the `pairs` of overlapping runs has in common."""
+    i, j = pairs
+    length: Ids = np.minimum(one.ends[i], other.ends[j]) - np.maximum(one.starts[i], other.starts[j])
+    return length
+
+
+def components(count: int, edges: tuple[Ids, Ids]) -> tuple[int, Ids]:
+    """Return how many connected parts a graph of `count` nodes has, and the part 0, 1, ... of each node.
+
+    Every root hangs itself below its smallest neighbouring root, paths are cut short, and so on; the roots at least
+    halve each time (Shiloach and Vishkin 1982, on arrays).
+    """
+    parent = np.arange(count)
+    a, b = edges
+    while len(a):
+        a, b = parent[a], parent[b]
+        apart = a != b
+        a, b = a[apart], b[apart]
+        np.minimum.at(parent, np.maximum(a, b), np.minimum(a, b))
+        while not np.array_equal(shorter := parent[parent], parent):
+            parent = shorter
+    roots = parent == np.arange(count)
+    number = np.cumsum(roots) - 1
+    return int(np.count_nonzero(roots)), number[parent]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from aerialseg.errors import BadDataError, one_line
 from aerialseg.evaluation.pairs import pair_scenes
-from aerialseg.evaluation.probability import at_limit, calibration_error, fit_temperature, log_loss
+from aerialseg.evaluation.results import at_limit, calibration_error, fit_temperature, log_loss
 from aerialseg.evaluation.scores import EvaluateOptions, check_truth, count_probabilities
 from aerialseg.files import prepare_output_folder, refuse_foreign, refuse_input_as_output, sha256_of, working_folder
 from aerialseg.models.package import find_model, load_model, read_card, save_model

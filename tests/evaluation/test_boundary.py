@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aerialseg.evaluation.bits import count, grow, pack
-from aerialseg.evaluation.boundary import DISTANCES, BoundaryCounts, BoundaryTally
+from aerialseg.evaluation.boundary import DISTANCES, BoundaryCounts, BoundaryTally, count, grow, pack
 
 seeds = st.integers(0, 2**32 - 1)
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aerialseg.counts import Confusion
-from aerialseg.evaluation.claims import compare_claim, implied_building_share
+from aerialseg.evaluation.report import compare_claim, implied_building_share
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from aerialseg.evaluation.objects import ObjectCounts, ObjectTally
-from aerialseg.evaluation.runs import Runs, components, overlaps, shared
+from aerialseg.evaluation.objects import ObjectCounts, ObjectTally, Runs, components, overlaps, shared
 
 seeds = st.integers(0, 2**32 - 1)
 

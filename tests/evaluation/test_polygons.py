@@ -16,8 +16,7 @@ from pyproj import CRS
 from shapely import affinity
 from shapely.geometry import Polygon, box
 
-from aerialseg.evaluation.known_ground import KnownGround
-from aerialseg.evaluation.polygons import match_polygons, polis, score_polygons, tangent_angle
+from aerialseg.evaluation.polygons import KnownGround, match_polygons, polis, score_polygons, tangent_angle
 from aerialseg.geo.vectors import read_layer
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss as sklearn_log_loss
 
 from aerialseg.counts import QUANTA, ScoreHistogram
-from aerialseg.evaluation.probability import (
+from aerialseg.evaluation.results import (
     BINS,
     at_limit,
     calibration_error,

@@ -18,10 +18,9 @@ from PIL import Image
 from aerialseg.counts import Confusion
 from aerialseg.evaluation import pictures, report
 from aerialseg.evaluation.objects import ObjectCounts
-from aerialseg.evaluation.page import PageContent, render_page
 from aerialseg.evaluation.pairs import Pair
 from aerialseg.evaluation.pictures import FOUND, GROUND, INVENTED, MISSED, UNKNOWN, draw_views
-from aerialseg.evaluation.report import describe_model
+from aerialseg.evaluation.report import PageContent, describe_model, render_page
 from aerialseg.evaluation.results import EvaluationReport, SceneScore
 from aerialseg.evaluation.scores import EvaluateOptions, decide_rules
 from aerialseg.files import sha256_of

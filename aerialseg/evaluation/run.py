@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 
 from aerialseg.errors import UsageError, one_line
 from aerialseg.evaluation.error_maps import BUILDINGS, check_error_folder, error_path, write_error_maps
-from aerialseg.evaluation.known_ground import KnownGround
 from aerialseg.evaluation.leaks import find_leaks
-from aerialseg.evaluation.polygons import score_polygons
+from aerialseg.evaluation.polygons import KnownGround, score_polygons
 from aerialseg.evaluation.report import PageOptions, check_claims, check_report_path, write_report
 from aerialseg.evaluation.scores import EvaluateOptions, decide_rules, evaluate_pairs
 from aerialseg.files import refuse_input_as_output
