@@ -15,10 +15,17 @@ from torch import nn
 from aerialseg.errors import ConfigError, Stopped, UsageError
 from aerialseg.models.build import count_network, resolve
 from aerialseg.progress import Silent
-from aerialseg.workflows import bench_networks, cost_table, trial
-from aerialseg.workflows.bench_networks import ALL_MIXERS, mixer_contestants, preset_contestants
-from aerialseg.workflows.cost_plot import draw_costs
-from aerialseg.workflows.cost_table import BenchOptions, Row, measure_costs
+from aerialseg.workflows import bench_networks
+from aerialseg.workflows import bench_train as trial
+from aerialseg.workflows.bench_networks import (
+    ALL_MIXERS,
+    BenchOptions,
+    Row,
+    draw_costs,
+    measure_costs,
+    mixer_contestants,
+    preset_contestants,
+)
 from aerialseg.workflows.network_cost import Cost, Trial, build, measure_apart, measure_here
 
 ROW = {"name", "size", "parameters", "gmacs", "forward_s", "forward_bytes", "train_s", "train_bytes", "note"}
@@ -39,7 +46,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Trial]:
         asked.append(trial)
         return Cost(0.3, 10**8, 1.0, 10**9)
 
-    monkeypatch.setattr(cost_table, "measure_apart", answer)
+    monkeypatch.setattr(bench_networks, "measure_apart", answer)
     return asked
 
 
@@ -74,7 +81,7 @@ def test_what_would_take_too_long_is_left_out_and_says_so(measured: list[Trial])
 def test_what_would_not_fit_into_memory_is_left_out_and_says_so(
     measured: list[Trial], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cost_table, "_free_memory", lambda _: 3 * 10**9)
+    monkeypatch.setattr(bench_networks, "_free_memory", lambda _: 3 * 10**9)
     rows = rows_of(("identity",), 64, 96, 192)
     assert [row.note for row in rows] == ["", "", "left out: about 4 GB, 3 GB are free"]
     assert [trial.memory for trial in measured] == 2 * [3 * 10**9]
@@ -82,7 +89,7 @@ def test_what_would_not_fit_into_memory_is_left_out_and_says_so(
 
 def test_a_size_that_fails_leaves_its_reason_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     answers: list[Any] = ["out of memory", Cost(0.1, 1, 0.2, 2)]
-    monkeypatch.setattr(cost_table, "measure_apart", lambda *_: answers.pop(0))
+    monkeypatch.setattr(bench_networks, "measure_apart", lambda *_: answers.pop(0))
     rows = rows_of(("identity", "conv"), 64)
     assert [(row.note, row.train_s) for row in rows] == [("out of memory", None), ("", 0.2)]
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from aerialseg import config as package
 from aerialseg.config import TrainConfig, differences, load_config, shipped_configs, to_toml
-from aerialseg.config.data import STRENGTHS
+from aerialseg.config.sections import STRENGTHS
 from aerialseg.errors import ConfigError
 from aerialseg.models.build import resolve
 

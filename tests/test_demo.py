@@ -17,8 +17,8 @@ from aerialseg.geo.tiles.tileset import load_tileset
 from aerialseg.models.build import Segmenter, build_network, licence_of, resolve
 from aerialseg.models.package import ModelCard, load_model, read_card, save_model
 from aerialseg.progress import Silent
-from aerialseg.workflows import demo, trial
-from aerialseg.workflows.figure import FOUND, INVENTED, MISSED, Comparison, draw_comparison
+from aerialseg.workflows import bench_train, demo
+from aerialseg.workflows.demo import FOUND, INVENTED, MISSED, Comparison, draw_comparison
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -91,7 +91,7 @@ def test_a_network_whose_licence_was_accepted_is_also_built_untrained(tmp_path: 
 
 
 def test_a_second_call_trains_and_predicts_nothing(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "seconds_per_step", lambda *_: pytest.fail("a finished training was timed again"))
+    monkeypatch.setattr(bench_train, "seconds_per_step", lambda *_: pytest.fail("a finished training was timed again"))
     before = {path: path.stat().st_mtime_ns for name in ("run/*.safetensors", "out/*.tif") for path in out.glob(name)}
     report = demo.run_demo(out, device="cpu", overrides=QUICK)
     assert report.training.complete_before
@@ -130,7 +130,7 @@ def test_a_demo_stopped_again_and_again_goes_on(tmp_path: Path) -> None:
 
 def test_a_slow_machine_takes_fewer_steps_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(trial, "seconds_per_step", lambda *_: 6.0)
+    monkeypatch.setattr(bench_train, "seconds_per_step", lambda *_: 6.0)
     monkeypatch.setattr(Silent, "say", lambda _, line: said.append(line))
     config = demo.load_config("demo", QUICK)
     assert demo._within(1.0, config, tmp_path, "cpu", Silent()) == config  # four steps fit into ten
@@ -142,13 +142,13 @@ def test_a_slow_machine_takes_fewer_steps_and_says_so(tmp_path: Path, monkeypatc
 
 
 def test_a_step_is_timed() -> None:
-    assert 0 < trial.seconds_per_step(demo.load_config("demo", QUICK), "cpu") < 30
+    assert 0 < bench_train.seconds_per_step(demo.load_config("demo", QUICK), "cpu") < 30
 
 
 def test_a_step_takes_all_of_its_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial.time, "monotonic", iter(range(100)).__next__)
+    monkeypatch.setattr(bench_train.time, "monotonic", iter(range(100)).__next__)
     config = demo.load_config("demo", [*QUICK, "optimizer.accumulate=4"])
-    assert trial.seconds_per_step(config, "cpu") == 4
+    assert bench_train.seconds_per_step(config, "cpu") == 4
 
 
 def test_other_peoples_results_are_not_replaced(tmp_path: Path) -> None:

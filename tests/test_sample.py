@@ -15,13 +15,10 @@ from rasterio.features import rasterize
 from shapely.geometry import Polygon
 
 from aerialseg.errors import OutputError, UsageError
-from aerialseg.sample import draw_scene, scene_box, write_sample
-from aerialseg.sample.canvas import Canvas
+from aerialseg.sample import GSD_M, MOST, draw_scene, lay_out, sample_scenes, scene_box, write_sample
 from aerialseg.sample.districts import ASPHALT
-from aerialseg.sample.draw import draw_building, draw_plan
-from aerialseg.sample.light import Sun, cast_shadows
-from aerialseg.sample.scenes import GSD_M, MOST, lay_out, sample_scenes
-from aerialseg.sample.values import Box, Building, Dice, Paint, Spot, Wing
+from aerialseg.sample.draw import Canvas, Sun, cast_shadows, draw_building, draw_plan
+from aerialseg.sample.plan import Box, Building, Dice, Paint, Spot, Wing
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,8 +10,7 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from aerialseg.workflows.bench_networks import Findings
-    from aerialseg.workflows.cost_table import Contestant, Row
+    from aerialseg.workflows.bench_networks import Contestant, Findings, Row
 
 bench = typer.Typer(help="Measure on this machine what networks cost, and whether training waits for its data.")
 
@@ -166,12 +165,10 @@ def _bench(
 ) -> None:
     """Do what both commands do."""
     from aerialseg.cli.console import console_progress, print_json
-    from aerialseg.cli.values import whole_numbers
+    from aerialseg.cli.options import whole_numbers
     from aerialseg.config import load_config
     from aerialseg.errors import UsageError
-    from aerialseg.workflows.bench_networks import bench_networks
-    from aerialseg.workflows.cost_table import BenchOptions
-    from aerialseg.workflows.equal_time import Budget
+    from aerialseg.workflows.bench_networks import BenchOptions, Budget, bench_networks
 
     if tiles is None and (minutes is not None or config is not None):
         raise UsageError("--minutes and --config are about training on --tiles; give it too")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aerialseg.cli.truth import (
+from aerialseg.cli.options import (
     AllowUngeoreferenced,
     BuildingValues,
     IgnoreValues,
@@ -56,7 +56,7 @@ def calibrate(
       aerialseg calibrate runs/unet --scenes 'val/images/austin*.tif' --masks val/gt -o austin.safetensors
     """
     from aerialseg.cli.console import console_progress, print_json
-    from aerialseg.cli.truth import mask_rule
+    from aerialseg.cli.options import mask_rule
     from aerialseg.evaluation.scores import EvaluateOptions
     from aerialseg.geo.inspection import Access
     from aerialseg.geo.labels import find_labels

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aerialseg.cli.truth import (
+from aerialseg.cli.options import (
     AllowUngeoreferenced,
     BuildingValues,
     IgnoreValues,
@@ -52,9 +52,8 @@ def compare(
       aerialseg compare out-unet out-segformer --masks AerialImageDataset
       aerialseg compare a/ b/ --masks gt/ --report comparison.html
     """
-    from aerialseg.cli.command_line import command_line
     from aerialseg.cli.console import console_progress, print_json
-    from aerialseg.cli.truth import mask_rule
+    from aerialseg.cli.options import command_line, mask_rule
     from aerialseg.evaluation.comparison import check_comparison, compare_runs, write_comparison
     from aerialseg.evaluation.pairs import pair_predictions
     from aerialseg.evaluation.scores import EvaluateOptions

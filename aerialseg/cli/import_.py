@@ -55,7 +55,7 @@ def import_(
     from dataclasses import asdict
 
     from aerialseg.cli.console import console_progress, print_json
-    from aerialseg.cli.values import named_values, numbers
+    from aerialseg.cli.options import named_values, numbers
     from aerialseg.errors import one_line
     from aerialseg.models.build import resolve
     from aerialseg.models.importing import Habits, Normalisation, import_model

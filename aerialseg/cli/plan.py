@@ -49,7 +49,7 @@ def plan(
     from functools import partial
 
     from aerialseg.cli.console import console_progress, print_json, print_table
-    from aerialseg.cli.values import band_rule, batch_size, gsd_of, shard_of
+    from aerialseg.cli.options import band_rule, batch_size, gsd_of, shard_of
     from aerialseg.geo.inspection import Access
     from aerialseg.geo.scenes import find_scenes
     from aerialseg.prediction.checks import is_ours

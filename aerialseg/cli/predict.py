@@ -100,7 +100,7 @@ def predict(
     from functools import partial
 
     from aerialseg.cli.console import console_progress, print_json
-    from aerialseg.cli.values import band_rule, batch_size, gsd_of, shard_of
+    from aerialseg.cli.options import band_rule, batch_size, gsd_of, shard_of
     from aerialseg.geo.inspection import Access
     from aerialseg.geo.polygons.polygonize import PolygonOptions
     from aerialseg.geo.scenes import find_scenes

@@ -100,7 +100,7 @@ def tile(
       aerialseg tile nir/ --masks masks/ --bands 4,1,2 --scale 0:2047 --gsd 0.5 -o tiles/nir
     """
     from aerialseg.cli.console import console_progress, print_json
-    from aerialseg.cli.values import band_rule, whole_numbers
+    from aerialseg.cli.options import band_rule, whole_numbers
     from aerialseg.errors import SomeScenesFailed, one_line
     from aerialseg.geo.inspection import Access
     from aerialseg.geo.labels import MaskRule, find_labels

@@ -2,6 +2,10 @@
 
 pydantic lives in this package and nowhere else. The file says what is trained, the flags which files and where.
 Nothing here knows what a preset is or whether a device can hold the batch: models/ and training/ check that.
+
+What is wrong with a configuration, in one line: which line of the file or which override, what, and how many more.
+
+Knows pydantic's complaints as plain dicts; its neighbours have the values they are about.
 """
 
 from __future__ import annotations
@@ -11,30 +15,25 @@ import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from aerialseg.config.complaints import explain
-from aerialseg.config.data import STRENGTHS, DataSection, ModelSection
-from aerialseg.config.learning import DistilSection, LossSection, OptimizerSection, RunSection, ScheduleSection
-from aerialseg.config.values import Section
+from aerialseg.config.sections import (
+    STRENGTHS,
+    DataSection,
+    DistilSection,
+    LossSection,
+    ModelSection,
+    OptimizerSection,
+    RunSection,
+    ScheduleSection,
+    Section,
+)
 from aerialseg.errors import ConfigError, one_line
 
-__all__ = [
-    "DataSection",
-    "DistilSection",
-    "LossSection",
-    "ModelSection",
-    "OptimizerSection",
-    "RunSection",
-    "ScheduleSection",
-    "TrainConfig",
-    "differences",
-    "load_config",
-    "shipped_configs",
-    "to_toml",
-]
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
 
 LARGEST_FILE = 100_000
 """Bytes; ours have fewer than 2,000, and a tile or a model given by mistake has millions."""
@@ -193,3 +192,57 @@ def _value(value: str | int | float | bool) -> str:
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def explain(
+    path: Path,
+    text: str,
+    problems: Sequence[Any],
+    overridden: Sequence[str],
+    alone: Collection[Any],
+    known: Mapping[str, Sequence[str]],
+) -> str:
+    """Return one line for the first of the problems of a file with the content `text`.
+
+    What is wrong comes before what is missing: the misspelt key is often the missing one. `overridden` are the keys of
+    overrides: they are to blame for what is not wrong in the file alone, whose problems lie at `alone`. `known` are the
+    keys of each section, and of the file under "".
+    """
+    first = min(problems, key=lambda problem: problem["type"] == "missing")
+    keys = [str(part) for part in first["loc"]]
+    dotted = ".".join(keys[:3] if keys[:2] == ["model", "encoder_arguments"] else keys[:2])
+    inside = () if first["loc"] in alone else tuple(key for key in overridden if key.startswith(f"{dotted}."))
+    if dotted in overridden:
+        place = f"--set {one_line(dotted)}"
+    elif inside:
+        place = f"--set {one_line(inside[-1])}: {one_line(dotted)}"
+    else:
+        line = _line_of(text, dotted)
+        place = f"{one_line(path)}: " + (f"line {line}: {one_line(dotted)}" if line else one_line(dotted or "the file"))
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return f"{place}: {_complaint(first, known.get('.'.join(keys[:-1]), ()))}{more}"
+
+
+def _complaint(problem: Any, known: Sequence[str]) -> str:
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key; known here: {', '.join(known)}"
+    if problem["type"] == "missing":
+        return "missing"
+    reason = str(problem["msg"]).removeprefix("Value error, ")
+    reason = reason[:1].lower() + reason[1:]
+    value = problem["input"]
+    return reason if isinstance(value, dict) else f"{reason}, found {one_line(repr(value))[:80]}"
+
+
+def _line_of(text: str, dotted: str) -> int | None:
+    """Return the 1-based line on which a key, or failing that its section's header, stands; None when neither does."""
+    section, found = "", None
+    for number, line in enumerate(text.splitlines(), 1):
+        header = re.match(r"\s*\[\s*([^\]]+?)\s*\]", line)
+        assignment = re.match(r"\s*([\w.\-\"' ]+?)\s*=", line)
+        if header:
+            section = header[1]
+            found = number if section == dotted.rpartition(".")[0] or section == dotted else found
+        elif assignment and ".".join(filter(None, (section, assignment[1].strip("\"'")))) == dotted:
+            return number
+    return found

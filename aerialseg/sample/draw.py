@@ -1,25 +1,35 @@
-"""Draw a plan on a canvas: blocks and ground, roofs and their truth, cars, crowns."""
+"""Draw a plan on a canvas: blocks and ground, roofs and their truth, cars, crowns.
+
+The growing picture and the geometry of drawing on it: windows, distances to an outline, paint with texture.
+
+Arithmetic is limited to what IEEE 754 fixes to the bit (no sine, no exponential, no matrix product), so that a scene
+is the same on every machine.
+
+Sun, shadows and sensor: from a drawn canvas to the numbers a camera delivers.
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aerialseg.sample.canvas import Canvas, axes, distance
-from aerialseg.sample.values import Box, Spot
+from aerialseg.sample.plan import Box, Spot, cosine
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from aerialseg.sample.canvas import Window
-    from aerialseg.sample.light import Sun
-    from aerialseg.sample.streets import Block, Frame
-    from aerialseg.sample.values import Building, Paint, Patch, Plan, Tree, Wing
+    from aerialseg.sample.plan import Block, Building, Dice, Frame, Paint, Patch, Plan, Tree, Wing
 
 OUTSIDE = 1000.0
 """Metres a pixel outside a wing is ranked lower for each metre of distance: inside always wins."""
+Window = tuple[slice, slice]
+SKYLIGHT = (0.34, 0.37, 0.43)
+"""What is left of the light where the sun does not reach, per band: the sky is blue."""
+SOFT = 1.6
+"""Shadow per metre of depth below its edge: 0.6 m take a surface from full sun to full shadow."""
 
 
 def draw_plan(canvas: Canvas, plan: Plan, sun: Sun) -> None:
@@ -193,3 +203,173 @@ def _from_line(places: NDArray[np.float64], every: float) -> NDArray[np.float64]
 def _apart(one: Spot, other: Spot) -> float:
     east, south = one.east - other.east, one.south - other.south
     return math.sqrt(east * east + south * south)
+
+
+@dataclass(frozen=True, slots=True)
+class Canvas:
+    """Square arrays: sunlit colour (rows, cols, 3), height above ground in metres, truth, noise of three scales."""
+
+    gsd: float
+    colour: NDArray[np.float32]
+    height: NDArray[np.float32]
+    building: NDArray[np.bool_]
+    fine: NDArray[np.float32]
+    middle: NDArray[np.float32]
+    coarse: NDArray[np.float32]
+
+    @classmethod
+    def blank(cls, size: int, gsd: float, ground: Paint, dice: Dice) -> Canvas:
+        """Return a canvas of `size` pixels of `gsd` metres, covered by `ground`."""
+        coarse = lattice_noise(size, round(36 / gsd), dice) * np.float32(1.2)
+        coarse += lattice_noise(size, round(9 / gsd), dice) * np.float32(0.8)
+        middle = lattice_noise(size, max(round(2.4 / gsd), 2), dice)
+        middle += lattice_noise(size, max(round(0.9 / gsd), 2), dice)
+        fine = dice.noise(size, size)
+        fine[:, 1:] += fine[:, :-1] * np.float32(0.5)
+        fine[1:] += fine[:-1] * np.float32(0.5)
+        shape = size, size
+        canvas = cls(
+            gsd, np.zeros((*shape, 3), np.float32), np.zeros(shape, np.float32), np.zeros(shape, np.bool_),
+            fine, middle, coarse,
+        )  # fmt: skip
+        canvas.blend((slice(0, size), slice(0, size)), np.ones(shape, np.float32), ground)
+        return canvas
+
+    def window(self, east: float, south: float, reach: float) -> Window | None:
+        """Return rows and columns of the square of +-`reach` metres around a place, or None outside the picture."""
+        size, pixels = self.height.shape[0], reach / self.gsd + 2
+        row, col = size / 2 + south / self.gsd, size / 2 + east / self.gsd
+        top, bottom = max(int(row - pixels), 0), min(int(row + pixels) + 1, size)
+        left, right = max(int(col - pixels), 0), min(int(col + pixels) + 1, size)
+        return (slice(top, bottom), slice(left, right)) if top < bottom and left < right else None
+
+    def places(self, window: Window) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return east (1, cols) and south (rows, 1) of the window's pixel centres, in metres from the middle."""
+        rows, cols = window
+        middle = self.height.shape[0] / 2
+        east = (np.arange(cols.start, cols.stop) + 0.5 - middle) * self.gsd
+        south = (np.arange(rows.start, rows.stop) + 0.5 - middle) * self.gsd
+        return east[np.newaxis], south[:, np.newaxis]
+
+    def cover(self, away: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Return the share of each pixel inside an outline that lies `away` metres from its centre (inside < 0)."""
+        share: NDArray[np.float32] = np.clip(0.5 - away * (1 / self.gsd), 0, 1).astype(np.float32)
+        return share
+
+    def blend(
+        self, window: Window, cover: NDArray[np.float32], paint: Paint, shade: NDArray[np.float32] | None = None
+    ) -> None:
+        """Lay textured paint over the window, as opaque as `cover` and as bright as `shade`."""
+        target = self.colour[window]
+        texture = self.fine[window] * np.float32(2 * paint.grain)
+        texture += (self.coarse[window] + self.middle[window] * np.float32(0.5)) * np.float32(2 * paint.patches)
+        for band, value in enumerate(paint.colour):
+            wanted = texture + np.float32(value)
+            if shade is not None:
+                wanted *= shade
+            wanted -= target[..., band]
+            wanted *= cover
+            target[..., band] += wanted
+
+
+def axes(canvas: Canvas, window: Window, box: Box) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the window's pixel centres as metres along the box's own axes, from its middle."""
+    east, south = canvas.places(window)
+    east, south = east - box.spot.east, south - box.spot.south
+    cos, sin = box.spot.cos, box.spot.sin
+    return cos * east + sin * south, cos * south - sin * east
+
+
+def distance(a: NDArray[np.float64], b: NDArray[np.float64], box: Box) -> NDArray[np.float64]:
+    """Return metres to the box's outline, negative inside; `a` and `b` are places along its axes."""
+    beyond_a, beyond_b = np.abs(a) - (box.a - box.round), np.abs(b) - (box.b - box.round)
+    corner_a, corner_b = np.maximum(beyond_a, 0), np.maximum(beyond_b, 0)
+    corner = np.sqrt(corner_a * corner_a + corner_b * corner_b)
+    inside = np.minimum(np.maximum(beyond_a, beyond_b), 0)
+    away: NDArray[np.float64] = corner + inside - box.round
+    return away
+
+
+def lattice_noise(size: int, step: int, dice: Dice) -> NDArray[np.float32]:
+    """Return noise in [-0.5, 0.5) of (size, size) pixels that changes smoothly over `step` pixels."""
+    lattice = dice.noise(size // step + 2, size // step + 2)
+    place = np.arange(size, dtype=np.float32) / np.float32(step)
+    index = place.astype(np.intp)
+    part = place - index.astype(np.float32)
+    part = part * part * (3 - 2 * part)
+    rows = lattice[index] * (1 - part)[:, np.newaxis] + lattice[index + 1] * part[:, np.newaxis]
+    noise: NDArray[np.float32] = rows[:, index] * (1 - part) + rows[:, index + 1] * part
+    return noise
+
+
+@dataclass(frozen=True, slots=True)
+class Sun:
+    """Where the light comes from: a unit heading in east and south, and the sun's rise per metre towards it."""
+
+    east: float
+    south: float
+    rise: float
+
+    @classmethod
+    def of(cls, dice: Dice) -> Sun:
+        """Return a sun between south-east and south-west, 36 to 54 degrees high."""
+        azimuth, elevation = dice.between(135, 225), dice.between(36, 54)
+        return cls(cosine(azimuth - 90), -cosine(azimuth), round(cosine(elevation - 90) / cosine(elevation), 9))
+
+
+def cast_shadows(canvas: Canvas, sun: Sun) -> NDArray[np.float32]:
+    """Return 1 where the sun reaches a pixel's surface, 0 where something that stands between hides it."""
+    size = canvas.height.shape[0]
+    major = max(abs(sun.east), abs(sun.south))
+    drop = canvas.gsd / major * sun.rise
+    blocked = np.zeros_like(canvas.height)
+    for step in range(1, min(int(float(canvas.height.max()) / drop) + 2, size)):
+        here_rows, there_rows = _shift(round(step * sun.south / major), size)
+        here_cols, there_cols = _shift(round(step * sun.east / major), size)
+        target = blocked[here_rows, here_cols]
+        np.maximum(target, canvas.height[there_rows, there_cols] - np.float32(drop * step), out=target)
+    blocked -= canvas.height
+    lit: NDArray[np.float32] = 1 - np.clip(blocked * np.float32(SOFT), 0, 1)
+    return lit
+
+
+def expose(canvas: Canvas, lit: NDArray[np.float32], dice: Dice) -> NDArray[np.uint8]:
+    """Return what the sensor makes of it, uint8 (3, rows, cols): optics, exposure, haze, coarse chroma, noise."""
+    size = lit.shape[0]
+    across = np.arange(size, dtype=np.float32) / np.float32(size) - np.float32(0.5)
+    exposure = np.float32(dice.between(0.9, 1.12)) + across * np.float32(dice.between(-0.1, 0.1))
+    exposure = exposure + (across * np.float32(dice.between(-0.1, 0.1)))[:, np.newaxis]
+    haze, strength = dice.between(2, 14), np.float32(dice.between(4, 9))
+    noise = (dice.noise(size, size) + dice.noise(size, size)) * strength
+    soft = _smooth(lit)
+    bands = []
+    for band, sky in enumerate(SKYLIGHT):
+        light = np.float32(sky) + np.float32(1 - sky) * soft
+        tint = np.float32(dice.between(0.96, 1.04))
+        bands.append(
+            _smooth(canvas.colour[..., band] * light) * (exposure * tint) + np.float32(haze * (0.9 + 0.1 * band))
+        )
+    luma = (bands[0] + bands[1] + bands[1] + bands[2]) * np.float32(0.25)
+    vivid = np.float32(dice.between(0.7, 1.0))
+    picture = [luma + _halved(band - luma) * vivid + noise for band in bands]
+    return np.stack([np.clip(band + np.float32(0.5), 0, 255).astype(np.uint8) for band in picture])
+
+
+def _shift(by: int, size: int) -> tuple[slice, slice]:
+    """Return where a raster moved by `by` lands, and what of it lands there."""
+    return (slice(0, size - by), slice(by, size)) if by >= 0 else (slice(-by, size), slice(0, size + by))
+
+
+def _smooth(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the weighted mean over three pixels each way: the optics' point spread."""
+    wide = np.pad(values, 1, mode="edge")
+    rows = wide[1:-1] * np.float32(0.72) + (wide[:-2] + wide[2:]) * np.float32(0.14)
+    return np.asarray(rows[:, 1:-1] * np.float32(0.72) + (rows[:, :-2] + rows[:, 2:]) * np.float32(0.14), np.float32)
+
+
+def _halved(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the values at half resolution, spread again: what JPEG keeps of colour."""
+    height, width = values.shape
+    wide = np.pad(values, ((0, height % 2), (0, width % 2)), mode="edge")
+    quarter = (wide[::2, ::2] + wide[1::2, ::2] + wide[::2, 1::2] + wide[1::2, 1::2]) * np.float32(0.25)
+    return np.repeat(np.repeat(quarter, 2, axis=0), 2, axis=1)[:height, :width]

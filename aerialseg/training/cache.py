@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from aerialseg.config.data import DataSection
+    from aerialseg.config.sections import DataSection
     from aerialseg.geo.tiles.plan import Job, PlannedTile
     from aerialseg.geo.tiles.tileset import TileRecord, TileSet
     from aerialseg.progress import Progress

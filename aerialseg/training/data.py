@@ -22,6 +22,8 @@ import threading
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # read on import; without it the library asks a server for its version
+
 import albumentations
 import cv2
 import numpy as np
@@ -36,12 +38,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from aerialseg.config.data import DataSection
+    from aerialseg.config.sections import DataSection
     from aerialseg.geo.tiles.tileset import TileRecord, TileSet
     from aerialseg.training.batches import Arrays
     from aerialseg.training.cache import TileCache
 
-os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # read on import; without it the library asks a server for its version
 WHOLE = slice(None)
 
 

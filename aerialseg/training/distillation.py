@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from aerialseg.config import TrainConfig
-    from aerialseg.config.learning import DistilSection
+    from aerialseg.config.sections import DistilSection
     from aerialseg.geo.tiles.tileset import TileSet
     from aerialseg.training.losses import Pooling
     from aerialseg.training.start import Start

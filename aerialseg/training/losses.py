@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from aerialseg.config import LossSection
+    from aerialseg.config.sections import LossSection
 
     Pooling: TypeAlias = Callable[[Tensor], Tensor]
 

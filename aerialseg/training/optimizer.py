@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from aerialseg.config import OptimizerSection, ScheduleSection
+    from aerialseg.config.sections import OptimizerSection, ScheduleSection
 
 WARMUP_SHARE = 0.1
 """Warm-up takes at most this share of a run, however many steps the configuration names."""

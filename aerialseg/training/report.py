@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from aerialseg.config import DistilSection
+from aerialseg.config.sections import DistilSection
 from aerialseg.geo.tiles.tileset import INDEX, find_leak
 from aerialseg.models.package import FILE_NAME
 

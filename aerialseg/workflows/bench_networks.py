@@ -1,36 +1,62 @@
 """`bench mixers` and `bench presets`: what networks cost and, given tiles, what each learns in equal time.
 
 Costs are in cost_table.py, trainings in equal_time.py, the picture in cost_plot.py.
+
+What networks cost as tiles grow: one row per network and size; what would take too much is left out and says so.
+
+What networks learn in equal time: each takes the steps that fit into so many minutes on this device.
+
+A trial says how long a step takes (trial.py); reading, validation and start-up are not counted, so that a slow disk
+does not decide between networks. All start from random weights, and train by one configuration.
+
+A picture of cost against tile size: multiply-adds, time and memory, one line for each network.
+
+Shown per million pixels: what grows with the area is level and can be told apart, what grows faster rises.
 """
 
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from aerialseg.errors import ConfigError, UsageError
-from aerialseg.files import locked, prepare_output_folder, refuse_foreign, refuse_input_as_output, write_json
-from aerialseg.models.build import resolve
-from aerialseg.models.device import cpu_name, pick_device, pick_precision
+from aerialseg.config import TrainConfig
+from aerialseg.config.sections import ModelSection
+from aerialseg.errors import BadDataError, ConfigError, Diverged, ResourceError, UsageError, one_line
+from aerialseg.files import locked, prepare_output_folder, refuse_foreign, refuse_input_as_output, staged, write_json
+from aerialseg.geo.tiles.tileset import load_tileset
+from aerialseg.models.build import ModelSpec, check_network, count_network, outline, resolve
+from aerialseg.models.device import cpu_name, is_out_of_memory, pick_device, pick_precision
 from aerialseg.models.mixers import MIXERS
-from aerialseg.models.presets import NVIDIA, PRESETS
+from aerialseg.models.presets import NVIDIA, PRESETS, SIZE_MULTIPLE
 from aerialseg.models.pyramid import parse_design
-from aerialseg.workflows.cost_plot import draw_costs
-from aerialseg.workflows.cost_table import BenchOptions, Contestant, Row, measure_costs
-from aerialseg.workflows.equal_time import Accuracy, Budget, train_in_time
+from aerialseg.workflows.doctor import available_memory
+from aerialseg.workflows.network_cost import Trial, build, measure_apart, measure_here
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from torch import nn
 
     from aerialseg.progress import Progress
 
 ALL_MIXERS = (*MIXERS, "conv,conv,window,full")
 COSTS, PICTURE, RUNS = "costs.json", "costs.png", "runs"
 MADE_BY = "aerialseg bench"
+GB = 1e9
+COMMAND = ("aerialseg", "bench")
+"""In run.json: by this a run is known to be a bench's."""
+EPOCHS = 8
+"""Validations of a training; the best one counts."""
+PANELS = (
+    ("gmacs", "forward: billions of multiply-adds per megapixel"),
+    ("train_s", "forward and backward: seconds per megapixel"),
+    ("train_bytes", "forward and backward: GB at the peak per megapixel"),
+)
+MARKERS = "osD^v<>P*X"
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,3 +159,229 @@ def _describe(options: BenchOptions) -> dict[str, str | int]:
         "device": str(device), "name": name, "precision": precision, "batch": options.batch,
         "threads": threads, "torch": version,
     }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """A network under the name of its row."""
+
+    name: str
+    spec: ModelSpec
+    encoder_only: bool = False
+    """Measure our own encoder without the spec's decoder, for mixers differ in nothing else."""
+    size_multiple: int = SIZE_MULTIPLE
+
+
+@dataclass(frozen=True, slots=True)
+class BenchOptions:
+    """On what the networks are measured."""
+
+    sizes: tuple[int, ...]
+    batch: int = 2
+    """Tiles per pass; some networks cannot learn from a single one."""
+    device: str = "auto"
+    precision: str = "auto"
+    limit_s: float = 60.0
+    """A size is left out when a pass, forward and backward, would probably take longer."""
+
+    def __post_init__(self) -> None:
+        for size in self.sizes:
+            if not 32 <= size <= 8192 or size % SIZE_MULTIPLE:
+                raise UsageError(f"--sizes has {size}, expected multiples of {SIZE_MULTIPLE} from 32 to 8192")
+        if not 1 <= self.batch <= 4096:
+            raise UsageError(f"--batch is {self.batch}, expected 1 to 4096")
+        if not self.limit_s > 0:
+            raise UsageError(f"--limit is {self.limit_s:g}, expected seconds above 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One network at one size; times and memory are None where `note` says why (see Cost for what they are)."""
+
+    name: str
+    size: int
+    parameters: int
+    gmacs: float | None
+    """Billions of multiply-adds of one tile, forward; of the encoder alone where only that is measured."""
+    forward_s: float | None = None
+    forward_bytes: int | None = None
+    train_s: float | None = None
+    train_bytes: int | None = None
+    note: str = ""
+
+
+def measure_costs(contestants: Sequence[Contestant], options: BenchOptions, progress: Progress) -> Iterator[Row]:
+    """Yield a row for every network and size, small tiles first.
+
+    On a processor each is measured in a process of its own. Raises DeviceError before anything is measured.
+    """
+    device = pick_device(options.device)
+    options = replace(options, device=str(device), precision=pick_precision(options.precision, device))
+    sizes = sorted(set(options.sizes))
+    progress.start("measuring", len(contestants) * len(sizes), "measurement")
+    for contestant in contestants:
+        network, before = _outline(contestant), None
+        for size in sizes:
+            row = _counted(contestant, network, size)
+            reason = row.note or _why_not(row, before, options)
+            row = replace(row, note=reason) if reason else _measured(contestant, row, options, progress)
+            before = before if row.note else row
+            progress.advance(1, f"{contestant.name} at {size} px")
+            yield row
+    progress.finish()
+
+
+def _outline(contestant: Contestant) -> nn.Module:
+    if not contestant.encoder_only:
+        return outline(contestant.spec)
+    with torch.device("meta"):
+        return build(contestant.spec, encoder_only=True)
+
+
+def _counted(contestant: Contestant, network: nn.Module, size: int) -> Row:
+    if size % contestant.size_multiple:
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        return Row(contestant.name, size, parameters, None, note=f"takes multiples of {contestant.size_multiple}")
+    parameters, macs = count_network(network, contestant.spec.bands, size)
+    return Row(contestant.name, size, parameters, macs / 1e9)
+
+
+def _why_not(row: Row, before: Row | None, options: BenchOptions) -> str:
+    """Say why a size is not measured, as far as the size `before` it tells."""
+    if before is None or before.train_s is None or not before.gmacs or row.gmacs is None:
+        return ""
+    seconds = before.train_s * options.batch * row.gmacs / before.gmacs
+    if seconds > options.limit_s:
+        return f"left out: about {seconds:,.0f} s a pass, the limit is {options.limit_s:g} s"
+    needed, free = (before.train_bytes or 0) * (row.size / before.size) ** 2, _free_memory(options.device)
+    if free is not None and needed > free:
+        return f"left out: about {needed / GB:,.0f} GB, {free / GB:,.0f} GB are free"
+    return ""
+
+
+def _measured(contestant: Contestant, row: Row, options: BenchOptions, progress: Progress) -> Row:
+    free = _free_memory(options.device)
+    where = (options.device, options.precision)
+    trial = Trial(contestant.spec, row.size, options.batch, *where, options.limit_s, contestant.encoder_only, free)
+    cost = measure_apart(trial, progress) if options.device == "cpu" else measure_here(trial)
+    return replace(row, note=cost) if isinstance(cost, str) else replace(row, **asdict(cost))
+
+
+def _free_memory(device: str) -> int | None:
+    """Return the bytes that a pass may take; torch's own reserve on a card is free too."""
+    if device == "cpu":
+        return available_memory()
+    if not device.startswith("cuda"):
+        return None
+    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What every network trains on, and how long; the configuration's network and schedule are replaced."""
+
+    tiles: Path
+    minutes: float
+    config: TrainConfig
+
+    def __post_init__(self) -> None:
+        if not self.minutes > 0:
+            raise UsageError(f"--minutes is {self.minutes:g}, expected minutes above 0")
+        if not load_tileset(self.tiles).of_split("val"):
+            raise BadDataError(
+                f"{one_line(self.tiles)}: has no validation tiles, so accuracy cannot be told; cut tiles with --split"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """What a network learned, or why it did not."""
+
+    name: str
+    iou: float | None = None
+    """Of buildings on the validation tiles, at the best threshold of the best epoch."""
+    steps: int = 0
+    seconds: float | None = None
+    """Of the whole training, reading and validation included."""
+    note: str = ""
+
+
+def train_in_time(
+    contestant: Contestant, budget: Budget, run: Path, device: str, progress: Progress, *, overwrite: bool = False
+) -> Accuracy:
+    """Train one network into the folder `run`; what cannot be trained so, for its size or its memory, has a note.
+
+    A run that a bench began is begun anew; raises OutputError for one of another origin, unless `overwrite`.
+    """
+    from aerialseg.training.loop import train
+    from aerialseg.training.run_folder import TrainOptions, read_run
+
+    try:
+        config = _configure(contestant, budget, device)
+        starts = read_run(run).get("starts", [])
+        ours = bool(starts) and all(start.get("command") == [*COMMAND] for start in starts)
+        options = TrainOptions(device, overwrite=ours or overwrite, command=COMMAND)
+        report = train(budget.tiles, config, run, options=options, progress=progress)
+    except (ConfigError, ResourceError, Diverged) as error:
+        return Accuracy(contestant.name, note=str(error))
+    except RuntimeError as error:  # of the trial: `train` gives advice instead
+        if not is_out_of_memory(error):
+            raise
+        return Accuracy(contestant.name, note="out of memory")
+    return Accuracy(contestant.name, report.best_iou, report.steps, report.seconds)
+
+
+def _configure(contestant: Contestant, budget: Budget, device: str) -> TrainConfig:
+    """Return the configuration with this network, and as many steps as the minutes allow."""
+    from aerialseg.workflows.bench_train import seconds_per_step
+
+    spec = contestant.spec
+    check_network(spec, budget.config.data.crop)
+    named = {"architecture": spec.architecture, "encoder": spec.encoder, "weights": "none"}
+    section = ModelSection(**named, encoder_arguments=dict(spec.encoder_arguments), accept_licence=spec.accept_licence)
+    config = budget.config.model_copy(update={"model": section})
+    steps = max(1, int(60 * budget.minutes / seconds_per_step(config, device)))
+    epochs = min(EPOCHS, steps)
+    changes = {"epochs": epochs, "steps_per_epoch": steps // epochs, "patience": 0}
+    return config.model_copy(update={"schedule": config.schedule.model_copy(update=changes)})
+
+
+def draw_costs(path: Path, rows: Sequence[Row], machine: dict[str, str | int]) -> None:
+    """Write a PNG of three panels, all axes logarithmic; what was not measured is missing from its line."""
+    from matplotlib import colormaps
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, StrMethodFormatter
+
+    sizes = sorted({row.size for row in rows})
+    dearest = {row.name: row.gmacs or 0.0 for row in sorted(rows, key=lambda row: row.size)}
+    figure = Figure(figsize=(17, 6.5), layout="constrained")
+    FigureCanvasAgg(figure)  # no window, whatever MPLBACKEND says
+    panels = figure.subplots(1, len(PANELS))
+    for axes, (cost, label) in zip(panels, PANELS, strict=True):
+        for index, name in enumerate(sorted(dearest, key=lambda name: -dearest[name])):  # the legend, as the lines end
+            shown = [row for row in rows if row.name == name and getattr(row, cost)]
+            values = [_per_megapixel(row, cost, int(machine["batch"])) for row in shown]
+            axes.plot(
+                [row.size for row in shown], values, label=name, markersize=5,
+                color=colormaps["tab10"](index % 10), marker=MARKERS[index % 10], linestyle="-" if index < 10 else "--",
+            )  # fmt: skip
+        axes.set(xscale="log", xlabel="side of the tile, pixels", ylabel=label)
+        axes.set_xticks(sizes, [str(size) for size in sizes])
+        if any(getattr(row, cost) for row in rows):
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    what = "{name}, {precision}, {batch} tiles per pass".format(**machine)
+    figure.suptitle(f"Cost against tile size: {what}")
+    with staged(path) as temporary:
+        figure.savefig(temporary, dpi=100, format="png")
+
+
+def _per_megapixel(row: Row, field: str, batch: int) -> float:
+    """Return a cost over the pixels it is of: memory is that of a whole batch, in GB."""
+    share = 1e-9 / batch if field == "train_bytes" else 1.0
+    return float(getattr(row, field)) * share / (row.size**2 / 1e6)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from small_run import write_run
 
-from aerialseg.cli.app import build_app
+from aerialseg.cli import build_app
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aerialseg.cli.values import band_rule, batch_size, whole_numbers
+from aerialseg.cli.options import band_rule, batch_size, whole_numbers
 from aerialseg.errors import UsageError
 from aerialseg.geo.inspection import BandRule
 

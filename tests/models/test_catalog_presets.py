@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from aerialseg.config import ModelSection
+from aerialseg.config.sections import ModelSection
 from aerialseg.errors import ConfigError, ModelError
 from aerialseg.models.build import Segmenter, build_network, check_network, count_network, licence_of, outline, resolve
 from aerialseg.models.package import ModelCard, load_model, save_model

@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from aerialseg.config import ModelSection, load_config, to_toml
+from aerialseg.config import load_config, to_toml
+from aerialseg.config.sections import ModelSection
 from aerialseg.errors import ConfigError
 from aerialseg.models.build import ModelSpec, Segmenter, build_network, check_network, input_statistics, resolve
 from aerialseg.models.mixers import MIXERS

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from aerialseg.config import DataSection
+from aerialseg.config.sections import DataSection
 from aerialseg.training.data import Augmentation, resize_pixels
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rasterio.windows import Window
 from small_tiles import draw, tiny_config, write_pair, write_splits, write_tileset
 
-from aerialseg.config import DataSection
+from aerialseg.config.sections import DataSection
 from aerialseg.errors import BadDataError, ResourceError, Stopped
 from aerialseg.geo.tiles.tileset import TileSet, load_tileset
 from aerialseg.models.package import load_model

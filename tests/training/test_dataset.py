@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_tiles import write_pair, write_tileset
 
-from aerialseg.config import DataSection
+from aerialseg.config.sections import DataSection
 from aerialseg.geo.tiles.tileset import TileRecord, TileSet, load_tileset
 from aerialseg.training.data import Crop, Sampler, TileReader, labelled_area, steps_to_cover
 

@@ -12,7 +12,7 @@ from small_run import Told
 from small_tiles import NETWORK, StopAfter, settings, tiny_config, write_pair, write_tileset
 from torch import nn
 
-from aerialseg.config import DistilSection
+from aerialseg.config.sections import DistilSection
 from aerialseg.errors import BadDataError, ConfigError, ModelError, Stopped, UsageError
 from aerialseg.geo.tiles.tileset import load_tileset, read_manifest, write_manifest
 from aerialseg.models.build import Segmenter, build_network, resolve

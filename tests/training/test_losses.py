@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from aerialseg.config import LossSection
+from aerialseg.config.sections import LossSection
 from aerialseg.training.losses import IGNORE, building_loss, near_edges
 
 PARTS = ("bce", "dice", "lovasz", "focal", "tversky", "boundary")

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from aerialseg.config import OptimizerSection, ScheduleSection
+from aerialseg.config.sections import OptimizerSection, ScheduleSection
 from aerialseg.training.optimizer import (
     average_decay,
     build_optimizer,

@@ -1,18 +1,61 @@
-"""What the text of an option means, where several commands take the same one."""
+"""What the text of an option means, where several commands take the same one.
+
+The options by which evaluate, compare and calibrate are told what is true, and what they mean.
+
+The command that is running, as a shell takes it: what a page shows under "How to reproduce".
+"""
 
 from __future__ import annotations
 
 import math
+import shlex
 import tomllib
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
 
 from aerialseg.errors import UsageError, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import typer
+
     from aerialseg.geo.inspection import BandRule
+    from aerialseg.geo.labels import MaskRule
     from aerialseg.prediction.options import Shard
+
+Masks = Annotated[
+    list[str],
+    typer.Option(
+        "--masks",
+        help="True masks: a folder, a quoted glob, an Inria root, a file, or vector files; may be repeated.",
+        show_default=False,
+    ),
+]
+MaskPattern = Annotated[
+    str | None, typer.Option(help="How a mask's name is made from the raster's, as '{stem}_label.tif'.")
+]
+BuildingValues = Annotated[
+    str | None, typer.Option(help="Values of the true masks that mean building, as 1,6; others are background.")
+]
+IgnoreValues = Annotated[
+    str | None, typer.Option(help="Values of the true masks that mean unlabelled ground; not counted.")
+]
+MaskThreshold = Annotated[
+    int | None, typer.Option(help="For anti-aliased true masks: this value and above is building, as 128.")
+]
+Where = Annotated[
+    str | None, typer.Option(help="Which polygons of true vector files are buildings, as \"kind = 'house'\".")
+]
+LabelledArea = Annotated[
+    Path | None, typer.Option(help="Polygons of the ground that was labelled; outside nothing is counted.")
+]
+AllowUngeoreferenced = Annotated[
+    bool, typer.Option("--allow-ungeoreferenced", help="Compare pixel by pixel where there is no georeferencing.")
+]
+MaxPixels = Annotated[float, typer.Option(help="Refuse rasters with more pixels than this.", show_default="1e10")]
 
 
 def band_rule(bands: str | None, scale: str | None) -> BandRule:
@@ -98,3 +141,42 @@ def _range(text: str | None) -> tuple[float, float] | None:
     except ValueError as error:
         raise UsageError(f"--scale {one_line(text)}: give two numbers LO:HI, as 0:2047") from error
     return low, high
+
+
+def mask_rule(building_values: str | None, ignore_values: str | None, mask_threshold: int | None) -> MaskRule:
+    """Return what the values of true masks mean; raises UsageError for what is no number, or contradicts itself."""
+    from aerialseg.geo.labels import MaskRule
+
+    building = whole_numbers("--building-values", building_values)
+    ignored = whole_numbers("--ignore-values", ignore_values)
+    return MaskRule(building, ignored or (), mask_threshold)
+
+
+def command_line(context: typer.Context) -> str:
+    """Return the command with what was given and differs from the defaults, on one line.
+
+    Arguments that begin with a dash come last, behind "--", which keeps them from being taken for options.
+    """
+    arguments: list[str] = []
+    options: list[str] = []
+    for parameter in context.command.params:
+        value = context.params.get(parameter.name or "")
+        if value in (None, False, parameter.default) or parameter.name == "as_json":
+            continue
+        values = value if isinstance(value, list | tuple) else [value]
+        option = max(parameter.opts, key=len)
+        if parameter.param_type_name == "argument":
+            arguments += map(str, values)
+        else:
+            options += [option] if value is True else [word for each in values for word in (option, str(each))]
+    dashed = any(word.startswith("-") for word in arguments)
+    words = [*options, "--", *arguments] if dashed else [*arguments, *options]
+    return " ".join(map(_quoted, ["aerialseg", context.info_name or "", *words]))
+
+
+def _quoted(word: str) -> str:
+    """Quote a word for a shell; one with control characters as bash, zsh and ksh write them."""
+    if word.isprintable():
+        return shlex.quote(word)
+    escaped = word.replace("\\", "\\\\").replace("'", "\\'")
+    return f"$'{one_line(escaped)}'"
