@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -175,3 +176,111 @@ def test_a_peer_that_cannot_be_installed_is_left_out_with_a_line(
     told = capsys.readouterr().err.splitlines()
     assert len(told) == len(environments.NAMES)
     assert all(line.startswith("skipped: ") for line in told)
+
+
+SMALL_PACKAGE = {
+    "__init__.py": "",
+    "cli/__init__.py": """
+        def main(argv):
+            from aerialseg.models.segmenter import Segmenter
+            return Segmenter(0.5).forward(argv[0])
+        """,
+    "models/segmenter.py": """
+        \"\"\"Two lines of head.\"\"\"
+        from dataclasses import dataclass
+        @dataclass(frozen=True)
+        class Segmenter:
+            threshold: float
+            def forward(self, pixels):
+                return _read(pixels, 1) and _read(pixels, 2)
+        @dataclass
+        class Part:
+            unused: int
+        def _read(path, times):
+            with open(path) as file:
+                return len(file.read()) - 3
+        def _unused(a, b, c, d, e, f, *, g): ...
+        """,
+    "models/part.py": """
+        from __future__ import annotations
+        from typing import TYPE_CHECKING
+        if TYPE_CHECKING:
+            from aerialseg.geo.part import Piece
+        class Part: ...
+        def _once(piece: Piece) -> None: ...
+        chosen = _once
+        """,
+    "geo/part.py": """
+        class Piece:
+            def part(self):
+                import aerialseg.models.part
+        def long():
+            \"\"\"With a docstring.\"\"\"
+        """
+    + "    pass\n        " * 59,
+}
+
+
+def write_small_package(root: Path) -> Path:
+    """Write a package with one circle, one class name used twice, and one private function that is used once."""
+    for name, text in SMALL_PACKAGE.items():
+        path = root / "aerialseg" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text).lstrip())
+    (root / "tests").mkdir()
+    (root / "tests" / "test_part.py").write_text("")
+    return root
+
+
+def test_the_shape_of_a_small_package_is_counted_exactly(tmp_path: Path) -> None:
+    from shape import measure_source
+
+    figures, names = measure_source(write_small_package(tmp_path))
+    assert names["import circles"] == ["aerialseg.geo.part <-> aerialseg.models.part"]
+    assert names["class names used twice"] == ["Part: aerialseg.models.part, aerialseg.models.segmenter"]
+    assert names["file names used twice"] == ["part: aerialseg/geo/part.py, aerialseg/models/part.py"]
+    assert names["private functions used once"] == ["aerialseg.models.part._once"]
+    assert names["functions over 60 lines, cli apart"] == ["aerialseg.geo.part.long: 61"]
+    assert names["functions over 6 parameters, cli apart"] == ["aerialseg.models.segmenter._unused: 7"]
+    assert names["modules without a test of their name"] == ["aerialseg.models.segmenter"]
+    assert names["modules with one importer"] == [
+        f"aerialseg.{m}" for m in ("geo.part", "models.part", "models.segmenter")
+    ]
+    expected = {
+        "modules": 5, "lines": 3 + 14 + 7 + 64, "median module, lines": 7, "module heads, %": round(100 * 6 / 88, 1),
+        "classes": 4, "functions": 7, "private functions": 3, "longest body, lines": 59, "import circles": 1,
+    }  # fmt: skip
+    assert {name: figures[name] for name in expected} == expected
+
+
+def test_what_a_command_meets_is_counted_exactly(tmp_path: Path) -> None:
+    from traced import in_fresh_process
+
+    root = write_small_package(tmp_path)
+    (root / "model").write_text("abc")
+    met = in_fresh_process(root, [str(root / "model")], "Segmenter.forward", root / "model")
+    assert met.modules == ["cli/__init__.py", "models/segmenter.py"]
+    assert met.functions == len({"main", "class Segmenter", "class Part", "forward", "_read"})
+    assert met.types == ["Segmenter"]
+    assert met.path == ["cli/__init__.py:main", "models/segmenter.py:Segmenter.forward"]
+    assert met.reads == 1
+    with pytest.raises(RuntimeError, match="nothing called building_loss"):
+        in_fresh_process(root, [str(root / "model")], "building_loss")
+
+
+def test_a_shape_over_its_limits_is_named_and_ends_with_one(tmp_path: Path) -> None:
+    options = "--root", write_small_package(tmp_path), "--no-trace"
+    done = script("shape.py", *options, "--limits")
+    assert (done.returncode, done.stderr.splitlines()) == (
+        1,
+        [
+            "over: import circles: 1 > 0",
+            "  aerialseg.geo.part <-> aerialseg.models.part",
+            "over: class names used twice: 1 > 0",
+            "  Part: aerialseg.models.part, aerialseg.models.segmenter",
+        ],
+    )
+    assert "| import circles | 1 | 0 |" in done.stdout.splitlines()
+    done = script("shape.py", *options, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["figures"]["modules"] == 5
