@@ -107,7 +107,7 @@ def count(part: str, prediction: Path, truth: Path) -> int:
     pair = Pair("x", prediction, truth)
     rules = counting.Rules(decide_rule([prediction]), decide_rule([truth]), part != "pixels")
     with counting.open_pair(pair, rules) as (box, strips):
-        tally = counting.Tally(box, details=part != "pixels")
+        tally = counting.PairCounter(box, details=part != "pixels")
         tally.boundary = tally.boundary if part in ("outlines", "all") else None
         tally.objects = tally.objects if part in ("objects", "all") else None
         for strip in strips:

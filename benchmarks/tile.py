@@ -110,12 +110,12 @@ def measure(work: Path, scenes: int, side: int, size: int, threads: int, rounds:
     """Return the best of some rounds, in which all contestants take turns."""
     from aerialseg.geo.scenes import find_scenes
     from aerialseg.geo.tiles.build import tile_scenes
-    from aerialseg.geo.tiles.plan import TilingOptions, survey
+    from aerialseg.geo.tiles.plan import TilingOptions, plan_tiles
     from aerialseg.progress import Silent
 
     given = find_scenes([draw(work / f"scenes{side}", scenes, side)])[:scenes]
     options = TilingOptions(size=size, split="0", threads=threads)
-    jobs = survey(given, options, Silent()).jobs
+    jobs = plan_tiles(given, options, Silent()).jobs
     out, plain, raw = work / "out", work / "plain", work / "raw"
     best = {"tile": np.inf, "rerun": np.inf, "codec": np.inf, "bytes": np.inf}
     for _ in range(rounds):

@@ -12,7 +12,7 @@ import pytest
 
 from aerialseg.errors import DeviceError
 from aerialseg.models.build import DEFAULT_PRESET
-from aerialseg.models.device import Card, Machine
+from aerialseg.models.device import Gpu, Machine
 from aerialseg.models.presets import PRESETS
 from aerialseg.workflows import doctor
 from aerialseg.workflows.doctor import Finding, examine, require_all
@@ -103,8 +103,8 @@ def test_a_card_that_cannot_be_used_is_missing() -> None:
         def cuda_devices(self) -> tuple[int, str]:
             return 0, "driver too old"
 
-        def card(self) -> Card:
-            return Card("Tesla V100", "470.82.01", "7.0")
+        def card(self) -> Gpu:
+            return Gpu("Tesla V100", "470.82.01", "7.0")
 
         def cards_hidden(self) -> bool:
             return False

@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from aerialseg.workflows.bench_networks import Contestant, Findings, Row
+    from aerialseg.workflows.bench_networks import Candidate, Findings, Row
 
 bench = typer.Typer(help="Measure on this machine what networks cost, and whether training waits for its data.")
 
@@ -149,7 +149,7 @@ def train(
 
 
 def _bench(
-    contestants: Sequence[Contestant],
+    contestants: Sequence[Candidate],
     *,
     sizes: str,
     batch: int,

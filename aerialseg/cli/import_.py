@@ -58,10 +58,10 @@ def import_(
     from aerialseg.cli.options import named_values, numbers
     from aerialseg.errors import one_line
     from aerialseg.models.build import resolve
-    from aerialseg.models.importing import Habits, Normalisation, import_model
+    from aerialseg.models.importing import Normalisation, PredictDefaults, import_model
 
     pixels = Normalisation(numbers("--mean", mean), numbers("--std", std), int(white))
-    habits = Habits(gsd, threshold, tile_size, overlap)
+    habits = PredictDefaults(gsd, threshold, tile_size, overlap)
     arguments = named_values("--encoder-argument", encoder_argument or [])
     spec = resolve(preset, arch, encoder, encoder_arguments=arguments, bands=bands, accept_licence=accept_licence)
     with console_progress() as progress:

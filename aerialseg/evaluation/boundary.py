@@ -68,7 +68,7 @@ class BoundaryCounts:
         return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
-class BoundaryTally:
+class BoundaryCounter:
     """Counts a scene's strips, top to bottom; a class because it keeps the rows whose context is yet to come."""
 
     def __init__(self) -> None:

@@ -18,8 +18,8 @@ from rasterio.windows import Window
 
 from aerialseg.counts import UNLABELLED, Confusion, ScoreHistogram
 from aerialseg.errors import BadDataError, one_line
-from aerialseg.evaluation.boundary import DISTANCES, BoundaryTally
-from aerialseg.evaluation.objects import ObjectTally
+from aerialseg.evaluation.boundary import DISTANCES, BoundaryCounter
+from aerialseg.evaluation.objects import ObjectCounter
 from aerialseg.evaluation.results import SceneScore
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.labels import open_labels, read_mask
@@ -68,7 +68,7 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Strip:
+class PairStrip:
     """Full-width rows of a pair, the first at `row`; both masks are False where either has no data."""
 
     row: int
@@ -87,7 +87,7 @@ class Strip:
 def count_pair(pair: Pair, rules: Rules, stop: Event | None = None) -> SceneScore:
     """Count one pair whose grids agree; `stop`, once set, ends it with CancelledError."""
     with open_pair(pair, rules) as (box, strips):
-        tally = Tally(box, details=rules.details)
+        tally = PairCounter(box, details=rules.details)
         for strip in strips:
             if stop is not None and stop.is_set():
                 raise CancelledError
@@ -96,7 +96,7 @@ def count_pair(pair: Pair, rules: Rules, stop: Event | None = None) -> SceneScor
 
 
 @contextmanager
-def open_pair(pair: Pair, rules: Rules) -> Iterator[tuple[GeoBox, Iterator[Strip]]]:
+def open_pair(pair: Pair, rules: Rules) -> Iterator[tuple[GeoBox, Iterator[PairStrip]]]:
     """Open a pair; yields its grid and its strips, top to bottom. Probabilities come with the details only."""
     with ExitStack() as files:
         predicted = files.enter_context(open_raster(pair.prediction))
@@ -143,7 +143,7 @@ def _read_strips(
     read_truth: Read,
     probability: DatasetReader | None,
     read_rival: Read | None,
-) -> Iterator[Strip]:
+) -> Iterator[PairStrip]:
     """Read whole blocks, and yield few rows at a time."""
     for chunk in chunks:
         building, valid = read_prediction(chunk)
@@ -174,17 +174,17 @@ def _rows_of(box: GeoBox, least: int) -> Iterator[Window]:
         yield Window(0, row, box.width, min(rows, box.height - row))
 
 
-def _joined(row: int, prediction: Both, true: Both, quanta: NDArray[np.uint8] | None) -> Strip:
+def _joined(row: int, prediction: Both, true: Both, quanta: NDArray[np.uint8] | None) -> PairStrip:
     (building, valid), (truth, labelled) = prediction, true
     if valid.all() and labelled.all():
-        return Strip(row, building, truth, valid, 0, 0, quanta)
+        return PairStrip(row, building, truth, valid, 0, 0, quanta)
     missing = labelled & ~valid
     lost = int(np.count_nonzero(missing)), int(np.count_nonzero(missing & truth))
     known = valid & labelled
-    return Strip(row, building & known, truth & known, known, *lost, quanta)
+    return PairStrip(row, building & known, truth & known, known, *lost, quanta)
 
 
-def _without(strip: Strip, hidden: Flags) -> Strip:
+def _without(strip: PairStrip, hidden: Flags) -> PairStrip:
     """Return the strip with the pixels that the rival does not know left out."""
     if not hidden.any():
         return strip
@@ -206,17 +206,17 @@ def _read_filtered(read: Read, size: int, window: Window) -> Both:
     return building, labelled & kept[rows][:, cols]
 
 
-class Tally:
+class PairCounter:
     """Adds up one scene's strips; a class because it is all state."""
 
     def __init__(self, box: GeoBox, *, details: bool) -> None:
         gsd_m = box.gsd_m
         self._confusion, self._pixels, self._lost, self._hidden = Confusion(), 0, (0, 0), 0
-        self.boundary = BoundaryTally() if details else None
-        self.objects = ObjectTally(box.width, None if gsd_m is None else gsd_m * gsd_m) if details else None
+        self.boundary = BoundaryCounter() if details else None
+        self.objects = ObjectCounter(box.width, None if gsd_m is None else gsd_m * gsd_m) if details else None
         self._histogram: ScoreHistogram | None = None
 
-    def add(self, strip: Strip) -> None:
+    def add(self, strip: PairStrip) -> None:
         """Count a strip's pixels, outlines, objects and probabilities."""
         self._confusion += Confusion.of(strip.building, strip.truth, strip.valid)
         self._pixels += strip.valid.size

@@ -22,7 +22,7 @@ from pyproj import CRS, Transformer
 from aerialseg.counts import NODATA
 from aerialseg.errors import AerialsegError, UsageError, one_line
 from aerialseg.evaluation.counting import Rules, open_pair
-from aerialseg.evaluation.objects import ObjectTally
+from aerialseg.evaluation.objects import ObjectCounter
 from aerialseg.evaluation.pictures import INVENTED, MISSED
 from aerialseg.files import (
     locked,
@@ -34,11 +34,11 @@ from aerialseg.files import (
     sweep,
 )
 from aerialseg.geo.geobox import GeoBox
-from aerialseg.geo.opening import in_memory, open_raster
+from aerialseg.geo.opening import open_raster, without_warnings
 from aerialseg.geo.polygons.formats import writing_vectors
 from aerialseg.geo.qgis.styles import MaskClass, write_mask_sidecars
 from aerialseg.geo.tiles.tileset import common_crs
-from aerialseg.geo.writing import Layer, write_cog
+from aerialseg.geo.writing import BandMeaning, write_cog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from aerialseg.evaluation.counting import Strip
+    from aerialseg.evaluation.counting import PairStrip
     from aerialseg.evaluation.objects import Runs
     from aerialseg.evaluation.pairs import Pair
     from aerialseg.progress import Progress
@@ -157,13 +157,13 @@ def _write_pair(
 ) -> None:
     """Write one raster with its side files, and gather its wrong buildings."""
     with open_pair(pair, rules) as (box, strips):
-        objects = ObjectTally(box.width, None, partial(_gather, found, place_of(box)))
+        objects = ObjectCounter(box.width, None, partial(_gather, found, place_of(box)))
         for strip in strips:
             objects.add(strip.building, strip.truth, strip.valid)
             progress.advance(0)
         objects.finish()
     require_space(final.parent, int(BYTES * box.height * box.width))
-    write_cog(final, box, partial(_read_classes, pair, rules, progress), Layer(NODATA), tags={TAG: "1"})
+    write_cog(final, box, partial(_read_classes, pair, rules, progress), BandMeaning(NODATA), tags={TAG: "1"})
     write_mask_sidecars(final, replace=True, classes=CLASSES, meaning="errors")
 
 
@@ -174,7 +174,7 @@ def _read_classes(pair: Pair, rules: Rules, progress: Progress) -> Iterator[NDAr
             yield _classes(strip)
 
 
-def _classes(strip: Strip) -> NDArray[np.uint8]:
+def _classes(strip: PairStrip) -> NDArray[np.uint8]:
     """Return found 1, missed 2, invented 3, nodata 255, and 0 where both masks see background."""
     values = strip.truth.view(np.uint8) * np.uint8(2) + strip.building.view(np.uint8) * np.uint8(3)
     values[values == 5] = 1
@@ -204,7 +204,7 @@ def _outline(runs: Runs, stride: int, transform: Affine) -> shapely.Geometry:
         np.add.at(drawn, (rows - top, left - west), 1)
         np.add.at(drawn, (rows - top, right - west), -1)
         mask = np.cumsum(drawn, axis=1, dtype=np.int8)[:, :width].astype(np.uint8)
-        with in_memory():
+        with without_warnings():
             shape = shapely.geometry.shape(next(rasterio.features.shapes(mask, mask.view(np.bool_), connectivity=4))[0])
     t = transform @ Affine.translation(int(west), int(top))
     return shapely.affinity.affine_transform(shape, (t.a, t.b, t.d, t.e, t.c, t.f))

@@ -12,7 +12,7 @@ from aerialseg.errors import BadDataError, NoInputError, one_line
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.opening import open_raster
 from aerialseg.geo.tiles.tileset import INDEX, find_leak, read_splits
-from aerialseg.geo.vectors import Layer, overlay, read_layer
+from aerialseg.geo.vectors import VectorLayer, overlay, read_layer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,7 +41,7 @@ def find_leaks(tiles: Path, pairs: Sequence[Pair]) -> list[str]:
     return ([] if leak is None else [leak]) + [line for pair in pairs for line in _under(index, train, pair)]
 
 
-def _under(index: Path, train: Layer, pair: Pair) -> list[str]:
+def _under(index: Path, train: VectorLayer, pair: Pair) -> list[str]:
     """Return a warning when a scene lies on the ground of training tiles; raises BadDataError when it has no place."""
     with open_raster(pair.prediction) as dataset:
         box = GeoBox.of(dataset)

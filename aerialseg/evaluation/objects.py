@@ -88,7 +88,7 @@ class ObjectCounts:
         )
 
 
-class ObjectTally:
+class ObjectCounter:
     """Counts the objects of a scene's strips, top to bottom; a class because it holds the objects not yet complete.
 
     Memory grows with the objects that a strip touches, not with those of the scene.

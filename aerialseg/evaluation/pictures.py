@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from aerialseg.evaluation.counting import Rules, Strip
+    from aerialseg.evaluation.counting import PairStrip, Rules
     from aerialseg.evaluation.pairs import Pair
     from aerialseg.geo.inspection import Access
     from aerialseg.progress import Progress
@@ -96,13 +96,13 @@ def draw_views(
     return Views(_png(overview), _png(_colour(large, behind[1])), int(row), int(col), errors)
 
 
-def _watched(strips: Iterator[Strip], progress: Progress) -> Iterator[Strip]:
+def _watched(strips: Iterator[PairStrip], progress: Progress) -> Iterator[PairStrip]:
     for strip in strips:
         progress.advance(0)
         yield strip
 
 
-def _sum_cells(strips: Iterator[Strip], cell: int, size: tuple[int, int]) -> Picture:
+def _sum_cells(strips: Iterator[PairStrip], cell: int, size: tuple[int, int]) -> Picture:
     """Sum found, missed, invented and known pixels over cells of `cell` x `cell`."""
     rows, cols = (-(-length // cell) for length in size)
     sums = np.zeros((4, rows, cols), dtype=np.float32)
@@ -124,7 +124,7 @@ def _add_cells(plane: Sums, values: Sums, row: int, cell: int) -> None:
     plane[places[0] : places[-1] + 1] += np.add.reduceat(columns, firsts, axis=0)
 
 
-def _cut(strips: Iterator[Strip], window: Window) -> Iterator[Strip]:
+def _cut(strips: Iterator[PairStrip], window: Window) -> Iterator[PairStrip]:
     """Yield the part of the strips that lies in the window, with rows counted from its top."""
     from dataclasses import replace
 

@@ -28,15 +28,14 @@ import numpy as np
 import rasterio.features
 import shapely
 import shapely.geometry
-from pyproj import CRS, Transformer
-from pyproj.aoi import AreaOfInterest
+from pyproj import CRS, Transformer, aoi
 from pyproj.database import query_utm_crs_info
 from pyproj.exceptions import ProjError
 
 from aerialseg.errors import BadDataError, one_line
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.labels import decide_rule, read_mask
-from aerialseg.geo.opening import in_memory, open_raster
+from aerialseg.geo.opening import open_raster, without_warnings
 from aerialseg.geo.raster import block_windows
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ if TYPE_CHECKING:
 
     from aerialseg.evaluation.pairs import Pair
     from aerialseg.geo.labels import ResolvedRule
-    from aerialseg.geo.vectors import Layer
+    from aerialseg.geo.vectors import VectorLayer
 
     Shapes = NDArray[np.object_]
     Points = NDArray[np.float64]
@@ -101,7 +100,7 @@ class PolygonScores:
         return {name: None if value != value else value for name, value in values.items()}
 
 
-def score_polygons(predicted: Layer, true: Sequence[Layer], ground: KnownGround) -> PolygonScores:
+def score_polygons(predicted: VectorLayer, true: Sequence[VectorLayer], ground: AreaOfInterest) -> PolygonScores:
     """Compare the predicted polygons with those of true vector files, on the ground where both are known."""
     own, other = _moved([predicted], ground.metric), _moved(true, ground.metric)
     (own_pieces, own_counted), (pieces, counted) = (_on_ground(shapes, ground.shape) for shapes in (own, other))
@@ -199,7 +198,7 @@ def _corners(shape: shapely.Polygon) -> int:
     return len(_vertices(shape))
 
 
-def _moved(layers: Sequence[Layer], crs: CRS) -> Shapes:
+def _moved(layers: Sequence[VectorLayer], crs: CRS) -> Shapes:
     """Return the polygons of all layers in one CRS."""
     together: Shapes = np.concatenate([moved(layer.shapes, layer.path, layer.crs, crs) for layer in layers])
     return together
@@ -215,14 +214,14 @@ def _on_ground(shapes: Shapes, ground: shapely.Geometry) -> tuple[Shapes, NDArra
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class KnownGround:
+class AreaOfInterest:
     """An area in a CRS that counts in metres."""
 
     metric: CRS
     shape: shapely.Geometry
 
     @classmethod
-    def of(cls, pairs: Sequence[Pair], area: Layer | None) -> KnownGround:
+    def of(cls, pairs: Sequence[Pair], area: VectorLayer | None) -> AreaOfInterest:
         """Return the valid pixels of all predictions that lie in `area`; raises BadDataError when one has no place."""
         rule, parts = decide_rule([pair.prediction for pair in pairs]), []
         metric: CRS | None = None
@@ -263,12 +262,12 @@ def _outlines(valid: NDArray[np.bool_], window: Window) -> list[shapely.Geometry
     (top, bottom), (left, right) = window.toranges()
     if valid.all():
         return [shapely.box(left, top, right, bottom)]
-    with in_memory():
+    with without_warnings():
         found = list(rasterio.features.shapes(valid.view(np.uint8), valid, connectivity=4))
     return [shapely.affinity.translate(shapely.geometry.shape(shape), left, top) for shape, _ in found]
 
 
-def _area(layer: Layer, metric: CRS) -> shapely.Geometry:
+def _area(layer: VectorLayer, metric: CRS) -> shapely.Geometry:
     return _grown(shapely.union_all(moved(layer.shapes, layer.path, layer.crs, metric)))
 
 
@@ -284,7 +283,7 @@ def _utm(path: Path, crs: CRS, middle: tuple[float, float]) -> CRS:
         raise BadDataError(
             f"{one_line(path)}: its CRS has no way to longitude and latitude, so nothing can be measured in metres"
         )
-    zones = query_utm_crs_info("WGS 84", AreaOfInterest(lon, lat, lon, lat))
+    zones = query_utm_crs_info("WGS 84", aoi.AreaOfInterest(lon, lat, lon, lat))
     if not zones:
         raise BadDataError(f"{one_line(path)}: lies at latitude {lat:.1f}, where no UTM zone is to measure in")
     return CRS.from_epsg(zones[0].code)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from aerialseg.errors import UsageError, one_line
 from aerialseg.evaluation.error_maps import BUILDINGS, check_error_folder, error_path, write_error_maps
 from aerialseg.evaluation.leaks import find_leaks
-from aerialseg.evaluation.polygons import KnownGround, score_polygons
+from aerialseg.evaluation.polygons import AreaOfInterest, score_polygons
 from aerialseg.evaluation.report import PageOptions, check_claims, check_report_path, write_report
 from aerialseg.evaluation.scores import EvaluateOptions, decide_rules, evaluate_pairs
 from aerialseg.files import refuse_input_as_output
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from aerialseg.evaluation.pairs import Pair
     from aerialseg.evaluation.polygons import PolygonScores
     from aerialseg.evaluation.results import EvaluationReport
-    from aerialseg.geo.vectors import Layer
+    from aerialseg.geo.vectors import VectorLayer
     from aerialseg.progress import Progress
 
 
@@ -93,10 +93,10 @@ def _check(pairs: Sequence[Pair], options: EvaluateOptions, extras: Extras, read
         check_error_folder(extras.errors, pairs, overwrite=extras.overwrite)
 
 
-def _score_polygons(predicted: Layer, pairs: Sequence[Pair], options: EvaluateOptions) -> PolygonScores:
+def _score_polygons(predicted: VectorLayer, pairs: Sequence[Pair], options: EvaluateOptions) -> PolygonScores:
     true = [read_layer(vectors, where=options.where) for vectors in pairs[0].vectors]
     area = None if options.labelled_area is None else read_layer(options.labelled_area)
-    return score_polygons(predicted, true, KnownGround.of(pairs, area))
+    return score_polygons(predicted, true, AreaOfInterest.of(pairs, area))
 
 
 def _with_warnings(report: EvaluationReport, warnings: Sequence[str], progress: Progress) -> EvaluationReport:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from rasterio.io import DatasetReader
 
     from aerialseg.geo.scenes import Scene
-    from aerialseg.geo.vectors import Layer, Overlay
+    from aerialseg.geo.vectors import Overlay, VectorLayer
 
 HALF = 128
 OUTSIDE_SAID = 0.01
@@ -106,10 +106,10 @@ def _vectors_of(path: Path) -> list[Path]:
 class LabelSource:
     """The labels of a whole set: polygons in layers, or else the scenes' masks under one rule."""
 
-    layers: tuple[Layer, ...]
+    layers: tuple[VectorLayer, ...]
     where: str | None
     rule: ResolvedRule | None
-    area: Layer | None
+    area: VectorLayer | None
 
     def of(self, scene: Scene, box: GeoBox) -> Labels:
         """Return the labels of a scene whose tiles are cut from the grid `box`."""

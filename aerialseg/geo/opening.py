@@ -275,7 +275,7 @@ class _Complaints(logging.Handler):
 
 
 @contextmanager
-def in_memory() -> Iterator[None]:
+def without_warnings() -> Iterator[None]:
     """Hold the warning filters, with rasterio's complaint about arrays without a place on the ground switched off."""
     with _lock, warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)

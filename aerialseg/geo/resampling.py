@@ -153,7 +153,7 @@ def small_shape(height: int, width: int, size: int) -> tuple[int, int]:
     return max(1, round(height * size / longer)), max(1, round(width * size / longer))
 
 
-def cell_means(
+def block_mean(
     path: Path,
     bands: tuple[int, ...],
     shape: tuple[int, int],

@@ -19,7 +19,7 @@ from pyproj.exceptions import ProjError
 from rasterio.features import rasterize
 
 from aerialseg.errors import BadDataError, NoInputError, one_line
-from aerialseg.geo.opening import in_memory, raster_errors, refuse_remote
+from aerialseg.geo.opening import raster_errors, refuse_remote, without_warnings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -41,7 +41,7 @@ POLYGON = 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Layer:
+class VectorLayer:
     """The polygons of one vector file, in the file's own CRS."""
 
     path: Path
@@ -69,7 +69,7 @@ class Overlay:
         if not len(found):
             return np.zeros((bottom - top, right - left), dtype=np.bool_)
         shape, grid = (bottom - top, right - left), Affine.translation(left, top)
-        with in_memory():
+        with without_warnings():
             burned: NDArray[np.uint8] = rasterize(found, out_shape=shape, transform=grid, dtype=np.uint8)
         return burned.view(np.bool_)
 
@@ -86,7 +86,7 @@ def is_vector(path: Path) -> bool:
     return path.suffix.lower() in DRIVERS
 
 
-def read_layer(path: Path, *, where: str | None = None, empty_ok: bool = False) -> Layer:
+def read_layer(path: Path, *, where: str | None = None, empty_ok: bool = False) -> VectorLayer:
     """Read the polygons of a vector file; `where` is an SQL condition on its attributes.
 
     Invalid polygons are repaired; other geometries are left out with a warning. Raises UsageError when the path is not
@@ -103,10 +103,10 @@ def read_layer(path: Path, *, where: str | None = None, empty_ok: bool = False) 
         condition = f" where {where}" if where else ""
         raise BadDataError(f"{one_line(path)}: holds no polygon{condition}; at least one was expected")
     hull = shapely.convex_hull(shapely.geometrycollections(shapes))
-    return Layer(path, CRS.from_user_input(meta["crs"]), shapes, shapely.STRtree(shapes), hull, warnings)
+    return VectorLayer(path, CRS.from_user_input(meta["crs"]), shapes, shapely.STRtree(shapes), hull, warnings)
 
 
-def overlay(layers: Iterable[Layer], box: GeoBox) -> Overlay:
+def overlay(layers: Iterable[VectorLayer], box: GeoBox) -> Overlay:
     """Lay the layers' polygons on the grid of `box`; those that do not touch it are left out.
 
     Raises BadDataError when the raster has no CRS and transform, or its CRS cannot be reached from a layer's.
@@ -129,12 +129,12 @@ def overlay(layers: Iterable[Layer], box: GeoBox) -> Overlay:
 class _Way:
     """How coordinates get from a layer's CRS to a raster's pixels."""
 
-    layer: Layer
+    layer: VectorLayer
     to_crs: Transformer
     to_pixels: Affine
 
     @classmethod
-    def between(cls, layer: Layer, box: GeoBox) -> _Way:
+    def between(cls, layer: VectorLayer, box: GeoBox) -> _Way:
         name = one_line(layer.path)
         if not box.georeferenced or box.crs is None:
             raise BadDataError(f"{name}: polygons cannot be placed on a scene that has no CRS and transform")

@@ -272,7 +272,7 @@ def _refusal(path: Path, found: str) -> BadDataError:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class MosaicPart:
     """A raster that may become part of a mosaic."""
 
     path: Path
@@ -281,7 +281,7 @@ class Part:
     scale: float
 
     @classmethod
-    def of(cls, path: Path) -> Part:
+    def of(cls, path: Path) -> MosaicPart:
         """Read a raster's header; raises as `open_raster` does."""
         with open_raster(path) as dataset:
             return cls(path, GeoBox.of(dataset), dataset.block_shapes[0], float(dataset.scales[0]))
@@ -297,11 +297,11 @@ class Mosaic:
     """A virtual raster and what it shows."""
 
     path: Path
-    parts: tuple[Part, ...]
+    parts: tuple[MosaicPart, ...]
 
 
 def write_mosaics(
-    folder: Path, parts: Sequence[Part], kind: Kind, say: Callable[[str], None], *, overwrite: bool = False
+    folder: Path, parts: Sequence[MosaicPart], kind: Kind, say: Callable[[str], None], *, overwrite: bool = False
 ) -> tuple[Mosaic, ...]:
     """Write a mosaic for each CRS into `folder`, and return those that stand there now.
 
@@ -360,9 +360,9 @@ def _content_of(root: Element) -> str:
     return hashlib.sha256(shown.encode()).hexdigest()
 
 
-def _groups(parts: Sequence[Part], say: Callable[[str], None]) -> list[list[Part]]:
+def _groups(parts: Sequence[MosaicPart], say: Callable[[str], None]) -> list[list[MosaicPart]]:
     """Return the parts by CRS, without those that do not fit the most common pixel of their CRS."""
-    by_crs: list[list[Part]] = []
+    by_crs: list[list[MosaicPart]] = []
     for part in parts:
         box = part.box
         if not box.georeferenced or not box.usable or box.crs is None:
@@ -388,7 +388,7 @@ def _groups(parts: Sequence[Part], say: Callable[[str], None]) -> list[list[Part
     return groups
 
 
-def _is_nameable(folder: Path, part: Part, say: Callable[[str], None]) -> bool:
+def _is_nameable(folder: Path, part: MosaicPart, say: Callable[[str], None]) -> bool:
     """Return whether XML can hold the part's name; control characters it cannot, however they are escaped."""
     try:
         ElementTree.XML(_source(folder, part, 0, 0))
@@ -409,7 +409,7 @@ def _wkt(box: GeoBox) -> str:
     return "" if box.crs is None else str(box.crs.to_wkt())
 
 
-def _text(folder: Path, parts: Sequence[Part], kind: Kind, say: Callable[[str], None]) -> str | None:
+def _text(folder: Path, parts: Sequence[MosaicPart], kind: Kind, say: Callable[[str], None]) -> str | None:
     """Return the VRT, or None where it would be too large for GDAL."""
     first = parts[0].box
     places = []
@@ -459,7 +459,7 @@ def _description(kind: Kind, scale: float) -> str:
     )
 
 
-def _source(folder: Path, part: Part, row: int, col: int) -> str:
+def _source(folder: Path, part: MosaicPart, row: int, col: int) -> str:
     """Return one raster's place; where it has no data, a raster below it shows."""
     name = escape(os.path.relpath(part.path, folder), {"\n": "&#10;", "\r": "&#13;", "\t": "&#9;"})
     height, width = part.box.height, part.box.width

@@ -78,7 +78,7 @@ def write_geotiff(
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class BandMeaning:
     """How the values of a one-band raster are meant."""
 
     nodata: int
@@ -92,7 +92,7 @@ def write_cog(
     path: Path,
     box: GeoBox,
     strips: Callable[[], Iterable[NDArray[np.uint8]]],
-    layer: Layer,
+    layer: BandMeaning,
     *,
     tags: Mapping[str, str] | None = None,
 ) -> None:
@@ -116,13 +116,13 @@ def write_cog(
             _require_intact(path, same=same, placed=placed)
 
 
-def _overviews(plain: Path, layer: Layer) -> AbstractContextManager[None]:
+def _overviews(plain: Path, layer: BandMeaning) -> AbstractContextManager[None]:
     """Make overviews of classes, which the COG takes over; those of measurements it makes itself."""
     return with_overviews(plain, layer.nodata, COG_BLOCK) if layer.resampling == "mode" else nullcontext()
 
 
 def _write_plain(
-    path: Path, box: GeoBox, strips: Iterable[NDArray[np.uint8]], layer: Layer, tags: Mapping[str, str]
+    path: Path, box: GeoBox, strips: Iterable[NDArray[np.uint8]], layer: BandMeaning, tags: Mapping[str, str]
 ) -> None:
     """Write an uncompressed GeoTIFF from the top down; whatever the height of a strip, nothing is written twice."""
     profile = {**_profile(box, np.dtype(np.uint8), 1, "NONE", COG_BLOCK), "tiled": False, "blockysize": PLAIN_ROWS}

@@ -181,7 +181,7 @@ def _working_cuda(index: int, count: int, system: System) -> torch.device:
     return device
 
 
-def _why_unusable(card: Card | None, reason: str, system: System) -> str:
+def _why_unusable(card: Gpu | None, reason: str, system: System) -> str:
     """Name what is there, what torch needs and what to do, in one line."""
     if card is None:
         return f"no CUDA device: no NVIDIA card or driver is visible here; {_needs(system)}; say --device cpu"
@@ -203,7 +203,7 @@ def _needs(system: System) -> str:
     return f"torch {torch.__version__} for CUDA {version} needs {driver}{kernels}"
 
 
-def _advice(card: Card, system: System) -> str:
+def _advice(card: Gpu, system: System) -> str:
     version, _ = system.cuda_build()
     if version is None:
         return "install torch with CUDA"
@@ -240,7 +240,7 @@ def _describe(device: torch.device, system: System) -> DeviceReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
+class Gpu:
     """An NVIDIA card as the operating system shows it; None where it does not say."""
 
     name: str | None = None
@@ -266,7 +266,7 @@ class System(Protocol):
     def mps(self) -> bool:
         """Return whether Apple's device is usable."""
 
-    def card(self) -> Card | None:
+    def card(self) -> Gpu | None:
         """Return the NVIDIA card the operating system shows, usable or not."""
 
     def cards_hidden(self) -> bool:
@@ -308,7 +308,7 @@ class Machine:
         """Ask torch."""
         return torch.backends.mps.is_available()
 
-    def card(self) -> Card | None:
+    def card(self) -> Gpu | None:
         """Look at the driver's files, the PCI bus and nvidia-smi."""
         return find_card()
 
@@ -321,7 +321,7 @@ class Machine:
         return read_cpu_flags(Path("/proc/cpuinfo"))
 
 
-def find_card(root: Path = Path("/"), smi: str = "nvidia-smi") -> Card | None:
+def find_card(root: Path = Path("/"), smi: str = "nvidia-smi") -> Gpu | None:
     """Return the first NVIDIA card that `smi` lists or `root`'s /proc, /dev and /sys show; None when there is none.
 
     A card without a driver is found on the PCI bus (vendor 0x10de, class display or 3D controller).
@@ -332,9 +332,9 @@ def find_card(root: Path = Path("/"), smi: str = "nvidia-smi") -> Card | None:
     version = root / "proc/driver/nvidia/version"
     if version.is_file():
         found = re.search(r"\b(\d{3,4}\.\d+(?:\.\d+)*)\b", version.read_text(errors="replace"))
-        return Card(driver=found.group(1) if found else None)
+        return Gpu(driver=found.group(1) if found else None)
     if (root / "dev/nvidia0").exists() or any(_is_nvidia(folder) for folder in root.glob("sys/bus/pci/devices/*")):
-        return Card()
+        return Gpu()
     return None
 
 
@@ -356,14 +356,14 @@ def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     return found.group(1).strip() if found else platform.processor() or platform.machine()
 
 
-def _ask_smi(smi: str) -> Card | None:
+def _ask_smi(smi: str) -> Gpu | None:
     command = [smi, "--query-gpu=name,driver_version,compute_cap", "--format=csv,noheader"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=SMI_TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     fields = [part.strip() for part in answer.stdout.splitlines()[0].split(",")] if answer.stdout.strip() else []
-    return Card(fields[0], fields[1], fields[2]) if answer.returncode == 0 and len(fields) == 3 else None
+    return Gpu(fields[0], fields[1], fields[2]) if answer.returncode == 0 and len(fields) == 3 else None
 
 
 def _is_nvidia(folder: Path) -> bool:

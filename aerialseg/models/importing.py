@@ -58,7 +58,7 @@ class Normalisation:
 
 
 @dataclass(frozen=True, slots=True)
-class Habits:
+class PredictDefaults:
     """How predict is to use the model, unless its command says otherwise."""
 
     gsd_m: float | None = None
@@ -79,7 +79,13 @@ class Habits:
 
 
 def import_model(
-    weights: Path, out: Path, spec: ModelSpec, *, pixels: Normalisation, habits: Habits, overwrite: bool = False
+    weights: Path,
+    out: Path,
+    spec: ModelSpec,
+    *,
+    pixels: Normalisation,
+    habits: PredictDefaults,
+    overwrite: bool = False,
 ) -> tuple[ModelCard, tuple[str, ...]]:
     """Write the network of `spec` with the tensors of `weights` as a model file; return its card, and notes on it.
 

@@ -17,7 +17,7 @@ from aerialseg.geo.digest import content_digest
 from aerialseg.geo.inspection import BandRule, inspect_scene
 from aerialseg.geo.measures import KEY
 from aerialseg.models.presets import PRESETS, SIZE_MULTIPLE
-from aerialseg.prediction.lattice import make_canvases
+from aerialseg.prediction.lattice import place_scenes
 from aerialseg.prediction.outputs import COUNTS, SceneFiles, done_key, read_tags, reads_to_the_end, write_sides
 from aerialseg.prediction.pictures import is_our_png
 from aerialseg.prediction.report import SceneResult
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from aerialseg.geo.geobox import GeoBox
     from aerialseg.geo.scenes import Scene
     from aerialseg.models.package import ModelCard
-    from aerialseg.prediction.lattice import Canvas
+    from aerialseg.prediction.lattice import ScenePlacement
     from aerialseg.prediction.options import PredictOptions, Shard
     from aerialseg.progress import Progress
 
@@ -100,7 +100,7 @@ class Run:
             self.digests[known] = content_digest(path)
         return self.digests[known]
 
-    def key(self, canvas: Canvas) -> str:
+    def key(self, canvas: ScenePlacement) -> str:
         """Return the done-key of a scene: over its bytes, its neighbours' and the parameters."""
         box, around = canvas.source.box, [self.digest(path) for path in canvas.halo]
         crs = None if box.crs is None else box.crs.to_wkt()
@@ -110,12 +110,12 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class SceneJob:
     """A scene that passed every check."""
 
     scene: Scene
     files: SceneFiles
-    canvas: Canvas
+    canvas: ScenePlacement
     foreign: bool
     """Whether its outputs replace a stranger's raster, as the user asked for."""
     stamps: tuple[tuple[int, int], ...] = ()
@@ -162,7 +162,7 @@ class Work:
         )
 
 
-def check_scenes(run: Run, scenes: Sequence[Scene]) -> tuple[dict[Path, Canvas], dict[Path, AerialsegError]]:
+def check_scenes(run: Run, scenes: Sequence[Scene]) -> tuple[dict[Path, ScenePlacement], dict[Path, AerialsegError]]:
     """Return what the network will see of each scene, and why others cannot be used; both by path."""
     sources, failures = [], {}
     for scene in scenes:
@@ -173,7 +173,7 @@ def check_scenes(run: Run, scenes: Sequence[Scene]) -> tuple[dict[Path, Canvas],
             raise
         except AerialsegError as error:
             failures[scene.image] = error
-    canvases = make_canvases(sources, neighbours=run.options.neighbours, gsd_m=run.gsd_m, reach=2 * run.window)
+    canvases = place_scenes(sources, neighbours=run.options.neighbours, gsd_m=run.gsd_m, reach=2 * run.window)
     return canvases, failures
 
 
@@ -202,7 +202,7 @@ def check_window(run: Run) -> None:
         raise UsageError(f"--window {run.window}: {run.card.preset} takes multiples of {multiple}, for example {below}")
 
 
-def done_before(run: Run, work: Work) -> SceneResult | None:
+def done_before(run: Run, work: SceneJob) -> SceneResult | None:
     """Return the scene's result when its outputs were made from the same bytes and parameters, else None.
 
     Times are not looked at. Side files that went missing are written again.
@@ -278,12 +278,12 @@ def stamp_of(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def stamps_of(canvas: Canvas) -> tuple[tuple[int, int], ...]:
+def stamps_of(canvas: ScenePlacement) -> tuple[tuple[int, int], ...]:
     """Return the stamps of the files whose pixels a scene's outputs depend on, its own first."""
     return tuple(stamp_of(path) for path in (canvas.source.path, *canvas.halo))
 
 
-def _resampling_note(canvas: Canvas) -> tuple[str, ...]:
+def _resampling_note(canvas: ScenePlacement) -> tuple[str, ...]:
     own, run = canvas.source.box.gsd_m, canvas.gsd_m
     if own is None or run is None:
         return ()

@@ -29,7 +29,7 @@ from aerialseg.geo.windows import blend_weights
 from aerialseg.models.device import is_out_of_memory
 from aerialseg.prediction.lattice import CHUNK_ROWS, Lattice, Regrid, Schedule
 from aerialseg.prediction.network import batch_size, mark
-from aerialseg.prediction.reading import READ_DEPTH, WRITE_DEPTH, Batch, read_ahead, read_batches, write_behind
+from aerialseg.prediction.reading import READ_DEPTH, WRITE_DEPTH, WindowBatch, read_ahead, read_batches, write_behind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from aerialseg.prediction.lattice import Canvas
+    from aerialseg.prediction.lattice import ScenePlacement
     from aerialseg.prediction.network import EngineSettings, Forward
     from aerialseg.prediction.reading import Validity
 
@@ -56,7 +56,7 @@ class Streamed:
 
 def predict_scene(
     forward: Forward,
-    canvas: Canvas,
+    canvas: ScenePlacement,
     sink: Generator[None, Strip | None],
     advance: Callable[[float], None] = lambda amount: None,
     *,
@@ -83,14 +83,14 @@ def predict_scene(
         raise _too_wide(canvas, forward.settings) from error
 
 
-def count_windows(canvas: Canvas, settings: EngineSettings) -> int:
+def count_windows(canvas: ScenePlacement, settings: EngineSettings) -> int:
     """Return how many windows a whole run over the scene looks at."""
     return Lattice.of(canvas, settings.size, settings.overlap).count
 
 
 def _stream(
     forward: Forward,
-    canvas: Canvas,
+    canvas: ScenePlacement,
     sink: Generator[None, Strip | None],
     advance: Callable[[float], None],
     skip: int,
@@ -128,7 +128,7 @@ def _clear_frames(error: BaseException) -> None:
         link = link.__cause__ or link.__context__
 
 
-def _too_wide(canvas: Canvas, settings: EngineSettings) -> ResourceError:
+def _too_wide(canvas: ScenePlacement, settings: EngineSettings) -> ResourceError:
     name, width = one_line(canvas.source.path), canvas.source.box.width
     return ResourceError(
         f"{name}: out of memory with rows of {settings.size} px windows over {width:,} px;"
@@ -139,7 +139,9 @@ def _too_wide(canvas: Canvas, settings: EngineSettings) -> ResourceError:
 class _Blending:
     """What happens between a window's probabilities and a strip; holds the two parts that have state."""
 
-    def __init__(self, canvas: Canvas, schedule: Schedule, settings: EngineSettings, validity: Validity) -> None:
+    def __init__(
+        self, canvas: ScenePlacement, schedule: Schedule, settings: EngineSettings, validity: Validity
+    ) -> None:
         self.accumulator = Accumulator(schedule.lattice, settings)
         planes = 2 if settings.agreement else 1
         self.maker = StripMaker(canvas, schedule, planes, settings.device, WRITE_DEPTH + 1)
@@ -151,10 +153,10 @@ class _Blending:
             yield from self.maker.strips(index, rows, self._validity)
 
 
-def _buffers(canvas: Canvas, lattice: Lattice, settings: EngineSettings) -> list[Batch]:
+def _buffers(canvas: ScenePlacement, lattice: Lattice, settings: EngineSettings) -> list[WindowBatch]:
     size, bands = batch_size(settings, lattice), len(canvas.source.bands)
     pinned = settings.device.type == "cuda"
-    return [Batch.empty(size, bands, settings.size, pinned=pinned) for _ in range(READ_DEPTH)]
+    return [WindowBatch.empty(size, bands, settings.size, pinned=pinned) for _ in range(READ_DEPTH)]
 
 
 class Accumulator:
@@ -283,7 +285,9 @@ class Arrival:
 class StripMaker:
     """Turns finished rows of the grid that is run into strips of the scene's own; a class because it is all state."""
 
-    def __init__(self, canvas: Canvas, schedule: Schedule, planes: int, device: torch.device, hosts: int) -> None:
+    def __init__(
+        self, canvas: ScenePlacement, schedule: Schedule, planes: int, device: torch.device, hosts: int
+    ) -> None:
         self._schedule, self._name = schedule, one_line(canvas.source.path)
         cols = Regrid.cols_of(canvas)
         self._back = (

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from aerialseg.geo.scenes import Scene
-    from aerialseg.prediction.lattice import Canvas
+    from aerialseg.prediction.lattice import ScenePlacement
     from aerialseg.prediction.network import EngineSettings, Forward
     from aerialseg.progress import Progress
 
@@ -121,7 +121,7 @@ def _on_one_gpu(options: PredictOptions) -> PredictOptions:
     return dataclasses.replace(options, device=every_gpu()[0])
 
 
-def _sum_up(run: Run, canvases: Sequence[Canvas], forward: Forward, failures: Sequence[str]) -> Estimate:
+def _sum_up(run: Run, canvases: Sequence[ScenePlacement], forward: Forward, failures: Sequence[str]) -> Estimate:
     from aerialseg.prediction.engine import count_windows
 
     settings = forward.settings
@@ -148,10 +148,10 @@ def _sum_up(run: Run, canvases: Sequence[Canvas], forward: Forward, failures: Se
 
 def time_windows(forward: Forward, bands: int, progress: Progress) -> float:
     """Return the seconds that one window takes when whole batches of random pixels are run."""
-    from aerialseg.prediction.reading import Batch
+    from aerialseg.prediction.reading import WindowBatch
 
     settings = forward.settings
-    batch = Batch.empty(settings.batch, bands, settings.size, pinned=settings.device.type == "cuda")
+    batch = WindowBatch.empty(settings.batch, bands, settings.size, pinned=settings.device.type == "cuda")
     shape = tuple(batch.pixels.shape)
     batch.pixels.numpy()[:] = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     taken = []
@@ -168,7 +168,7 @@ def _existing(folder: Path) -> Path:
     return next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
 
 
-def peak_bytes(canvas: Canvas, settings: EngineSettings, bands: int) -> int:
+def peak_bytes(canvas: ScenePlacement, settings: EngineSettings, bands: int) -> int:
     """Return about how much host memory predicting the scene takes at most, beyond the network itself."""
     lattice = Lattice.of(canvas, settings.size, settings.overlap)
     planes = 2 if settings.agreement else 1
@@ -192,7 +192,7 @@ def peak_bytes(canvas: Canvas, settings: EngineSettings, bands: int) -> int:
     return total
 
 
-def _reading(canvas: Canvas, lattice: Lattice, bands: int) -> int:
+def _reading(canvas: ScenePlacement, lattice: Lattice, bands: int) -> int:
     """Return what reading the rows under a row of windows takes, in pixels of the scene's own grid."""
     rows = min(canvas.height, round(lattice.size * canvas.factor))
     cols = min(canvas.width, round(lattice.padded * canvas.factor))
@@ -210,7 +210,7 @@ def _reading(canvas: Canvas, lattice: Lattice, bands: int) -> int:
     return total
 
 
-def _scene_bytes(canvas: Canvas) -> int:
+def _scene_bytes(canvas: ScenePlacement) -> int:
     boxes = [canvas.source.box, *(neighbour.source.box for neighbour in canvas.neighbours)]
     pixels = sum(box.height * box.width for box in boxes)
     return pixels * len(canvas.source.bands) * np.dtype(canvas.source.dtype).itemsize

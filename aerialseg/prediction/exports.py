@@ -23,7 +23,7 @@ from aerialseg.geo.measures import MEASURES, kind_of
 from aerialseg.geo.opening import open_raster
 from aerialseg.geo.polygons.formats import read_mark
 from aerialseg.geo.polygons.polygonize import MaskLayer, write_buildings
-from aerialseg.geo.qgis.project import Group, Layer, was_ours, write_project
+from aerialseg.geo.qgis.project import MapGroup, MapLayer, was_ours, write_project
 from aerialseg.geo.qgis.sealed import origin_of, write_sealed
 from aerialseg.geo.qgis.styles import (
     building_renderer,
@@ -34,7 +34,7 @@ from aerialseg.geo.qgis.styles import (
 )
 from aerialseg.geo.qgis.tables import polygon_tables
 from aerialseg.geo.scenes import MOSAIC
-from aerialseg.geo.vrt import Kind, Mosaic, Part, mosaic_names, mosaic_sources, write_mosaics
+from aerialseg.geo.vrt import Kind, Mosaic, MosaicPart, mosaic_names, mosaic_sources, write_mosaics
 from aerialseg.prediction.stac import ITEMS, Sheet, describe, parse_taken
 from aerialseg.progress import Silent
 
@@ -144,9 +144,9 @@ class _Known:
     """An entry with what the headers of its files say."""
 
     sheet: Sheet
-    mask: Part
-    probability: Part | None
-    picture: Layer
+    mask: MosaicPart
+    probability: MosaicPart | None
+    picture: MapLayer
 
 
 def write_collection(
@@ -181,10 +181,10 @@ def write_collection(
     _write_all(out / STAC / ITEMS, stac, progress, overwrite=overwrite)
     _note_others(out, entries, progress)
     groups = (
-        Group("", _polygons(buildings, say)),
-        Group("masks", _rasters("mask", known, masks)),
-        Group("probability", _rasters("probability", known, likely), visible=False),
-        Group("scenes", tuple(item.picture for item in known)),
+        MapGroup("", _polygons(buildings, say)),
+        MapGroup("masks", _rasters("mask", known, masks)),
+        MapGroup("probability", _rasters("probability", known, likely), visible=False),
+        MapGroup("scenes", tuple(item.picture for item in known)),
     )
     write_project(out / PROJECT, groups, boxes, say, overwrite=overwrite)
     return *(mosaic.path for mosaic in (*masks, *likely)), *stac, out / PROJECT
@@ -246,13 +246,13 @@ def _known(entry: Entry, progress: Progress) -> _Known:
     progress.advance(0)
     with open_raster(entry.scene) as dataset:
         box, taken = GeoBox.of(dataset), parse_taken(dataset.tags().get("TIFFTAG_DATETIME"))
-        picture = Layer(entry.name, entry.scene, box.crs, scene_pipe(dataset))
+        picture = MapLayer(entry.name, entry.scene, box.crs, scene_pipe(dataset))
     sheet = Sheet(entry.name, entry.scene, entry.mask, entry.probability, box, taken)
-    probability = None if entry.probability is None else Part.of(entry.probability)
-    return _Known(sheet, Part.of(entry.mask), probability, picture)
+    probability = None if entry.probability is None else MosaicPart.of(entry.probability)
+    return _Known(sheet, MosaicPart.of(entry.mask), probability, picture)
 
 
-def _polygons(buildings: Path | None, say: Callable[[str], None]) -> tuple[Layer, ...]:
+def _polygons(buildings: Path | None, say: Callable[[str], None]) -> tuple[MapLayer, ...]:
     """Return a layer for each table of building outlines."""
     if buildings is None:
         return ()
@@ -261,16 +261,16 @@ def _polygons(buildings: Path | None, say: Callable[[str], None]) -> tuple[Layer
         return ()
     style = building_renderer()
     return tuple(
-        Layer(table or "buildings", buildings, crs, style, table, vector=True)
+        MapLayer(table or "buildings", buildings, crs, style, table, vector=True)
         for table, crs in polygon_tables(buildings)
     )
 
 
-def _rasters(kind: Kind, known: Sequence[_Known], mosaics: Sequence[Mosaic]) -> tuple[Layer, ...]:
+def _rasters(kind: Kind, known: Sequence[_Known], mosaics: Sequence[Mosaic]) -> tuple[MapLayer, ...]:
     """Return a layer for each mask or probability; of many scenes the mosaics, and what is not part of one."""
     many = len(known) > SINGLY
     shown = [
-        Layer(f"{kind} {mosaic.path.stem}", mosaic.path, mosaic.parts[0].box.crs, _pipe(kind, mosaic.parts[0]))
+        MapLayer(f"{kind} {mosaic.path.stem}", mosaic.path, mosaic.parts[0].box.crs, _pipe(kind, mosaic.parts[0]))
         for mosaic in mosaics
         if many
     ]
@@ -278,9 +278,9 @@ def _rasters(kind: Kind, known: Sequence[_Known], mosaics: Sequence[Mosaic]) -> 
     for item in known:
         part = item.mask if kind == "mask" else item.probability
         if part is not None and part.path not in inside:
-            shown.append(Layer(f"{item.sheet.name} {kind}", part.path, part.box.crs, _pipe(kind, part)))
+            shown.append(MapLayer(f"{item.sheet.name} {kind}", part.path, part.box.crs, _pipe(kind, part)))
     return tuple(shown)
 
 
-def _pipe(kind: Kind, part: Part) -> str:
+def _pipe(kind: Kind, part: MosaicPart) -> str:
     return mask_pipe(OVER_SCENES) if kind == "mask" else probability_pipe(QUANTA * part.scale)

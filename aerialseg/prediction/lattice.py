@@ -52,7 +52,7 @@ class Lattice:
     right: int
 
     @classmethod
-    def of(cls, canvas: Canvas, size: int, overlap: float, skip: int = 0) -> Lattice:
+    def of(cls, canvas: ScenePlacement, size: int, overlap: float, skip: int = 0) -> Lattice:
         """Return the windows that hold a pixel that the scene's rows from `skip` on are made of."""
         rows, cols = (Axis.overlapping(length, size, overlap) for length in canvas.grid)
         box = canvas.source.box
@@ -120,13 +120,13 @@ class Regrid:
         return cls(lower, upper, (places - lower).astype(np.float32))
 
     @classmethod
-    def rows_of(cls, canvas: Canvas) -> Regrid | None:
+    def rows_of(cls, canvas: ScenePlacement) -> Regrid | None:
         """Return the positions of the scene's rows; None when it is run as it is."""
         stop = canvas.row + canvas.source.box.height
         return None if canvas.factor == 1 else cls.between(canvas.row, stop, canvas.factor, canvas.grid[0])
 
     @classmethod
-    def cols_of(cls, canvas: Canvas) -> Regrid | None:
+    def cols_of(cls, canvas: ScenePlacement) -> Regrid | None:
         """Return the positions of the scene's columns; None when it is run as it is."""
         stop = canvas.col + canvas.source.box.width
         return None if canvas.factor == 1 else cls.between(canvas.col, stop, canvas.factor, canvas.grid[1])
@@ -144,7 +144,7 @@ class Schedule:
     """Where the scene's rows lie on the grid that is run, when that is another one."""
 
     @classmethod
-    def of(cls, canvas: Canvas, lattice: Lattice, skip: int = 0) -> Schedule:
+    def of(cls, canvas: ScenePlacement, lattice: Lattice, skip: int = 0) -> Schedule:
         """Return the schedule of a run that begins at row `skip`."""
         return cls(lattice, skip, canvas.row, Regrid.rows_of(canvas))
 
@@ -175,8 +175,8 @@ def mirrored(length: int, stop: int) -> NDArray[np.intp]:
 
 
 @dataclass(frozen=True, slots=True)
-class Canvas:
-    """One scene and its place on a lattice of windows; make it with `make_canvases` or `Canvas.alone`.
+class ScenePlacement:
+    """One scene and its place on a lattice of windows; make it with `place_scenes` or `Canvas.alone`.
 
     A group that is resampled is resampled as one raster, so its scenes still are pieces of it to the last byte.
     """
@@ -198,7 +198,7 @@ class Canvas:
     """Pixels of the grid that is run, beyond the scene, within which neighbours were looked for."""
 
     @classmethod
-    def alone(cls, source: Source, gsd_m: float | None = None) -> Canvas:
+    def alone(cls, source: Source, gsd_m: float | None = None) -> ScenePlacement:
         """Return the canvas of a scene by itself; `gsd_m` resamples it, whatever its own GSD is."""
         factor = 1.0 if gsd_m is None else _factor(source.box, gsd_m)
         chosen = None if factor == 1 else gsd_m
@@ -230,9 +230,9 @@ class Canvas:
         }
 
 
-def make_canvases(
+def place_scenes(
     sources: Sequence[Source], *, neighbours: bool, gsd_m: float | None, reach: int = REACH
-) -> dict[Path, Canvas]:
+) -> dict[Path, ScenePlacement]:
     """Return the canvas of every scene, by its path.
 
     With `neighbours`, scenes that touch on one pixel grid (see `find_groups`) are one raster to the network. `gsd_m`
@@ -248,7 +248,7 @@ def make_canvases(
         near = group.within(ceil(reach * factor))
         for member, others in zip(group.members, near, strict=True):
             place = member.source, member.row, member.col, height, width
-            canvases[member.source.path] = Canvas(*place, others, wanted, factor, reach)
+            canvases[member.source.path] = ScenePlacement(*place, others, wanted, factor, reach)
     return {source.path: canvases[source.path] for source in sources}
 
 

@@ -16,7 +16,7 @@ from aerialseg.errors import ModelError, ResourceError
 from aerialseg.models.build import Segmenter
 from aerialseg.models.device import autocast, compile_error, is_out_of_memory, translated
 from aerialseg.prediction.lattice import Lattice
-from aerialseg.prediction.reading import Batch
+from aerialseg.prediction.reading import WindowBatch
 from aerialseg.progress import Silent
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Forward:
             self._compile()
 
     @torch.inference_mode()
-    def __call__(self, batch: Batch) -> Tensor:
+    def __call__(self, batch: WindowBatch) -> Tensor:
         """Return the probabilities, float32 [N, size, size], of one batch; they are overwritten by the next call.
 
         When this returns the batch's buffers may be filled again. Raises ResourceError when a single window does not
@@ -89,7 +89,7 @@ class Forward:
         whole = Segmenter(translated(segmenter.network), segmenter.mean.tolist(), segmenter.std.tolist())
         self.segmenter = whole.to(settings.device).eval()
         self._progress.say("compiling the network; this takes a while")
-        batch = Batch.empty(settings.batch, segmenter.bands, settings.size, pinned=False)
+        batch = WindowBatch.empty(settings.batch, segmenter.bands, settings.size, pinned=False)
         batch.pixels.zero_()
         try:
             self(batch)
@@ -140,7 +140,7 @@ class Forward:
         scaled = logits[:, 0] if self.settings.temperature == 1 else logits[:, 0] / self.settings.temperature
         torch.sigmoid(scaled, out=probabilities)
 
-    def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    def _to_device(self, batch: WindowBatch) -> tuple[Tensor, Tensor | None]:
         """Copy the batch to the device; on CUDA in a stream of its own, while the batch before it is computed."""
         device = self.settings.device
         if self._copying is None:

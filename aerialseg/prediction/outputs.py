@@ -27,7 +27,7 @@ from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.measures import KEY
 from aerialseg.geo.opening import open_raster, raster_errors
 from aerialseg.geo.qgis.styles import write_mask_sidecars
-from aerialseg.geo.writing import Layer, write_cog
+from aerialseg.geo.writing import BandMeaning, write_cog
 from aerialseg.prediction.lattice import Lattice
 
 if TYPE_CHECKING:
@@ -37,15 +37,15 @@ if TYPE_CHECKING:
 
     from aerialseg.geo.scenes import Scene
     from aerialseg.geo.windows import Axis
-    from aerialseg.prediction.lattice import Canvas
+    from aerialseg.prediction.lattice import ScenePlacement
     from aerialseg.prediction.network import EngineSettings
-    from aerialseg.prediction.resume import Part
+    from aerialseg.prediction.resume import ResumeFile
 
 COUNTS = ("AERIALSEG_VALID_PIXELS", "AERIALSEG_BUILDING_PIXELS")
 ENGINE = 2
 """Part of every key: raise it when the same inputs and parameters come to give other pixels."""
-MASK = Layer(NODATA)
-MEASURE = Layer(NODATA, "average", scale=1 / QUANTA)
+MASK = BandMeaning(NODATA)
+MEASURE = BandMeaning(NODATA, "average", scale=1 / QUANTA)
 """A probability, or the windows' disagreement: 0 to 254 stand for 0 to 1."""
 LAYERS = {"probability": 0, "agreement": 1}
 """Which layer of a part holds what."""
@@ -118,7 +118,7 @@ def reads_to_the_end(path: Path) -> bool:
     return True
 
 
-def count_pixels(part: Part, threshold: float, seams: SeamTally) -> tuple[int, int]:
+def count_pixels(part: ResumeFile, threshold: float, seams: SeamCounter) -> tuple[int, int]:
     """Return how many pixels of a finished scene are valid, and building; lets `seams` see every strip.
 
     Raises StorageError when the part does not read back as written; what is read from it later is not checked again.
@@ -133,7 +133,7 @@ def count_pixels(part: Part, threshold: float, seams: SeamTally) -> tuple[int, i
 
 
 def finish(
-    part: Part, files: SceneFiles, box: GeoBox, tags: Mapping[str, str], *, threshold: float, replace_sides: bool
+    part: ResumeFile, files: SceneFiles, box: GeoBox, tags: Mapping[str, str], *, threshold: float, replace_sides: bool
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """Write the scene's rasters from its part, under their final names, the mask last.
 
@@ -172,12 +172,12 @@ def output_tags(key: str, model_hash: str, threshold: float, counts: tuple[int, 
     }
 
 
-def _mask_strips(part: Part, threshold: float) -> Iterator[NDArray[np.uint8]]:
+def _mask_strips(part: ResumeFile, threshold: float) -> Iterator[NDArray[np.uint8]]:
     for _, quanta in part.strips():
         yield _labels(quanta, threshold)
 
 
-def _measured_strips(part: Part, layer: int) -> Iterator[NDArray[np.uint8]]:
+def _measured_strips(part: ResumeFile, layer: int) -> Iterator[NDArray[np.uint8]]:
     for _, values in part.strips(layer):
         yield values
 
@@ -190,7 +190,7 @@ def _labels(quanta: NDArray[np.uint8], threshold: float) -> NDArray[np.uint8]:
     return labels
 
 
-class SeamTally:
+class SeamCounter:
     """Adds up differences between neighbouring pixels, at window edges and elsewhere; a class because it is all state.
 
     A difference lies at a window's edge when a window of the lattice begins or ends between the two pixels (on the grid
@@ -205,7 +205,7 @@ class SeamTally:
         self._last: tuple[int, NDArray[np.uint8]] | None = None
 
     @classmethod
-    def of(cls, canvas: Canvas, settings: EngineSettings) -> SeamTally:
+    def of(cls, canvas: ScenePlacement, settings: EngineSettings) -> SeamCounter:
         """Return an empty tally for a scene; memory: a byte for each of its rows and columns, and a row of pixels."""
         lattice = Lattice.of(canvas, settings.size, settings.overlap)
         box, factor = canvas.source.box, canvas.factor

@@ -22,7 +22,7 @@ from aerialseg.files import locked, prepare_output_folder, refuse_foreign, refus
 from aerialseg.geo.measures import is_of_another_run, left_out_note
 from aerialseg.geo.opening import open_raster
 from aerialseg.geo.qgis.styles import shown_bands
-from aerialseg.geo.resampling import cell_means, small_shape
+from aerialseg.geo.resampling import block_mean, small_shape
 from aerialseg.prediction.checks import REPORT
 from aerialseg.prediction.exports import STAC
 from aerialseg.prediction.pictures import Looks, draw, draw_sheet, draw_thumbnail, is_our_png, save_png
@@ -151,10 +151,10 @@ def _look(item: Predicted, size: int, progress: Progress) -> Looks:
     with open_raster(item.mask) as mask:
         full = mask.height, mask.width
     shape = small_shape(*full, size)
-    building, valid = cell_means(item.mask, (1,), shape, _labels, advance)
+    building, valid = block_mean(item.mask, (1,), shape, _labels, advance)
     probability = None
     if item.probability is not None:
-        total, where = cell_means(item.probability, (1,), shape, _quanta, advance)
+        total, where = block_mean(item.probability, (1,), shape, _quanta, advance)
         probability = total / np.maximum(where, 1e-9) / 254
     try:
         pixels = _pixels(item.scene, full, shape, advance)
@@ -181,7 +181,7 @@ def _pixels(path: Path, full: tuple[int, int], shape: tuple[int, int], advance: 
         bands, dtype, found = shown_bands(dataset), np.dtype(dataset.dtypes[0]), (dataset.height, dataset.width)
     if found != full:
         raise BadDataError(f"{one_line(path)}: is {found[0]}x{found[1]} now, its mask is {full[0]}x{full[1]}")
-    means = cell_means(path, bands, shape, partial(np.nan_to_num, nan=0.0, posinf=0.0, neginf=0.0), advance)
+    means = block_mean(path, bands, shape, partial(np.nan_to_num, nan=0.0, posinf=0.0, neginf=0.0), advance)
     if dtype != np.uint8:
         low, high = np.percentile(means, (2, 98))
         means = (means - low) * (255 / max(high - low, 1e-9))

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from aerialseg.geo.inspection import Source
-    from aerialseg.prediction.lattice import Canvas, Lattice, Schedule
+    from aerialseg.prediction.lattice import Lattice, ScenePlacement, Schedule
 
     Validity = SimpleQueue[NDArray[np.bool_] | None]
 
@@ -61,7 +61,7 @@ READ_DEPTH, WRITE_DEPTH = 2, 1
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class WindowBatch:
     """Windows that go through the network together, in buffers that the reader fills again later."""
 
     pixels: Tensor
@@ -74,7 +74,7 @@ class Batch:
     """Whether any of the windows has an invalid pixel."""
 
     @classmethod
-    def empty(cls, count: int, bands: int, size: int, *, pinned: bool) -> Batch:
+    def empty(cls, count: int, bands: int, size: int, *, pinned: bool) -> WindowBatch:
         """Return a buffer for `count` windows; pinned memory crosses to a CUDA device without a copy on the way."""
         return cls(
             torch.empty((count, bands, size, size), dtype=torch.uint8, pin_memory=pinned),
@@ -97,7 +97,9 @@ class _Band:
     """Whether every pixel is valid."""
 
 
-def read_batches(canvas: Canvas, schedule: Schedule, buffers: Sequence[Batch], validity: Validity) -> Generator[Batch]:
+def read_batches(
+    canvas: ScenePlacement, schedule: Schedule, buffers: Sequence[WindowBatch], validity: Validity
+) -> Generator[WindowBatch]:
     """Yield the scene's windows in batches, using `buffers` in turn; windows without a valid pixel are left out.
 
     For every strip of the schedule, in order, `validity` receives which of its pixels are valid, bool [rows, width], or
@@ -128,28 +130,28 @@ def read_batches(canvas: Canvas, schedule: Schedule, buffers: Sequence[Batch], v
             yield _filled(buffers[turn], places, masked)
 
 
-def _filled(batch: Batch, places: Sequence[tuple[int, int]], masked: Sequence[bool]) -> Batch:
+def _filled(batch: WindowBatch, places: Sequence[tuple[int, int]], masked: Sequence[bool]) -> WindowBatch:
     """Return the batch with what was left open: validity of windows that are whole, and places without a window."""
     batch.pixels[len(places) :] = 0
     if any(masked):
         for index in range(len(batch.valid)):
             if index >= len(places) or not masked[index]:
                 batch.valid[index] = True
-    return Batch(batch.pixels, batch.valid, tuple(places), any(masked))
+    return WindowBatch(batch.pixels, batch.valid, tuple(places), any(masked))
 
 
-def is_read_twice(canvas: Canvas) -> bool:
+def is_read_twice(canvas: ScenePlacement) -> bool:
     """Return whether a resampled scene has a valid mask, which is read on the scene's own grid, too."""
     return canvas.factor != 1 and (canvas.source.has_mask or canvas.source.dtype.startswith("float"))
 
 
-def _own_validity(canvas: Canvas) -> AbstractContextManager[DatasetReader | None]:
+def _own_validity(canvas: ScenePlacement) -> AbstractContextManager[DatasetReader | None]:
     """Open a resampled scene once more for its own valid mask, where it has one; its pixels are read with another."""
     return open_raster(canvas.source.path) if is_read_twice(canvas) else nullcontext()
 
 
 def _strip(
-    canvas: Canvas, schedule: Schedule, strip: tuple[int, int], band: _Band, scene: DatasetReader | None
+    canvas: ScenePlacement, schedule: Schedule, strip: tuple[int, int], band: _Band, scene: DatasetReader | None
 ) -> NDArray[np.bool_] | None:
     """Return which pixels of a finished strip are valid, None for all of them."""
     if canvas.factor == 1:
@@ -163,7 +165,7 @@ def _strip(
     return None if own.all() else own
 
 
-def _bands(canvas: Canvas, lattice: Lattice) -> Generator[_Band]:
+def _bands(canvas: ScenePlacement, lattice: Lattice) -> Generator[_Band]:
     """Yield the pixels and validity under each row of windows that the scene needs, in BANDS arrays used in turn.
 
     What two rows share is copied from the one before, the rest is read.
@@ -172,7 +174,7 @@ def _bands(canvas: Canvas, lattice: Lattice) -> Generator[_Band]:
     pixels = np.empty((BANDS, len(canvas.source.bands), *shape), dtype=np.uint8)
     valid = np.empty((BANDS, *shape), dtype=np.bool_)
     kept = 0
-    with open_ground(canvas) as fill:
+    with open_window_reader(canvas) as fill:
         for row in lattice.down:
             top, this, last = row * lattice.rows.step, row % BANDS, (row - 1) % BANDS
             pixels[this, :, :kept] = pixels[last, :, lattice.size - kept :]
@@ -215,7 +217,7 @@ def _fill_columns(
 
 
 @contextmanager
-def open_ground(canvas: Canvas) -> Iterator[Ground]:
+def open_window_reader(canvas: ScenePlacement) -> Iterator[Ground]:
     """Yield a reader of windows of the grid that is run; use it in this thread, inside the block.
 
     Ground that belongs to none of the group's scenes is invalid.
@@ -228,14 +230,14 @@ def open_ground(canvas: Canvas) -> Iterator[Ground]:
         yield fill if canvas.factor == 1 else partial(_fill_rescaled, fill, canvas)
 
 
-def read_validity(dataset: DatasetReader, canvas: Canvas, start: int, stop: int) -> NDArray[np.bool_]:
+def read_validity(dataset: DatasetReader, canvas: ScenePlacement, start: int, stop: int) -> NDArray[np.bool_]:
     """Return which pixels of the scene's own rows [start, stop) are valid, bool [rows, width]."""
     box = canvas.source.box
     return read_window(dataset, canvas.source, Window(0, start, box.width, stop - start))[1]
 
 
 def _fill_from_group(
-    files: ExitStack, handles: dict[Path, DatasetReader], canvas: Canvas,
+    files: ExitStack, handles: dict[Path, DatasetReader], canvas: ScenePlacement,
     window: Window, pixels: NDArray[np.uint8], valid: NDArray[np.bool_],
 ) -> None:  # fmt: skip
     """Read a window of the group from the scenes it lies in; a neighbour is opened when it is first needed.
@@ -279,7 +281,7 @@ def _fill_readable_rows(
 
 
 def _fill_rescaled(
-    fill: Ground, canvas: Canvas, window: Window, pixels: NDArray[np.uint8], valid: NDArray[np.bool_]
+    fill: Ground, canvas: ScenePlacement, window: Window, pixels: NDArray[np.uint8], valid: NDArray[np.bool_]
 ) -> None:
     def read(under: Window) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         shape = int(under.height), int(under.width)

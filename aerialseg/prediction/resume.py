@@ -39,7 +39,7 @@ RECORD = struct.Struct("<III")
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ResumeFile:
     """Where a scene's strips are kept, and their shape."""
 
     path: Path
@@ -51,7 +51,7 @@ class Part:
     """Open and locked, for as long as the part is this process's."""
 
     @classmethod
-    def claimed(cls, out: Path, name: str, shape: tuple[int, int], layers: int) -> Part:
+    def claimed(cls, out: Path, name: str, shape: tuple[int, int], layers: int) -> ResumeFile:
         """Return the part of the scene called `name`, in `out`, as nobody else's until it is removed or released.
 
         When another process is at the same scene, it is one of another name, with nothing to go on from.

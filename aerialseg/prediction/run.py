@@ -44,7 +44,7 @@ from aerialseg.models.package import find_model, read_card
 from aerialseg.prediction.checks import (
     REPORT,
     Run,
-    Work,
+    SceneJob,
     check_scenes,
     check_window,
     disk_bytes,
@@ -62,7 +62,7 @@ from aerialseg.prediction.options import PredictOptions
 from aerialseg.prediction.outputs import SceneFiles, count_pixels, finish, output_tags
 from aerialseg.prediction.reading import in_background
 from aerialseg.prediction.report import PredictReport, SceneResult
-from aerialseg.prediction.resume import Part, forget_part, part_path
+from aerialseg.prediction.resume import ResumeFile, forget_part, part_path
 from aerialseg.progress import Silent
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ if TYPE_CHECKING:
 
     from aerialseg.geo.scenes import Scene
     from aerialseg.prediction.network import Forward
-    from aerialseg.prediction.outputs import SeamTally
+    from aerialseg.prediction.outputs import SeamCounter
     from aerialseg.progress import Progress
 
 POLL_S, PATIENCE_S = 0.2, 5.0
@@ -107,7 +107,7 @@ def predict_scenes(
     shared, listen = options.shard is not None, partial(progress.advance, 0)
     with locked(out, shared=shared, when_alone=partial(sweep, out, parts), waiting=listen if shared else None):
         refuse_foreign_report(out / report_name(options.shard), overwrite=options.overwrite)
-        journal = Journal(Run(model, sha256_of(model), read_card(model), out, options, progress), scenes)
+        journal = RunLog(Run(model, sha256_of(model), read_card(model), out, options, progress), scenes)
         check_window(journal.run)
         check_products(options, out, inputs)
         for result in (known or {}).values():
@@ -137,8 +137,8 @@ def _prepare_files(
 
 
 def _check(
-    journal: Journal, scenes: Sequence[Scene], files: Mapping[str, SceneFiles], mine: Mapping[str, bool]
-) -> list[Work]:
+    journal: RunLog, scenes: Sequence[Scene], files: Mapping[str, SceneFiles], mine: Mapping[str, bool]
+) -> list[SceneJob]:
     """Check every scene and return those to predict; what is done, and what failed, goes into the journal.
 
     `mine` holds the scenes of this shard, and whether their outputs replace a stranger's; the others may be neighbours.
@@ -155,7 +155,7 @@ def _check(
         if scene.image in failures:
             journal.record(SceneResult(scene.name, scene.image, "failed", failure=failures[scene.image]))
             continue
-        work = Work(scene, files[scene.name], canvases[scene.image], foreign=mine[scene.name])
+        work = SceneJob(scene, files[scene.name], canvases[scene.image], foreign=mine[scene.name])
         try:
             work = replace(work, stamps=stamps_of(work.canvas))
             done = None if run.options.overwrite and not journal.known else done_before(run, work)
@@ -170,7 +170,7 @@ def _check(
     return [] if run.options.fail_fast and journal.failed else found
 
 
-def _predict(journal: Journal, work: Sequence[Work]) -> None:
+def _predict(journal: RunLog, work: Sequence[SceneJob]) -> None:
     """Run the scenes through the model, one after the other."""
     run = journal.run
     pixels = [item.pixels for item in work]
@@ -194,7 +194,7 @@ def _predict(journal: Journal, work: Sequence[Work]) -> None:
 class _Finisher:
     """Finishes the files of up to `together` scenes while the next one runs, and records them in their order."""
 
-    def __init__(self, journal: Journal, together: int = 1) -> None:
+    def __init__(self, journal: RunLog, together: int = 1) -> None:
         self._journal, self._together = journal, together
         self._pending: deque[Future[SceneResult]] = deque()
 
@@ -227,13 +227,13 @@ class _Finisher:
             self._journal.record(self._pending.popleft().result())
 
 
-def _stream(journal: Journal, work: Work, forward: Forward, finisher: _Finisher) -> None:
+def _stream(journal: RunLog, work: SceneJob, forward: Forward, finisher: _Finisher) -> None:
     """Run one scene and begin to finish its files; a failure of its own goes into the journal."""
     from aerialseg.prediction.engine import predict_scene
-    from aerialseg.prediction.outputs import SeamTally
+    from aerialseg.prediction.outputs import SeamCounter
 
     run, began = journal.run, time.monotonic()
-    part = Part.claimed(run.out, work.scene.name, (work.box.height, work.box.width), 1 + run.options.agreement)
+    part = ResumeFile.claimed(run.out, work.scene.name, (work.box.height, work.box.width), 1 + run.options.agreement)
     key = in_background(partial(_part_key, run, work, forward), "hasher")
     try:
         skip = 0
@@ -249,12 +249,12 @@ def _stream(journal: Journal, work: Work, forward: Forward, finisher: _Finisher)
         part.remove()  # on a full disk, it makes room
         journal.record(replace(work.result, status="failed", failure=error))
         return
-    seams = SeamTally.of(work.canvas, forward.settings)
+    seams = SeamCounter.of(work.canvas, forward.settings)
     partly = replace(work.result, windows=streamed.windows, windows_run=streamed.run, resumed_rows=skip)
     finisher.begin(partial(_finish, run, replace(work, known=partly), part, seams, began))
 
 
-def _finish(run: Run, work: Work, part: Part, seams: SeamTally, began: float) -> SceneResult:
+def _finish(run: Run, work: SceneJob, part: ResumeFile, seams: SeamCounter, began: float) -> SceneResult:
     """Write a scene's rasters; runs beside the next scene, so what goes wrong is part of the result."""
     image, threshold = work.scene.image, run.card.threshold
     try:
@@ -284,7 +284,7 @@ def _finish(run: Run, work: Work, part: Part, seams: SeamTally, began: float) ->
     )
 
 
-def _part_key(run: Run, work: Work, forward: Forward) -> bytes:
+def _part_key(run: Run, work: SceneJob, forward: Forward) -> bytes:
     """Return what a part must be made from to be gone on with: what promises equal bytes, not only equal pixels."""
     import torch
 
@@ -299,7 +299,7 @@ def _wait(future: Future[Any], progress: Progress) -> None:
         progress.advance(0)
 
 
-class Journal:
+class RunLog:
     """What has become of each scene so far; a class because it is all state."""
 
     def __init__(self, run: Run, scenes: Sequence[Scene]) -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from aerialseg.sample.districts import Style
-    from aerialseg.sample.plan import Block, Frame, Street
+    from aerialseg.sample.plan import CityBlock, Frame, Street
 
 GSD_M = 0.3
 SMALLEST, LARGEST = 64, 5000
@@ -60,11 +60,11 @@ CITIES: dict[Style, City] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class SceneLayout:
     """Everything that is decided before a pixel is drawn."""
 
     frame: Frame
-    blocks: tuple[Block, ...]
+    blocks: tuple[CityBlock, ...]
     streets: tuple[Street, ...]
     sidewalk_m: float
     verge: Paint
@@ -105,7 +105,7 @@ def draw_scene(seed: int, city: Style, size: int, number: int = 1) -> tuple[NDAr
     return picture, canvas.building
 
 
-def lay_out(seed: int, city: Style, size: int, number: int) -> Layout:
+def lay_out(seed: int, city: Style, size: int, number: int) -> SceneLayout:
     """Decide streets, blocks and all that stands on them for one scene."""
     dice = Dice.of(seed, CITIES[city].key, number, 0)
     sun, frame = Sun.of(dice), lay_frame(dice)
@@ -116,7 +116,7 @@ def lay_out(seed: int, city: Style, size: int, number: int) -> Layout:
     for block in blocks:
         fill_block(block, frame, city, plan, dice)
     sidewalk_m, verge = dice.between(1.2, 2.4), vary(dice.pick((GRASS, GRASS, DRY)), dice)
-    return Layout(frame, tuple(blocks), tuple(streets), sidewalk_m, verge, plan, sun)
+    return SceneLayout(frame, tuple(blocks), tuple(streets), sidewalk_m, verge, plan, sun)
 
 
 def scene_box(city: Style, number: int, size: int) -> GeoBox:

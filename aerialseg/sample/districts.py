@@ -12,7 +12,7 @@ from aerialseg.sample.plan import Box, Building, Cover, Dice, Paint, Patch, Plan
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from aerialseg.sample.plan import Block, Frame, Street
+    from aerialseg.sample.plan import CityBlock, Frame, Street
 
 GRASS, DRY, LITTER = Paint((84, 96, 64), 8, 18), Paint((126, 117, 94), 8, 18), Paint((106, 97, 82), 11, 18)
 SOIL, RED_SOIL, SAND = Paint((146, 129, 106), 6, 16), Paint((142, 104, 84), 6, 12), Paint((174, 162, 140), 5, 10)
@@ -46,11 +46,11 @@ FLAT = {
 METAL = Paint((190, 192, 192))
 
 
-def fill_block(block: Block, frame: Frame, style: Style, plan: Plan, dice: Dice) -> None:
+def fill_block(block: CityBlock, frame: Frame, style: Style, plan: Plan, dice: Dice) -> None:
     """Choose a use for the block by the city's style and put it into the plan."""
     du, dv = block.size
     small = min(du, dv) < 30
-    uses: tuple[Callable[[Block, Frame, Style, Plan, Dice], None], ...]
+    uses: tuple[Callable[[CityBlock, Frame, Style, Plan, Dice], None], ...]
     if style == "austin":
         uses = (lots, lots, lots, lots, lots, lots, halls, halls, park, woods) if not small else (woods, park)
     else:
@@ -58,7 +58,7 @@ def fill_block(block: Block, frame: Frame, style: Style, plan: Plan, dice: Dice)
     dice.pick(uses)(block, frame, style, plan, dice)
 
 
-def lots(block: Block, frame: Frame, style: Style, plan: Plan, dice: Dice) -> None:
+def lots(block: CityBlock, frame: Frame, style: Style, plan: Plan, dice: Dice) -> None:
     """Two rows of lots back to back, each facing its street; one row where the block is shallow."""
     dv = block.size[1]
     rows = ((block.v0, 1.0, dv / 2), (block.v1, -1.0, dv / 2)) if dv > 44 else ((block.v0, 1.0, dv),)
@@ -120,7 +120,7 @@ def garden_clutter(spot: Spot, width: float, backyard: tuple[float, float], plan
         )
 
 
-def front(block: Block, frame: Frame, style: Style, plan: Plan, dice: Dice) -> None:
+def front(block: CityBlock, frame: Frame, style: Style, plan: Plan, dice: Dice) -> None:
     """A closed front of houses around a yard with trees, sheds and paving: the block of a European city."""
     du, dv = block.size
     deep, gap = dice.between(10.5, 13), dice.between(2.5, 4.0)
@@ -145,7 +145,7 @@ def front(block: Block, frame: Frame, style: Style, plan: Plan, dice: Dice) -> N
             plan.buildings.append(shed(place, style, dice))
 
 
-def slabs(block: Block, frame: Frame, style: Style, plan: Plan, dice: Dice) -> None:
+def slabs(block: CityBlock, frame: Frame, style: Style, plan: Plan, dice: Dice) -> None:
     """Blocks of flats in rows on lawns, with paths and a strip of parking."""
     du, dv = block.size
     middle = frame.bent((block.u0 + block.u1) / 2, (block.v0 + block.v1) / 2)
@@ -163,7 +163,7 @@ def slabs(block: Block, frame: Frame, style: Style, plan: Plan, dice: Dice) -> N
     scatter(whole, dice.between(110, 220), style, plan, dice)
 
 
-def halls(block: Block, frame: Frame, style: Style, plan: Plan, dice: Dice) -> None:
+def halls(block: CityBlock, frame: Frame, style: Style, plan: Plan, dice: Dice) -> None:
     """One or two large buildings in a sea of parked cars."""
     du, dv = block.size
     middle = frame.bent((block.u0 + block.u1) / 2, (block.v0 + block.v1) / 2)
@@ -201,7 +201,7 @@ def parking(box: Box, plan: Plan, dice: Dice) -> None:
         back_to_back = not back_to_back
 
 
-def park(block: Block, frame: Frame, style: Style, plan: Plan, dice: Dice) -> None:
+def park(block: CityBlock, frame: Frame, style: Style, plan: Plan, dice: Dice) -> None:
     """Open ground: lawns, worn earth, a sports field, a pond, paths."""
     du, dv = block.size
     middle = frame.bent((block.u0 + block.u1) / 2, (block.v0 + block.v1) / 2)
@@ -237,7 +237,7 @@ def sports_field(box: Box, plan: Plan, dice: Dice) -> None:
         plan.patches.append(Patch(line, MARKING, 0.9))
 
 
-def woods(block: Block, frame: Frame, style: Style, plan: Plan, dice: Dice) -> None:
+def woods(block: CityBlock, frame: Frame, style: Style, plan: Plan, dice: Dice) -> None:
     """Trees close together on leaf litter, sometimes with a hut."""
     du, dv = block.size
     middle = frame.bent((block.u0 + block.u1) / 2, (block.v0 + block.v1) / 2)

@@ -21,7 +21,7 @@ from aerialseg.sample.plan import Box, Spot, cosine
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from aerialseg.sample.plan import Block, Building, Dice, Frame, Paint, Patch, Plan, Tree, Wing
+    from aerialseg.sample.plan import Building, CityBlock, Dice, Frame, Paint, Patch, Plan, Tree, Wing
 
 OUTSIDE = 1000.0
 """Metres a pixel outside a wing is ranked lower for each metre of distance: inside always wins."""
@@ -45,7 +45,7 @@ def draw_plan(canvas: Canvas, plan: Plan, sun: Sun) -> None:
 
 
 def draw_block(
-    canvas: Canvas, frame: Frame, block: Block, layers: tuple[tuple[float, Paint], ...], *, corner: float = 0.0
+    canvas: Canvas, frame: Frame, block: CityBlock, layers: tuple[tuple[float, Paint], ...], *, corner: float = 0.0
 ) -> None:
     """Draw the ground between bent lines: each layer begins its own number of metres inside the edge."""
     half_u, half_v = block.size[0] / 2, block.size[1] / 2

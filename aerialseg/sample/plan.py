@@ -188,7 +188,7 @@ class Frame:
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class CityBlock:
     """The ground between streets, kerb to kerb: [u0, u1] x [v0, v1] in street coordinates."""
 
     u0: float
@@ -214,10 +214,12 @@ class Street:
     paint: Paint
 
     @property
-    def ground(self) -> Block:
+    def ground(self) -> CityBlock:
         """Return the street's own ground, kerb to kerb."""
         low, high = self.across - self.width / 2, self.across + self.width / 2
-        return Block(self.start, self.end, low, high) if self.straight else Block(low, high, self.start, self.end)
+        return (
+            CityBlock(self.start, self.end, low, high) if self.straight else CityBlock(low, high, self.start, self.end)
+        )
 
 
 def lay_frame(dice: Dice) -> Frame:
@@ -228,12 +230,12 @@ def lay_frame(dice: Dice) -> Frame:
     return Frame(cosine(degrees), cosine(degrees - 90), bend, period, dice.between(0, 1))
 
 
-def lay_streets(reach: float, longest: tuple[float, float], dice: Dice) -> tuple[list[Block], list[Street]]:
+def lay_streets(reach: float, longest: tuple[float, float], dice: Dice) -> tuple[list[CityBlock], list[Street]]:
     """Cut the square of +-`reach` metres by streets until no block is longer than `longest` along u and v."""
-    blocks: list[Block] = []
+    blocks: list[CityBlock] = []
     streets: list[Street] = []
     shift_u, shift_v = dice.between(-40, 40), dice.between(-30, 30)
-    waiting = [Block(-reach + shift_u, reach + shift_u, -reach + shift_v, reach + shift_v)]
+    waiting = [CityBlock(-reach + shift_u, reach + shift_u, -reach + shift_v, reach + shift_v)]
     while waiting:
         block = waiting.pop()
         du, dv = block.size
@@ -259,7 +261,7 @@ def lay_streets(reach: float, longest: tuple[float, float], dice: Dice) -> tuple
                 (block.u0, block.u1, block.v0, middle - width / 2),
                 (block.u0, block.u1, middle + width / 2, block.v1),
             )
-        waiting += [Block(*half) for half in halves]
+        waiting += [CityBlock(*half) for half in halves]
     return blocks, streets
 
 

@@ -51,7 +51,7 @@ Item = TypeVar("Item", bound=Named)
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class BatchLayout:
     """The memory of one batch: `size` pieces of [height, width] with `bands` bands."""
 
     size: int
@@ -122,7 +122,7 @@ def stream_batches(
     groups: Iterable[Sequence[Item]],
     read: Callable[[Item], Arrays],
     *,
-    layout: Layout,
+    layout: BatchLayout,
     readers: Readers,
     timeout_s: float,
     still_waiting: Callable[[], None] = lambda: None,
@@ -181,7 +181,7 @@ def _fill(buffer: _Buffer, slot: int, read: Callable[[Item], Arrays], item: Item
 class _Buffer:
     """One batch's memory, as numpy for the readers and as torch for the network."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: BatchLayout) -> None:
         shape = (layout.size, layout.height, layout.width)
         tensors = [
             torch.empty(*sizes, dtype=kind, pin_memory=layout.pinned)

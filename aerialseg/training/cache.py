@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from aerialseg.config.sections import DataSection
-    from aerialseg.geo.tiles.plan import Job, PlannedTile
+    from aerialseg.geo.tiles.plan import PlannedTile, TileJob
     from aerialseg.geo.tiles.tileset import TileRecord, TileSet
     from aerialseg.progress import Progress
     from aerialseg.training.batches import Arrays, Readers
@@ -79,7 +79,7 @@ class Contents:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class ReadJob:
     """Tiles that are read together, by one thread."""
 
     name: str
@@ -136,7 +136,7 @@ def open_cache(
 
 
 def write_cache(
-    path: Path, contents: Contents, pieces: Sequence[Piece], readers: Readers, *, timeout_s: float, progress: Progress
+    path: Path, contents: Contents, pieces: Sequence[ReadJob], readers: Readers, *, timeout_s: float, progress: Progress
 ) -> None:
     """Write the tiles of all pieces, read by the threads of `readers`; raises what `Piece.read` and `staged` raise."""
     numbers = {name: number for number, name in enumerate(contents.stamps)}
@@ -202,7 +202,7 @@ class _Write:
 
     path: Path
     numbers: Mapping[str, int]
-    piece: Piece
+    piece: ReadJob
 
     @property
     def name(self) -> str:
@@ -295,24 +295,24 @@ def stamps(tiles: TileSet) -> dict[str, str]:
     return {tile.name: by_scene[tile.scene] for tile in tiles.tiles}
 
 
-def pieces_of_files(tiles: TileSet) -> list[Piece]:
+def pieces_of_files(tiles: TileSet) -> list[ReadJob]:
     """Return the reading of every tile from its two files."""
     whole = Window(0, 0, tiles.size, tiles.size)
 
     def read(tile: TileRecord) -> Generator[tuple[str, Arrays], None, None]:
         yield tile.name, read_square(tiles, tile, whole)
 
-    return [Piece(tile.name, partial(read, tile)) for tile in tiles.tiles]
+    return [ReadJob(tile.name, partial(read, tile)) for tile in tiles.tiles]
 
 
-def pieces_of_scenes(tiles: TileSet) -> list[Piece]:
+def pieces_of_scenes(tiles: TileSet) -> list[ReadJob]:
     """Return the reading of all tiles from their scenes, row by row; the first of a scene checks that it is unchanged.
 
     Raises BadDataError or NoInputError naming a scene that cannot be read any more.
     """
     names = {tile.name for tile in tiles.tiles}
 
-    def read(job: Job, row: Sequence[PlannedTile], first: bool) -> Generator[tuple[str, Arrays], None, None]:
+    def read(job: TileJob, row: Sequence[PlannedTile], first: bool) -> Generator[tuple[str, Arrays], None, None]:
         if first:
             check_unchanged(tiles, job)
         with closing(read_tiles(job, [planned for planned in row if planned.name in names])) as kept:
@@ -321,7 +321,7 @@ def pieces_of_scenes(tiles: TileSet) -> list[Piece]:
                 yield planned.name, (pixels.transpose(1, 2, 0), np.where(valid, labels, np.uint8(IGNORE)), valid)
 
     return [
-        Piece(str(job.scene.image), partial(read, job, row, number == 0))
+        ReadJob(str(job.scene.image), partial(read, job, row, number == 0))
         for job in plan_again(tiles)
         for number, row in enumerate(rows_of(job))
     ]

@@ -20,7 +20,7 @@ from aerialseg.files import usable_processors
 from aerialseg.models.device import pick_precision
 from aerialseg.models.presets import SIZE_MULTIPLE
 from aerialseg.progress import Progress, Silent
-from aerialseg.training.batches import Layout, stream_batches
+from aerialseg.training.batches import BatchLayout, stream_batches
 from aerialseg.training.cache import open_tiles
 from aerialseg.training.data import Sampler, TileReader, steps_to_cover, training_tiles, validation_tiles
 from aerialseg.training.optimizer import build_optimizer
@@ -41,7 +41,7 @@ MOST_THREADS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class TrainJob:
     """The parts of one training; the modules change as it goes on, the references do not."""
 
     run: Path
@@ -103,7 +103,7 @@ class Job:
         return self._stream(groups, self.reader.whole, self._layout(size, side))
 
     def _stream(
-        self, groups: Iterable[Sequence[Item]], read: Callable[[Item], Arrays], layout: Layout
+        self, groups: Iterable[Sequence[Item]], read: Callable[[Item], Arrays], layout: BatchLayout
     ) -> Generator[Batch, None, None]:
         timeout_s = self.config.data.timeout_s
         batches = stream_batches(
@@ -111,8 +111,8 @@ class Job:
         )
         return batches if self.ranks.world == 1 else self.ranks.in_step(batches, self.still_waiting)
 
-    def _layout(self, size: int, side: int) -> Layout:
-        return Layout(size, self.card.bands, side, side, pinned=self.fabric.device.type == "cuda")
+    def _layout(self, size: int, side: int) -> BatchLayout:
+        return BatchLayout(size, self.card.bands, side, side, pinned=self.fabric.device.type == "cuda")
 
 
 def build_job(
@@ -124,7 +124,7 @@ def build_job(
     readers: Readers,
     progress: Progress | None = None,
     ranks: Ranks = ALONE,
-) -> Job:
+) -> TrainJob:
     """Put the network on its device and everything else around it; all of `ranks` come here at once."""
     config, progress = start.config, progress or Silent()
     chosen = training_tiles(tiles, config.data, taught=start.teacher is not None)
@@ -138,7 +138,7 @@ def build_job(
     forward, optimizer = fabric.setup(model, build_optimizer(model, config.optimizer))
     with ranks.together():
         cache = open_tiles(tiles, config.data, readers, progress)
-    return Job(
+    return TrainJob(
         run=run,
         config=config,
         tiles=tiles,
@@ -162,7 +162,7 @@ def build_job(
 def _place_network(start: Start, device: torch.device, ranks: Ranks) -> Segmenter:
     """Return the network on its device, ready to be trained."""
     if start.config.run.checkpoint_activations:
-        keep_fewer_activations(start.segmenter)
+        enable_gradient_checkpointing(start.segmenter)
     model = start.segmenter.to(device).to(memory_format=torch.channels_last).train()
     if ranks.world > 1 and device.type == "cuda":  # on a processor torch has none, and announce() says so
         model = convert_sync_batchnorm(model)
@@ -197,7 +197,7 @@ def reading_threads(wanted: int, processes: int = 1) -> int:
     return wanted or max(2, min(MOST_THREADS, usable_processors() // processes))
 
 
-def keep_fewer_activations(model: Segmenter) -> None:
+def enable_gradient_checkpointing(model: Segmenter) -> None:
     """Have the encoder's activations computed again in the backward pass instead of kept; gradients stay the same.
 
     Chen et al., arXiv:1604.06174. Raises ConfigError for an encoder that cannot, and for one with BatchNorm, whose

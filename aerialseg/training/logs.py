@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from aerialseg.geo.tiles.tileset import TileRecord
     from aerialseg.training.history import EpochRecord
-    from aerialseg.training.job import Job
+    from aerialseg.training.job import TrainJob
 
     Log = Callable[[EpochRecord, bool], None]
 
@@ -77,7 +77,7 @@ def check_loggers(names: Sequence[str]) -> None:
 
 
 @contextmanager
-def open_loggers(job: Job, step: int, say: Callable[[str], None]) -> Iterator[Log]:
+def open_loggers(job: TrainJob, step: int, say: Callable[[str], None]) -> Iterator[Log]:
     """Yield a function that takes an epoch's record and whether it was the last; `step` steps were taken before.
 
     A resumed run goes on under the id of run.json. Raises ConfigError when a logger cannot be opened at all.
@@ -111,7 +111,7 @@ def _works(logger: Logger, call: Callable[[], object], say: Callable[[str], None
     return True
 
 
-def _open(name: str, job: Job, run_id: str) -> Logger:
+def _open(name: str, job: TrainJob, run_id: str) -> Logger:
     os.environ.update({key: value for key, value in SILENCE.items() if key not in os.environ})
     try:
         return _open_mlflow(job, run_id) if name == "mlflow" else _open_wandb(job, run_id)
@@ -121,7 +121,7 @@ def _open(name: str, job: Job, run_id: str) -> Logger:
         ) from error
 
 
-def _open_tensorboard(job: Job, step: int) -> Logger:
+def _open_tensorboard(job: TrainJob, step: int) -> Logger:
     """Scalars of every epoch, and pictures of a few validation tiles: scene, truth and probability side by side."""
     events = open_events(job.run, step)
     drawn = time.monotonic()
@@ -139,7 +139,7 @@ def _open_tensorboard(job: Job, step: int) -> Logger:
     return Logger("tensorboard", write, lambda finished: events.close())
 
 
-def _open_mlflow(job: Job, run_id: str) -> Logger:
+def _open_mlflow(job: TrainJob, run_id: str) -> Logger:
     """A SQLite database in the run folder: `mlflow ui --backend-store-uri sqlite:///RUN/mlflow.db` shows it."""
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)  # they tell of every table they create
@@ -164,7 +164,7 @@ def _open_mlflow(job: Job, run_id: str) -> Logger:
     return Logger("mlflow", write, lambda finished: client.set_terminated(own, "FINISHED" if finished else "KILLED"))
 
 
-def _open_wandb(job: Job, run_id: str) -> Logger:
+def _open_wandb(job: TrainJob, run_id: str) -> Logger:
     """Files below RUN/wandb, which `wandb sync` sends when somebody wants that."""
     wandb: Any = importlib.import_module("wandb")
     quiet = wandb.Settings(
@@ -181,7 +181,7 @@ def _open_wandb(job: Job, run_id: str) -> Logger:
     return Logger("wandb", write, lambda finished: run.finish(exit_code=0 if finished else 1))
 
 
-def draw_samples(job: Job) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+def draw_samples(job: TrainJob) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """Yield the name and the picture [rows, cols, 3] of the same few validation tiles each time; none without them.
 
     The network sees a square of the training crops' size from the middle of a tile. Truth is black, white, and grey

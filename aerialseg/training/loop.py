@@ -42,7 +42,7 @@ from aerialseg.training.ranks import ALONE, Ranks
 from aerialseg.training.report import announce, epoch_line, report
 from aerialseg.training.run_folder import TrainOptions, begin_run, claimed, open_run, write_start
 from aerialseg.training.start import Teacher, start_again, start_fresh, start_from_model
-from aerialseg.training.state import Standing, restore, save_checkpoint, snapshot
+from aerialseg.training.state import TrainState, restore, save_checkpoint, snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from aerialseg.config import TrainConfig
     from aerialseg.geo.tiles.tileset import TileSet
     from aerialseg.training.batches import Batch
-    from aerialseg.training.job import Job
+    from aerialseg.training.job import TrainJob
     from aerialseg.training.logs import Log
     from aerialseg.training.report import TrainReport
     from aerialseg.training.start import Start
@@ -115,7 +115,7 @@ def train(
     return report(job, standing, seconds=time.monotonic() - began, complete=complete)
 
 
-def fit(job: Job, standing: Standing, progress: Progress) -> None:
+def fit(job: TrainJob, standing: TrainState, progress: Progress) -> None:
     """Train epoch after epoch until the schedule or the patience ends; Stopped is raised again after saving."""
     batches, first = job.training_batches(standing.epoch, standing.step), job.ranks.first
     with closing(batches), open_loggers(job, standing.taken, progress.say) if first else nullcontext() as log:
@@ -132,7 +132,7 @@ def fit(job: Job, standing: Standing, progress: Progress) -> None:
             raise
 
 
-def write_down(job: Job, standing: Standing, log: Log) -> None:
+def write_down(job: TrainJob, standing: TrainState, log: Log) -> None:
     """Write what a run leaves of an epoch, its curves if that is worth the time, and a checkpoint."""
     record = standing.records[-1]
     write_metrics(job.run, standing.records)
@@ -142,26 +142,26 @@ def write_down(job: Job, standing: Standing, log: Log) -> None:
         draw_curves(job.run, standing.records)
 
 
-def save(job: Job, standing: Standing) -> None:
+def save(job: TrainJob, standing: TrainState) -> None:
     """Write a checkpoint; any process may call this at any time, and only the first one writes."""
     if job.ranks.first:
         save_checkpoint(job.run, snapshot(job, standing))
 
 
-def run_epoch(job: Job, standing: Standing, batches: Iterator[Batch], progress: Progress) -> EpochRecord:
+def run_epoch(job: TrainJob, standing: TrainState, batches: Iterator[Batch], progress: Progress) -> EpochRecord:
     """Train what is left of an epoch, validate, keep the model if it is the best so far, and count the epoch."""
     began, first = time.monotonic(), standing.step
     train_steps(job, standing, batches, progress)
     trained = time.monotonic() - began
     crops = (standing.step - first) * job.config.data.batch * job.config.optimizer.accumulate
-    record = judge(job, standing, validate(job, progress))
-    keep_best(job, standing, record)
+    record = score_epoch(job, standing, validate(job, progress))
+    save_if_best(job, standing, record)
     standing.epoch, standing.step, standing.loss, standing.skipped = standing.epoch + 1, 0, 0.0, 0
-    standing.finished = is_over(job, standing)
+    standing.finished = should_stop(job, standing)
     return replace(record, images_per_s=crops / trained if crops else math.nan, seconds=time.monotonic() - began)
 
 
-def train_steps(job: Job, standing: Standing, batches: Iterator[Batch], progress: Progress) -> None:
+def train_steps(job: TrainJob, standing: TrainState, batches: Iterator[Batch], progress: Progress) -> None:
     """Take the steps that are left of the current epoch; a stop comes between two of them."""
     steps, epochs = job.steps_per_epoch, job.config.schedule.epochs
     progress.start(f"epoch {standing.epoch + 1}/{epochs}", steps - standing.step, "step")
@@ -176,7 +176,7 @@ def train_steps(job: Job, standing: Standing, batches: Iterator[Batch], progress
     progress.finish()
 
 
-def take_step(job: Job, standing: Standing, batches: Iterator[Batch]) -> None:
+def take_step(job: TrainJob, standing: TrainState, batches: Iterator[Batch]) -> None:
     """Learning rate, gradients, update, average: one step, counted in `standing`.
 
     The optimizer is not stepped with a loss or gradients that are not finite: under float16 the scaler lowers its
@@ -185,7 +185,7 @@ def take_step(job: Job, standing: Standing, batches: Iterator[Batch]) -> None:
     schedule, step = job.config.schedule, standing.taken
     set_learning_rate(job.optimizer, learning_rate(step, job.total_steps, job.config.optimizer.lr, schedule))
     job.ranks.reseed(job.config.run.seed, step)
-    gradients = gather_gradients(job, batches, frozen=step < schedule.freeze_steps)
+    gradients = accumulate_gradients(job, batches, frozen=step < schedule.freeze_steps)
     finite = _is_finite(job, standing, gradients)
     job.optimizer.step()
     job.optimizer.zero_grad(set_to_none=True)
@@ -196,7 +196,7 @@ def take_step(job: Job, standing: Standing, batches: Iterator[Batch]) -> None:
     standing.step, standing.taken = standing.step + 1, step + 1
 
 
-def validate(job: Job, progress: Progress) -> ScoreHistogram | None:
+def validate(job: TrainJob, progress: Progress) -> ScoreHistogram | None:
     """Score the averaged weights on the cores of the validation tiles; None when there are none."""
     if not job.validation:
         return None
@@ -215,7 +215,7 @@ def validate(job: Job, progress: Progress) -> ScoreHistogram | None:
     return histogram
 
 
-def _is_finite(job: Job, standing: Standing, gradients: Gradients) -> bool:
+def _is_finite(job: TrainJob, standing: TrainState, gradients: Gradients) -> bool:
     """Return whether a step may count; raise Diverged when it may not and no loss scaling explains it."""
     loss, norm = gradients.loss, gradients.norm
     if math.isfinite(loss) and math.isfinite(norm):
@@ -249,16 +249,16 @@ def _start(
     return with_teacher(start, tiles, options.teacher, resumed=state is not None)
 
 
-def _standing_of(job: Job, state: State | None) -> Standing:
+def _standing_of(job: TrainJob, state: State | None) -> TrainState:
     """Return where the run stands: at its beginning, which clears the folder, or where its checkpoint says."""
     if state is not None:
         return restore(job, state)
     if job.ranks.first:
         begin_run(job.run, job.config)
-    return Standing(threshold=job.config.run.threshold)
+    return TrainState(threshold=job.config.run.threshold)
 
 
-def _fit_in_memory(job: Job, standing: Standing, progress: Progress) -> None:
+def _fit_in_memory(job: TrainJob, standing: TrainState, progress: Progress) -> None:
     """Run `fit`; memory that does not suffice becomes advice, for a smaller batch is another training."""
     try:
         fit(job, standing, progress)
@@ -286,7 +286,7 @@ class Gradients:
     """The tiles they come from."""
 
 
-def gather_gradients(job: Job, batches: Iterator[Batch], *, frozen: bool = False) -> Gradients:
+def accumulate_gradients(job: TrainJob, batches: Iterator[Batch], *, frozen: bool = False) -> Gradients:
     """Take `optimizer.accumulate` batches and leave the gradients of one batch of all their crops in the network.
 
     Each batch counts by its labelled pixels, so that this is exact for the losses that are means over pixels. A
@@ -326,7 +326,7 @@ def gather_gradients(job: Job, batches: Iterator[Batch], *, frozen: bool = False
     return Gradients(value, length, tuple(names))
 
 
-def judge(job: Job, standing: Standing, histogram: ScoreHistogram | None) -> EpochRecord:
+def score_epoch(job: TrainJob, standing: TrainState, histogram: ScoreHistogram | None) -> EpochRecord:
     """Return the record of the epoch just trained: its loss and, with validation, its scores at the best threshold."""
     record = EpochRecord(
         epoch=standing.epoch + 1,
@@ -344,7 +344,7 @@ def judge(job: Job, standing: Standing, histogram: ScoreHistogram | None) -> Epo
     return replace(record, iou_at_half=histogram.confusion(0.5).iou, threshold=threshold, **scores)
 
 
-def keep_best(job: Job, standing: Standing, record: EpochRecord) -> None:
+def save_if_best(job: TrainJob, standing: TrainState, record: EpochRecord) -> None:
     """Save the model when it is the first, the best by validation IoU, or the newest of a run without validation.
 
     All processes keep the record; the first one writes the file.
@@ -366,14 +366,14 @@ def keep_best(job: Job, standing: Standing, record: EpochRecord) -> None:
     save_model(job.run / FILE_NAME, job.judged, card)
 
 
-def is_over(job: Job, standing: Standing) -> bool:
+def should_stop(job: TrainJob, standing: TrainState) -> bool:
     """Return whether the schedule has ended, or patience: so many epochs in a row without a better IoU."""
     patience = job.config.schedule.patience
     tired = job.validation and patience and standing.epoch - standing.best_epoch >= patience
     return standing.epoch >= job.config.schedule.epochs or bool(tired)
 
 
-def _machine(job: Job) -> dict[str, Any]:
+def _machine(job: TrainJob) -> dict[str, Any]:
     """Return what the weights depend on beside configuration and tiles."""
     return {"device": job.fabric.device.type, "precision": job.precision, "seed": job.config.run.seed}
 
@@ -409,7 +409,7 @@ def count_scores(logits: Tensor, target: Tensor) -> Tensor:
     return torch.bincount(cells[target != IGNORE], minlength=2 * CELLS).reshape(2, CELLS)
 
 
-def lesson(job: Job, teacher: Teacher, logits: Tensor, batch: Batch) -> Tensor:
+def lesson(job: TrainJob, teacher: Teacher, logits: Tensor, batch: Batch) -> Tensor:
     """Return what the teacher adds to the loss of a batch, whose student's `logits` are [N, 1, H, W]."""
     with torch.no_grad(), job.fabric.autocast():
         taught = teacher.segmenter(batch.pixels, batch.valid)

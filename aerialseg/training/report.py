@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from aerialseg.training.history import EpochRecord
-    from aerialseg.training.job import Job
-    from aerialseg.training.state import Standing
+    from aerialseg.training.job import TrainJob
+    from aerialseg.training.state import TrainState
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class TrainReport:
     """The run was complete when it was called, and nothing was done."""
 
 
-def announce(job: Job, standing: Standing, say: Callable[[str], None]) -> None:
+def announce(job: TrainJob, standing: TrainState, say: Callable[[str], None]) -> None:
     """Say what is about to be trained, on what, and what is missing."""
     config, device = job.config, job.fabric.device
     weights = config.model.weights if job.card.training["started_from"] is None else "a model file"
@@ -73,7 +73,7 @@ def announce(job: Job, standing: Standing, say: Callable[[str], None]) -> None:
         say(f"no validation tiles ({why}): every epoch's model is saved, with threshold {config.run.threshold:g}")
 
 
-def epoch_line(job: Job, standing: Standing, record: EpochRecord) -> str:
+def epoch_line(job: TrainJob, standing: TrainState, record: EpochRecord) -> str:
     """Return one line on an epoch."""
     line = f"epoch {record.epoch}/{job.config.schedule.epochs}: loss {record.loss:.4f}"
     if job.validation:
@@ -84,7 +84,7 @@ def epoch_line(job: Job, standing: Standing, record: EpochRecord) -> str:
     return f"{line}, {record.images_per_s:.1f} crops/s, {record.seconds:.0f} s"
 
 
-def report(job: Job, standing: Standing, *, seconds: float, complete: bool) -> TrainReport:
+def report(job: TrainJob, standing: TrainState, *, seconds: float, complete: bool) -> TrainReport:
     """Return how the training went."""
     rates = [record.images_per_s for record in standing.records if not math.isnan(record.images_per_s)]
     return TrainReport(

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from aerialseg.geo.tiles.tileset import TileSet
-    from aerialseg.training.job import Job
+    from aerialseg.training.job import TrainJob
     from aerialseg.training.state import State
 
 CONFIG = "config.toml"
@@ -152,7 +152,7 @@ def _check_unchanged(run: Path, state: State, tiles: TileSet, changed: list[str]
         )
 
 
-def write_start(job: Job, step: int, command: Sequence[str]) -> str:
+def write_start(job: TrainJob, step: int, command: Sequence[str]) -> str:
     """Add a start, after `step` steps of the run, to run.json, which is begun anew at step 0; return the run's id."""
     path, device = job.run / RUN, job.fabric.device
     known = read_run(job.run) if step else {}

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from aerialseg.training.job import Job
+    from aerialseg.training.job import TrainJob
 
 LAST = "last.ckpt"
 PREVIOUS = "previous.ckpt"
@@ -33,7 +33,7 @@ State = dict[str, Any]
 
 
 @dataclass(slots=True)
-class Standing:
+class TrainState:
     """The counters of a run; the one value here that changes in place, by the loop alone."""
 
     epoch: int = 0
@@ -61,7 +61,7 @@ class Standing:
         return self.loss / max(1, self.step - self.skipped)
 
 
-def snapshot(job: Job, standing: Standing) -> State:
+def snapshot(job: TrainJob, standing: TrainState) -> State:
     """Return everything that decides how the run goes on."""
     device = job.fabric.device
     return {
@@ -78,7 +78,7 @@ def snapshot(job: Job, standing: Standing) -> State:
     }
 
 
-def restore(job: Job, state: State) -> Standing:
+def restore(job: TrainJob, state: State) -> TrainState:
     """Put a checkpoint's state into the job's modules and return its counters."""
     job.model.load_state_dict(state["model"])
     if job.average is not None:
@@ -90,7 +90,7 @@ def restore(job: Job, state: State) -> Standing:
         torch.cuda.set_rng_state(state["device_rng"], job.fabric.device)
     values = dict(state["standing"])
     records = [EpochRecord(**record) for record in values.pop("records")]
-    return Standing(**values, records=records)
+    return TrainState(**values, records=records)
 
 
 def save_checkpoint(run: Path, state: State) -> None:

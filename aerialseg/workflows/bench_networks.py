@@ -72,7 +72,7 @@ class Findings:
         return {"made_by": MADE_BY, **asdict(self)}
 
 
-def mixer_contestants(names: Sequence[str] = ()) -> list[Contestant]:
+def mixer_contestants(names: Sequence[str] = ()) -> list[Candidate]:
     """Return our encoder, under UNet's decoder, with each of these mixers in all stages; no names: with every one.
 
     Four mixers with commas between, one for each stage, are a name too. Raises ConfigError for an unknown one.
@@ -80,10 +80,10 @@ def mixer_contestants(names: Sequence[str] = ()) -> list[Contestant]:
     specs = {name: resolve(None, "unet", "pyramid", encoder_arguments={"mixers": name}) for name in names or ALL_MIXERS}
     for spec in specs.values():
         parse_design(spec.encoder_arguments)
-    return [Contestant(name, spec, encoder_only=True) for name, spec in specs.items()]
+    return [Candidate(name, spec, encoder_only=True) for name, spec in specs.items()]
 
 
-def preset_contestants(names: Sequence[str] = (), *, accept_licence: bool = False) -> list[Contestant]:
+def preset_contestants(names: Sequence[str] = (), *, accept_licence: bool = False) -> list[Candidate]:
     """Return these presets; no names: all whose licence allows any use, or with `accept_licence` all.
 
     Raises ConfigError for an unknown one, or one whose licence was not accepted.
@@ -93,11 +93,11 @@ def preset_contestants(names: Sequence[str] = (), *, accept_licence: bool = Fals
     for name in specs:
         if PRESETS[name].licence == NVIDIA and not accept_licence:
             raise ConfigError(f"{name} is under NVIDIA's non-commercial licence; to accept that say --accept-licence")
-    return [Contestant(name, spec, size_multiple=PRESETS[name].size_multiple) for name, spec in specs.items()]
+    return [Candidate(name, spec, size_multiple=PRESETS[name].size_multiple) for name, spec in specs.items()]
 
 
 def bench_networks(
-    contestants: Sequence[Contestant],
+    contestants: Sequence[Candidate],
     options: BenchOptions,
     progress: Progress,
     *,
@@ -162,7 +162,7 @@ def _describe(options: BenchOptions) -> dict[str, str | int]:
 
 
 @dataclass(frozen=True, slots=True)
-class Contestant:
+class Candidate:
     """A network under the name of its row."""
 
     name: str
@@ -210,7 +210,7 @@ class Row:
     note: str = ""
 
 
-def measure_costs(contestants: Sequence[Contestant], options: BenchOptions, progress: Progress) -> Iterator[Row]:
+def measure_costs(contestants: Sequence[Candidate], options: BenchOptions, progress: Progress) -> Iterator[Row]:
     """Yield a row for every network and size, small tiles first.
 
     On a processor each is measured in a process of its own. Raises DeviceError before anything is measured.
@@ -231,14 +231,14 @@ def measure_costs(contestants: Sequence[Contestant], options: BenchOptions, prog
     progress.finish()
 
 
-def _outline(contestant: Contestant) -> nn.Module:
+def _outline(contestant: Candidate) -> nn.Module:
     if not contestant.encoder_only:
         return outline(contestant.spec)
     with torch.device("meta"):
         return build(contestant.spec, encoder_only=True)
 
 
-def _counted(contestant: Contestant, network: nn.Module, size: int) -> Row:
+def _counted(contestant: Candidate, network: nn.Module, size: int) -> Row:
     if size % contestant.size_multiple:
         parameters = sum(parameter.numel() for parameter in network.parameters())
         return Row(contestant.name, size, parameters, None, note=f"takes multiples of {contestant.size_multiple}")
@@ -259,7 +259,7 @@ def _why_not(row: Row, before: Row | None, options: BenchOptions) -> str:
     return ""
 
 
-def _measured(contestant: Contestant, row: Row, options: BenchOptions, progress: Progress) -> Row:
+def _measured(contestant: Candidate, row: Row, options: BenchOptions, progress: Progress) -> Row:
     free = _free_memory(options.device)
     where = (options.device, options.precision)
     trial = Trial(contestant.spec, row.size, options.batch, *where, options.limit_s, contestant.encoder_only, free)
@@ -307,7 +307,7 @@ class Accuracy:
 
 
 def train_in_time(
-    contestant: Contestant, budget: Budget, run: Path, device: str, progress: Progress, *, overwrite: bool = False
+    contestant: Candidate, budget: Budget, run: Path, device: str, progress: Progress, *, overwrite: bool = False
 ) -> Accuracy:
     """Train one network into the folder `run`; what cannot be trained so, for its size or its memory, has a note.
 
@@ -331,7 +331,7 @@ def train_in_time(
     return Accuracy(contestant.name, report.best_iou, report.steps, report.seconds)
 
 
-def _configure(contestant: Contestant, budget: Budget, device: str) -> TrainConfig:
+def _configure(contestant: Candidate, budget: Budget, device: str) -> TrainConfig:
     """Return the configuration with this network, and as many steps as the minutes allow."""
     from aerialseg.workflows.bench_train import seconds_per_step
 

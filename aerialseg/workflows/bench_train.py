@@ -23,11 +23,11 @@ from aerialseg.models.device import autocast, pick_device, pick_precision
 from aerialseg.models.presets import SIZE_MULTIPLE
 from aerialseg.training.batches import AHEAD, open_readers
 from aerialseg.training.data import TileReader
-from aerialseg.training.job import Job, build_job, reading_threads
+from aerialseg.training.job import TrainJob, build_job, reading_threads
 from aerialseg.training.loop import take_step
 from aerialseg.training.losses import building_loss
 from aerialseg.training.start import start_fresh
-from aerialseg.training.state import Standing
+from aerialseg.training.state import TrainState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -121,14 +121,14 @@ def bench_train(folder: Path, config: TrainConfig, *, device: str, seconds: floa
     )  # fmt: skip
 
 
-def _plain(job: Job) -> Job:
+def _plain(job: TrainJob) -> TrainJob:
     """Return the job with crops as they are in the tiles."""
     section = job.config.data.model_copy(update=PLAIN)
     reader = TileReader(job.tiles, section, SIZE_MULTIPLE, job.reader.cache)
     return replace(job, sampler=replace(job.sampler, section=section), reader=reader)
 
 
-def _feed_rate(job: Job, seconds: float, progress: Progress) -> float:
+def _feed_rate(job: TrainJob, seconds: float, progress: Progress) -> float:
     """Return how many crops a second come when nothing is done with them."""
     with closing(job.training_batches(0, 0)) as batches:
         for _ in range(AHEAD + 1):  # the memory is touched for the first time
@@ -141,9 +141,9 @@ def _feed_rate(job: Job, seconds: float, progress: Progress) -> float:
     return taken / passed
 
 
-def _step_rates(job: Job, seconds: float, progress: Progress) -> tuple[float, float]:
+def _step_rates(job: TrainJob, seconds: float, progress: Progress) -> tuple[float, float]:
     """Return steps a second on one batch and with data."""
-    standing, counted = Standing(), {True: (0, 0.0), False: (0, 0.0)}
+    standing, counted = TrainState(), {True: (0, 0.0), False: (0, 0.0)}
     job.model.train()
     with closing(job.training_batches(0, 0)) as batches:
         kept = _kept(next(batches).to(job.fabric.device))
@@ -163,7 +163,7 @@ def _kept(batch: Batch) -> Batch:
 
 
 def _timed(
-    job: Job, standing: Standing, batches: Iterator[Batch], seconds: float, progress: Progress
+    job: TrainJob, standing: TrainState, batches: Iterator[Batch], seconds: float, progress: Progress
 ) -> tuple[int, float]:
     """Take steps for a while, after some that are not counted: they use up, or leave, what was read ahead."""
     for _ in range(AHEAD + 1):
@@ -182,7 +182,7 @@ def _timed(
 class _Stopwatch:
     """Gives the time since it was last asked to the phase that was named then."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: TrainJob) -> None:
         self._job, self._phase, self._since = job, "", 0.0
         self.spent = dict.fromkeys(("", *PHASES), 0.0)
 
@@ -193,9 +193,9 @@ class _Stopwatch:
         self._phase, self._since = phase, now
 
 
-def _spent(job: Job, seconds: float, progress: Progress) -> dict[str, float]:
+def _spent(job: TrainJob, seconds: float, progress: Progress) -> dict[str, float]:
     """Return the share of each phase in steps with data."""
-    watch, standing = _Stopwatch(job), Standing()
+    watch, standing = _Stopwatch(job), TrainState()
     hooks = [
         job.forward.register_forward_hook(lambda *_: watch("backward")),
         _inner(job.optimizer).register_step_pre_hook(lambda *_: watch("optimizer")),
@@ -211,7 +211,7 @@ def _spent(job: Job, seconds: float, progress: Progress) -> dict[str, float]:
     return {phase: watch.spent[phase] / whole for phase in PHASES}
 
 
-def _watched(batches: Iterator[Batch], job: Job, watch: _Stopwatch) -> Iterator[Batch]:
+def _watched(batches: Iterator[Batch], job: TrainJob, watch: _Stopwatch) -> Iterator[Batch]:
     while True:
         watch("data")
         batch = next(batches)
@@ -227,7 +227,7 @@ def _inner(optimizer: Any) -> torch.optim.Optimizer:
     return inner
 
 
-def _wait_for_device(job: Job) -> None:
+def _wait_for_device(job: TrainJob) -> None:
     if job.fabric.device.type == "cuda":
         torch.cuda.synchronize(job.fabric.device)
 

@@ -45,7 +45,7 @@ class CalibrateOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
+class CalibrationScores:
     """What a model's probabilities are worth on the scenes."""
 
     threshold: float
@@ -56,7 +56,7 @@ class Judgement:
     calibration_error: float
 
     @classmethod
-    def of(cls, histogram: ScoreHistogram, threshold: float, temperature: float) -> Judgement:
+    def of(cls, histogram: ScoreHistogram, threshold: float, temperature: float) -> CalibrationScores:
         """Judge a histogram of probabilities that were made with `temperature`."""
         iou = histogram.confusion(threshold).iou
         return cls(threshold, temperature, iou, log_loss(histogram), calibration_error(histogram))
@@ -75,8 +75,8 @@ class CalibrateReport:
     model: Path
     out: Path
     scenes: int
-    before: Judgement
-    after: Judgement
+    before: CalibrationScores
+    after: CalibrationScores
     warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -102,8 +102,8 @@ def calibrate_model(
     warnings: tuple[str, ...] = ()
     with working_folder(out.parent) as work:
         first = _histogram(scenes, model, work / "first", options, progress)
-        before = Judgement.of(first, card.threshold, card.temperature)
-        after = Judgement.of(first, first.best_threshold()[0], card.temperature)
+        before = CalibrationScores.of(first, card.threshold, card.temperature)
+        after = CalibrationScores.of(first, first.best_threshold()[0], card.temperature)
         factor = fit_temperature(first)
         if at_limit(factor):
             warnings = (
@@ -115,7 +115,7 @@ def calibrate_model(
             trial = work / "trial.safetensors"
             _save(model, trial, before, replace(before, temperature=card.temperature * factor), len(scenes))
             second = _histogram(scenes, trial, work / "second", options, progress)
-            other = Judgement.of(second, second.best_threshold()[0], card.temperature * factor)
+            other = CalibrationScores.of(second, second.best_threshold()[0], card.temperature * factor)
             after = other if other.log_loss < after.log_loss else after
     _save(model, out, before, after, len(scenes))
     return CalibrateReport(model, out, len(scenes), before, after, warnings)
@@ -143,7 +143,7 @@ def _histogram(
     return histogram
 
 
-def _save(model: Path, out: Path, before: Judgement, after: Judgement, scenes: int) -> None:
+def _save(model: Path, out: Path, before: CalibrationScores, after: CalibrationScores, scenes: int) -> None:
     """Write the model with a judgement's temperature and threshold; how they came about goes into the card."""
     segmenter, card = load_model(model)
     told = {"from": sha256_of(model), "scenes": scenes, "before": before.to_json(), "after": after.to_json()}

@@ -146,7 +146,7 @@ def run_demo(
     with clock.measure("picture"):
         truth = _copy_truth(held_out, out / "truth")
         demo = DemoReport(out, held_out, trained, untrained, training)
-        draw_comparison(demo.picture, held_out.name, read_comparison(held_out.image, truth, demo.mask))
+        draw_picture(demo.picture, held_out.name, read_picture(held_out.image, truth, demo.mask))
     demo = replace(demo, seconds=clock.total())
     write_json(out / "report.json", demo.to_json())
     return demo
@@ -262,7 +262,7 @@ def _number(value: float) -> float | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class DemoPicture:
     """One piece of ground: pixels uint8 (3, rows, cols), true and predicted building, and where both are known."""
 
     pixels: NDArray[np.uint8]
@@ -271,7 +271,7 @@ class Comparison:
     valid: NDArray[np.bool_]
 
 
-def draw_comparison(path: Path, name: str, compared: Comparison) -> None:
+def draw_picture(path: Path, name: str, compared: DemoPicture) -> None:
     """Write a PNG of scene | truth | prediction | errors, with a legend and the IoU of what is shown."""
     from matplotlib.figure import Figure
 
@@ -292,7 +292,7 @@ def draw_comparison(path: Path, name: str, compared: Comparison) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def read_comparison(scene: Path, truth: Path, prediction: Path) -> Comparison:
+def read_picture(scene: Path, truth: Path, prediction: Path) -> DemoPicture:
     """Read the middle of a scene, three bands of it, with its two masks, which lie on the scene's grid."""
     source = inspect_scene(scene)
     side = min(source.box.height, source.box.width, SIDE)
@@ -305,10 +305,10 @@ def read_comparison(scene: Path, truth: Path, prediction: Path) -> Comparison:
         with open_raster(path) as dataset:
             masks.append(read_mask(dataset, decide_rule([path]), window))
     (true, labelled), (predicted, known) = masks
-    return Comparison(pixels, true, predicted, labelled & known)
+    return DemoPicture(pixels, true, predicted, labelled & known)
 
 
-def _panels(compared: Comparison) -> list[Image.Image]:
+def _panels(compared: DemoPicture) -> list[Image.Image]:
     scene = compared.pixels.transpose(1, 2, 0)
     grey = np.repeat(scene.mean(axis=2, keepdims=True) * GREY, 3, axis=2)
     errors = grey.astype(np.uint8)

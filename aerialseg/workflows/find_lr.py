@@ -17,7 +17,7 @@ from aerialseg.models.device import is_out_of_memory, pick_device
 from aerialseg.progress import Silent
 from aerialseg.training.batches import open_readers
 from aerialseg.training.job import build_job, reading_threads
-from aerialseg.training.loop import gather_gradients
+from aerialseg.training.loop import accumulate_gradients
 from aerialseg.training.optimizer import set_learning_rate
 from aerialseg.training.start import start_fresh
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from aerialseg.config import TrainConfig
     from aerialseg.progress import Progress
-    from aerialseg.training.job import Job
+    from aerialseg.training.job import TrainJob
 
 STEPS = 100
 LOWEST, HIGHEST = 1e-6, 1.0
@@ -117,7 +117,7 @@ def _rate(step: int) -> float:
     return float(LOWEST * (HIGHEST / LOWEST) ** (step / (STEPS - 1)))
 
 
-def _losses(job: Job, progress: Progress) -> list[float]:
+def _losses(job: TrainJob, progress: Progress) -> list[float]:
     """Return each step's loss until one is not finite or the smoothed one has left the lowest far below."""
     losses: list[float] = []
     progress.start("learning rates", STEPS, "step")
@@ -125,7 +125,7 @@ def _losses(job: Job, progress: Progress) -> list[float]:
         job.model.train()
         for step in range(STEPS):
             set_learning_rate(job.optimizer, _rate(step))
-            gradients = gather_gradients(job, batches)
+            gradients = accumulate_gradients(job, batches)
             if not math.isfinite(gradients.loss):
                 break
             losses.append(gradients.loss)

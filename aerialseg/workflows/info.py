@@ -47,7 +47,7 @@ NAMED = 3
 """Neighbours that are called by name."""
 
 
-def look_at(path: Path) -> Account:
+def look_at(path: Path) -> Summary:
     """Return what is known of `path`.
 
     Raises NoInputError when nothing of ours and no scene is there, and what opening it raises when nothing can be said.
@@ -73,12 +73,12 @@ def look_at(path: Path) -> Account:
         raise NoInputError(f"{one_line(path)}: holds no run, no model, no tiles and no scenes") from error
 
 
-def describe_model(path: Path) -> Account:
+def describe_model(path: Path) -> Summary:
     """Say what a model file holds and what it was trained as; raises as `read_card` does."""
     card, file = read_card(path), find_model(path)
     made = dict(card.training)
     config = made.pop("config", {})
-    return Account(
+    return Summary(
         "model",
         (
             Fact("file", str(file)),
@@ -92,7 +92,7 @@ def describe_model(path: Path) -> Account:
     )
 
 
-def describe_run(run: Path) -> Account:
+def describe_run(run: Path) -> Summary:
     """Say what a run trains, on what, how far it is, and what it was made with."""
     from aerialseg.config import load_config
     from aerialseg.training.run_folder import CONFIG, read_run
@@ -120,7 +120,7 @@ def describe_run(run: Path) -> Account:
         Fact("versions", made),
         Fact("config", config or {}),
     )
-    return Account("run", facts, tuple(problems))
+    return Summary("run", facts, tuple(problems))
 
 
 def _progress(run: Path, problems: list[AerialsegError]) -> list[Fact]:
@@ -175,7 +175,7 @@ def _tried(read: Callable[[], Any], problems: list[AerialsegError]) -> Any:
         return None
 
 
-def describe_scene(path: Path) -> Account:
+def describe_scene(path: Path) -> Summary:
     """Say what a scene is and whether predict would take it as it is; raises what opening it raises."""
     from aerialseg.geo.geobox import GeoBox
 
@@ -194,10 +194,10 @@ def describe_scene(path: Path) -> Account:
         Fact("warnings", [] if source is None else list(source.warnings)),
         Fact("predict", verdict),
     ]
-    return Account("scene", tuple(facts))
+    return Summary("scene", tuple(facts))
 
 
-def describe_scenes(path: Path) -> Account:
+def describe_scenes(path: Path) -> Summary:
     """Say what the scenes of a folder or mosaic have in common; raises NoInputError without any."""
     scenes = find_scenes([path])
     sources, problems = _inspected(scenes)
@@ -205,14 +205,14 @@ def describe_scenes(path: Path) -> Account:
     places = Counter("none" if box.crs is None else box.crs.to_string() for box in boxes)
     sizes = sorted({float(f"{box.gsd_m:.3g}") for box in boxes if box.gsd_m is not None})
     cities = Counter(scene.city for scene in scenes if scene.city is not None)
-    return Account(
+    return Summary(
         "scenes",
         (
             Fact("folder", str(path)),
             Fact("scenes", len(scenes)),
             Fact("with_masks", sum(scene.mask is not None for scene in scenes)),
             Fact("mpx", round(sum(box.height * box.width for box in boxes) / 1e6, 3)),
-            Fact("gsd_m", sizes, f"{spelt(sizes)} m" if sizes else "unknown"),
+            Fact("gsd_m", sizes, f"{format_value(sizes)} m" if sizes else "unknown"),
             Fact("crs", dict(places)),
             Fact("bands", dict(Counter(f"{len(source.bands)} x {source.dtype}" for source in sources))),
             Fact("cities", dict(cities)),
@@ -223,7 +223,7 @@ def describe_scenes(path: Path) -> Account:
     )
 
 
-def describe_tiles(folder: Path) -> Account:
+def describe_tiles(folder: Path) -> Summary:
     """Say what a set of tiles holds; raises what `load_tileset` raises when not even its manifest can be read."""
     try:
         tiles = load_tileset(folder)
@@ -232,11 +232,11 @@ def describe_tiles(folder: Path) -> Account:
         if body is None:
             raise
         facts = Fact("folder", str(folder)), Fact("tiles", len(body["tiles"])), Fact("size", body["size"])
-        return Account("tiles", facts, (error,))
+        return Summary("tiles", facts, (error,))
     body = read_manifest(folder) or {}
     edited = {line["name"]: line["split"] for line in body["tiles"]} != {tile.name: tile.split for tile in tiles.tiles}
     exact = {} if edited else body.get("classes", {})
-    return Account(
+    return Summary(
         "tiles",
         (
             Fact("folder", str(folder)),
@@ -314,7 +314,7 @@ def _neighbours(path: Path) -> Fact:
         paths = [member.source.path for member in group.members]
         if path.absolute() in paths and len(paths) > 1:
             names = [other.name for other in paths if other != path.absolute()]
-            named = spelt(names if len(names) <= NAMED else [*names[:NAMED], "..."])
+            named = format_value(names if len(names) <= NAMED else [*names[:NAMED], "..."])
             return Fact("neighbours", names, f"one raster with {len(names)} more: {named}"[:200])
     return Fact("neighbours", [])
 
@@ -367,7 +367,7 @@ class Fact:
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
+class Summary:
     """What a thing is and all that is known of it."""
 
     kind: str
@@ -389,11 +389,11 @@ class Account:
             parts = fact.value.items() if nested else [("", fact.value)]
             for part, value in parts:
                 name = f"{fact.name}: {part}" if part else fact.name
-                rows.append([one_line(name.removesuffix("_m").replace("_", " ")), fact.words or spelt(value)])
+                rows.append([one_line(name.removesuffix("_m").replace("_", " ")), fact.words or format_value(value)])
         return rows + [["problem", str(problem)] for problem in self.problems]
 
 
-def spelt(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Return a plain value as people write it."""
     match value:
         case None:
@@ -405,7 +405,7 @@ def spelt(value: Any) -> str:
         case float():
             return "-" if math.isnan(value) else f"{value:.6g}"
         case dict():
-            return ", ".join(f"{key} {spelt(item)}" for key, item in value.items()) or "-"
+            return ", ".join(f"{key} {format_value(item)}" for key, item in value.items()) or "-"
         case list() | tuple():
-            return ", ".join(map(spelt, value)) or "-"
+            return ", ".join(map(format_value, value)) or "-"
     return one_line(str(value))

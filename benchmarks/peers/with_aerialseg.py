@@ -73,15 +73,15 @@ def predicted(source: Source, given: argparse.Namespace, folder: Path, forward: 
     """Do what prediction/job.py does for one scene; returns the seconds of each stage."""
     from aerialseg.geo.digest import content_digest
     from aerialseg.prediction.engine import predict_scene
-    from aerialseg.prediction.lattice import make_canvases
-    from aerialseg.prediction.outputs import SceneFiles, SeamTally, count_pixels, finish, output_tags
+    from aerialseg.prediction.lattice import place_scenes
+    from aerialseg.prediction.outputs import SceneFiles, SeamCounter, count_pixels, finish, output_tags
     from aerialseg.prediction.reading import in_background
-    from aerialseg.prediction.resume import Part
+    from aerialseg.prediction.resume import ResumeFile
 
     began = time.perf_counter()
     box = source.box
-    canvas = make_canvases([source], neighbours=True, gsd_m=None, reach=2 * given.window)[source.path]
-    part = Part.claimed(folder, "scene", (box.height, box.width), 1)
+    canvas = place_scenes([source], neighbours=True, gsd_m=None, reach=2 * given.window)[source.path]
+    part = ResumeFile.claimed(folder, "scene", (box.height, box.width), 1)
     key = in_background(lambda: hashlib.sha256(content_digest(source.path).encode()).digest(), "hasher")
     predict_scene(forward, canvas, part.write(0, key))
     written = time.perf_counter()
@@ -90,7 +90,7 @@ def predicted(source: Source, given: argparse.Namespace, folder: Path, forward: 
     stages = {"engine_s": written - began, "waiting_for_hash_s": hashed - written}
     if given.kind == "part":
         return stages
-    counts = count_pixels(part, 0.5, SeamTally.of(canvas, forward.settings))
+    counts = count_pixels(part, 0.5, SeamCounter.of(canvas, forward.settings))
     counted = time.perf_counter()
     files = SceneFiles(folder / "mask.tif", None)
     finish(part, files, box, output_tags(digest, digest, 0.5, counts), threshold=0.5, replace_sides=False)
@@ -106,7 +106,7 @@ def make_forward(given: argparse.Namespace, running: list[float]) -> tuple[Forwa
     from aerialseg.models.device import pick_precision
     from aerialseg.models.package import load_model
     from aerialseg.prediction.network import EngineSettings, Forward
-    from aerialseg.prediction.reading import Batch
+    from aerialseg.prediction.reading import WindowBatch
 
     torch.set_num_threads(given.threads)
     device = torch.device("cpu")
@@ -128,7 +128,7 @@ def make_forward(given: argparse.Namespace, running: list[float]) -> tuple[Forwa
             return logits
 
     forward = Forward(Timed(), EngineSettings(given.window, 1 - STEP, given.batch, device, precision))
-    warm = Batch.empty(given.batch, 3, given.window, pinned=False)
+    warm = WindowBatch.empty(given.batch, 3, given.window, pinned=False)
     warm.pixels.zero_()
     forward(warm)
     running.clear()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aerialseg.evaluation.boundary import DISTANCES, BoundaryCounts, BoundaryTally, count, grow, pack
+from aerialseg.evaluation.boundary import DISTANCES, BoundaryCounter, BoundaryCounts, count, grow, pack
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -48,7 +48,7 @@ def by_hand(prediction: np.ndarray, truth: np.ndarray, valid: np.ndarray, distan
 @given(seeds)
 def test_counts_equal_distances_between_all_pixels(seed: int) -> None:
     prediction, truth, valid, height = draw(seed)
-    tally = BoundaryTally()
+    tally = BoundaryCounter()
     for row in range(0, len(truth), height):
         tally.add(*(mask[row : row + height] for mask in (prediction, truth, valid)))
     found = tally.finish()
@@ -67,7 +67,7 @@ def test_growing_bits_equals_distances(seed: int, radius: int) -> None:
 def test_a_band_is_the_frame_of_a_square() -> None:
     square = np.zeros((40, 40), bool)
     square[10:30, 10:30] = True
-    tally = BoundaryTally()
+    tally = BoundaryCounter()
     tally.add(square, np.roll(square, 3, 1), np.ones_like(square))
     counts = tally.finish()
     assert counts[3].true == 4 * 19
@@ -80,7 +80,7 @@ def test_a_band_is_the_frame_of_a_square() -> None:
 def test_no_outline_runs_along_nodata_or_the_scenes_edge() -> None:
     mask, valid = np.ones((30, 30), bool), np.ones((30, 30), bool)
     valid[:, 15:] = False
-    tally = BoundaryTally()
+    tally = BoundaryCounter()
     tally.add(mask, mask, valid)
     counts = tally.finish()[3]
     assert counts == BoundaryCounts()

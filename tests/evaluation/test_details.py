@@ -13,8 +13,8 @@ from rasterio.errors import NotGeoreferencedWarning
 
 from aerialseg.counts import QUANTA, Confusion
 from aerialseg.evaluation import counting
-from aerialseg.evaluation.boundary import DISTANCES, BoundaryTally
-from aerialseg.evaluation.objects import ObjectTally
+from aerialseg.evaluation.boundary import DISTANCES, BoundaryCounter
+from aerialseg.evaluation.objects import ObjectCounter
 from aerialseg.evaluation.pairs import Pair
 from aerialseg.evaluation.results import Counts, bootstrap_intervals, total
 from aerialseg.evaluation.scores import EvaluateOptions, evaluate_pairs
@@ -40,7 +40,7 @@ def whole(prediction: np.ndarray, truth: np.ndarray, m2: float) -> Counts:
     """The tallies, which are tested by themselves, given whole arrays: 255 is no data."""
     valid = (prediction != 255) & (truth != 255)
     p, t = (prediction == 1) & valid, (truth == 1) & valid
-    boundary, objects = BoundaryTally(), ObjectTally(p.shape[1], m2)
+    boundary, objects = BoundaryCounter(), ObjectCounter(p.shape[1], m2)
     boundary.add(p, t, valid)
     objects.add(p, t, valid)
     outlines = boundary.finish()

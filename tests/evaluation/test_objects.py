@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from aerialseg.evaluation.objects import ObjectCounts, ObjectTally, Runs, components, overlaps, shared
+from aerialseg.evaluation.objects import ObjectCounter, ObjectCounts, Runs, components, overlaps, shared
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -36,7 +36,7 @@ def draw(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
 
 
 def tally(prediction: np.ndarray, truth: np.ndarray, valid: np.ndarray, height: int, m2: float | None) -> ObjectCounts:
-    objects = ObjectTally(truth.shape[1], m2)
+    objects = ObjectCounter(truth.shape[1], m2)
     for row in range(0, len(truth), height):
         objects.add(*(mask[row : row + height] for mask in (prediction, truth, valid)))
     return objects.finish()
@@ -154,7 +154,7 @@ def test_scores_and_pooling() -> None:
 def test_memory_is_that_of_a_strip() -> None:
     """Settled objects are forgotten: noise over many strips leaves no more behind than over one."""
     rng = np.random.default_rng(0)
-    objects = ObjectTally(200, 1.0)
+    objects = ObjectCounter(200, 1.0)
     sizes = []
     for _ in range(20):
         objects.add(*(rng.random((2, 40, 200)) < 0.2), np.ones((40, 200), bool))

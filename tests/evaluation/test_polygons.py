@@ -16,7 +16,7 @@ from pyproj import CRS
 from shapely import affinity
 from shapely.geometry import Polygon, box
 
-from aerialseg.evaluation.polygons import KnownGround, match_polygons, polis, score_polygons, tangent_angle
+from aerialseg.evaluation.polygons import AreaOfInterest, match_polygons, polis, score_polygons, tangent_angle
 from aerialseg.geo.vectors import read_layer
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def test_matching_equals_the_best_assignment(seed: int) -> None:
     assert all(value == pytest.approx(iou(predicted[i], true[j])) for i, j, value in pairs)
 
 
-GROUND = KnownGround(CRS.from_epsg(32614), box(615000, 3346000, 618000, 3348000))
+GROUND = AreaOfInterest(CRS.from_epsg(32614), box(615000, 3346000, 618000, 3348000))
 
 
 def write(path: Path, shapes: list[Polygon], crs: str = "EPSG:26914") -> Path:

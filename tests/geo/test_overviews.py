@@ -14,7 +14,7 @@ from rasterio.enums import Resampling
 
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.opening import open_raster
-from aerialseg.geo.writing import Layer, majority, with_overviews, write_cog
+from aerialseg.geo.writing import BandMeaning, majority, with_overviews, write_cog
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,7 +73,7 @@ def test_gdal_s_own_mode_agrees_where_one_value_has_the_most(tmp_path: Path) -> 
 def test_a_cog_shows_them_level_by_level(tmp_path: Path, shape: tuple[int, int]) -> None:
     pixels = np.kron(drawn(-(-shape[0] // 5), -(-shape[1] // 5)), np.ones((5, 5), np.uint8))[: shape[0], : shape[1]]
     box = GeoBox(*shape, NORTH_UP, UTM)
-    write_cog(tmp_path / "cog.tif", box, lambda: np.array_split(pixels, 9), Layer(NODATA))
+    write_cog(tmp_path / "cog.tif", box, lambda: np.array_split(pixels, 9), BandMeaning(NODATA))
     level, expected = 0, pixels
     while max(expected.shape) > 512:
         expected = majority(expected, NODATA)

@@ -18,7 +18,7 @@ from aerialseg.geo import writing
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.inspection import inspect_scene
 from aerialseg.geo.opening import create_raster, open_raster
-from aerialseg.geo.writing import Layer, write_cog, write_geotiff
+from aerialseg.geo.writing import BandMeaning, write_cog, write_geotiff
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -44,7 +44,7 @@ def box_of(array: np.ndarray, transform: Affine = NORTH_UP, crs: CRS | None = UT
     return GeoBox(*array.shape[-2:], transform, crs, **more)
 
 
-def cog(final: Path, mask: np.ndarray, box: GeoBox, rows: int = 100, layer: Layer = Layer(255)) -> Path:
+def cog(final: Path, mask: np.ndarray, box: GeoBox, rows: int = 100, layer: BandMeaning = BandMeaning(255)) -> Path:
     def strips() -> Iterator[np.ndarray]:
         for row in range(0, len(mask), rows):
             yield mask[row : row + rows]
@@ -173,13 +173,13 @@ def test_a_mask_becomes_a_valid_cog_with_overviews_and_tags(tmp_path: Path, mask
 
 def test_overviews_of_probabilities_are_averaged(tmp_path: Path) -> None:
     checkers = (np.indices((1024, 1024)).sum(axis=0) % 2 * 200).astype(np.uint8)
-    path = cog(tmp_path / "cog.tif", checkers, box_of(checkers), layer=Layer(255, "average"))
+    path = cog(tmp_path / "cog.tif", checkers, box_of(checkers), layer=BandMeaning(255, "average"))
     with rasterio.open(path) as written:
         assert (written.read(1, out_shape=(512, 512)) == 100).all()
 
 
 def test_a_measure_carries_its_scale(tmp_path: Path, mask: np.ndarray) -> None:
-    path = cog(tmp_path / "cog.tif", mask, box_of(mask), layer=Layer(255, "average", scale=1 / 254))
+    path = cog(tmp_path / "cog.tif", mask, box_of(mask), layer=BandMeaning(255, "average", scale=1 / 254))
     with rasterio.open(path) as written:
         assert (written.scales, written.offsets) == ((1 / 254,), (0.0,))
     assert [p.name for p in tmp_path.iterdir()] == ["cog.tif"]
@@ -201,7 +201,7 @@ def test_a_failure_of_the_strips_is_the_one_that_is_raised(tmp_path: Path, mask:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_cog(tmp_path / "cog.tif", box_of(mask), torn, Layer(255))
+        write_cog(tmp_path / "cog.tif", box_of(mask), torn, BandMeaning(255))
     assert list(tmp_path.iterdir()) == []
 
 

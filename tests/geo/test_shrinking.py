@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from aerialseg.geo import resampling
-from aerialseg.geo.resampling import cell_means, shrink, small_shape
+from aerialseg.geo.resampling import block_mean, shrink, small_shape
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,7 +45,7 @@ def test_means_do_not_depend_on_the_pieces(
     array = np.random.default_rng(0).integers(0, 255, (3, *size)).astype(profile.pop("dtype", "uint8"))
     path = scene_file(tmp_path / "scene.tif", array, **profile)
     read: list[float] = []
-    found = cell_means(path, (1, 2, 3), shape, lambda values: values, read.append)
+    found = block_mean(path, (1, 2, 3), shape, lambda values: values, read.append)
     assert np.allclose(found, slow_means(array, shape), atol=1e-9)
     assert np.allclose(shrink(array, shape), slow_means(array, shape), atol=1e-9)
     assert sum(read) == pytest.approx(size[0] * size[1] / 1e6)
@@ -53,7 +53,7 @@ def test_means_do_not_depend_on_the_pieces(
 
 def test_what_is_looked_at_may_be_other_layers(tmp_path: Path, scene_file: Callable[..., Path]) -> None:
     path = scene_file(tmp_path / "scene.tif")
-    found = cell_means(path, (2,), (4, 4), lambda values: np.concatenate([values > 99, values < 9]), lambda _: None)
+    found = block_mean(path, (2,), (4, 4), lambda values: np.concatenate([values > 99, values < 9]), lambda _: None)
     assert found.shape == (2, 4, 4)
     assert 0 < found.mean() < 1
 
@@ -69,7 +69,7 @@ def test_memory_stays_bounded(tmp_path: Path, scene_file: Callable[..., Path]) -
 
     path = scene_file(tmp_path / "scene.tif", np.zeros((3, 4000, 3000), np.uint8), compress="deflate", tiled=True)
     tracemalloc.start()
-    cell_means(path, (1, 2, 3), (64, 48), lambda values: values, lambda _: None)
+    block_mean(path, (1, 2, 3), (64, 48), lambda values: values, lambda _: None)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 40e6  # the scene itself is 36 MB, 2**21 pixels of it are 6, their sums along rows little

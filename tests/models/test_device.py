@@ -10,7 +10,7 @@ import torch
 
 from aerialseg.errors import DeviceError, UsageError
 from aerialseg.models.device import (
-    Card,
+    Gpu,
     autocast,
     describe_devices,
     is_out_of_memory,
@@ -19,8 +19,8 @@ from aerialseg.models.device import (
     unusable_card,
 )
 
-V100 = Card("Tesla V100-SXM2-16GB", "470.82.01", "7.0")
-H200 = Card("NVIDIA H200", "580.65.06", "9.0")
+V100 = Gpu("Tesla V100-SXM2-16GB", "470.82.01", "7.0")
+H200 = Gpu("NVIDIA H200", "580.65.06", "9.0")
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 
@@ -34,7 +34,7 @@ class MadeUp:
     build: str | None = "13.0"
     broken: str = ""
     apple: bool = False
-    seen: Card | None = None
+    seen: Gpu | None = None
     hidden: bool = False
     flags: frozenset[str] = frozenset()
 
@@ -54,7 +54,7 @@ class MadeUp:
     def mps(self) -> bool:
         return self.apple
 
-    def card(self) -> Card | None:
+    def card(self) -> Gpu | None:
         return self.seen
 
     def cards_hidden(self) -> bool:
@@ -104,9 +104,9 @@ def test_the_device_asked_for_or_the_best_one_is_used(wanted: str, system: MadeU
             ],
         ),
         ("auto", MadeUp(seen=H200, build=None), ["H200", "a build without CUDA", "install torch with CUDA"]),
-        ("auto", MadeUp(seen=Card()), ["driver not visible", "install NVIDIA's driver", "--gpus all", "--device cpu"]),
-        ("auto", MadeUp(seen=Card("?", "[N/A]", "[N/A]")), ["driver [N/A]", "check nvidia-smi"]),
-        ("auto", MadeUp(seen=Card(None, "535.1", None), build="14.1"), ["535.1", "a driver made for it"]),
+        ("auto", MadeUp(seen=Gpu()), ["driver not visible", "install NVIDIA's driver", "--gpus all", "--device cpu"]),
+        ("auto", MadeUp(seen=Gpu("?", "[N/A]", "[N/A]")), ["driver [N/A]", "check nvidia-smi"]),
+        ("auto", MadeUp(seen=Gpu(None, "535.1", None), build="14.1"), ["535.1", "a driver made for it"]),
         ("auto", MadeUp(seen=H200), ["H200", "580.65.06", "check nvidia-smi"]),
         (
             "auto",

@@ -16,7 +16,7 @@ from torch import nn
 
 from aerialseg.errors import ModelError, UsageError
 from aerialseg.models.build import resolve
-from aerialseg.models.importing import Habits, Normalisation, import_model
+from aerialseg.models.importing import Normalisation, PredictDefaults, import_model
 from aerialseg.models.package import load_model, read_card
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def test_an_imported_network_predicts_what_smp_predicts(tmp_path: Path, **case: 
     spec = resolve(None, case["architecture"], case["encoder"], bands=bands)
     pixels = Normalisation(tuple(mean.tolist()), tuple(std.tolist()), largest)
     out = tmp_path / f"{next(NUMBERS)}.safetensors"
-    import_model(weights, out, spec, pixels=pixels, habits=Habits(tile_size=64))
+    import_model(weights, out, spec, pixels=pixels, habits=PredictDefaults(tile_size=64))
     ours, card = load_model(out)
     scene = torch.randint(0, 256, (2, bands, 64, 64), dtype=torch.uint8)
     with torch.inference_mode():
@@ -213,4 +213,4 @@ def test_a_checked_failure_is_a_model_error(weights: Path, tmp_path: Path) -> No
     spec = resolve(None, "unet", ENCODERS[1])
     with pytest.raises(ModelError, match=f"expected unet with {ENCODERS[1]} for 3 bands"):
         pixels = Normalisation((0.5,), (0.2,), 1)
-        import_model(weights, tmp_path / "m.safetensors", spec, pixels=pixels, habits=Habits(tile_size=64))
+        import_model(weights, tmp_path / "m.safetensors", spec, pixels=pixels, habits=PredictDefaults(tile_size=64))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from aerialseg.models.device import Card, Machine, cpu_name, find_card, read_cpu_flags
+from aerialseg.models.device import Gpu, Machine, cpu_name, find_card, read_cpu_flags
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,12 +40,12 @@ def test_an_empty_machine_has_no_card(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("text", "driver"), [(CLOSED, "535.104.05"), (OPEN, "570.124.06"), ("odd", None)])
 def test_the_driver_names_itself(tmp_path: Path, text: str, driver: str | None) -> None:
     write(tmp_path / "proc/driver/nvidia/version", text)
-    assert find_card(tmp_path, "no-such-program") == Card(driver=driver)
+    assert find_card(tmp_path, "no-such-program") == Gpu(driver=driver)
 
 
 def test_a_device_file_is_enough(tmp_path: Path) -> None:
     write(tmp_path / "dev/nvidia0", "")
-    assert find_card(tmp_path, "no-such-program") == Card()
+    assert find_card(tmp_path, "no-such-program") == Gpu()
 
 
 @pytest.mark.parametrize(
@@ -61,12 +61,12 @@ def test_a_card_without_a_driver_is_on_the_bus(tmp_path: Path, vendor: str, kind
     """0x0403 is the sound device of a card that was passed through elsewhere; 0x1002 is AMD."""
     write(tmp_path / "sys/bus/pci/devices/0000:01:00.0/vendor", vendor + "\n")
     write(tmp_path / "sys/bus/pci/devices/0000:01:00.0/class", kind + "\n")
-    assert find_card(tmp_path, "no-such-program") == (Card() if seen else None)
+    assert find_card(tmp_path, "no-such-program") == (Gpu() if seen else None)
 
 
 def test_nvidia_smi_knows_most(tmp_path: Path) -> None:
     program = smi(tmp_path, "echo 'Tesla V100-SXM2-16GB, 470.82.01, 7.0'; echo 'Tesla V100-SXM2-16GB, 470.82.01, 7.0'")
-    assert find_card(tmp_path, program) == Card("Tesla V100-SXM2-16GB", "470.82.01", "7.0")
+    assert find_card(tmp_path, program) == Gpu("Tesla V100-SXM2-16GB", "470.82.01", "7.0")
 
 
 @pytest.mark.parametrize("script", ["echo 'Failed, driver, version'; exit 9", "exit 0", "echo garbage", "sleep 9"])
@@ -75,7 +75,7 @@ def test_a_failing_nvidia_smi_leaves_the_other_traces(
 ) -> None:
     monkeypatch.setattr("aerialseg.models.device.SMI_TIMEOUT_S", 0.5)
     write(tmp_path / "proc/driver/nvidia/version", CLOSED)
-    assert find_card(tmp_path, smi(tmp_path, script)) == Card(driver="535.104.05")
+    assert find_card(tmp_path, smi(tmp_path, script)) == Gpu(driver="535.104.05")
 
 
 def test_flags_and_name_of_the_processor(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from aerialseg.geo.inspection import Access, BandRule, inspect_scene
 from aerialseg.models.build import Segmenter, build_network, resolve
 from aerialseg.models.package import ModelCard, save_model
 from aerialseg.prediction.engine import predict_scene
-from aerialseg.prediction.lattice import Canvas
+from aerialseg.prediction.lattice import ScenePlacement
 from aerialseg.prediction.network import EngineSettings, Forward
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def stream() -> Callable[..., NDArray[np.uint8]]:
         *,
         rule: BandRule | None = None,
         progress: Any = None,
-        canvas: Canvas | None = None,
+        canvas: ScenePlacement | None = None,
         skip: int = 0,
         strips: list[Kept] | None = None,
         size: int = 64,
@@ -59,7 +59,7 @@ def stream() -> Callable[..., NDArray[np.uint8]]:
         chosen = EngineSettings(size, overlap, batch, torch.device("cpu"), **settings)
         told = () if progress is None else (progress.advance,)
         forward = Forward(segmenter, chosen, progress)
-        predict_scene(forward, canvas or Canvas.alone(source), keep(strips), *told, skip=skip)
+        predict_scene(forward, canvas or ScenePlacement.alone(source), keep(strips), *told, skip=skip)
         rows = [len(quanta) for _, quanta, _ in strips]
         assert [row for row, _, _ in strips] == [skip, *(skip + np.cumsum(rows)[:-1])]
         joined = np.concatenate([quanta for _, quanta, _ in strips])

@@ -16,7 +16,7 @@ from rasterio.crs import CRS
 from aerialseg.geo.adjacency import find_groups
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.inspection import Source, inspect_scene
-from aerialseg.prediction.lattice import Canvas, make_canvases
+from aerialseg.prediction.lattice import ScenePlacement, place_scenes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,13 +33,13 @@ def row_of_scenes(tmp_path: Path, scene_file: Callable[..., Path]) -> list[Sourc
 
 
 def test_the_halo_is_what_lies_within_reach(row_of_scenes: list[Source]) -> None:
-    canvases = make_canvases(row_of_scenes, neighbours=True, gsd_m=None, reach=128)
+    canvases = place_scenes(row_of_scenes, neighbours=True, gsd_m=None, reach=128)
     assert list(canvases) == [source.path for source in row_of_scenes]
     halos = [[path.stem for path in canvas.halo] for canvas in canvases.values()]
     assert halos == [["1", "2"], ["0", "2", "3"], ["0", "1", "3"], ["1", "2"], []]
     assert {(canvas.height, canvas.width) for canvas in list(canvases.values())[:4]} == {(80, 400)}
-    alone = make_canvases(row_of_scenes, neighbours=False, gsd_m=None)
-    assert all(canvas == Canvas.alone(canvas.source) for canvas in alone.values())
+    alone = place_scenes(row_of_scenes, neighbours=False, gsd_m=None)
+    assert all(canvas == ScenePlacement.alone(canvas.source) for canvas in alone.values())
 
 
 @st.composite
@@ -62,7 +62,7 @@ def layouts(draw: st.DrawFn) -> list[Source]:
 @settings(deadline=None)
 @given(layouts(), st.integers(1, 12), st.sampled_from([None, 0.6]))
 def test_canvases_are_those_of_the_plain_definition(sources: list[Source], reach: int, gsd_m: float | None) -> None:
-    canvases = make_canvases(sources, neighbours=True, gsd_m=gsd_m, reach=reach)
+    canvases = place_scenes(sources, neighbours=True, gsd_m=gsd_m, reach=reach)
     assert list(canvases) == [source.path for source in sources]
     for group in find_groups(sources):
         for member in group.members:
@@ -77,7 +77,7 @@ def test_canvases_are_those_of_the_plain_definition(sources: list[Source], reach
 
 def test_a_new_scene_changes_the_keys_of_those_it_can_reach_alone(row_of_scenes: list[Source]) -> None:
     few, many = (
-        make_canvases(sources, neighbours=True, gsd_m=None, reach=128)
+        place_scenes(sources, neighbours=True, gsd_m=None, reach=128)
         for sources in (row_of_scenes[:3], row_of_scenes[:4])
     )
     changed = [few[s.path].describe() != many[s.path].describe() for s in row_of_scenes[:3]]
@@ -90,7 +90,7 @@ def test_a_scene_without_neighbours_is_described_alike_with_and_without_looking_
 ) -> None:
     last = row_of_scenes[-1]
     described = [
-        make_canvases(row_of_scenes, neighbours=flag, gsd_m=None)[last.path].describe() for flag in (True, False)
+        place_scenes(row_of_scenes, neighbours=flag, gsd_m=None)[last.path].describe() for flag in (True, False)
     ]
     assert described[0] == described[1]
 
@@ -99,7 +99,7 @@ def test_a_scene_without_neighbours_is_described_alike_with_and_without_looking_
 def test_a_scene_is_resampled_when_it_differs_by_more_than_a_tenth(
     row_of_scenes: list[Source], gsd_m: float, expected: float | None
 ) -> None:
-    canvases = make_canvases(row_of_scenes, neighbours=True, gsd_m=gsd_m, reach=128)
+    canvases = place_scenes(row_of_scenes, neighbours=True, gsd_m=gsd_m, reach=128)
     canvas = canvases[row_of_scenes[0].path]
     assert canvas.gsd_m == expected
     assert [path.stem for path in canvas.halo] == (
@@ -107,7 +107,7 @@ def test_a_scene_is_resampled_when_it_differs_by_more_than_a_tenth(
     )
     if expected is not None:
         assert canvas.grid == (round(80 * 0.3 / gsd_m), round(400 * 0.3 / gsd_m))
-        assert canvas.describe() != Canvas.alone(canvas.source).describe()
+        assert canvas.describe() != ScenePlacement.alone(canvas.source).describe()
         assert canvas.factor == pytest.approx(gsd_m / 0.3, rel=1e-3)
 
 
@@ -117,4 +117,4 @@ def test_a_scene_without_a_place_keeps_its_pixels(tmp_path: Path, scene_file: Ca
 
     path = scene_file(tmp_path / "x.tif", crs=None, transform=None)
     source = inspect_scene(path, access=Access(allow_ungeoreferenced=True))
-    assert make_canvases([source], neighbours=True, gsd_m=0.3) == {path: Canvas.alone(source)}
+    assert place_scenes([source], neighbours=True, gsd_m=0.3) == {path: ScenePlacement.alone(source)}

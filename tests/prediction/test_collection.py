@@ -18,7 +18,7 @@ from small_run import CARD, HASH, Told, write_entry, write_run
 
 from aerialseg.errors import BadDataError, NoInputError, OutputError, Stopped
 from aerialseg.geo.qgis.styles import write_building_style
-from aerialseg.geo.vrt import Part
+from aerialseg.geo.vrt import MosaicPart
 from aerialseg.prediction.exports import SINGLY, Entry, collection_paths, refuse_strangers, write_collection
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ def test_a_strangers_file_is_refused_before_anything_is_written(tmp_path: Path, 
 
 def test_several_crs_and_no_probability_have_mosaics_elsewhere(tmp_path: Path) -> None:
     entries = [write_entry(tmp_path, name, 0, crs=crs) for name, crs in (("a", "EPSG:26914"), ("b", "EPSG:32614"))]
-    boxes = [Part.of(entry.mask).box for entry in entries]
+    boxes = [MosaicPart.of(entry.mask).box for entry in entries]
     paths = collection_paths(tmp_path / "out", boxes, probability=True)
     written, _ = collect(tmp_path, entries)
     assert {path for path in written if path.suffix != ".json"} < set(paths)

@@ -20,9 +20,9 @@ from aerialseg.errors import AerialsegError, ModelError, ResourceError, Stopped
 from aerialseg.geo.inspection import BandRule, inspect_scene
 from aerialseg.prediction import engine, reading
 from aerialseg.prediction.engine import Accumulator, Arrival, Strip, predict_scene
-from aerialseg.prediction.lattice import Canvas
+from aerialseg.prediction.lattice import ScenePlacement
 from aerialseg.prediction.network import EngineSettings, Forward
-from aerialseg.prediction.reading import Batch
+from aerialseg.prediction.reading import WindowBatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -239,7 +239,7 @@ def test_out_of_memory_with_one_window_names_a_way_out(
 
 
 ALLOCATIONS = {
-    "buffers": (Batch, "empty", RuntimeError("CUDA error: out of memory")),
+    "buffers": (WindowBatch, "empty", RuntimeError("CUDA error: out of memory")),
     "rows": (reading, "_bands", MemoryError("Unable to allocate 9 TiB")),
     "sums": (engine, "Accumulator", RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to")),
     "strips": (engine, "StripMaker", torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 EiB")),
@@ -265,7 +265,7 @@ def test_out_of_memory_for_a_scene_s_own_arrays_names_it_and_a_way_out(
 
 def arrays_alive() -> list[Any]:
     gc.collect()
-    return [found for found in gc.get_objects() if type(found) in (Accumulator, Batch)]
+    return [found for found in gc.get_objects() if type(found) in (Accumulator, WindowBatch)]
 
 
 def test_other_failures_of_a_scene_s_arrays_are_not_hidden(
@@ -362,7 +362,7 @@ def test_no_row_with_a_nan_is_handed_out(
 ) -> None:
     size = (290, 190) if gsd_m is None else (483, 316)  # on the grid that is run
     path = scene_file(tmp_path / "scene.tif", size=size)
-    canvas = Canvas.alone(inspect_scene(path), gsd_m)
+    canvas = ScenePlacement.alone(inspect_scene(path), gsd_m)
     strips: list[Any] = []
     clean = stream(path, plain(PixelRule()), canvas=canvas, batch=1, agreement=True)
     with pytest.raises(ModelError, match="NaN; use --precision fp32"):
@@ -430,7 +430,7 @@ def test_row_33_each_file_is_opened_and_closed_in_the_one_thread_that_uses_it(
                 mask.write(strip.quanta().tobytes())
 
     forward = Forward(plain(PixelRule()), EngineSettings(64, 0.25, 2, torch.device("cpu")))
-    predict_scene(forward, Canvas.alone(source), sink())
+    predict_scene(forward, ScenePlacement.alone(source), sink())
     assert sorted(log) == [
         ("close mask", "writer_0"), ("close scene", "bands_0"), ("open mask", "writer_0"), ("open scene", "bands_0"),
     ]  # fmt: skip

@@ -12,7 +12,7 @@ from known_networks import Neighbourhood, PixelRule, certain, plain, standardise
 from aerialseg.errors import ModelError
 from aerialseg.geo.inspection import inspect_scene
 from aerialseg.prediction.engine import predict_scene
-from aerialseg.prediction.lattice import Canvas
+from aerialseg.prediction.lattice import ScenePlacement
 from aerialseg.prediction.network import EngineSettings, Forward
 
 if TYPE_CHECKING:
@@ -29,7 +29,9 @@ pytestmark = [
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
-def predicted(canvas: Canvas, segmenter: Segmenter, device: torch.device, skip: int = 0, **chosen: Any) -> np.ndarray:
+def predicted(
+    canvas: ScenePlacement, segmenter: Segmenter, device: torch.device, skip: int = 0, **chosen: Any
+) -> np.ndarray:
     """Return quanta and, where asked for, agreement: [1 or 2, rows, width]."""
     strips: list[np.ndarray] = []
 
@@ -44,14 +46,14 @@ def predicted(canvas: Canvas, segmenter: Segmenter, device: torch.device, skip: 
 
 
 @pytest.fixture
-def scene(tmp_path: Path, scene_file: Callable[..., Path]) -> tuple[Canvas, np.ndarray]:
+def scene(tmp_path: Path, scene_file: Callable[..., Path]) -> tuple[ScenePlacement, np.ndarray]:
     pixels = np.random.default_rng(1).integers(1, 256, (3, 500, 297), dtype=np.uint8)
     pixels[:, 150:260, 40:200] = 0
-    return Canvas.alone(inspect_scene(scene_file(tmp_path / "scene.tif", pixels, nodata=0))), pixels
+    return ScenePlacement.alone(inspect_scene(scene_file(tmp_path / "scene.tif", pixels, nodata=0))), pixels
 
 
 @pytest.mark.parametrize("chosen", [{}, {"tta": "d4"}, {"overlap": 0.75, "blend": "crop"}, {"batch": 64}], ids=str)
-def test_an_exact_model_has_no_wrong_pixel(scene: tuple[Canvas, np.ndarray], chosen: dict[str, Any]) -> None:
+def test_an_exact_model_has_no_wrong_pixel(scene: tuple[ScenePlacement, np.ndarray], chosen: dict[str, Any]) -> None:
     canvas, pixels = scene
     expected = np.where((pixels == 0).all(0), 255, certain(pixels))
     found = predicted(canvas, plain(PixelRule()), GPU, agreement=True, **chosen)
@@ -60,8 +62,10 @@ def test_an_exact_model_has_no_wrong_pixel(scene: tuple[Canvas, np.ndarray], cho
 
 
 @pytest.mark.parametrize("gsd_m", [None, 0.5, 0.2])
-def test_probabilities_are_those_of_the_processor(scene: tuple[Canvas, np.ndarray], gsd_m: float | None) -> None:
-    canvas = Canvas.alone(scene[0].source, gsd_m)
+def test_probabilities_are_those_of_the_processor(
+    scene: tuple[ScenePlacement, np.ndarray], gsd_m: float | None
+) -> None:
+    canvas = ScenePlacement.alone(scene[0].source, gsd_m)
     on_cpu, on_gpu = (
         predicted(canvas, standardised(Neighbourhood()), device, agreement=True).astype(int) for device in (CPU, GPU)
     )
@@ -69,7 +73,7 @@ def test_probabilities_are_those_of_the_processor(scene: tuple[Canvas, np.ndarra
     np.testing.assert_array_equal(on_cpu == 255, on_gpu == 255)
 
 
-def test_a_run_repeated_and_one_that_goes_on_give_the_same_bytes(scene: tuple[Canvas, np.ndarray]) -> None:
+def test_a_run_repeated_and_one_that_goes_on_give_the_same_bytes(scene: tuple[ScenePlacement, np.ndarray]) -> None:
     canvas, _ = scene
     first, second = (predicted(canvas, standardised(Neighbourhood()), GPU) for _ in range(2))
     np.testing.assert_array_equal(first, second)
@@ -90,8 +94,8 @@ class NanBelow(PixelRule):
 
 
 @pytest.mark.parametrize("gsd_m", [None, 0.5])
-def test_no_row_with_a_nan_is_handed_out(scene: tuple[Canvas, np.ndarray], gsd_m: float | None) -> None:
-    canvas = Canvas.alone(scene[0].source, gsd_m)
+def test_no_row_with_a_nan_is_handed_out(scene: tuple[ScenePlacement, np.ndarray], gsd_m: float | None) -> None:
+    canvas = ScenePlacement.alone(scene[0].source, gsd_m)
     clean, strips = predicted(canvas, plain(PixelRule()), GPU), []
 
     def sink() -> Generator[None, Strip | None]:

@@ -16,7 +16,7 @@ from known_networks import Counting, Neighbourhood, PixelRule, certain, plain, s
 from aerialseg.errors import BadDataError
 from aerialseg.geo.inspection import inspect_scene
 from aerialseg.prediction.engine import count_windows, predict_scene
-from aerialseg.prediction.lattice import Canvas, make_canvases
+from aerialseg.prediction.lattice import ScenePlacement, place_scenes
 from aerialseg.prediction.network import EngineSettings, Forward
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def cut(
     cols: list[int],
     gsd_m: float | None = None,
     **profile: Any,
-) -> list[tuple[Place, Canvas]]:
+) -> list[tuple[Place, ScenePlacement]]:
     """Write the pieces between the cuts as scenes and return each one's place and canvas."""
     profile = {**GRIDS["metres"], **profile}
     transform = profile.pop("transform")
@@ -55,12 +55,15 @@ def cut(
             path = folder / f"{top}-{left}.tif"
             write(path, pixels[:, top:bottom, left:right], transform=moved(transform, top, left), **profile)
             places[path] = slice(top, bottom), slice(left, right)
-    canvases = make_canvases([inspect_scene(path) for path in places], neighbours=True, gsd_m=gsd_m, reach=128)
+    canvases = place_scenes([inspect_scene(path) for path in places], neighbours=True, gsd_m=gsd_m, reach=128)
     return [(place, canvases[path]) for path, place in places.items()]
 
 
 def joined(
-    stream: Callable[..., np.ndarray], pieces: list[tuple[Place, Canvas]], shape: tuple[int, ...], **options: Any
+    stream: Callable[..., np.ndarray],
+    pieces: list[tuple[Place, ScenePlacement]],
+    shape: tuple[int, ...],
+    **options: Any,
 ) -> np.ndarray:
     whole = np.full(shape, 99, np.uint8)
     for place, canvas in pieces:
@@ -90,7 +93,7 @@ def test_pieces_of_a_resampled_raster_equal_the_whole_resampled(
     pixels[:, 90:120, 30:] = 0
     source = inspect_scene(scene_file(tmp_path / "whole.tif", pixels, nodata=0, **GRIDS[grid]))
     gsd_m = source.box.gsd_m * factor
-    whole = stream(source.path, standardised(Neighbourhood()), canvas=Canvas.alone(source, gsd_m))
+    whole = stream(source.path, standardised(Neighbourhood()), canvas=ScenePlacement.alone(source, gsd_m))
     pieces = cut(scene_file, tmp_path / "cut", pixels, [101], [77], gsd_m, nodata=0, **GRIDS[grid])
     assert all(canvas.halo and canvas.gsd_m == gsd_m for _, canvas in pieces)
     options = {"segmenter": lambda: standardised(Neighbourhood()), "settings": {}}
@@ -118,7 +121,7 @@ def test_ragged_pieces_equal_the_whole_at_any_settings(
     kept: list[Any] = []
     source = inspect_scene(scene_file(folder / "whole.tif", pixels, **profile))
     whole = stream(
-        source.path, standardised(Neighbourhood()), canvas=Canvas.alone(source, gsd_m), strips=kept, **chosen
+        source.path, standardised(Neighbourhood()), canvas=ScenePlacement.alone(source, gsd_m), strips=kept, **chosen
     )
     spread = np.concatenate([agreement for _, _, agreement in kept])
     cuts = sorted(row for row in rows if row < height), sorted(col for col in cols if col < width)
@@ -155,7 +158,7 @@ def test_missing_ground_inside_the_group_is_invalid_to_the_network(
     pieces = cut(scene_file, tmp_path / "cut", pixels, [90], [110])
     gone = (slice(90, 200), slice(0, 110))
     sources = [canvas.source for place, canvas in pieces if place != gone]
-    canvases = make_canvases(sources, neighbours=True, gsd_m=None, reach=128)
+    canvases = place_scenes(sources, neighbours=True, gsd_m=None, reach=128)
     pixels[(slice(None), *gone)] = 0
     whole = stream(scene_file(tmp_path / "whole.tif", pixels, nodata=0), standardised(Neighbourhood()))
     for place, canvas in pieces:
@@ -211,7 +214,7 @@ def test_a_run_that_goes_on_at_any_strip_gives_the_same_bytes_and_runs_less(
         canvas = pieces[1][1]
     else:
         source = inspect_scene(scene_file(tmp_path / "scene.tif", pixels, nodata=0))
-        canvas = Canvas.alone(source, chosen.get("gsd_m"))
+        canvas = ScenePlacement.alone(source, chosen.get("gsd_m"))
     path, strips = canvas.source.path, []
     network = Counting()
     options = {"canvas": canvas, "overlap": overlap, "agreement": True, "batch": 1}
@@ -233,7 +236,7 @@ def test_a_run_that_goes_on_at_any_strip_gives_the_same_bytes_and_runs_less(
 
 def test_nothing_is_run_when_every_strip_is_done(tmp_path: Path, scene_file: Callable[..., Path]) -> None:
     for gsd_m in (None, 0.5):
-        canvas = Canvas.alone(inspect_scene(scene_file(tmp_path / "scene.tif")), gsd_m)
+        canvas = ScenePlacement.alone(inspect_scene(scene_file(tmp_path / "scene.tif")), gsd_m)
         settings = EngineSettings(64, 0.25, 2, torch.device("cpu"))
         sent = []
 

@@ -13,7 +13,7 @@ from rasterio.enums import Resampling
 from rasterio.warp import reproject
 
 from aerialseg.geo.inspection import inspect_scene
-from aerialseg.prediction.lattice import Canvas
+from aerialseg.prediction.lattice import ScenePlacement
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,7 +57,7 @@ def test_probabilities_come_back_between_pixel_centres(
     pixels = np.clip(smooth, 1, 255).astype(np.uint8)
     path = scene_file(tmp_path / "scene.tif", pixels, **GRIDS[grid])
     source = inspect_scene(path)
-    canvas = Canvas.alone(source, source.box.gsd_m * factor)
+    canvas = ScenePlacement.alone(source, source.box.gsd_m * factor)
     assert canvas.grid == (round(150 / factor), round(130 / factor))
     segmenter = standardised(Neighbourhood())
     seen = resampled_whole(path, canvas.grid, factor)
@@ -81,7 +81,7 @@ def test_validity_is_the_scene_s_own(
     floats = inspect_scene(scene_file(tmp_path / "float.tif", values), rule_of(0, 255))
     for factor in (2.0, 0.5):
         for seen, rule in ((source, None), (floats, rule_of(0, 255))):
-            canvas = Canvas.alone(seen, seen.box.gsd_m * factor)
+            canvas = ScenePlacement.alone(seen, seen.box.gsd_m * factor)
             found = stream(seen.path, plain(PixelRule()), canvas=canvas, rule=rule)
             np.testing.assert_array_equal(found == 255, (pixels == 0).all(0))
 
@@ -100,7 +100,7 @@ def test_the_smallest_scenes_and_flat_ones_come_back_exactly(
     for value in (100, 200):
         pixels = np.full((3, *size), value, np.uint8)
         source = inspect_scene(scene_file(tmp_path / f"{value}.tif", pixels))
-        found = stream(source.path, plain(PixelRule()), canvas=Canvas.alone(source, source.box.gsd_m * factor))
+        found = stream(source.path, plain(PixelRule()), canvas=ScenePlacement.alone(source, source.box.gsd_m * factor))
         np.testing.assert_array_equal(found, certain(pixels))
 
 
@@ -110,6 +110,6 @@ def test_a_network_of_its_own_gsd_sees_the_pixels_it_would_see_in_a_resampled_fi
     """Blocks of 2 x 2 equal pixels are the coarser pixels exactly, so each block's middle holds its answer."""
     coarse = np.random.default_rng(3).integers(0, 256, (3, 70, 60), dtype=np.uint8)
     source = inspect_scene(scene_file(tmp_path / "scene.tif", coarse.repeat(2, 1).repeat(2, 2)))
-    found = stream(source.path, plain(PixelRule()), canvas=Canvas.alone(source, 0.6))
+    found = stream(source.path, plain(PixelRule()), canvas=ScenePlacement.alone(source, 0.6))
     answer = certain(coarse) / 254
     np.testing.assert_array_equal(found, np.rint(254 * brought_back(answer, (140, 120), 2)))

@@ -17,7 +17,7 @@ from rasterio.windows import Window
 
 from aerialseg.geo.inspection import inspect_scene
 from aerialseg.prediction.estimate import peak_bytes
-from aerialseg.prediction.lattice import Canvas, make_canvases
+from aerialseg.prediction.lattice import ScenePlacement, place_scenes
 from aerialseg.prediction.network import EngineSettings
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def test_a_valid_mask_that_is_read_beside_the_rows_is_counted(tmp_path: Path, sc
     settings, sizes = EngineSettings(64, 0.25, 4, CPU), []
     for nodata in (None, 0):
         source = inspect_scene(scene_file(tmp_path / "scene.tif", size=(300, 900), nodata=nodata))
-        (canvas,) = make_canvases([source], neighbours=False, gsd_m=0.6).values()
+        (canvas,) = place_scenes([source], neighbours=False, gsd_m=0.6).values()
         sizes.append(peak_bytes(canvas, settings, 3))
     assert sizes[1] - sizes[0] == 128 * 900 * (3 + 2)
 
@@ -110,6 +110,6 @@ def test_memory_grows_with_the_width_and_not_with_the_height(tmp_path: Path, sce
     settings = EngineSettings(64, 0.25, 4, CPU)
     sizes = {}
     for size in [(300, 300), (900, 300), (300, 900)]:
-        canvas = Canvas.alone(inspect_scene(scene_file(tmp_path / "scene.tif", size=size)))
+        canvas = ScenePlacement.alone(inspect_scene(scene_file(tmp_path / "scene.tif", size=size)))
         sizes[size] = peak_bytes(canvas, settings, 3) - size[0] * size[1] * 3  # GDAL's cache holds so small a scene
     assert sizes[900, 300] == sizes[300, 300] < sizes[300, 900]

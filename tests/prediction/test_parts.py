@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from aerialseg.errors import StorageError
 from aerialseg.files import TEMPORARY
-from aerialseg.prediction.resume import HEAD, RECORD, Part, forget_part
+from aerialseg.prediction.resume import HEAD, RECORD, ResumeFile, forget_part
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,7 +45,7 @@ def known(key: bytes) -> Future[bytes]:
     return future
 
 
-def write(part: Part, image: np.ndarray, edges: list[int], key: bytes = KEY) -> None:
+def write(part: ResumeFile, image: np.ndarray, edges: list[int], key: bytes = KEY) -> None:
     """Write the rows between the edges, one strip for each pair."""
     sink = part.write(edges[0], known(key))
     next(sink)
@@ -54,13 +54,13 @@ def write(part: Part, image: np.ndarray, edges: list[int], key: bytes = KEY) -> 
     sink.close()
 
 
-def read(part: Part, layer: int = 0) -> np.ndarray:
+def read(part: ResumeFile, layer: int = 0) -> np.ndarray:
     return np.concatenate([values for _, values in part.strips(layer)])
 
 
 @pytest.mark.parametrize("layers", [1, 2])
 def test_strips_come_back_and_a_second_run_goes_on_behind_them(tmp_path: Path, layers: int) -> None:
-    part, image = Part(tmp_path / "x.part", HEIGHT, WIDTH, layers), pixels(layers)
+    part, image = ResumeFile(tmp_path / "x.part", HEIGHT, WIDTH, layers), pixels(layers)
     write(part, image, [0, 8, 21])
     assert part.finished(KEY) == 21
     write(part, image, [21, 40])
@@ -72,7 +72,7 @@ def test_strips_come_back_and_a_second_run_goes_on_behind_them(tmp_path: Path, l
 @settings(deadline=None)
 @given(cut=st.integers(0, HEAD.size + 3 * RECORD.size + HEIGHT * WIDTH))
 def test_wherever_the_file_was_cut_only_whole_strips_count(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
-    part = Part(tmp_path_factory.mktemp("part") / "x.part", HEIGHT, WIDTH)
+    part = ResumeFile(tmp_path_factory.mktemp("part") / "x.part", HEIGHT, WIDTH)
     write(part, pixels(), [0, 8, 21, 40])
     ends = {row: HEAD.size + (1 + index) * RECORD.size + row * WIDTH for index, row in enumerate([8, 21, 40])}
     part.path.write_bytes(part.path.read_bytes()[:cut])
@@ -86,7 +86,7 @@ def test_wherever_the_file_was_cut_only_whole_strips_count(tmp_path_factory: pyt
 def test_a_flipped_bit_is_never_taken_for_a_result(
     tmp_path_factory: pytest.TempPathFactory, place: int, bit: int
 ) -> None:
-    part, image = Part(tmp_path_factory.mktemp("part") / "x.part", HEIGHT, WIDTH), pixels()
+    part, image = ResumeFile(tmp_path_factory.mktemp("part") / "x.part", HEIGHT, WIDTH), pixels()
     write(part, image, [0, 8, 21, 40])
     content = bytearray(part.path.read_bytes())
     content[place] ^= 1 << bit
@@ -98,17 +98,17 @@ def test_a_flipped_bit_is_never_taken_for_a_result(
 
 
 def test_strips_made_from_something_else_are_given_up(tmp_path: Path) -> None:
-    part = Part(tmp_path / "x.part", HEIGHT, WIDTH)
+    part = ResumeFile(tmp_path / "x.part", HEIGHT, WIDTH)
     assert not part.keyed
     assert part.finished(KEY) == 0
     write(part, pixels(), [0, 40])
     assert part.keyed
     assert part.finished(OTHER) == 0
-    assert Part(part.path, HEIGHT, WIDTH + 1).finished(KEY) == 0
+    assert ResumeFile(part.path, HEIGHT, WIDTH + 1).finished(KEY) == 0
 
 
 def test_strips_whose_origin_was_never_told_are_given_up(tmp_path: Path) -> None:
-    part = Part(tmp_path / "x.part", HEIGHT, WIDTH)
+    part = ResumeFile(tmp_path / "x.part", HEIGHT, WIDTH)
     sink = part.write(0, Future())
     next(sink)
     sink.send(FakeStrip(0, pixels()))
@@ -118,14 +118,14 @@ def test_strips_whose_origin_was_never_told_are_given_up(tmp_path: Path) -> None
 
 
 def test_a_part_that_is_not_whole_cannot_be_finished(tmp_path: Path) -> None:
-    part = Part(tmp_path / "x.part", HEIGHT, WIDTH)
+    part = ResumeFile(tmp_path / "x.part", HEIGHT, WIDTH)
     write(part, pixels(), [0, 8, 21])
     with pytest.raises(StorageError, match="does not read back"):
         read(part)
 
 
 def test_pixels_that_changed_on_the_disk_are_noticed_when_asked_for(tmp_path: Path) -> None:
-    part = Part(tmp_path / "x.part", HEIGHT, WIDTH)
+    part = ResumeFile(tmp_path / "x.part", HEIGHT, WIDTH)
     write(part, pixels(), [0, 8, 40])
     content = bytearray(part.path.read_bytes())
     content[-1] ^= 1
@@ -135,8 +135,8 @@ def test_pixels_that_changed_on_the_disk_are_noticed_when_asked_for(tmp_path: Pa
 
 
 def test_two_processes_at_one_scene_have_a_part_each(tmp_path: Path) -> None:
-    first = Part.claimed(tmp_path, "x", (HEIGHT, WIDTH), 1)
-    second = Part.claimed(tmp_path, "x", (HEIGHT, WIDTH), 1)
+    first = ResumeFile.claimed(tmp_path, "x", (HEIGHT, WIDTH), 1)
+    second = ResumeFile.claimed(tmp_path, "x", (HEIGHT, WIDTH), 1)
     assert first.path != second.path
     assert second.path.name.startswith(TEMPORARY), "a sweep knows it"
     image = pixels()
@@ -147,7 +147,7 @@ def test_two_processes_at_one_scene_have_a_part_each(tmp_path: Path) -> None:
     forget_part(tmp_path, "x")
     assert first.path.exists(), "somebody is at it"
     first.release()
-    third = Part.claimed(tmp_path, "x", (HEIGHT, WIDTH), 1)
+    third = ResumeFile.claimed(tmp_path, "x", (HEIGHT, WIDTH), 1)
     assert third.path == first.path
     assert third.finished(KEY) == HEIGHT
     third.release()
@@ -157,4 +157,4 @@ def test_two_processes_at_one_scene_have_a_part_each(tmp_path: Path) -> None:
 
 def test_a_part_that_vanished_is_a_storage_error(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="cannot be read"):
-        read(Part(tmp_path / "x.part", HEIGHT, WIDTH))
+        read(ResumeFile(tmp_path / "x.part", HEIGHT, WIDTH))

@@ -20,10 +20,10 @@ from aerialseg.geo.qgis.styles import write_probability_sidecar
 from aerialseg.geo.scenes import Scene
 from aerialseg.models.build import Segmenter
 from aerialseg.prediction.engine import predict_scene
-from aerialseg.prediction.lattice import Canvas
+from aerialseg.prediction.lattice import ScenePlacement
 from aerialseg.prediction.network import EngineSettings, Forward
 from aerialseg.prediction.outputs import MEASURE, SceneFiles, finish
-from aerialseg.prediction.resume import Part
+from aerialseg.prediction.resume import ResumeFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,9 +54,9 @@ def predicted(image: Path, out: Path, name: str) -> Path:
     out.mkdir(exist_ok=True)
     source = inspect_scene(image)
     files = SceneFiles.of(Scene(name, image), out, ("probability",))
-    part = Part.claimed(out, name, (source.box.height, source.box.width), 1)
+    part = ResumeFile.claimed(out, name, (source.box.height, source.box.width), 1)
     forward = Forward(Segmenter(Rule(), [0.0] * 3, [1.0] * 3), EngineSettings(64, 0.25, 4, torch.device("cpu")))
-    predict_scene(forward, Canvas.alone(source), part.write(0, Future()))
+    predict_scene(forward, ScenePlacement.alone(source), part.write(0, Future()))
     finish(part, files, source.box, {"AERIALSEG_KEY": "x"}, threshold=0.5, replace_sides=False)
     return files.mask
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from aerialseg.errors import BadDataError, ResourceError, Stopped
-from aerialseg.training.batches import AHEAD, Layout, Readers, open_readers, stream_batches
+from aerialseg.training.batches import AHEAD, BatchLayout, Readers, open_readers, stream_batches
 
-LAYOUT = Layout(size=3, bands=2, height=4, width=5)
+LAYOUT = BatchLayout(size=3, bands=2, height=4, width=5)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from aerialseg.errors import ResourceError, Stopped
 from aerialseg.geo.tiles.tileset import load_tileset
 from aerialseg.models.package import load_model
 from aerialseg.progress import Silent
-from aerialseg.training.batches import Layout, open_readers, stream_batches
+from aerialseg.training.batches import BatchLayout, open_readers, stream_batches
 from aerialseg.training.data import TileReader
 from aerialseg.training.loop import train
 from aerialseg.training.run_folder import TrainOptions
@@ -54,7 +54,7 @@ def test_batches_are_pinned_and_arrive_unchanged(tiles_folder: Path) -> None:
     reader = TileReader(tiles, tiny_config().data, 32)
     groups = [[tile] for tile in tiles.tiles] * 8
     expected = {tile.name: reader.whole(tile)[0] for tile in tiles.tiles}
-    layout = Layout(1, 3, 96, 96, pinned=True)
+    layout = BatchLayout(1, 3, 96, 96, pinned=True)
     with open_readers(3) as readers:
         for batch in stream_batches(groups, reader.whole, layout=layout, readers=readers, timeout_s=9):
             assert batch.pixels.is_pinned()

@@ -17,11 +17,11 @@ from aerialseg.geo.tiles.tileset import TileSet
 from aerialseg.progress import Silent
 from aerialseg.training import loop
 from aerialseg.training.batches import open_readers
-from aerialseg.training.job import Job, build_job
-from aerialseg.training.loop import Gradients, gather_gradients, take_step, train
+from aerialseg.training.job import TrainJob, build_job
+from aerialseg.training.loop import Gradients, accumulate_gradients, take_step, train
 from aerialseg.training.run_folder import TrainOptions
 from aerialseg.training.start import start_fresh
-from aerialseg.training.state import Standing
+from aerialseg.training.state import TrainState
 
 CPU = TrainOptions(device="cpu")
 GROUP_NORM = (
@@ -41,28 +41,28 @@ def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def make_job(tiles: TileSet, tmp_path: Path) -> Iterator[Callable[..., Job]]:
+def make_job(tiles: TileSet, tmp_path: Path) -> Iterator[Callable[..., TrainJob]]:
     """Build the parts of a training from overrides of the tiny configuration."""
     with open_readers(1) as readers:
 
-        def build(*overrides: str) -> Job:
+        def build(*overrides: str) -> TrainJob:
             start = start_fresh(tiles, tiny_config("run.seed=3", "data.cache=off", *overrides))
             return build_job(tmp_path / "run", tiles, start, device=torch.device("cpu"), readers=readers)
 
         yield build
 
 
-def gather(job: Job, **options: bool) -> tuple[Gradients, dict[str, torch.Tensor]]:
+def gather(job: TrainJob, **options: bool) -> tuple[Gradients, dict[str, torch.Tensor]]:
     """Return a first step's gradients, by name."""
     for module in job.model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eval()
     with closing(job.training_batches(0, 0)) as batches:
-        told = gather_gradients(job, batches, **options)
+        told = accumulate_gradients(job, batches, **options)
     return told, {name: x.grad.clone() for name, x in job.model.named_parameters() if x.grad is not None}
 
 
-def encoder_state(job: Job) -> dict[str, torch.Tensor]:
+def encoder_state(job: TrainJob) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in job.model.network.encoder.state_dict().items()}
 
 
@@ -70,7 +70,7 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
     return all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
-def test_accumulated_batches_are_one_batch_so_many_times_as_large(make_job: Callable[..., Job]) -> None:
+def test_accumulated_batches_are_one_batch_so_many_times_as_large(make_job: Callable[..., TrainJob]) -> None:
     """One of the tiles is labelled in part, so the small batches hold unequal numbers of labels."""
     settings = (*GROUP_NORM, "loss.dice=0", "optimizer.clip=0", "schedule.steps_per_epoch=2", "data.crop=96")
     large = make_job(*settings, "data.batch=6")
@@ -97,7 +97,7 @@ def test_schedule_average_and_counters_count_the_optimizers_steps(tiles_folder: 
     assert last == [record["lr"] for record in other["standing"]["records"]]
 
 
-def test_by_itself_a_step_of_several_batches_covers_as_much_ground(make_job: Callable[..., Job]) -> None:
+def test_by_itself_a_step_of_several_batches_covers_as_much_ground(make_job: Callable[..., TrainJob]) -> None:
     one = make_job("schedule.steps_per_epoch=0", "data.batch=1", "data.crop=32")
     four = make_job("schedule.steps_per_epoch=0", "data.batch=1", "data.crop=32", "optimizer.accumulate=4")
     assert four.steps_per_epoch == -(-one.steps_per_epoch // 4) and four.total_steps == 2 * four.steps_per_epoch
@@ -131,9 +131,11 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tiles_folder: Path, tmp_path:
     assert first == second
 
 
-def test_a_frozen_encoder_keeps_weights_and_statistics_until_its_steps_are_over(make_job: Callable[..., Job]) -> None:
+def test_a_frozen_encoder_keeps_weights_and_statistics_until_its_steps_are_over(
+    make_job: Callable[..., TrainJob],
+) -> None:
     job = make_job("schedule.freeze_steps=2", "optimizer.weight_decay=0.5")
-    standing, before = Standing(), encoder_state(job)
+    standing, before = TrainState(), encoder_state(job)
     decoder = [p.detach().clone() for p in job.model.network.decoder.parameters()]
     job.model.train()
     with closing(job.training_batches(0, 0)) as batches:
@@ -155,19 +157,19 @@ def test_a_frozen_encoder_keeps_weights_and_statistics_until_its_steps_are_over(
         assert any(not torch.equal(before[name], after[name]) for name in before if name.endswith(kind))
 
 
-def test_frozen_weights_do_not_count_in_the_clipping(make_job: Callable[..., Job]) -> None:
+def test_frozen_weights_do_not_count_in_the_clipping(make_job: Callable[..., TrainJob]) -> None:
     (free, _), (frozen, gradients) = gather(make_job()), gather(make_job(), frozen=True)
     assert not [name for name in gradients if name.startswith("network.encoder.")]
     assert frozen.norm < 0.999 * free.norm
 
 
-def test_the_encoders_rate_moves_the_encoder_by_its_factor(make_job: Callable[..., Job]) -> None:
+def test_the_encoders_rate_moves_the_encoder_by_its_factor(make_job: Callable[..., TrainJob]) -> None:
     moves = []
     for factor in (1.0, 0.1):
         job = make_job(f"optimizer.encoder_lr={factor}", "optimizer.weight_decay=0", "schedule.warmup_steps=0")
         before = {name: x.detach().clone() for name, x in job.model.named_parameters()}
         with closing(job.training_batches(0, 0)) as batches:
-            take_step(job, Standing(), batches)
+            take_step(job, TrainState(), batches)
         moves.append({name: (x.detach() - before[name]).norm().item() for name, x in job.model.named_parameters()})
     for name, whole in moves[0].items():
         expected = 0.1 if ".encoder." in name else 1.0
@@ -197,7 +199,7 @@ def kept_bytes(call: Callable[[], Any]) -> int:
     ids=["timm", "ours"],
 )
 def test_activations_computed_twice_give_the_same_gradients_from_less_memory(
-    make_job: Callable[..., Job], network: tuple[str, ...]
+    make_job: Callable[..., TrainJob], network: tuple[str, ...]
 ) -> None:
     """Paths are dropped at random: the second computation has to drop the same ones."""
     found, kept = [], []

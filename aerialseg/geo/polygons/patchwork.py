@@ -30,7 +30,7 @@ MAX_PIXELS = 1e10
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class PlacedMask:
     """A mask and where its first pixel lies on the grid of its patchwork."""
 
     name: str
@@ -52,10 +52,10 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class Patchwork:
+class MaskMosaic:
     """Pieces that hang together, in the order given."""
 
-    pieces: tuple[Piece, ...]
+    pieces: tuple[PlacedMask, ...]
 
     @property
     def crs(self) -> CRS:
@@ -68,7 +68,7 @@ class Patchwork:
         return max(piece.right for piece in self.pieces)
 
 
-def piece_of(name: str, mask: Path, probability: Path | None, max_pixels: float = MAX_PIXELS) -> Piece:
+def piece_of(name: str, mask: Path, probability: Path | None, max_pixels: float = MAX_PIXELS) -> PlacedMask:
     """Return a mask as a piece of its own; raises BadDataError when it, or its probability, has no usable place."""
     with open_raster(mask) as dataset:
         box = GeoBox.of(dataset)
@@ -86,10 +86,10 @@ def piece_of(name: str, mask: Path, probability: Path | None, max_pixels: float 
         raise BadDataError(f"{shown}: its transform gives pixels no place or no area: gdal_translate -a_ullr ...")
     if probability is not None:
         _check_probability(probability, mask, box)
-    return Piece(name, mask, probability, box)
+    return PlacedMask(name, mask, probability, box)
 
 
-def patchworks(pieces: Sequence[Piece]) -> tuple[Patchwork, ...]:
+def group_masks(pieces: Sequence[PlacedMask]) -> tuple[MaskMosaic, ...]:
     """Return the pieces in groups that overlap or share a side (a corner is not enough), by their first members.
 
     Two pieces lie on one grid when each other's pixels do. Chains of them may drift, as map tiles in degrees do, whose
@@ -112,7 +112,7 @@ def _check_probability(path: Path, mask: Path, box: GeoBox) -> None:
             )
 
 
-def _touching(pieces: Sequence[Piece], members: Sequence[int]) -> list[dict[int, tuple[int, int]]]:
+def _touching(pieces: Sequence[PlacedMask], members: Sequence[int]) -> list[dict[int, tuple[int, int]]]:
     """Return the members in groups that hang together, each with its row and column from the group's first."""
     boxes = [pieces[member].box for member in members]
     places = np.array([(box.transform.f, box.transform.c) for box in boxes])
@@ -162,7 +162,7 @@ def _pixels_per_unit(box: GeoBox) -> NDArray[np.float64]:
     return inverse
 
 
-def _patchwork(pieces: Sequence[Piece], places: Mapping[int, tuple[int, int]]) -> Patchwork:
+def _patchwork(pieces: Sequence[PlacedMask], places: Mapping[int, tuple[int, int]]) -> MaskMosaic:
     top, left = (min(parts) for parts in zip(*places.values(), strict=True))
     moved = (replace(pieces[index], row=row - top, col=col - left) for index, (row, col) in places.items())
-    return Patchwork(tuple(moved))
+    return MaskMosaic(tuple(moved))

@@ -25,8 +25,8 @@ from aerialseg.geo.digest import content_digest
 from aerialseg.geo.labels import decide_rule
 from aerialseg.geo.measures import is_of_another_run, kind_of, left_out_note
 from aerialseg.geo.polygons.formats import SUFFIXES, create_buildings, read_mark, require_writer
-from aerialseg.geo.polygons.patchwork import MAX_PIXELS, patchworks, piece_of
-from aerialseg.geo.polygons.shape import Ground, Shaping, Tally, footprints
+from aerialseg.geo.polygons.patchwork import MAX_PIXELS, group_masks, piece_of
+from aerialseg.geo.polygons.shape import MetricFrame, ShapeCounts, Shaping, footprints
 from aerialseg.geo.polygons.trace import Tracer, read_corners
 from aerialseg.geo.qgis.edits import is_edited, is_open_elsewhere, seal_buildings
 from aerialseg.geo.scenes import find_scenes, pair_by_name
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from aerialseg.geo.labels import ResolvedRule
     from aerialseg.geo.polygons.formats import BuildingFile
-    from aerialseg.geo.polygons.patchwork import Patchwork
+    from aerialseg.geo.polygons.patchwork import MaskMosaic
     from aerialseg.geo.polygons.trace import Corners
     from aerialseg.progress import Progress
 
@@ -206,7 +206,7 @@ def write_buildings(
     require_writer(target)
     crs = _target_crs(target, options)
     mark = _mark_of_older(layers, target, overwrite=overwrite)
-    patches = patchworks([piece_of(layer.name, layer.mask, layer.probability, max_pixels) for layer in layers])
+    patches = group_masks([piece_of(layer.name, layer.mask, layer.probability, max_pixels) for layer in layers])
     names = _layer_names(patches, target, crs)
     digest = _digest(layers, target, options)
     if mark == digest and not overwrite:
@@ -214,7 +214,7 @@ def write_buildings(
     if not overwrite and (reason := _reason_to_stay(target, overwrite=overwrite)) is not None:
         return BuildingsReport(target, stays=reason)
     rule = _rule_of(layers, progress)
-    shaping, tally = Shaping(options.min_area_m2, options.simplify_m, options.regularise, crs), Tally()
+    shaping, tally = Shaping(options.min_area_m2, options.simplify_m, options.regularise, crs), ShapeCounts()
     with staged(target) as temporary, _cleared(temporary):
         file = create_buildings(temporary, target, digest)
         _write(file, patches, names, (rule, shaping, tally), progress)
@@ -247,9 +247,9 @@ def _rule_of(layers: Sequence[MaskLayer], progress: Progress) -> ResolvedRule:
 
 def _write(
     file: BuildingFile,
-    patches: Sequence[Patchwork],
+    patches: Sequence[MaskMosaic],
     names: Sequence[str],
-    how: tuple[ResolvedRule, Shaping, Tally],
+    how: tuple[ResolvedRule, Shaping, ShapeCounts],
     progress: Progress,
 ) -> None:
     """Trace and write patch after patch, the patches of one layer together."""
@@ -260,7 +260,7 @@ def _write(
         own = [patch for patch, name in zip(patches, names, strict=True) if name == layer]
         file.begin_layer(layer, shaping.crs or CRS.from_wkt(own[0].crs.to_wkt()))
         for patch in own:
-            grounds = {piece.name: Ground.of(piece.box) for piece in patch.pieces}
+            grounds = {piece.name: MetricFrame.of(piece.box) for piece in patch.pieces}
             tracer = Tracer()
             for corners, read in _strict(read_corners(patch, rule)):
                 for part in footprints(tracer.add(corners), patch, grounds, shaping, tally):
@@ -286,7 +286,7 @@ def _target_crs(target: Path, options: PolygonOptions) -> CRS | None:
     return CRS.from_user_input(WGS84)
 
 
-def _layer_names(patches: Sequence[Patchwork], target: Path, crs: CRS | None) -> list[str]:
+def _layer_names(patches: Sequence[MaskMosaic], target: Path, crs: CRS | None) -> list[str]:
     """Return the layer of each patch: one for all, or one for each CRS, named after it."""
     found = list(dict.fromkeys(patch.crs.to_wkt() for patch in patches))
     if crs is not None or len(found) == 1:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from aerialseg.geo.geobox import GeoBox
-    from aerialseg.geo.polygons.patchwork import Patchwork, Piece
+    from aerialseg.geo.polygons.patchwork import MaskMosaic, PlacedMask
     from aerialseg.geo.polygons.trace import Outlines
 
     Shapes = NDArray[np.object_]
@@ -97,7 +97,7 @@ class Footprints:
 
 
 @dataclass(slots=True)
-class Tally:
+class ShapeCounts:
     """What was done, counted on the way."""
 
     kept: int = 0
@@ -118,7 +118,7 @@ def join_footprints(parts: Sequence[Footprints]) -> Footprints:
 
 
 def footprints(
-    outlines: Outlines, patchwork: Patchwork, grounds: Mapping[str, Ground], shaping: Shaping, tally: Tally
+    outlines: Outlines, patchwork: MaskMosaic, grounds: Mapping[str, MetricFrame], shaping: Shaping, tally: ShapeCounts
 ) -> Iterator[Footprints]:
     """Yield the footprints of a patchwork's outlines, a few at a time, and count them in `tally`.
 
@@ -152,7 +152,7 @@ def footprints(
             )
 
 
-def _owners(outlines: Outlines, pieces: Sequence[Piece]) -> NDArray[np.int64]:
+def _owners(outlines: Outlines, pieces: Sequence[PlacedMask]) -> NDArray[np.int64]:
     """Return the index of the first piece that holds each building's first pixel."""
     owner = np.full(len(outlines), -1, dtype=np.int64)
     row, col = outlines.first[:, 0], outlines.first[:, 1]
@@ -162,7 +162,7 @@ def _owners(outlines: Outlines, pieces: Sequence[Piece]) -> NDArray[np.int64]:
     return owner
 
 
-def _polygons(outlines: Outlines, pieces: Sequence[Piece], owner: NDArray[np.int64]) -> Shapes:
+def _polygons(outlines: Outlines, pieces: Sequence[PlacedMask], owner: NDArray[np.int64]) -> Shapes:
     """Return polygons along the pixels' edges, in the CRS of the pieces."""
     if not len(outlines):
         return np.empty(0, dtype=object)
@@ -176,7 +176,7 @@ def _polygons(outlines: Outlines, pieces: Sequence[Piece], owner: NDArray[np.int
     return polygons
 
 
-def _shaped(shapes: Shapes, ground: Ground, gsd_m: float | None, shaping: Shaping) -> Iterator[tuple[Shapes, int]]:
+def _shaped(shapes: Shapes, ground: MetricFrame, gsd_m: float | None, shaping: Shaping) -> Iterator[tuple[Shapes, int]]:
     """Yield the polygons simplified and regularised, in order, and how many could not be regularised."""
     if not shaping.changes:
         yield shapes, 0
@@ -193,7 +193,7 @@ def _shaped(shapes: Shapes, ground: Ground, gsd_m: float | None, shaping: Shapin
         yield shapely.transform(part, back), failed
 
 
-def _finished(shapes: Shapes, ground: Ground, piece: Piece, shaping: Shaping) -> Shapes:
+def _finished(shapes: Shapes, ground: MetricFrame, piece: PlacedMask, shaping: Shaping) -> Shapes:
     """Return the polygons in the CRS asked for, valid, their outer rings anticlockwise."""
     if shaping.crs is not None:
         shapes = shapely.transform(shapes, ground.to_crs(shaping.crs))
@@ -286,7 +286,7 @@ def _resemble(before: Shapes, after: Shapes) -> NDArray[np.bool_]:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Ground:
+class MetricFrame:
     """How to measure around one raster."""
 
     crs: CRS
@@ -296,7 +296,7 @@ class Ground:
     """Metres in a unit of the plane; None where the plane is not true to scale."""
 
     @classmethod
-    def of(cls, box: GeoBox) -> Ground:
+    def of(cls, box: GeoBox) -> MetricFrame:
         """Return the ground around a georeferenced raster."""
         if box.crs is None:
             raise ValueError("a raster without a CRS has no ground")

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rasterio.io import DatasetReader
 
-    from aerialseg.geo.polygons.patchwork import Patchwork, Piece
+    from aerialseg.geo.polygons.patchwork import MaskMosaic, PlacedMask
 
 STRIP_PIXELS = 1 << 22
 STRIP_ROWS = (64, 1024)
@@ -46,7 +46,7 @@ ALONG_ROW, LATER, HOLE = np.uint8(1), np.uint8(2), np.uint8(4)
 this one belongs to the piece below; here begins a hole, if the ring begins here."""
 
 
-def read_corners(patchwork: Patchwork, rule: ResolvedRule) -> Iterator[tuple[Corners, int]]:
+def read_corners(patchwork: MaskMosaic, rule: ResolvedRule) -> Iterator[tuple[Corners, int]]:
     """Yield the corners of the buildings, strip by strip, and how many pixels were read for them.
 
     The corners' sums are those of the probabilities 0..254 of building pixels and of their number, where probability is
@@ -84,7 +84,7 @@ class _Span:
     """(2, rows, cols + 1): sums of probability and of known pixels left of each pixel corner; None: all unknown."""
 
     @classmethod
-    def read(cls, pieces: Sequence[Piece], top: int, bottom: int, readers: _Readers) -> _Span:
+    def read(cls, pieces: Sequence[PlacedMask], top: int, bottom: int, readers: _Readers) -> _Span:
         left, right = min(piece.col for piece in pieces), max(piece.right for piece in pieces)
         building = np.zeros((bottom - top, right - left + 2), dtype=np.bool_)
         quanta = None
@@ -127,17 +127,17 @@ class _Readers:
     def __exit__(self, *_: object) -> None:
         self.keep(())
 
-    def keep(self, active: Sequence[Piece]) -> None:
+    def keep(self, active: Sequence[PlacedMask]) -> None:
         """Close the files of pieces that are not active."""
         used = {path for piece in active for path in (piece.mask, piece.probability)}
         for path in [path for path in self._open if path not in used]:
             self._open.pop(path)[1].close()
 
-    def mask(self, piece: Piece, window: Window) -> NDArray[np.bool_]:
+    def mask(self, piece: PlacedMask, window: Window) -> NDArray[np.bool_]:
         """Read where the mask says building."""
         return read_mask(self._dataset(piece.mask), self._rule, window)[0]
 
-    def probability(self, piece: Piece, window: Window) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    def probability(self, piece: PlacedMask, window: Window) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """Read quantised probabilities, and where they are known."""
         path = piece.probability
         if path is None:
@@ -163,7 +163,7 @@ def _row_sums(building: NDArray[np.bool_], quanta: NDArray[np.int16]) -> NDArray
     return sums
 
 
-def _strips(patchwork: Patchwork) -> Iterator[tuple[int, int, list[Piece]]]:
+def _strips(patchwork: MaskMosaic) -> Iterator[tuple[int, int, list[PlacedMask]]]:
     """Yield first row, row below the last, and the pieces that reach across all rows; an empty row ends it."""
     pieces = patchwork.pieces
     cuts = sorted({row for piece in pieces for row in (piece.row, piece.bottom)})
@@ -179,9 +179,9 @@ def _strips(patchwork: Patchwork) -> Iterator[tuple[int, int, list[Piece]]]:
     yield cuts[-1], cuts[-1] + 1, []
 
 
-def _side_by_side(pieces: Sequence[Piece]) -> list[list[Piece]]:
+def _side_by_side(pieces: Sequence[PlacedMask]) -> list[list[PlacedMask]]:
     """Return the pieces of a strip in runs without a gap, from left to right."""
-    runs: list[list[Piece]] = []
+    runs: list[list[PlacedMask]] = []
     right = -1
     for piece in sorted(pieces, key=lambda piece: piece.col):
         if not runs or piece.col > right:

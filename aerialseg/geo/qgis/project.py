@@ -55,7 +55,7 @@ EDGE_STEPS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class MapLayer:
     """One entry in QGIS's list of layers."""
 
     name: str
@@ -70,17 +70,17 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class MapGroup:
     """Layers that are switched on and off together; a name of "" leaves them at the top level."""
 
     name: str
-    layers: tuple[Layer, ...]
+    layers: tuple[MapLayer, ...]
     visible: bool = True
 
 
 def write_project(
     path: Path,
-    groups: Sequence[Group],
+    groups: Sequence[MapGroup],
     frame: Sequence[GeoBox],
     say: Callable[[str], None],
     *,
@@ -92,7 +92,7 @@ def write_project(
     is told so, and of layers whose names no project can hold. Raises OutputError for a stranger's file at `path`, which
     `overwrite` replaces.
     """
-    fitting = [Group(group.name, _nameable(group.layers, say), group.visible) for group in groups]
+    fitting = [MapGroup(group.name, _nameable(group.layers, say), group.visible) for group in groups]
     text = _project(path, [group for group in fitting if group.layers], frame)
     note = write_sealed(path, _zipped(text), remembers=was_ours, overwrite=overwrite)
     if note is not None:
@@ -116,7 +116,7 @@ def relative_to(path: Path, folder: Path) -> str:
     return os.path.relpath(absolute, folder.resolve()).replace(os.sep, "/")
 
 
-def _nameable(layers: Sequence[Layer], say: Callable[[str], None]) -> tuple[Layer, ...]:
+def _nameable(layers: Sequence[MapLayer], say: Callable[[str], None]) -> tuple[MapLayer, ...]:
     bad = [layer for layer in layers if _ILLEGAL.search(str(layer.path))]
     for layer in bad:
         say(f"{one_line(layer.path)}: a QGIS project cannot hold this name; the layer is left out")
@@ -136,7 +136,7 @@ def _zipped(text: str) -> bytes:
     return stream.getvalue()
 
 
-def _project(path: Path, groups: Sequence[Group], frame: Sequence[GeoBox]) -> str:
+def _project(path: Path, groups: Sequence[MapGroup], frame: Sequence[GeoBox]) -> str:
     crs = _main_crs(frame)
     layers = [layer for group in groups for layer in group.layers]
     identifiers = [_identifier(path, layer) for layer in layers]
@@ -199,7 +199,7 @@ def _crs(crs: CRS | None) -> str:
     return f"<spatialrefsys><wkt>{escape(crs.to_wkt(version='WKT2_2019'))}</wkt>{known}</spatialrefsys>"
 
 
-def _tree_group(path: Path, group: Group, named: dict[Layer, str]) -> str:
+def _tree_group(path: Path, group: MapGroup, named: dict[MapLayer, str]) -> str:
     checked = "Qt::Checked" if group.visible else "Qt::Unchecked"
     layers = "".join(
         f'<layer-tree-layer id="{named[layer]}" name={_attribute(one_line(layer.name))} checked="Qt::Checked"'
@@ -216,7 +216,7 @@ def _tree_group(path: Path, group: Group, named: dict[Layer, str]) -> str:
     )
 
 
-def _map_layer(path: Path, layer: Layer, identifier: str) -> str:
+def _map_layer(path: Path, layer: MapLayer, identifier: str) -> str:
     kind = 'type="vector" geometry="Polygon"' if layer.vector else 'type="raster"'
     srs = "" if layer.crs is None else f"<srs>{_crs(layer.crs)}</srs>\n"
     encoding = ' encoding="UTF-8"' if layer.vector else ""
@@ -228,16 +228,16 @@ def _map_layer(path: Path, layer: Layer, identifier: str) -> str:
     )
 
 
-def _provider(layer: Layer) -> str:
+def _provider(layer: MapLayer) -> str:
     return "ogr" if layer.vector else "gdal"
 
 
-def _identifier(path: Path, layer: Layer) -> str:
+def _identifier(path: Path, layer: MapLayer) -> str:
     """Return an id that is longer than ten characters, without which rasters vanish from QGIS's tree."""
     return "layer_" + hashlib.sha256(_source(path, layer).encode()).hexdigest()[:16]
 
 
-def _source(path: Path, layer: Layer) -> str:
+def _source(path: Path, layer: MapLayer) -> str:
     """Return the layer's source as a project holds it: from the project's real folder, which is what QGIS resolves."""
     relative = relative_to(layer.path, path.parent)
     dotted = relative if relative.startswith("../") else f"./{relative}"

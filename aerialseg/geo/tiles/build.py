@@ -1,6 +1,6 @@
 """Scenes and their labels become a set of tiles to train on: GeoTIFF pairs, an index to look at, and a manifest.
 
-Scenes are checked first (`survey`), then cut row by row in threads (`cutting`), or only counted for a set without
+Scenes are checked first (`plan_tiles`), then cut row by row in threads (`cutting`), or only counted for a set without
 pixels, each finished scene being remembered (`records`), so that the same command goes on where a killed one stopped
 and does nothing when nothing has changed. The manifest comes last (`assembly`).
 
@@ -45,7 +45,7 @@ from aerialseg.geo.tiles.cut import (
     save_record,
     summarise,
 )
-from aerialseg.geo.tiles.plan import Job, Survey, TilingOptions, none_left, set_aside, survey
+from aerialseg.geo.tiles.plan import TileJob, TilingOptions, TilingPlan, none_left, plan_tiles, set_aside
 from aerialseg.geo.tiles.sources import describe_sources
 from aerialseg.geo.tiles.tileset import (
     INDEX,
@@ -124,7 +124,7 @@ def tile_scenes(
     whole impossible; then `out` has no manifest, or still the old one if nothing was begun.
     """
     progress, began = progress or Silent(), time.monotonic()
-    found = survey(scenes, options, progress)
+    found = plan_tiles(scenes, options, progress)
     for note in found.notes:
         progress.say(note)
     refuse_outputs(out, found.jobs, overwrite=options.overwrite)
@@ -139,8 +139,8 @@ def tile_scenes(
 
 
 def _bring_up_to_date(
-    out: Path, found: Survey, options: TilingOptions, progress: Progress
-) -> tuple[list[SceneRecord], list[Job], dict[str, AerialsegError], bool]:
+    out: Path, found: TilingPlan, options: TilingOptions, progress: Progress
+) -> tuple[list[SceneRecord], list[TileJob], dict[str, AerialsegError], bool]:
     """Cut what is missing; return the records, the jobs that were cut, the failures, and whether anything changed."""
     before, failures = look_before(out, overwrite=options.overwrite), dict(found.failures)
     digests = _digests(found.jobs, options, progress)
@@ -170,27 +170,27 @@ def _threads(options: TilingOptions) -> int:
     return options.threads or min(MAX_THREADS, usable_processors() + 2)
 
 
-def _digests(jobs: Sequence[Job], options: TilingOptions, progress: Progress) -> dict[str, str]:
+def _digests(jobs: Sequence[TileJob], options: TilingOptions, progress: Progress) -> dict[str, str]:
     """Return each scene's digest by stem; all input files are read once."""
     digests = {}
     progress.start("comparing", len(jobs), "scene")
     with ThreadPoolExecutor(_threads(options)) as pool:
-        for job, digest in zip(jobs, pool.map(Job.digest, jobs), strict=True):
+        for job, digest in zip(jobs, pool.map(TileJob.digest, jobs), strict=True):
             digests[job.stem] = digest
             progress.advance(1, job.scene.name)
     progress.finish()
     return digests
 
 
-def _reusable(out: Path, jobs: Sequence[Job], digests: Mapping[str, str]) -> dict[str, SceneRecord]:
+def _reusable(out: Path, jobs: Sequence[TileJob], digests: Mapping[str, str]) -> dict[str, SceneRecord]:
     """Return the records, by stem, of scenes whose tiles are there and would come out the same."""
     known = ((job.stem, load_record(out, job.stem)) for job in jobs)
     return {stem: record for stem, record in known if record and record.digest == digests[stem] and record.holds(out)}
 
 
 def _cut_all(
-    jobs: Sequence[Job], out: Path | None, options: TilingOptions, progress: Progress
-) -> Iterator[tuple[Job, list[CutTile] | AerialsegError]]:
+    jobs: Sequence[TileJob], out: Path | None, options: TilingOptions, progress: Progress
+) -> Iterator[tuple[TileJob, list[CutTile] | AerialsegError]]:
     """Cut scenes in threads, and yield each with its tiles, or with the reason it could not be read, in order."""
     pieces = [(job, row) for job in jobs for row in rows_of(job)]
     pool = ThreadPoolExecutor(_threads(options), thread_name_prefix="tile")
@@ -205,10 +205,10 @@ def _cut_all(
 
 
 def _hand_out(
-    pool: ThreadPoolExecutor, pieces: Sequence[tuple[Job, Row]], out: Path | None, ahead: int
-) -> Iterator[tuple[Job, Row, Future[list[CutTile]]]]:
+    pool: ThreadPoolExecutor, pieces: Sequence[tuple[TileJob, Row]], out: Path | None, ahead: int
+) -> Iterator[tuple[TileJob, Row, Future[list[CutTile]]]]:
     """Yield every piece of work in order once it has been handed out, with at most `ahead` waiting or running."""
-    waiting: deque[tuple[Job, Row, Future[list[CutTile]]]] = deque()
+    waiting: deque[tuple[TileJob, Row, Future[list[CutTile]]]] = deque()
     for job, row in pieces:
         waiting.append((job, row, pool.submit(cut_tiles, job, row, out)))
         if len(waiting) >= ahead:
@@ -217,7 +217,7 @@ def _hand_out(
 
 
 def _collect(
-    results: Iterable[tuple[Job, Row, Future[list[CutTile]]]], options: TilingOptions, progress: Progress
+    results: Iterable[tuple[TileJob, Row, Future[list[CutTile]]]], options: TilingOptions, progress: Progress
 ) -> list[CutTile] | AerialsegError:
     """Wait for the pieces of one scene; return its tiles in order, or what was wrong with it."""
     cuts: list[CutTile] = []
@@ -238,7 +238,11 @@ def _mpx(row: Row) -> float:
 
 
 def _report(
-    out: Path, records: Sequence[SceneRecord], cut: Sequence[Job], failures: Mapping[str, AerialsegError], began: float
+    out: Path,
+    records: Sequence[SceneRecord],
+    cut: Sequence[TileJob],
+    failures: Mapping[str, AerialsegError],
+    began: float,
 ) -> TilingReport:
     splits = read_splits(out / INDEX)
     classes = pooled_classes(records, splits)
@@ -257,7 +261,7 @@ def _report(
 
 
 @dataclass(frozen=True, slots=True)
-class Before:
+class PreviousRun:
     """What an earlier run left."""
 
     manifest: dict[str, Any] | None = None
@@ -266,7 +270,7 @@ class Before:
     """Tile -> split that was set by hand; empty when the tile was taken out of use."""
 
 
-def refuse_outputs(folder: Path, jobs: Sequence[Job], *, overwrite: bool) -> None:
+def refuse_outputs(folder: Path, jobs: Sequence[TileJob], *, overwrite: bool) -> None:
     """Raise when the set would overwrite an input (UsageError), or strangers' files without consent (OutputError)."""
     inputs = {path for job in jobs for path in job.inputs}
     places = {str((folder / part).resolve()).casefold() for part in PARTS}
@@ -287,27 +291,27 @@ def refuse_outputs(folder: Path, jobs: Sequence[Job], *, overwrite: bool) -> Non
             )
 
 
-def look_before(folder: Path, *, overwrite: bool) -> Before:
+def look_before(folder: Path, *, overwrite: bool) -> PreviousRun:
     """Return what an earlier run left in the folder; nothing when all is to be made anew."""
     if overwrite:
-        return Before()
+        return PreviousRun()
     aside = folder / FOLDER / EDITS
     try:
         manifest = read_manifest(folder)
     except BadDataError:  # the tiles are still there; what they are is in the records
         manifest = None
     if manifest is None:
-        return Before(None, json.loads(aside.read_text(encoding="utf-8")) if aside.is_file() else {})
+        return PreviousRun(None, json.loads(aside.read_text(encoding="utf-8")) if aside.is_file() else {})
     if not (folder / INDEX).is_file():
-        return Before(manifest)
+        return PreviousRun(manifest)
     now = read_splits(folder / INDEX)
     planned = {tile["name"]: tile["split"] for tile in manifest["tiles"]}
-    return Before(manifest, {name: now.get(name, "") for name, split in planned.items() if now.get(name) != split})
+    return PreviousRun(manifest, {name: now.get(name, "") for name, split in planned.items() if now.get(name) != split})
 
 
 def is_finished(
     folder: Path,
-    before: Before,
+    before: PreviousRun,
     records: Sequence[SceneRecord],
     failures: Mapping[str, AerialsegError],
     sources: Mapping[str, Any] | None,
@@ -323,12 +327,12 @@ def is_finished(
     )
 
 
-def sources_of(jobs: Sequence[Job], options: TilingOptions, folder: Path) -> dict[str, Any] | None:
+def sources_of(jobs: Sequence[TileJob], options: TilingOptions, folder: Path) -> dict[str, Any] | None:
     """Return what the tiles of a set without pixels are read from; None for a set with files of its own."""
     return describe_sources(jobs, options, folder) if options.index_only else None
 
 
-def begin_set(folder: Path, before: Before) -> None:
+def begin_set(folder: Path, before: PreviousRun) -> None:
     """Mark the folder as unfinished, with the edits put aside."""
     (folder / FOLDER).mkdir(parents=True, exist_ok=True)
     if before.edits:
@@ -338,7 +342,7 @@ def begin_set(folder: Path, before: Before) -> None:
 
 def finish_set(
     folder: Path,
-    jobs: Sequence[Job],
+    jobs: Sequence[TileJob],
     records: Sequence[SceneRecord],
     failures: Mapping[str, AerialsegError],
     options: TilingOptions,

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from aerialseg.geo.geobox import GeoBox
-    from aerialseg.geo.tiles.plan import Job, PlannedTile
+    from aerialseg.geo.tiles.plan import PlannedTile, TileJob
 
     Arrays = tuple[NDArray[np.uint8], NDArray[np.bool_], NDArray[np.uint8]]
     """The pixels (bands, rows, cols), valid (rows, cols) and labels (rows, cols) of one window."""
@@ -74,7 +74,7 @@ class CutTile:
     """Bytes of the image and of the mask file."""
 
 
-def rows_of(job: Job) -> list[list[PlannedTile]]:
+def rows_of(job: TileJob) -> list[list[PlannedTile]]:
     """Return the tiles of a scene in pieces of work: rows of tiles, or all at once for a file that reads from the top.
 
     PNG and JPEG can only be decoded from their beginning, so a second handle would decode everything again.
@@ -84,7 +84,7 @@ def rows_of(job: Job) -> list[list[PlannedTile]]:
     return [list(row) for _, row in groupby(job.tiles, key=lambda planned: planned.tile.window.row_off)]
 
 
-def cut_tiles(job: Job, tiles: Sequence[PlannedTile], folder: Path | None) -> list[CutTile]:
+def cut_tiles(job: TileJob, tiles: Sequence[PlannedTile], folder: Path | None) -> list[CutTile]:
     """Write the images and masks of some tiles of a scene below `folder`, if given, and return what became of each.
 
     Raises BadDataError where the scene or its mask is damaged, StorageError and OutputError where a file cannot be
@@ -94,7 +94,7 @@ def cut_tiles(job: Job, tiles: Sequence[PlannedTile], folder: Path | None) -> li
         return [_cut(job, planned, arrays, folder) for planned, arrays in read]
 
 
-def read_tiles(job: Job, tiles: Sequence[PlannedTile]) -> Generator[tuple[PlannedTile, Arrays], None, None]:
+def read_tiles(job: TileJob, tiles: Sequence[PlannedTile]) -> Generator[tuple[PlannedTile, Arrays], None, None]:
     """Yield tiles of a scene with their pixels and labels, as far as the scene goes (`padded` makes them whole).
 
     Opens its own handles, so that it can run in any thread; close it in the same one, also after an error: a handle
@@ -157,7 +157,7 @@ def _around(piece: Sequence[PlannedTile], box: GeoBox) -> Window:
     return Window(first.col_off, first.row_off, width, min(first.height, box.height - first.row_off))
 
 
-def _cut(job: Job, planned: PlannedTile, arrays: Arrays, folder: Path | None) -> CutTile:
+def _cut(job: TileJob, planned: PlannedTile, arrays: Arrays, folder: Path | None) -> CutTile:
     pixels, valid, labels = arrays
     window, core = planned.tile.window, planned.tile.core
     reason = _left_out(job, planned, valid, labels)
@@ -177,7 +177,7 @@ def _cut(job: Job, planned: PlannedTile, arrays: Arrays, folder: Path | None) ->
     return CutTile(record, "", classes, _count(valid), tuple(sums), tuple(squares), sizes)
 
 
-def _left_out(job: Job, planned: PlannedTile, valid: NDArray[np.bool_], labels: NDArray[np.uint8]) -> str:
+def _left_out(job: TileJob, planned: PlannedTile, valid: NDArray[np.bool_], labels: NDArray[np.uint8]) -> str:
     """Return why a tile is not kept, or nothing; of empty training tiles a hash of the name draws some."""
     if not valid.any():
         return "nodata"
@@ -189,7 +189,7 @@ def _left_out(job: Job, planned: PlannedTile, valid: NDArray[np.bool_], labels: 
     return "" if lot < job.keep_empty else "thinned"
 
 
-def _write(job: Job, planned: PlannedTile, folder: Path, arrays: Arrays) -> tuple[int, int]:
+def _write(job: TileJob, planned: PlannedTile, folder: Path, arrays: Arrays) -> tuple[int, int]:
     """Write the two files, padded to the tile's size, and return their sizes in bytes."""
     size = planned.tile.window.height
     pixels, valid, labels = padded(arrays, size)

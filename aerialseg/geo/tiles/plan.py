@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from rasterio.windows import Window
 
     from aerialseg.geo.labels import ResolvedRule
-    from aerialseg.geo.vectors import Layer
+    from aerialseg.geo.vectors import VectorLayer
     from aerialseg.progress import Progress
 
     Polygons = NDArray[np.object_]
@@ -57,7 +57,7 @@ NAME_BYTES = 180
 """The part of a tile's name that comes from its scene is no longer; file systems allow 255 bytes in all."""
 SIMILAR_GSD = 1.1
 Side = Literal["train", "val", "gap"]
-Sides = dict[str, list[Side]]
+Splits = dict[str, list[Side]]
 """Scene name -> the side of each of its tiles, in the grid's order."""
 VAL_SHARE = 0.2
 """Of the blocks."""
@@ -125,7 +125,7 @@ class PlannedTile:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Job:
+class TileJob:
     """One scene with all that its tiles depend on; holds no handle."""
 
     scene: Scene
@@ -154,18 +154,18 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Survey:
+class TilingPlan:
     """The scenes that can be cut, in order, and why the others cannot."""
 
     given: int
     """Scenes, usable or not."""
-    jobs: tuple[Job, ...]
+    jobs: tuple[TileJob, ...]
     failures: dict[str, AerialsegError]
     notes: tuple[str, ...]
     """Lines for the user."""
 
 
-def survey(scenes: Sequence[Scene], options: TilingOptions, progress: Progress) -> Survey:
+def plan_tiles(scenes: Sequence[Scene], options: TilingOptions, progress: Progress) -> TilingPlan:
     """Check scenes and labels and plan the tiles.
 
     Says why a scene cannot be used. Raises the first one's error when none can, and whatever concerns all of them:
@@ -188,11 +188,11 @@ def survey(scenes: Sequence[Scene], options: TilingOptions, progress: Progress) 
         inputs = (scene.image, *label_source.files(scene))
         settings = _settings(source, box, tiles[name], label_source, options)
         planned = scene, stems[name], source, box, label_source.of(scene, box), tiles[name], gaps[name]
-        jobs.append(Job(*planned, options.keep_empty, options.keep_unlabelled, inputs, settings))
+        jobs.append(TileJob(*planned, options.keep_empty, options.keep_unlabelled, inputs, settings))
     notes += [line for layer in (*layers, labelled, validation) if layer is not None for line in layer.warnings]
     notes += [] if rule is None else rule.warnings
     notes += label_source.coverage_notes({job.scene.name: job.labels for job in jobs}, boxes)
-    return Survey(len(scenes), tuple(jobs), failures, tuple(_collapsed([*notes, *_set_notes(jobs)])))
+    return TilingPlan(len(scenes), tuple(jobs), failures, tuple(_collapsed([*notes, *_set_notes(jobs)])))
 
 
 def _inspect(
@@ -293,11 +293,11 @@ def _plan(
     stems: Mapping[str, str],
     boxes: Mapping[str, GeoBox],
     options: TilingOptions,
-    validation: Layer | None,
+    validation: VectorLayer | None,
 ) -> tuple[dict[str, tuple[PlannedTile, ...]], dict[str, int]]:
     """Return each scene's tiles, and how many were left out of each between training and validation."""
     grids = {name: TileGrid(box.height, box.width, options.size, options.overlap) for name, box in boxes.items()}
-    sides = choose_sides(scenes, boxes, grids, options.split, validation)
+    sides = assign_splits(scenes, boxes, grids, options.split, validation)
     tiles = {}
     for name, grid in grids.items():
         planned = [PlannedTile(_tile_name(stems[name], t), t, s) for t, s in zip(grid, sides[name], strict=True)]
@@ -348,7 +348,7 @@ def _settings(
     return json.dumps([FORMAT, windows, grid, pixels, labels.settings(), options.keep_empty, *flags])
 
 
-def _set_notes(jobs: Sequence[Job]) -> list[str]:
+def _set_notes(jobs: Sequence[TileJob]) -> list[str]:
     """Say what is worth knowing about the set as a whole."""
     bare = [job for job in jobs if job.labels.mask is None and job.labels.polygons is None]
     notes = [f"{len(bare)} scenes have no labels: only train --teacher learns from them"] if bare else []
@@ -372,19 +372,23 @@ def _collapsed(notes: Iterable[str]) -> list[str]:
     return [f"{same[0]} (and {len(same) - 1} more like it)" if len(same) > 1 else same[0] for same in said.values()]
 
 
-def choose_sides(
-    scenes: Sequence[Scene], boxes: Mapping[str, GeoBox], grids: Mapping[str, TileGrid], split: str, area: Layer | None
-) -> Sides:
+def assign_splits(
+    scenes: Sequence[Scene],
+    boxes: Mapping[str, GeoBox],
+    grids: Mapping[str, TileGrid],
+    split: str,
+    area: VectorLayer | None,
+) -> Splits:
     """Return the side of every tile.
 
     `split` is "auto", "blocks=N", "0" (everything trains) or what `split_scenes` understands; "auto" cuts a single
     scene into blocks. With `area`, tiles that lie in it at least by half validate. Raises UsageError and BadDataError.
     """
     if area is not None:
-        return with_gap(sides_by_area(boxes, grids, area), boxes, grids)
+        return with_gap(split_by_area(boxes, grids, area), boxes, grids)
     blocks = re.fullmatch(r"blocks=([1-9]\d*)", split)
     if blocks is not None:
-        return with_gap(sides_by_blocks(grids, int(blocks[1])), boxes, grids)
+        return with_gap(split_by_blocks(grids, int(blocks[1])), boxes, grids)
     if split in ("0", "0.0"):
         return {name: ["train"] * len(grid) for name, grid in grids.items()}
     if split == "auto" and len(scenes) == 1:
@@ -393,7 +397,7 @@ def choose_sides(
     return {name: [by_scene[name]] * len(grid) for name, grid in grids.items()}
 
 
-def sides_by_blocks(grids: Mapping[str, TileGrid], blocks: int) -> Sides:
+def split_by_blocks(grids: Mapping[str, TileGrid], blocks: int) -> Splits:
     """Cut every scene into blocks of `blocks` x `blocks` tiles and let about a fifth of all blocks validate.
 
     Which ones is drawn by a hash of the scene's name and the block's place, so it stays the same from run to run.
@@ -408,9 +412,9 @@ def sides_by_blocks(grids: Mapping[str, TileGrid], blocks: int) -> Sides:
     return {name: ["val" if place in chosen else "train" for place in tiles] for name, tiles in places.items()}
 
 
-def sides_by_area(boxes: Mapping[str, GeoBox], grids: Mapping[str, TileGrid], area: Layer) -> Sides:
+def split_by_area(boxes: Mapping[str, GeoBox], grids: Mapping[str, TileGrid], area: VectorLayer) -> Splits:
     """Let the tiles validate whose core lies in the area at least by half; raises BadDataError when none does."""
-    sides: Sides = {}
+    sides: Splits = {}
     for name, grid in grids.items():
         laid = overlay([area], boxes[name])
         sides[name] = ["val" if laid.share_of(tile.core) >= 0.5 else "train" for tile in grid]
@@ -419,7 +423,7 @@ def sides_by_area(boxes: Mapping[str, GeoBox], grids: Mapping[str, TileGrid], ar
     return sides
 
 
-def with_gap(sides: Sides, boxes: Mapping[str, GeoBox], grids: Mapping[str, TileGrid]) -> Sides:
+def with_gap(sides: Splits, boxes: Mapping[str, GeoBox], grids: Mapping[str, TileGrid]) -> Splits:
     """Take away the training tiles that come closer than a tile to a validation tile, of whatever scene."""
     outlines = {
         name: _outlines([tile.window for tile, side in zip(grid, sides[name], strict=True) if side == "val"])
@@ -427,7 +431,7 @@ def with_gap(sides: Sides, boxes: Mapping[str, GeoBox], grids: Mapping[str, Tile
     }
     every_crs = {box.crs for box in boxes.values() if box.georeferenced}
     ground = {crs: shapely.STRtree(_on_ground(outlines, boxes, crs)) for crs in every_crs}
-    result: Sides = {}
+    result: Splits = {}
     for name, grid in grids.items():
         box, reach = boxes[name], grid.size - TOUCHING
         alone = not box.georeferenced
@@ -439,11 +443,11 @@ def with_gap(sides: Sides, boxes: Mapping[str, GeoBox], grids: Mapping[str, Tile
     return result
 
 
-def _sides_of_one_scene(boxes: Mapping[str, GeoBox], grids: Mapping[str, TileGrid]) -> Sides:
+def _sides_of_one_scene(boxes: Mapping[str, GeoBox], grids: Mapping[str, TileGrid]) -> Splits:
     """Cut one scene into about five blocks; where it is too small for a gap, all of it trains."""
     ((name, grid),) = grids.items()
     if len(grid) > 1:
-        sides = with_gap(sides_by_blocks(grids, math.ceil(math.sqrt(len(grid) * VAL_SHARE))), boxes, grids)
+        sides = with_gap(split_by_blocks(grids, math.ceil(math.sqrt(len(grid) * VAL_SHARE))), boxes, grids)
         if "train" in sides[name]:
             return sides
     return {name: ["train"] * len(grid)}

@@ -14,17 +14,17 @@ from aerialseg.errors import BadDataError, NoInputError, one_line
 from aerialseg.geo.inspection import Access, BandRule
 from aerialseg.geo.labels import MaskRule
 from aerialseg.geo.scenes import Scene
-from aerialseg.geo.tiles.plan import TilingOptions, survey
+from aerialseg.geo.tiles.plan import TilingOptions, plan_tiles
 from aerialseg.progress import Silent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from aerialseg.geo.tiles.plan import Job
+    from aerialseg.geo.tiles.plan import TileJob
     from aerialseg.geo.tiles.tileset import TileSet
 
 
-def describe_sources(jobs: Sequence[Job], options: TilingOptions, folder: Path) -> dict[str, Any]:
+def describe_sources(jobs: Sequence[TileJob], options: TilingOptions, folder: Path) -> dict[str, Any]:
     """Return as JSON values what `plan_again` needs."""
 
     def place(path: Path | None) -> str | None:
@@ -60,17 +60,17 @@ def source_files(tiles: TileSet) -> dict[str, tuple[Path, ...]]:
     return files
 
 
-def plan_again(tiles: TileSet) -> list[Job]:
-    """Return the scenes' jobs as they were when the set was made; raises what `survey` raises. Reads headers only."""
+def plan_again(tiles: TileSet) -> list[TileJob]:
+    """Return the scenes' jobs as they were when the set was made; raises what `plan_tiles` raises. Headers only."""
     scenes, options = _parse(tiles)
-    found = survey(scenes, options, Silent())
+    found = plan_tiles(scenes, options, Silent())
     for name in tiles.scenes:
         if name in found.failures:
             raise found.failures[name]
     return [job for job in found.jobs if job.scene.name in tiles.scenes]
 
 
-def check_unchanged(tiles: TileSet, job: Job) -> None:
+def check_unchanged(tiles: TileSet, job: TileJob) -> None:
     """Raise BadDataError when a scene or its labels are not what they were; reads all of its files."""
     if job.digest() != tiles.scenes[job.scene.name]:
         raise BadDataError(

@@ -21,7 +21,7 @@ from rasterio.warp import transform
 from small_run import Told
 
 from aerialseg.errors import BadDataError, OutputError, UsageError
-from aerialseg.geo.opening import in_memory
+from aerialseg.geo.opening import without_warnings
 from aerialseg.geo.polygons import trace
 from aerialseg.geo.polygons.patchwork import piece_of
 from aerialseg.geo.polygons.polygonize import MaskLayer, PolygonOptions, polygonize_masks, write_buildings
@@ -72,13 +72,13 @@ def read(path: Path) -> geopandas.GeoDataFrame:
 
 
 def by_rasterio(mask: np.ndarray, grid: Affine = GRID) -> list[shapely.Geometry]:
-    with in_memory():
+    with without_warnings():
         found = shapes(mask.astype(np.uint8), mask=mask, connectivity=4, transform=grid)
         return [shapely.geometry.shape(shape) for shape, _ in found]
 
 
 def burned(shapes_: Any, like: np.ndarray, grid: Affine = GRID) -> np.ndarray:
-    with in_memory():
+    with without_warnings():
         return rasterize(shapes_, out_shape=like.shape, transform=grid).astype(bool)
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.features import rasterize, shapes
 
-from aerialseg.geo.opening import in_memory
+from aerialseg.geo.opening import without_warnings
 from aerialseg.geo.polygons.trace import Outlines, Tracer, find_corners
 
 
@@ -40,7 +40,7 @@ def polygons_of(found: Outlines) -> list[shapely.Polygon]:
 
 
 def by_gdal(mask: np.ndarray) -> list[shapely.Geometry]:
-    with in_memory():
+    with without_warnings():
         found = [shapely.geometry.shape(shape) for shape, _ in shapes(mask.astype(np.uint8), mask=mask, connectivity=4)]
     return [shape if shape.is_valid else shapely.make_valid(shape) for shape in found]
 
@@ -71,7 +71,7 @@ def test_sums_over_corners_are_sums_over_pixels(mask: np.ndarray, rows: int, see
     values = np.random.default_rng(seed).integers(0, 255, mask.shape)
     polygons, sums = traced(mask, rows, values)
     for polygon, total in zip(polygons, sums[0].tolist(), strict=True):
-        with in_memory():
+        with without_warnings():
             inside = rasterize([polygon], out_shape=mask.shape).astype(bool)
         assert values[inside].sum() == total
 

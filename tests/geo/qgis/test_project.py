@@ -14,7 +14,7 @@ from small_run import ODD_NAMES
 
 from aerialseg.errors import OutputError
 from aerialseg.geo.geobox import GeoBox
-from aerialseg.geo.qgis.project import Group, Layer, relative_to, write_project
+from aerialseg.geo.qgis.project import MapGroup, MapLayer, relative_to, write_project
 from aerialseg.geo.qgis.styles import building_renderer, mask_pipe
 
 if TYPE_CHECKING:
@@ -25,11 +25,16 @@ BOX = GeoBox(100, 200, Affine(0.3, 0, 616000, 0, -0.3, 3347000), UTM)
 FAR = GeoBox(10, 10, Affine(1e-4, 0, -97, 0, -1e-4, 30), CRS.from_epsg(4326))
 
 
-def groups_in(folder: Path) -> list[Group]:
-    masks = tuple(Layer(name, folder / f"{name}.tif", UTM, mask_pipe()) for name in ODD_NAMES)
-    shapes = Layer("all", folder / "b.gpkg", UTM, building_renderer(), "all & more", vector=True)
-    scenes = tuple(Layer(name, folder.parent / "scenes" / f"{name}.tif", UTM, mask_pipe()) for name in ODD_NAMES)
-    return [Group("", (shapes,)), Group("masks", masks), Group("off", scenes, visible=False), Group("none", ())]
+def groups_in(folder: Path) -> list[MapGroup]:
+    masks = tuple(MapLayer(name, folder / f"{name}.tif", UTM, mask_pipe()) for name in ODD_NAMES)
+    shapes = MapLayer("all", folder / "b.gpkg", UTM, building_renderer(), "all & more", vector=True)
+    scenes = tuple(MapLayer(name, folder.parent / "scenes" / f"{name}.tif", UTM, mask_pipe()) for name in ODD_NAMES)
+    return [
+        MapGroup("", (shapes,)),
+        MapGroup("masks", masks),
+        MapGroup("off", scenes, visible=False),
+        MapGroup("none", ()),
+    ]
 
 
 def xml_of(path: Path) -> Element:
@@ -126,8 +131,8 @@ def test_a_strangers_project_is_refused(tmp_path: Path, content: bytes | None) -
 
 def test_a_name_that_no_xml_can_hold_is_left_out_and_said(tmp_path: Path) -> None:
     said: list[str] = []
-    layers = tuple(Layer(name, tmp_path / f"{name}.tif", UTM, mask_pipe()) for name in ("good", "bell\x07"))
-    write_project(tmp_path / "project.qgz", [Group("masks", layers)], [BOX], said.append)
+    layers = tuple(MapLayer(name, tmp_path / f"{name}.tif", UTM, mask_pipe()) for name in ("good", "bell\x07"))
+    write_project(tmp_path / "project.qgz", [MapGroup("masks", layers)], [BOX], said.append)
     assert len(said) == 1
     assert "bell" in said[0]
     assert [layer.findtext("layername") for layer in xml_of(tmp_path / "project.qgz").iter("maplayer")] == ["good"]

@@ -15,7 +15,7 @@ import rasterio
 from small_run import HEIGHT, WIDTH, grid_of, labels_of, write_entry, write_run
 
 from aerialseg.errors import BadDataError, OutputError
-from aerialseg.geo.vrt import Part, mosaic_sources, write_mosaics
+from aerialseg.geo.vrt import MosaicPart, mosaic_sources, write_mosaics
 
 if TYPE_CHECKING:
     from aerialseg.prediction.exports import Entry
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 CUSTOM = "+proj=tmerc +lat_0=47.5 +lon_0=16.3 +k=0.9999 +x_0=1000 +y_0=-5000000 +ellps=bessel +units=m +no_defs"
 
 
-def parts_of(entries: list[Entry]) -> list[Part]:
-    return [Part.of(entry.mask) for entry in entries]
+def parts_of(entries: list[Entry]) -> list[MosaicPart]:
+    return [MosaicPart.of(entry.mask) for entry in entries]
 
 
 def mosaics_of(root: Path, entries: list[Entry]) -> tuple[list[str], list[str]]:
@@ -201,4 +201,4 @@ def test_a_raster_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     broken = tmp_path / "broken.tif"
     broken.write_bytes(b"II*\0")
     with pytest.raises(BadDataError, match=r"broken\.tif"):
-        Part.of(broken)
+        MosaicPart.of(broken)

@@ -18,8 +18,8 @@ from rasterio.crs import CRS
 from aerialseg.errors import BadDataError, UsageError
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.scenes import Scene
-from aerialseg.geo.tiles.plan import Sides, choose_sides, sides_by_area, sides_by_blocks, with_gap
-from aerialseg.geo.vectors import Layer, read_layer
+from aerialseg.geo.tiles.plan import Splits, assign_splits, split_by_area, split_by_blocks, with_gap
+from aerialseg.geo.vectors import VectorLayer, read_layer
 from aerialseg.geo.windows import TileGrid
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def footprint(grid: GeoBox, window: object) -> shapely.Polygon:
     return shapely.Polygon([grid.transform @ c for c in [(left, top), (right, top), (right, bottom), (left, bottom)]])
 
 
-def closest(sides: Sides, boxes: Mapping[str, GeoBox], grids: Mapping[str, TileGrid]) -> float:
+def closest(sides: Splits, boxes: Mapping[str, GeoBox], grids: Mapping[str, TileGrid]) -> float:
     """Return the smallest distance on the ground between a training and a validation tile."""
     found: dict[str, list[shapely.Polygon]] = {"train": [], "val": [], "gap": []}
     for name, grid in grids.items():
@@ -63,7 +63,7 @@ def test_a_tile_of_ground_lies_between_the_sides(
     boxes = {"a": box(height, width, transform=NORTH_UP @ Affine.rotation(angle))}
     grids = {"a": TileGrid(height, width, size, overlap)}
     try:
-        before = sides_by_blocks(grids, blocks)
+        before = split_by_blocks(grids, blocks)
     except UsageError:
         return
     after = with_gap(before, boxes, grids)
@@ -105,17 +105,17 @@ def test_scenes_without_georeferencing_are_compared_with_themselves_only() -> No
 
 def test_blocks_are_whole_and_drawn_the_same_every_time() -> None:
     grids = {"mosaic": TileGrid(64 * 12, 64 * 12, 64)}
-    sides = sides_by_blocks(grids, 3)
+    sides = split_by_blocks(grids, 3)
     tiles = np.array(sides["mosaic"]).reshape(4, 3, 4, 3)
     assert all(len(set(tiles[i, :, j].ravel())) == 1 for i in range(4) for j in range(4))
     assert (tiles[:, 0, :, 0] == "val").sum() == 3, "a fifth of 16 blocks"
-    assert sides == sides_by_blocks(grids, 3)
-    assert sides["mosaic"] != sides_by_blocks({"other": grids["mosaic"]}, 3)["other"]
+    assert sides == split_by_blocks(grids, 3)
+    assert sides["mosaic"] != split_by_blocks({"other": grids["mosaic"]}, 3)["other"]
     with pytest.raises(UsageError, match="blocks=12"):
-        sides_by_blocks(grids, 12)
+        split_by_blocks(grids, 12)
 
 
-def area(path: Path, *shapes: shapely.Polygon) -> Layer:
+def area(path: Path, *shapes: shapely.Polygon) -> VectorLayer:
     pyogrio.raw.write(
         path, shapely.to_wkb(np.array(shapes)), [], [], driver="GPKG", crs="EPSG:26914", geometry_type="Polygon"
     )
@@ -126,18 +126,18 @@ def test_tiles_in_the_area_by_half_validate(tmp_path: Path) -> None:
     boxes, grids = {"a": box(64, 64 * 8)}, {"a": TileGrid(64, 64 * 8, 64)}
     east_of = shapely.box(616000 + 0.3 * 64 * 4.4, 3340000, 616000 + 0.3 * 64 * 99, 3350000)
     inside = area(tmp_path / "east.gpkg", east_of)
-    assert sides_by_area(boxes, grids, inside)["a"] == ["train"] * 4 + ["val"] * 4
+    assert split_by_area(boxes, grids, inside)["a"] == ["train"] * 4 + ["val"] * 4
     scenes = [Scene("a", Path("a.tif"))]
-    assert choose_sides(scenes, boxes, grids, "auto", inside)["a"] == ["train"] * 3 + ["gap"] + ["val"] * 4
+    assert assign_splits(scenes, boxes, grids, "auto", inside)["a"] == ["train"] * 3 + ["gap"] + ["val"] * 4
     with pytest.raises(BadDataError, match=r"far\.gpkg: no tile lies in it"):
-        sides_by_area(boxes, grids, area(tmp_path / "far.gpkg", shapely.box(0, 0, 1, 1)))
+        split_by_area(boxes, grids, area(tmp_path / "far.gpkg", shapely.box(0, 0, 1, 1)))
 
 
 def test_auto_cuts_a_single_scene_into_blocks_when_it_is_large_enough() -> None:
     scenes = [Scene("austin1", Path("a.tif"))]
 
     def auto(height: int, width: int) -> list[str]:
-        return choose_sides(
+        return assign_splits(
             scenes, {"austin1": box(height, width)}, {"austin1": TileGrid(height, width, 64)}, "auto", None
         )["austin1"]
 
@@ -151,11 +151,11 @@ def test_scenes_are_never_cut_by_the_other_splits() -> None:
     boxes = {scene.name: box(128, 128) for scene in scenes}
     grids = {name: TileGrid(128, 128, 64) for name in boxes}
     for split in ("auto", "inria", "val=austin7", "0.4"):
-        sides = choose_sides(scenes, boxes, grids, split, None)
+        sides = assign_splits(scenes, boxes, grids, split, None)
         assert all(len(set(tiles)) == 1 for tiles in sides.values()), split
         assert {tiles[0] for tiles in sides.values()} == {"train", "val"}
-    assert choose_sides(scenes, boxes, grids, "inria", None)["austin1"] == ["val"] * 4
-    assert {side for tiles in choose_sides(scenes, boxes, grids, "0", None).values() for side in tiles} == {"train"}
+    assert assign_splits(scenes, boxes, grids, "inria", None)["austin1"] == ["val"] * 4
+    assert {side for tiles in assign_splits(scenes, boxes, grids, "0", None).values() for side in tiles} == {"train"}
     for split in ("blocks=0", "blocks=x", "nonsense"):
         with pytest.raises(UsageError, match="--split"):
-            choose_sides(scenes, boxes, grids, split, None)
+            assign_splits(scenes, boxes, grids, split, None)
