@@ -68,6 +68,15 @@ class Access:
         if not self.max_pixels >= 1:
             raise UsageError(f"--max-pixels {self.max_pixels:g}: give a number of pixels, such as 1e10")
 
+    def require_size(self, height: int, width: int, name: str, kind: str) -> None:
+        """Raise BadDataError when a raster, such as a scene, has more pixels than permitted; `name` is its file's."""
+        pixels = height * width
+        if pixels > self.max_pixels:
+            raise BadDataError(
+                f"{name}: {height}x{width} is {pixels:.3g} pixels, more than --max-pixels {self.max_pixels:g}; raise it"
+                f" if the {kind} is really that large"
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -95,7 +104,7 @@ def inspect_scene(
     rule, access = rule or BandRule(), access or Access()
     with open_raster(path) as dataset:
         name = one_line(path)
-        _check_size(dataset, name, access.max_pixels)
+        _check_size(dataset, name, access)
         alpha = _alpha_band(dataset)
         bands = rule.bands or tuple(band for band in dataset.indexes if band != alpha)
         _check_colours(dataset, name, rule)
@@ -106,13 +115,8 @@ def inspect_scene(
         return Source(path, box, bands, dtype, rule.scale, has_mask, warnings)
 
 
-def _check_size(dataset: DatasetReader, name: str, max_pixels: float) -> None:
-    pixels = dataset.height * dataset.width
-    if pixels > max_pixels:
-        raise BadDataError(
-            f"{name}: {dataset.height}x{dataset.width} is {pixels:.3g} pixels, more than --max-pixels {max_pixels:g};"
-            " raise it if the scene is really that large"
-        )
+def _check_size(dataset: DatasetReader, name: str, access: Access) -> None:
+    access.require_size(dataset.height, dataset.width, name, "scene")
     interleaved = dataset.count if str(dataset.interleaving).endswith("pixel") else 1
     rows, cols = dataset.block_shapes[0]
     block_bytes = rows * cols * interleaved * np.dtype(dataset.dtypes[0]).itemsize
@@ -160,8 +164,7 @@ def _check_bands(
 
 def _check_place(box: GeoBox, name: str, access: Access) -> list[str]:
     """Return a warning when a scene without a place on the ground was permitted; raises when it was not."""
-    if not box.usable:
-        raise BadDataError(f"{name}: its transform gives pixels no place or no area: gdal_translate -a_ullr ...")
+    box.require_usable(name)
     if box.georeferenced:
         return []
     if box.gcps:

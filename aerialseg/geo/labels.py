@@ -294,12 +294,8 @@ def mask_box(path: Path, access: Access | None = None) -> GeoBox:
     access = access or Access()
     with open_raster(path) as mask:
         box = GeoBox.of(mask)
-    name, pixels = one_line(path), box.height * box.width
-    if pixels > access.max_pixels:
-        raise BadDataError(
-            f"{name}: {box.height}x{box.width} is {pixels:.3g} pixels, more than --max-pixels {access.max_pixels:g};"
-            " raise it if the mask is really that large"
-        )
+    name = one_line(path)
+    access.require_size(box.height, box.width, name, "mask")
     if not box.georeferenced and not access.allow_ungeoreferenced:
         raise BadDataError(
             f"{name}: has no georeferencing: gdal_translate -a_srs EPSG:... -a_ullr ..., or compare pixel by pixel"

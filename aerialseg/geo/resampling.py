@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 Reader = Callable[[Window], "tuple[NDArray[np.uint8], NDArray[np.bool_]]"]
 """Reads a window inside a grid: pixels (bands, rows, cols) and which of them are valid (rows, cols)."""
-CHUNK_ROWS = 64
+ROWS_AT_ONCE = 64
 """Rows that are in memory as float32 at a time."""
 NEGLIGIBLE = 1e-3
 MAJORITY = 0.5 - 1e-6
@@ -113,8 +113,8 @@ def _read_rescaled(
     enough = np.empty(values.shape[1:], dtype=np.bool_)
     whole = bool(valid.all())
     pixels = pixels if whole else np.where(valid, pixels, 0)
-    for start in range(0, len(enough), CHUNK_ROWS):
-        chunk = slice(start, start + CHUNK_ROWS)
+    for start in range(0, len(enough), ROWS_AT_ONCE):
+        chunk = slice(start, start + ROWS_AT_ONCE)
         sums = _weighted(pixels, rows, cols, chunk)
         enough[chunk] = True
         if not whole:

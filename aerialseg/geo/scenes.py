@@ -295,8 +295,7 @@ def check_same_grid(first: Source | GeoBox, second: Source | GeoBox, names: tupl
     other = second if isinstance(second, GeoBox) else second.box
     here, there = (one_line(str(name)) for name in names)
     for name, box in ((here, one), (there, other)):
-        if not box.usable:
-            raise BadDataError(f"{name}: its transform gives pixels no place or no area: gdal_translate -a_ullr ...")
+        box.require_usable(name)
     grids = f"{here} is {one.describe()}; {there} is {other.describe()}"
     same_size = (one.height, one.width) == (other.height, other.width)
     if not (one.georeferenced and other.georeferenced):

@@ -28,7 +28,7 @@ MEASURE = """
 import json, sys
 from pathlib import Path
 import torch
-from aerialseg.geo.raster import inspect_scene
+from aerialseg.geo.inspection import inspect_scene
 from aerialseg.prediction.canvas import make_canvases
 from aerialseg.prediction.engine import peak_bytes, predict_scene
 from aerialseg.prediction.forward import EngineSettings, Forward

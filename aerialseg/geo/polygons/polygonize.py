@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -21,15 +22,17 @@ from pyproj.exceptions import CRSError
 
 from aerialseg.errors import BadDataError, NoInputError, OutputError, UsageError, one_line
 from aerialseg.files import TEMPORARY, locked, prepare_output_folder, refuse_foreign, refuse_input_as_output, staged
+from aerialseg.geo.adjacency import connect_grids
 from aerialseg.geo.digest import content_digest
+from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.labels import decide_rule
 from aerialseg.geo.measures import is_of_another_run, kind_of, left_out_note
+from aerialseg.geo.opening import open_raster
 from aerialseg.geo.polygons.formats import SUFFIXES, create_buildings, read_mark, require_writer
-from aerialseg.geo.polygons.patchwork import MAX_PIXELS, group_masks, piece_of
 from aerialseg.geo.polygons.shape import MetricFrame, ShapeCounts, Shaping, footprints
-from aerialseg.geo.polygons.trace import Tracer, read_corners
+from aerialseg.geo.polygons.trace import PlacedMask, Tracer, read_corners
 from aerialseg.geo.qgis.edits import is_edited, is_open_elsewhere, seal_buildings
-from aerialseg.geo.scenes import find_scenes, pair_by_name
+from aerialseg.geo.scenes import check_same_grid, find_scenes, pair_by_name
 from aerialseg.progress import Silent
 
 if TYPE_CHECKING:
@@ -38,7 +41,6 @@ if TYPE_CHECKING:
 
     from aerialseg.geo.labels import ResolvedRule
     from aerialseg.geo.polygons.formats import BuildingFile
-    from aerialseg.geo.polygons.patchwork import MaskMosaic
     from aerialseg.geo.polygons.trace import Corners
     from aerialseg.progress import Progress
 
@@ -46,6 +48,10 @@ LAYER = "buildings"
 FORMAT = 2
 """Counted up when equal masks and options give other bytes than before."""
 WGS84 = "OGC:CRS84"
+GRID_TOLERANCE = 0.02
+"""Pixels by which two masks' corners may miss each other's grid: transforms are stored in decimals."""
+MAX_PIXELS = 1e10
+"""A larger file is more likely a header that lies; reading its zeros would take hours."""
 
 
 def polygonize_masks(
@@ -193,7 +199,7 @@ def write_buildings(
     Attributes: `id` (scene:row:column of the first pixel, the same whatever other scenes there are), `scene` (where
     that pixel lies), `area_m2` (of the polygon as written, measured in the scene's CRS before any reprojection to
     --crs; --min-area-m2 looks at the area before simplifying), `probability` (mean over the pixels, 0 to 1, or null).
-    Order: by patches of touching scenes as given, from the top down. A GeoPackage has one layer for each CRS, GeoJSON
+    Order: by mosaics of touching scenes as given, from the top down. A GeoPackage has one layer for each CRS, GeoJSON
     is in WGS 84. A file made from the same contents and options is left alone, and so is one that was edited since or
     that another program has open; `overwrite` replaces it unless it is open. Memory: 500 MB for 20000x20000 pixels with
     100,000 buildings. The caller holds the folder's lock.
@@ -206,8 +212,8 @@ def write_buildings(
     require_writer(target)
     crs = _target_crs(target, options)
     mark = _mark_of_older(layers, target, overwrite=overwrite)
-    patches = group_masks([piece_of(layer.name, layer.mask, layer.probability, max_pixels) for layer in layers])
-    names = _layer_names(patches, target, crs)
+    mosaics = group_masks([check_mask(layer, max_pixels) for layer in layers])
+    names = _layer_names(mosaics, target, crs)
     digest = _digest(layers, target, options)
     if mark == digest and not overwrite:
         return BuildingsReport(target, done_before=True)
@@ -217,10 +223,53 @@ def write_buildings(
     shaping, tally = Shaping(options.min_area_m2, options.simplify_m, options.regularise, crs), ShapeCounts()
     with staged(target) as temporary, _cleared(temporary):
         file = create_buildings(temporary, target, digest)
-        _write(file, patches, names, (rule, shaping, tally), progress)
+        _write(file, mosaics, names, (rule, shaping, tally), progress)
         seal_buildings(temporary)
         _require_replaceable(target, overwrite=overwrite)
     return BuildingsReport(target, tuple(dict.fromkeys(names)), tally.kept, tally.removed, tally.unregularised)
+
+
+def check_mask(layer: MaskLayer, max_pixels: float = MAX_PIXELS) -> PlacedMask:
+    """Return a mask on its own grid; raises BadDataError when it, or its probability, has no usable place or type.
+
+    Only headers are read.
+    """
+    with open_raster(layer.mask) as dataset:
+        box = GeoBox.of(dataset)
+    shown = one_line(layer.mask)
+    if not box.georeferenced:
+        raise BadDataError(
+            f"{shown}: has no CRS and transform, so polygons have no place: gdal_translate -a_srs EPSG:... -a_ullr ..."
+        )
+    if box.height * box.width > max_pixels:
+        raise BadDataError(
+            f"{shown}: {box.height}x{box.width} is {box.height * box.width:.3g} pixels, more than {max_pixels:g}; if it"
+            " is really that large, cut it with gdal_translate -srcwin and give the parts: buildings stay whole"
+        )
+    box.require_usable(shown)
+    if layer.probability is not None:
+        with open_raster(layer.probability) as dataset:
+            check_same_grid(box, GeoBox.of(dataset), (layer.mask, layer.probability))
+            if dataset.dtypes[0] != "uint8":
+                raise BadDataError(
+                    f"{one_line(layer.probability)}: has {dataset.dtypes[0]} values; expected probabilities as uint8, 0"
+                    " to 254, 255 nodata, as aerialseg predict --probability writes them"
+                )
+    return PlacedMask(layer.name, layer.mask, layer.probability, box)
+
+
+def group_masks(masks: Sequence[PlacedMask]) -> list[tuple[PlacedMask, ...]]:
+    """Return the masks in mosaics that overlap or share a side (a corner is not enough), by their first members."""
+    systems: dict[str, list[int]] = defaultdict(list)
+    for index, placed in enumerate(masks):
+        systems[placed.crs.to_wkt()].append(index)
+    mosaics: dict[int, tuple[PlacedMask, ...]] = {}
+    for members in systems.values():
+        boxes = [masks[index].box for index in members]
+        for places in connect_grids(boxes, GRID_TOLERANCE, corners=False, overlaps=True)[0]:
+            own = sorted((members[index], place) for index, place in places.items())
+            mosaics[own[0][0]] = tuple(replace(masks[index], row=row, col=col) for index, (row, col) in own)
+    return [mosaics[first] for first in sorted(mosaics)]
 
 
 def _mark_of_older(layers: Sequence[MaskLayer], target: Path, *, overwrite: bool) -> str | None:
@@ -247,26 +296,26 @@ def _rule_of(layers: Sequence[MaskLayer], progress: Progress) -> ResolvedRule:
 
 def _write(
     file: BuildingFile,
-    patches: Sequence[MaskMosaic],
+    mosaics: Sequence[Sequence[PlacedMask]],
     names: Sequence[str],
     how: tuple[ResolvedRule, Shaping, ShapeCounts],
     progress: Progress,
 ) -> None:
-    """Trace and write patch after patch, the patches of one layer together."""
+    """Trace and write mosaic after mosaic, those of one layer together."""
     rule, shaping, tally = how
-    pixels = sum(piece.box.height * piece.box.width for patch in patches for piece in patch.pieces)
+    pixels = sum(placed.box.height * placed.box.width for mosaic in mosaics for placed in mosaic)
     progress.start("polygons", pixels / 1e6, "Mpx")
     for layer in dict.fromkeys(names):
-        own = [patch for patch, name in zip(patches, names, strict=True) if name == layer]
-        file.begin_layer(layer, shaping.crs or CRS.from_wkt(own[0].crs.to_wkt()))
-        for patch in own:
-            grounds = {piece.name: MetricFrame.of(piece.box) for piece in patch.pieces}
+        own = [mosaic for mosaic, name in zip(mosaics, names, strict=True) if name == layer]
+        file.begin_layer(layer, shaping.crs or CRS.from_wkt(own[0][0].crs.to_wkt()))
+        for mosaic in own:
+            grounds = {placed.name: MetricFrame.of(placed.box) for placed in mosaic}
             tracer = Tracer()
-            for corners, read in _strict(read_corners(patch, rule)):
-                for part in footprints(tracer.add(corners), patch, grounds, shaping, tally):
+            for corners, read in _strict(read_corners(mosaic, rule)):
+                for part in footprints(tracer.add(corners), mosaic, grounds, shaping, tally):
                     file.add(part)
                     progress.advance(0)
-                progress.advance(read / 1e6, one_line(patch.pieces[0].name))
+                progress.advance(read / 1e6, one_line(mosaic[0].name))
     file.finish()
     progress.finish()
 
@@ -286,11 +335,11 @@ def _target_crs(target: Path, options: PolygonOptions) -> CRS | None:
     return CRS.from_user_input(WGS84)
 
 
-def _layer_names(patches: Sequence[MaskMosaic], target: Path, crs: CRS | None) -> list[str]:
-    """Return the layer of each patch: one for all, or one for each CRS, named after it."""
-    found = list(dict.fromkeys(patch.crs.to_wkt() for patch in patches))
+def _layer_names(mosaics: Sequence[Sequence[PlacedMask]], target: Path, crs: CRS | None) -> list[str]:
+    """Return the layer of each mosaic: one for all, or one for each CRS, named after it."""
+    found = list(dict.fromkeys(mosaic[0].crs.to_wkt() for mosaic in mosaics))
     if crs is not None or len(found) == 1:
-        return [LAYER] * len(patches)
+        return [LAYER] * len(mosaics)
     if target.suffix.lower() != ".gpkg":
         raise UsageError(
             f"{one_line(target)}: the masks are in {len(found)} CRSs and this format has one layer; give --crs"
@@ -301,7 +350,7 @@ def _layer_names(patches: Sequence[MaskMosaic], target: Path, crs: CRS | None) -
         authority = CRS.from_wkt(wkt).to_authority()
         name = f"{LAYER}_{number}" if authority is None else f"{LAYER}_{'_'.join(authority).lower()}"
         names[wkt] = name if name not in names.values() else f"{name}_{number}"
-    return [names[patch.crs.to_wkt()] for patch in patches]
+    return [names[mosaic[0].crs.to_wkt()] for mosaic in mosaics]
 
 
 def _digest(layers: Sequence[MaskLayer], target: Path, options: PolygonOptions) -> str:

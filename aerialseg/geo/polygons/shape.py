@@ -37,8 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from aerialseg.geo.geobox import GeoBox
-    from aerialseg.geo.polygons.patchwork import MaskMosaic, PlacedMask
-    from aerialseg.geo.polygons.trace import Outlines
+    from aerialseg.geo.polygons.trace import Outlines, PlacedMask
 
     Shapes = NDArray[np.object_]
     Points = NDArray[np.float64]
@@ -118,58 +117,62 @@ def join_footprints(parts: Sequence[Footprints]) -> Footprints:
 
 
 def footprints(
-    outlines: Outlines, patchwork: MaskMosaic, grounds: Mapping[str, MetricFrame], shaping: Shaping, tally: ShapeCounts
+    outlines: Outlines,
+    mosaic: Sequence[PlacedMask],
+    grounds: Mapping[str, MetricFrame],
+    shaping: Shaping,
+    tally: ShapeCounts,
 ) -> Iterator[Footprints]:
-    """Yield the footprints of a patchwork's outlines, a few at a time, and count them in `tally`.
+    """Yield the footprints of a mosaic's outlines, a few at a time, and count them in `tally`.
 
-    `grounds` holds each piece's by name. A building belongs to the first piece that holds its first pixel, and its
+    `grounds` holds each mask's by name. A building belongs to the first mask that holds its first pixel, and its
     coordinates are counted on that one's grid. `area_m2` is that of the outline as it is written, measured in the
     scene's CRS. Raises BadDataError where the CRS asked for cannot be reached.
     """
-    owner = _owners(outlines, patchwork.pieces)
-    shapes = _polygons(outlines, patchwork.pieces, owner)
+    owner = _owners(outlines, mosaic)
+    shapes = _polygons(outlines, mosaic, owner)
     known = np.where(outlines.sums[1] > 0, outlines.sums[1], np.nan)
     probability = np.round(outlines.sums[0] / known / QUANTA, 4)
     for number in np.unique(owner).tolist():
-        piece = patchwork.pieces[number]
-        ground, own = grounds[piece.name], np.flatnonzero(owner == number)
+        placed = mosaic[number]
+        ground, own = grounds[placed.name], np.flatnonzero(owner == number)
         areas = ground.area_m2(shapes[own])
         large = areas >= shaping.min_area_m2
         tally.removed += int(np.count_nonzero(~large))
         own, areas, start = own[large], areas[large], 0
-        for changed, failed in _shaped(shapes[own], ground, piece.box.gsd_m, shaping):
+        for changed, failed in _shaped(shapes[own], ground, placed.box.gsd_m, shaping):
             part = slice(start, start + len(changed))
             start += len(changed)
             tally.unregularised += failed
             tally.kept += len(changed)
-            first = outlines.first[own[part]] - (piece.row, piece.col)
+            first = outlines.first[own[part]] - (placed.row, placed.col)
             yield Footprints(
-                np.array([f"{piece.name}:{row}:{col}" for row, col in first.tolist()], dtype=object),
-                np.full(len(changed), piece.name, dtype=object),
+                np.array([f"{placed.name}:{row}:{col}" for row, col in first.tolist()], dtype=object),
+                np.full(len(changed), placed.name, dtype=object),
                 np.round(ground.area_m2(changed) if shaping.changes else areas[part], 3),
                 probability[own[part]],
-                _finished(changed, ground, piece, shaping),
+                _finished(changed, ground, placed, shaping),
             )
 
 
-def _owners(outlines: Outlines, pieces: Sequence[PlacedMask]) -> NDArray[np.int64]:
-    """Return the index of the first piece that holds each building's first pixel."""
+def _owners(outlines: Outlines, mosaic: Sequence[PlacedMask]) -> NDArray[np.int64]:
+    """Return the index of the first mask that holds each building's first pixel."""
     owner = np.full(len(outlines), -1, dtype=np.int64)
     row, col = outlines.first[:, 0], outlines.first[:, 1]
-    for index, piece in enumerate(pieces):
-        inside = (row >= piece.row) & (row < piece.bottom) & (col >= piece.col) & (col < piece.right)
+    for index, placed in enumerate(mosaic):
+        inside = (row >= placed.row) & (row < placed.bottom) & (col >= placed.col) & (col < placed.right)
         owner[inside & (owner < 0)] = index
     return owner
 
 
-def _polygons(outlines: Outlines, pieces: Sequence[PlacedMask], owner: NDArray[np.int64]) -> Shapes:
-    """Return polygons along the pixels' edges, in the CRS of the pieces."""
+def _polygons(outlines: Outlines, mosaic: Sequence[PlacedMask], owner: NDArray[np.int64]) -> Shapes:
+    """Return polygons along the pixels' edges, in the CRS of the masks."""
     if not len(outlines):
         return np.empty(0, dtype=object)
     of_point = np.repeat(owner[outlines.building], outlines.rings)
-    origin = np.array([(piece.row, piece.col) for piece in pieces])
+    origin = np.array([(placed.row, placed.col) for placed in mosaic])
     row, col = (outlines.points - origin[of_point]).T
-    a, b, c, d, e, f = np.array([tuple(piece.box.transform)[:6] for piece in pieces])[of_point].T
+    a, b, c, d, e, f = np.array([tuple(placed.box.transform)[:6] for placed in mosaic])[of_point].T
     points = np.stack([c + a * col + b * row, f + d * col + e * row], axis=1)
     rings = shapely.linearrings(points, indices=np.repeat(np.arange(len(outlines.rings)), outlines.rings))
     polygons: Shapes = shapely.polygons(rings, indices=outlines.building)
@@ -193,13 +196,13 @@ def _shaped(shapes: Shapes, ground: MetricFrame, gsd_m: float | None, shaping: S
         yield shapely.transform(part, back), failed
 
 
-def _finished(shapes: Shapes, ground: MetricFrame, piece: PlacedMask, shaping: Shaping) -> Shapes:
+def _finished(shapes: Shapes, ground: MetricFrame, placed: PlacedMask, shaping: Shaping) -> Shapes:
     """Return the polygons in the CRS asked for, valid, their outer rings anticlockwise."""
     if shaping.crs is not None:
         shapes = shapely.transform(shapes, ground.to_crs(shaping.crs))
         if not np.isfinite(shapely.bounds(shapes)).all():
             raise BadDataError(
-                f"{one_line(piece.mask)}: has buildings without a place in {one_line(shaping.crs.name)}; choose"
+                f"{one_line(placed.mask)}: has buildings without a place in {one_line(shaping.crs.name)}; choose"
                 " another --crs"
             )
     broken = np.flatnonzero(~shapely.is_valid(shapes))
