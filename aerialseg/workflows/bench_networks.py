@@ -27,10 +27,10 @@ from aerialseg.config.sections import ModelSection
 from aerialseg.errors import BadDataError, ConfigError, Diverged, ResourceError, UsageError, one_line
 from aerialseg.files import locked, prepare_output_folder, refuse_foreign, refuse_input_as_output, staged, write_json
 from aerialseg.geo.tiles.tileset import load_tileset
-from aerialseg.models.build import ModelSpec, check_network, count_network, outline, resolve
+from aerialseg.models.build import check_network, count_network, outline
 from aerialseg.models.device import cpu_name, is_out_of_memory, pick_device, pick_precision
 from aerialseg.models.mixers import MIXERS
-from aerialseg.models.presets import NVIDIA, PRESETS, SIZE_MULTIPLE
+from aerialseg.models.presets import NVIDIA, PRESETS, SIZE_MULTIPLE, ModelSpec, resolve
 from aerialseg.models.pyramid import parse_design
 from aerialseg.workflows.doctor import available_memory
 from aerialseg.workflows.network_cost import Trial, build, measure_apart, measure_here

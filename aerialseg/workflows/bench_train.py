@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from aerialseg.geo.tiles.tileset import load_tileset
-from aerialseg.models.build import Segmenter, build_network, resolve
+from aerialseg.models.build import Segmenter, build_network
 from aerialseg.models.device import autocast, pick_device, pick_precision
-from aerialseg.models.presets import SIZE_MULTIPLE
+from aerialseg.models.presets import SIZE_MULTIPLE, resolve
 from aerialseg.training.batches import AHEAD, open_readers
 from aerialseg.training.data import TileReader
 from aerialseg.training.job import TrainJob, build_job, reading_threads
