@@ -2,8 +2,8 @@
 
 Builds with segmentation_models_pytorch (smp) and timm, then mends what costs accuracy or speed silently. Our own
 encoder is joined to smp's decoders here, since smp finds encoders only in its own table; and so is one that gets a stem
-beside it, for the decoder must know of it. Normalisation lives inside the Segmenter, so that training, prediction and export
-agree. Knows nothing of files or of training.
+beside it, for the decoder must know of it. Normalisation lives inside the Segmenter, so that training, prediction and
+export agree. Knows nothing of files or of training.
 """
 
 from __future__ import annotations
