@@ -22,8 +22,6 @@ from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.opening import is_tiff, open_raster, raster_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from rasterio.io import DatasetReader
 
 MAX_BLOCK_BYTES = 1 << 30
@@ -105,7 +103,8 @@ def inspect_scene(
     with open_raster(path) as dataset:
         name = one_line(path)
         _check_size(dataset, name, access)
-        alpha = _alpha_band(dataset)
+        colours = dataset.colorinterp
+        alpha = colours.index(ColorInterp.alpha) + 1 if ColorInterp.alpha in colours else None
         bands = rule.bands or tuple(band for band in dataset.indexes if band != alpha)
         _check_colours(dataset, name, rule)
         dtype = _check_bands(dataset, name, bands, rule, expected_bands)
@@ -134,7 +133,8 @@ def _check_colours(dataset: DatasetReader, name: str, rule: BandRule) -> None:
     structure = dataset.tags(ns="IMAGE_STRUCTURE")
     space = structure.get("SOURCE_COLOR_SPACE", "YCbCr")
     if space != "YCbCr" or NOT_RGB & set(colours):
-        raise BadDataError(f"{name}: its colours are stored as {_space(space, colours)}: convert the scene to RGB")
+        stored = space if space != "YCbCr" else ", ".join(colour.name for colour in colours)
+        raise BadDataError(f"{name}: its colours are stored as {stored}: convert the scene to RGB")
     if structure.get("MINISWHITE") == "YES":
         raise BadDataError(f"{name}: its values are inverted (0 is white): convert it so that 0 is black")
     if rule.bands is None and tuple(colours[:3]) == BGR:
@@ -208,11 +208,6 @@ def _sparse_blocks(dataset: DatasetReader) -> int:
     return 0 if written[0] and not any(written[1:]) and dataset.block_shapes[0][0] == 1 else written.count(False)
 
 
-def _alpha_band(dataset: DatasetReader) -> int | None:
-    colours = dataset.colorinterp
-    return colours.index(ColorInterp.alpha) + 1 if ColorInterp.alpha in colours else None
-
-
 def _check_mask(
     dataset: DatasetReader, path: Path, alpha: int | None, bands: tuple[int, ...], *, chosen: bool
 ) -> tuple[bool, list[str]]:
@@ -245,10 +240,6 @@ def _looks_like_data(dataset: DatasetReader, path: Path, alpha: int) -> bool:
         between += int(np.count_nonzero((values > 0) & (values < opaque)))
         total += values.size
     return between > ALPHA_DATA_SHARE * total
-
-
-def _space(space: str, colours: Sequence[ColorInterp]) -> str:
-    return space if space != "YCbCr" else ", ".join(colour.name for colour in colours)
 
 
 def _listed(bands: tuple[int, ...]) -> str:

@@ -1,14 +1,11 @@
-"""Reading a scene at another ground sample distance, window by window.
+"""Reading a raster with other pixels than it has: at another ground sample distance, or shrunk to a small picture.
 
-The new grid keeps the scene's CRS, origin and orientation; only its pixels are larger or smaller. Areas are averaged
-when pixels grow and interpolated linearly when they shrink, over valid pixels alone. Both are done along rows and then
-along columns, with weights that depend on a pixel's place in the grid alone: however a raster is cut into windows, or
-into scenes, its pixels come out the same to the last bit, which GDAL's warp does not promise.
-
-Looking at a large raster small: the mean of every cell of a coarse grid, read once from top to bottom.
-
-Overviews are not used: those beside a file may hold anything (see `aerialseg.geo.opening`). Memory does not grow with
-the raster, only with its blocks and the small picture.
+A grid at another ground sample distance keeps the scene's CRS, origin and orientation; only its pixels are larger or
+smaller. Areas are averaged when pixels grow and interpolated linearly when they shrink, over valid pixels alone. Both
+are done along rows and then along columns, with weights that depend on a pixel's place in the grid alone: however a
+raster is cut into windows, or into scenes, its pixels come out the same to the last bit, which GDAL's warp does not
+promise. A small picture is the mean of every cell of a coarse grid, read once from top to bottom. Overviews are not
+used: those beside a file may hold anything (see `aerialseg.geo.opening`).
 """
 
 from __future__ import annotations

@@ -194,7 +194,8 @@ def _read_geometry(path: Path, driver: str, where: str | None) -> tuple[dict[str
 
     name = one_line(path)
     try:
-        layers = [layer for layer, kind in pyogrio.list_layers(path) if _may_hold_polygons(kind)]
+        wanted = ("Polygon", "Surface", "Collection", "Unknown")
+        layers = [layer for layer, kind in pyogrio.list_layers(path) if kind and any(word in kind for word in wanted)]
         if len(layers) != 1:
             found = one_line(", ".join(layers) or "none")
             raise BadDataError(f"{name}: layers that can hold polygons: {found}; keep exactly one in a file")
@@ -206,10 +207,6 @@ def _read_geometry(path: Path, driver: str, where: str | None) -> tuple[dict[str
         advice = "check --where" if where else "check the file"
         raise BadDataError(f"{name}: cannot be read: {one_line(str(error))}; {advice}") from error
     return dict(meta), geometry
-
-
-def _may_hold_polygons(kind: str | None) -> bool:
-    return kind is not None and any(word in kind for word in ("Polygon", "Surface", "Collection", "Unknown"))
 
 
 def _only_polygons(path: Path, shapes: Shapes) -> tuple[Shapes, tuple[str, ...]]:

@@ -1,18 +1,13 @@
-"""From a mask's outlines to footprints on the ground, with what is said about each: id, scene, area, probability.
+"""From a mosaic's outlines to footprints on the ground, with what is said about each: id, scene, area, probability.
 
-The order of things: polygons along the pixels' edges, whole across scenes; then small ones are left out; then they are
-simplified, regularised, and brought to the CRS asked for. Nothing after the first step loses a building.
-
-Building outlines with straight walls and right angles, by buildingregulariser; never at the price of a building.
-
-The package works in metres and one building at a time here: its pool of processes costs more than it saves, and breaks
+Polygons along the pixels' edges, whole across masks; then small ones are left out; then they are simplified,
+regularised, and brought to the CRS asked for. Nothing after the first step loses a building. Walls are straightened by
+buildingregulariser, one building at a time in this process: its pool of processes costs more than it saves, and breaks
 where `__main__` cannot be imported. What it drops, splits or bends out of shape stays as it was.
 
-Metres and square metres on the ground around a raster, whatever its CRS counts in.
-
-In a projection that is true to scale, lengths and areas are those of its plane, times its unit. Degrees, and
-projections with a false scale such as Web Mercator, are measured on the ellipsoid; lengths there are those of a
-transverse Mercator projection around the raster's centre, on the same datum.
+Areas are square metres on the ground, whatever the CRS counts in. In a projection that is true to scale they are those
+of its plane, times its unit. Degrees, and projections with a false scale such as Web Mercator, are measured on the
+ellipsoid; lengths there are those of a transverse Mercator projection around the raster's centre, on the same datum.
 """
 
 from __future__ import annotations
@@ -119,50 +114,44 @@ def join_footprints(parts: Sequence[Footprints]) -> Footprints:
 def footprints(
     outlines: Outlines,
     mosaic: Sequence[PlacedMask],
-    grounds: Mapping[str, MetricFrame],
+    frames: Mapping[str, MetricFrame],
     shaping: Shaping,
-    tally: ShapeCounts,
+    counts: ShapeCounts,
 ) -> Iterator[Footprints]:
-    """Yield the footprints of a mosaic's outlines, a few at a time, and count them in `tally`.
+    """Yield the footprints of a mosaic's outlines, a few at a time, and count them in `counts`.
 
-    `grounds` holds each mask's by name. A building belongs to the first mask that holds its first pixel, and its
+    `frames` holds each mask's by name. A building belongs to the first mask that holds its first pixel, and its
     coordinates are counted on that one's grid. `area_m2` is that of the outline as it is written, measured in the
     scene's CRS. Raises BadDataError where the CRS asked for cannot be reached.
     """
-    owner = _owners(outlines, mosaic)
+    owner = np.full(len(outlines), -1, dtype=np.int64)
+    row, col = outlines.first.T
+    for index, placed in enumerate(mosaic):
+        inside = (row >= placed.row) & (row < placed.bottom) & (col >= placed.col) & (col < placed.right)
+        owner[inside & (owner < 0)] = index
     shapes = _polygons(outlines, mosaic, owner)
     known = np.where(outlines.sums[1] > 0, outlines.sums[1], np.nan)
     probability = np.round(outlines.sums[0] / known / QUANTA, 4)
     for number in np.unique(owner).tolist():
         placed = mosaic[number]
-        ground, own = grounds[placed.name], np.flatnonzero(owner == number)
-        areas = ground.area_m2(shapes[own])
+        frame, own = frames[placed.name], np.flatnonzero(owner == number)
+        areas = frame.area_m2(shapes[own])
         large = areas >= shaping.min_area_m2
-        tally.removed += int(np.count_nonzero(~large))
+        counts.removed += int(np.count_nonzero(~large))
         own, areas, start = own[large], areas[large], 0
-        for changed, failed in _shaped(shapes[own], ground, placed.box.gsd_m, shaping):
+        for changed, failed in _shaped(shapes[own], frame, placed.box.gsd_m, shaping):
             part = slice(start, start + len(changed))
             start += len(changed)
-            tally.unregularised += failed
-            tally.kept += len(changed)
+            counts.unregularised += failed
+            counts.kept += len(changed)
             first = outlines.first[own[part]] - (placed.row, placed.col)
             yield Footprints(
                 np.array([f"{placed.name}:{row}:{col}" for row, col in first.tolist()], dtype=object),
                 np.full(len(changed), placed.name, dtype=object),
-                np.round(ground.area_m2(changed) if shaping.changes else areas[part], 3),
+                np.round(frame.area_m2(changed) if shaping.changes else areas[part], 3),
                 probability[own[part]],
-                _finished(changed, ground, placed, shaping),
+                _finished(changed, frame, placed, shaping),
             )
-
-
-def _owners(outlines: Outlines, mosaic: Sequence[PlacedMask]) -> NDArray[np.int64]:
-    """Return the index of the first mask that holds each building's first pixel."""
-    owner = np.full(len(outlines), -1, dtype=np.int64)
-    row, col = outlines.first[:, 0], outlines.first[:, 1]
-    for index, placed in enumerate(mosaic):
-        inside = (row >= placed.row) & (row < placed.bottom) & (col >= placed.col) & (col < placed.right)
-        owner[inside & (owner < 0)] = index
-    return owner
 
 
 def _polygons(outlines: Outlines, mosaic: Sequence[PlacedMask], owner: NDArray[np.int64]) -> Shapes:
@@ -179,12 +168,12 @@ def _polygons(outlines: Outlines, mosaic: Sequence[PlacedMask], owner: NDArray[n
     return polygons
 
 
-def _shaped(shapes: Shapes, ground: MetricFrame, gsd_m: float | None, shaping: Shaping) -> Iterator[tuple[Shapes, int]]:
+def _shaped(shapes: Shapes, frame: MetricFrame, gsd_m: float | None, shaping: Shaping) -> Iterator[tuple[Shapes, int]]:
     """Yield the polygons simplified and regularised, in order, and how many could not be regularised."""
     if not shaping.changes:
         yield shapes, 0
         return
-    metric, back = shapely.transform(shapes, ground.to_metres()), ground.from_metres()
+    metric, back = shapely.transform(shapes, frame.to_metres()), frame.from_metres()
     if shaping.simplify_m:
         simpler = shapely.simplify(metric, shaping.simplify_m, preserve_topology=True)
         change = np.abs(shapely.area(simpler) / shapely.area(metric) - 1)  # half where a pixel became a triangle
@@ -196,10 +185,10 @@ def _shaped(shapes: Shapes, ground: MetricFrame, gsd_m: float | None, shaping: S
         yield shapely.transform(part, back), failed
 
 
-def _finished(shapes: Shapes, ground: MetricFrame, placed: PlacedMask, shaping: Shaping) -> Shapes:
+def _finished(shapes: Shapes, frame: MetricFrame, placed: PlacedMask, shaping: Shaping) -> Shapes:
     """Return the polygons in the CRS asked for, valid, their outer rings anticlockwise."""
     if shaping.crs is not None:
-        shapes = shapely.transform(shapes, ground.to_crs(shaping.crs))
+        shapes = shapely.transform(shapes, frame.to_crs(shaping.crs))
         if not np.isfinite(shapely.bounds(shapes)).all():
             raise BadDataError(
                 f"{one_line(placed.mask)}: has buildings without a place in {one_line(shaping.crs.name)}; choose"
@@ -208,15 +197,10 @@ def _finished(shapes: Shapes, ground: MetricFrame, placed: PlacedMask, shaping: 
     broken = np.flatnonzero(~shapely.is_valid(shapes))
     if len(broken):
         shapes = shapes.copy()
-        shapes[broken] = [_largest_part(shape) for shape in shapely.make_valid(shapes[broken])]
+        parts = [shapely.get_parts(shapely.get_parts(shape)) for shape in shapely.make_valid(shapes[broken])]
+        shapes[broken] = [max(found, key=shapely.area) for found in parts]  # the others are slivers of rounding
     clockwise = ~shapely.is_ccw(shapely.get_exterior_ring(shapes))
     return np.where(clockwise, shapely.reverse(shapes), shapes) if clockwise.any() else shapes
-
-
-def _largest_part(shape: shapely.Geometry) -> shapely.Polygon:
-    """Return the polygon of a repaired one that has nearly all of its area; the rest are slivers of rounding."""
-    parts = shapely.get_parts(shapely.get_parts(shape))
-    return max(parts, key=lambda part: part.area)
 
 
 def regularise(shapes: Shapes, gsd_m: float) -> Iterator[tuple[Shapes, int]]:
@@ -226,20 +210,14 @@ def regularise(shapes: Shapes, gsd_m: float) -> Iterator[tuple[Shapes, int]]:
     """
     for start in range(0, len(shapes), TOGETHER):
         before = shapes[start : start + TOGETHER]
-        filled = _without_specks(before, SPECK_PX * gsd_m**2)
+        filled = before.copy()
+        for index in np.flatnonzero(shapely.get_num_interior_rings(before)):
+            rings = shapely.get_rings(before[index])
+            large = shapely.area(shapely.polygons(rings)) >= SPECK_PX * gsd_m**2
+            filled[index] = shapely.polygons(rings[0], holes=rings[1:][large[1:]])
         after = _regularised(filled, gsd_m)
         good = _resemble(filled, after)
         yield np.where(good, after, before), int(np.count_nonzero(~good))
-
-
-def _without_specks(shapes: Shapes, least_m2: float) -> Shapes:
-    """Return the polygons without holes that are smaller."""
-    filled = shapes.copy()
-    for index in np.flatnonzero(shapely.get_num_interior_rings(shapes)):
-        rings = shapely.get_rings(shapes[index])
-        large = shapely.area(shapely.polygons(rings)) >= least_m2
-        filled[index] = shapely.polygons(rings[0], holes=rings[1:][large[1:]])
-    return filled
 
 
 def _regularised(shapes: Shapes, gsd_m: float) -> Shapes:
