@@ -225,13 +225,16 @@ def pair_by_name(scenes: Sequence[Scene], masks: Sequence[Scene], pattern: str |
 
     `pattern`, such as "{stem}_label", says how the mask's stem is made from the scene's; a suffix in it must agree.
     """
+    if pattern is not None and "{stem}" not in pattern:
+        raise UsageError(f"--mask-pattern {pattern}: must hold {{stem}}, for example '{{stem}}_label.tif'")
+    suffix = "" if pattern is None else Path(pattern.replace("{stem}", "stem")).suffix
     by_name = {mask.name: mask.image for mask in masks}
     by_stem = _unique_stems(masks)
     own_stems = _unique_stems(scenes)
     found = {}
     for scene in scenes:
         folder, _, stem = scene.name.rpartition("/")
-        wanted, suffix = _wanted(stem, pattern)
+        wanted = stem if pattern is None else pattern.replace("{stem}", stem).removesuffix(suffix)
         mask = by_name.get(f"{folder}/{wanted}" if folder else wanted)
         if mask is None and stem in own_stems:
             mask = by_stem.get(wanted)
@@ -306,17 +309,6 @@ def check_same_grid(first: Source | GeoBox, second: Source | GeoBox, names: tupl
     if not same_size or shift > TOLERATED_SHIFT:
         raise BadDataError(f"{there}: does not lie on the grid of {here}: {grids}; {offset}; cut both to one grid")
     return None if shift <= EXACT_SHIFT else f"{there}: lies {shift:.2f} px off {here} ({offset}); taken pixel by pixel"
-
-
-def _wanted(stem: str, pattern: str | None) -> tuple[str, str]:
-    """Return the stem of the wanted mask, and its suffix when the pattern has one."""
-    if pattern is None:
-        return stem, ""
-    if "{stem}" not in pattern:
-        raise UsageError(f"--mask-pattern {pattern}: must hold {{stem}}, for example '{{stem}}_label.tif'")
-    name = pattern.replace("{stem}", stem)
-    suffix = Path(pattern.replace("{stem}", "stem")).suffix
-    return name.removesuffix(suffix), suffix
 
 
 def _unique_stems(scenes: Sequence[Scene]) -> dict[str, Path]:

@@ -28,7 +28,7 @@ from aerialseg.geo.labels import decide_rule
 from aerialseg.geo.measures import is_of_another_run, kind_of, left_out_note
 from aerialseg.geo.opening import open_raster
 from aerialseg.geo.polygons.formats import SUFFIXES, create_buildings, read_mark, require_writer
-from aerialseg.geo.polygons.shape import MetricFrame, ShapeCounts, Shaping, footprints
+from aerialseg.geo.polygons.shape import MetricFrame, ShapeCounts, Shaping, footprints, gather
 from aerialseg.geo.polygons.trace import PlacedMask, Tracer, read_corners
 from aerialseg.geo.qgis.edits import is_edited, is_open_elsewhere, seal_buildings
 from aerialseg.geo.scenes import check_same_grid, find_scenes, pair_by_name
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from aerialseg.geo.labels import ResolvedRule
     from aerialseg.geo.polygons.formats import BuildingFile
+    from aerialseg.geo.polygons.shape import Footprints
     from aerialseg.progress import Progress
 
     Mosaic = tuple[PlacedMask, ...]
@@ -291,17 +292,24 @@ def _write(
     progress.start("polygons", pixels / 1e6, "Mpx")
     for name, mosaics in tables.items():
         file.begin_layer(name, shaping.crs or CRS.from_wkt(mosaics[0][0].crs.to_wkt()))
-        for mosaic in mosaics:
-            frames = {mask.name: MetricFrame.of(mask.box) for mask in mosaic}
-            tracer = Tracer()
-            with _own_advice():
-                for corners, read in read_corners(mosaic, rule):
-                    for part in footprints(tracer.add(corners), mosaic, frames, shaping, counts):
-                        file.add(part)
-                        progress.advance(0)
-                    progress.advance(read / 1e6, one_line(mosaic[0].name))
+        for chunk in gather(_trace(mosaics, rule, shaping, counts, progress)):
+            file.add(chunk)
     file.finish()
     progress.finish()
+
+
+def _trace(
+    mosaics: Sequence[Mosaic], rule: ResolvedRule, shaping: Shaping, counts: ShapeCounts, progress: Progress
+) -> Iterator[Footprints]:
+    for mosaic in mosaics:
+        frames = {mask.name: MetricFrame.of(mask.box) for mask in mosaic}
+        tracer = Tracer()
+        with _own_advice():
+            for corners, read in read_corners(mosaic, rule):
+                for part in footprints(tracer.add(corners), mosaic, frames, shaping, counts):
+                    yield part
+                    progress.advance(0)
+                progress.advance(read / 1e6, one_line(mosaic[0].name))
 
 
 def _target_crs(target: Path, options: PolygonOptions) -> CRS | None:

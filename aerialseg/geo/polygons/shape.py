@@ -27,7 +27,7 @@ from aerialseg.counts import QUANTA
 from aerialseg.errors import BadDataError, one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -36,11 +36,12 @@ if TYPE_CHECKING:
 
     Shapes = NDArray[np.object_]
     Points = NDArray[np.float64]
+    Move = Callable[[Points], Points]
 
 MOST_CHANGE = 0.3
 """What simplifying would change by a larger share of its area stays as it is."""
 CHUNK = 20_000
-"""Footprints that files hold back before they write them."""
+"""Footprints that are written together."""
 SMOOTHED_PX = 1.7
 """The stairs of a slanted wall are one pixel high; a tolerance of 0.5 m on 0.3 m pixels is the package's default."""
 PARALLEL_PX = 3.3
@@ -111,6 +112,18 @@ def join_footprints(parts: Sequence[Footprints]) -> Footprints:
     )
 
 
+def gather(parts: Iterable[Footprints]) -> Iterator[Footprints]:
+    """Yield the footprints of all parts, in their order, in chunks that are worth a write."""
+    held: list[Footprints] = []
+    for part in parts:
+        held.append(part)
+        if sum(map(len, held)) >= CHUNK:
+            yield join_footprints(held)
+            held = []
+    if any(map(len, held)):
+        yield join_footprints(held)
+
+
 def footprints(
     outlines: Outlines,
     mosaic: Sequence[PlacedMask],
@@ -173,7 +186,8 @@ def _shaped(shapes: Shapes, frame: MetricFrame, gsd_m: float | None, shaping: Sh
     if not shaping.changes:
         yield shapes, 0
         return
-    metric, back = shapely.transform(shapes, frame.to_metres()), frame.from_metres()
+    to_metres, back = frame.metres()
+    metric = shapely.transform(shapes, to_metres)
     if shaping.simplify_m:
         simpler = shapely.simplify(metric, shaping.simplify_m, preserve_topology=True)
         change = np.abs(shapely.area(simpler) / shapely.area(metric) - 1)  # half where a pixel became a triangle
@@ -188,7 +202,7 @@ def _shaped(shapes: Shapes, frame: MetricFrame, gsd_m: float | None, shaping: Sh
 def _finished(shapes: Shapes, frame: MetricFrame, placed: PlacedMask, shaping: Shaping) -> Shapes:
     """Return the polygons in the CRS asked for, valid, their outer rings anticlockwise."""
     if shaping.crs is not None:
-        shapes = shapely.transform(shapes, frame.to_crs(shaping.crs))
+        shapes = shapely.transform(shapes, way_between(frame.crs, shaping.crs))
         if not np.isfinite(shapely.bounds(shapes)).all():
             raise BadDataError(
                 f"{one_line(placed.mask)}: has buildings without a place in {one_line(shaping.crs.name)}; choose"
@@ -292,48 +306,30 @@ class MetricFrame:
         if self.unit_m is not None:
             planar: NDArray[np.float64] = shapely.area(shapes) * self.unit_m**2
             return planar
-        placed, geod = shapely.transform(shapes, self._to_degrees()), self.crs.get_geod()
+        placed, geod = shapely.transform(shapes, way_between(self.crs, self.crs.geodetic_crs)), self.crs.get_geod()
         if geod is None:
             raise BadDataError(f"{one_line(self.crs.name)}: has no ellipsoid to measure areas on; reproject the mask")
         return np.array([abs(geod.geometry_area_perimeter(shape)[0]) for shape in placed])
 
-    def to_metres(self) -> Callable[[Points], Points]:
-        """Return what takes points (n, 2) of the CRS to metres from about the raster's centre."""
+    def metres(self) -> tuple[Move, Move]:
+        """Return what takes points (n, 2) of the CRS to metres from about the raster's centre, and what takes back."""
         if self.unit_m is None:
-            return self._between(self.crs, self._local())
+            (longitude, latitude) = way_between(self.crs, self.crs.geodetic_crs)(np.array([self.origin]))[0]
+            centred = TransverseMercatorConversion(latitude, longitude, 0, 0, 1)
+            local = ProjectedCRS(centred, name="around the raster", geodetic_crs=self.crs.geodetic_crs)
+            return way_between(self.crs, local), way_between(local, self.crs)
         origin, unit = np.array(self.origin), self.unit_m
-        return lambda points: (points - origin) * unit
+        return lambda points: (points - origin) * unit, lambda points: points / unit + origin
 
-    def from_metres(self) -> Callable[[Points], Points]:
-        """Return the way back."""
-        if self.unit_m is None:
-            return self._between(self._local(), self.crs)
-        origin, unit = np.array(self.origin), self.unit_m
-        return lambda points: points / unit + origin
 
-    def to_crs(self, target: CRS) -> Callable[[Points], Points]:
-        """Return what takes points of the CRS to another; raises BadDataError where there is no way."""
-        return self._between(self.crs, target)
-
-    def _to_degrees(self) -> Callable[[Points], Points]:
-        return self._between(self.crs, self.crs.geodetic_crs)
-
-    def _local(self) -> CRS:
-        (longitude, latitude) = self._to_degrees()(np.array([self.origin]))[0]
-        centred = TransverseMercatorConversion(latitude, longitude, 0, 0, 1)
-        return ProjectedCRS(centred, name="around the raster", geodetic_crs=self.crs.geodetic_crs)
-
-    def _between(self, source: CRS, target: CRS) -> Callable[[Points], Points]:
-        try:
-            way = Transformer.from_crs(source, target, always_xy=True)
-        except ProjError as error:
-            name, other = one_line(self.crs.name), one_line(target.name)
-            raise BadDataError(f"no way from CRS {name} to {other}: {one_line(str(error))}") from error
-
-        def move(points: Points) -> Points:
-            return np.stack(way.transform(points[:, 0], points[:, 1]), axis=1)
-
-        return move
+def way_between(source: CRS, target: CRS) -> Move:
+    """Return what takes points (n, 2) from one CRS to another; raises BadDataError where there is no way."""
+    try:
+        way = Transformer.from_crs(source, target, always_xy=True)
+    except ProjError as error:
+        name, other = one_line(source.name), one_line(target.name)
+        raise BadDataError(f"no way from CRS {name} to {other}: {one_line(str(error))}") from error
+    return lambda points: np.stack(way.transform(points[:, 0], points[:, 1]), axis=1)
 
 
 def _true_to_scale(crs: CRS, origin: tuple[float, float]) -> bool:
