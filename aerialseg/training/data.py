@@ -155,13 +155,13 @@ class TileReader:
         return pixels, target, valid
 
 
-def training_tiles(tiles: TileSet, section: DataSection, *, taught: bool = False) -> tuple[TileRecord, ...]:
+def training_tiles(tiles: TileSet, section: DataSection, *, use_unlabelled: bool = False) -> tuple[TileRecord, ...]:
     """Return the tiles to train on; raises BadDataError when there are none.
 
-    They are the labelled ones, or, `taught` by a teacher, all, whose ground counts alike whether labelled or not.
+    They are the labelled ones, or with `use_unlabelled`, as a teacher needs them, all: their ground counts alike.
     """
     candidates = tiles.tiles if section.train_on == "all" else tiles.of_split("train")
-    if taught:
+    if use_unlabelled:
         chosen = tuple(replace(tile, building=tile.building * tile.valid, valid=1.0) for tile in candidates)
     else:
         chosen = tuple(tile for tile in candidates if tile.valid > 0)

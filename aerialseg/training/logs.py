@@ -187,7 +187,7 @@ def draw_samples(job: TrainJob) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     The network sees a square of the training crops' size from the middle of a tile. Truth is black, white, and grey
     where there is none.
     """
-    network, side = job.judged.eval(), min(job.config.data.crop, job.reader.validation_side)
+    network, side = job.eval_model.eval(), min(job.config.data.crop, job.reader.validation_side)
     for tile in choose(job.validation):
         pixels, target, valid = (_middle(array, side) for array in job.reader.whole(tile))
         with torch.inference_mode(), job.fabric.autocast():

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from aerialseg.geo.tiles.tileset import TileSet
     from aerialseg.training.job import TrainJob
-    from aerialseg.training.state import State
+    from aerialseg.training.state import Checkpoint
 
 CONFIG = "config.toml"
 FREE = ("data.cache:", "data.threads:", "data.timeout_s:", "run.loggers:")
@@ -83,7 +83,7 @@ def claimed(run: Path) -> Iterator[None]:
 
 def open_run(
     run: Path, tiles: TileSet, config: TrainConfig, options: TrainOptions, *, say: Callable[[str], None]
-) -> State | None:
+) -> Checkpoint | None:
     """Return the state to go on from, or None when a new training may begin in `run`; changes nothing.
 
     Raises OutputError when the folder holds a run and neither resume nor overwrite was asked for, or files of others;
@@ -139,7 +139,7 @@ def _is_ours(run: Path) -> bool:
         return stream.read(len(MARK)) == MARK.encode()
 
 
-def _check_unchanged(run: Path, state: State, tiles: TileSet, changed: list[str]) -> None:
+def _check_unchanged(run: Path, state: Checkpoint, tiles: TileSet, changed: list[str]) -> None:
     if changed:
         raise ConfigError(
             f"{one_line(run)}: cannot resume with another configuration ({one_line('; '.join(changed))}); leave -c and"
