@@ -1,9 +1,8 @@
 """Where a run's numbers go beside metrics.csv: TensorBoard always, MLflow and Weights & Biases when asked for.
 
 All of them write below the run folder and call nobody; their own programs show or send it later. A logger that fails is
-left out from then on, with one line: a training is worth more than its log, and metrics.csv has every number.
-
-A few validation tiles as people judge them: scene, truth and probability side by side.
+left out from then on, with one line: a training is worth more than its log, and metrics.csv has every number. A few
+validation tiles are shown as people judge them: scene, truth and probability side by side.
 """
 
 from __future__ import annotations

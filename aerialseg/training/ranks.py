@@ -1,11 +1,10 @@
 """One training on several processes, as torchrun starts them: which one this is, and what all of them must agree on.
 
 Every process goes through the same list of batches and takes its share of each; what a step sums over its batch is
-summed over all processes (pooling.py). So a configuration gives the same training on any number of them, up to
-rounding. The first process alone writes files and speaks. An error or a stop on one process ends the work on all of
-them, at the same step, and one says why. A process on its own is `Ranks()`, for which nothing here does anything.
-
-Sums over the batch of all processes, through which gradients flow.
+summed over all processes, with gradients (`all_reduce_sum`). So a configuration gives the same training on any number
+of them, up to rounding. The first process alone writes files and speaks. An error or a stop on one process ends the
+work on all of them, at the same step, and one says why. A process on its own is `Ranks()`, for which nothing here does
+anything.
 """
 
 from __future__ import annotations

@@ -1,13 +1,10 @@
-"""The run folder: what may be started in it, and what a start has to respect.
+"""The run folder: what may be started in it, what a start has to respect, and what it was made with.
 
 RUN/model.safetensors   the best model so far      RUN/last.ckpt, previous.ckpt   to resume from
 RUN/config.toml         what is being trained      RUN/metrics.csv, curves.png, events.out.tfevents.*
-RUN/run.json            what it is made with
+RUN/run.json            what it is made with: commands, tiles, device, versions, git revision
 
-`run.json`: what a run was made with, so that it can be repeated: commands, tiles, device, versions, git revision.
-
-config.toml beside it says what is trained. Places and times stand here and not in the model file, so that equal
-trainings give equal files.
+Places and times stand in run.json and not in the model file, so that equal trainings give equal files.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ def start_from_model(
 
 
 def start_again(state: Mapping[str, Any]) -> Start:
-    """Build the network of a checkpoint, without its weights (checkpoint.py and loop.py put those in)."""
+    """Build the network of a checkpoint, without its weights, which `load_state_dict` puts in."""
     card = ModelCard(**state["card"])
     segmenter = Segmenter(build_network(spec_of(card)), card.mean, card.std)
     return Start(segmenter, card, TrainConfig.model_validate(state["config"]))

@@ -1,9 +1,8 @@
 """How far a training is: the counters, and the whole state as a checkpoint keeps it.
 
-`last.ckpt`: all a run needs to go on as if it had never stopped; and `previous.ckpt`, in case that one is damaged.
-
-Plain tensors, numbers and text in dicts and lists, so torch.load(weights_only=True) reads it and nothing in it can run.
-The format is private to a run in progress; what others use is the model file (models/package.py).
+`last.ckpt` holds all a run needs to go on as if it had never stopped; `previous.ckpt` is there in case that one is
+damaged. Plain tensors, numbers and text in dicts and lists, so torch.load(weights_only=True) reads it and nothing in it
+can run. The format is private to a run in progress; what others use is the model file.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 PHASES = ("data", "copy", "forward", "backward", "optimizer")
 """Waiting for a batch, moving it to the device, the network, loss and gradients, the update with the average."""
-PLAIN = {"flips": False, "scale": 0.0, "colour": 0.0, "wear": 0.0}
+PLAIN = {"flips": False, "scale": 0.0, "colour": 0.0, "degrade": 0.0}
 """Settings of [data] that leave crops as they are."""
 FOREVER = {"epochs": 100_000, "patience": 0}
 WARM_UP, COUNTED = 1, 2
