@@ -193,13 +193,13 @@ def disk_bytes(options: PredictOptions, pixels: Sequence[int], device: str) -> i
     return int(finished + (layers + finishing * (layers + PLAIN_BYTES)) * max(pixels, default=0))
 
 
-def check_window(run: Run) -> None:
+def check_window(card: ModelCard, window: int) -> None:
     """Raise UsageError when the network cannot take the window that was asked for."""
-    preset = PRESETS.get(run.card.preset)
+    preset = PRESETS.get(card.preset)
     multiple = SIZE_MULTIPLE if preset is None else preset.size_multiple
-    if run.window != run.card.tile_size and run.window % multiple:
-        below = max(multiple, run.window // multiple * multiple)
-        raise UsageError(f"--window {run.window}: {run.card.preset} takes multiples of {multiple}, for example {below}")
+    if window != card.tile_size and window % multiple:
+        below = max(multiple, window // multiple * multiple)
+        raise UsageError(f"--window {window}: {card.preset} takes multiples of {multiple}, for example {below}")
 
 
 def done_before(run: Run, work: SceneJob) -> SceneResult | None:

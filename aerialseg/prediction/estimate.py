@@ -104,7 +104,7 @@ def estimate(
     if options.device == ALL_GPUS:
         options = _on_one_gpu(options)
     run = Run(model, sha256_of(model), read_card(model), out, options, progress)
-    check_window(run)
+    check_window(run.card, run.window)
     found, failures = check_scenes(run, scenes)
     if not found:
         raise NoInputError(f"no scene can be predicted; first: {next(iter(failures.values()))}")

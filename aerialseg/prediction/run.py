@@ -108,7 +108,7 @@ def predict_scenes(
     with locked(out, shared=shared, when_alone=partial(sweep, out, parts), waiting=listen if shared else None):
         refuse_foreign_report(out / report_name(options.shard), overwrite=options.overwrite)
         journal = RunLog(Run(model, sha256_of(model), read_card(model), out, options, progress), scenes)
-        check_window(journal.run)
+        check_window(journal.run.card, journal.run.window)
         check_products(options, out, inputs)
         for result in (known or {}).values():
             journal.take(result)
