@@ -37,7 +37,16 @@ PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCard:
-    """What a model was trained as, and all that prediction needs beside the weights."""
+    """What a model was trained as, and all that prediction needs beside the weights.
+
+    `preset`, `architecture` and `encoder` name the network; for a module of your own, see `Model`, they are what you
+    call it. Raises ValueError for values that do not fit each other.
+
+    Example:
+        >>> card = aerialseg.load_model("runs/town").card
+        >>> card.architecture, card.bands, card.gsd_m
+        ('linknet', 3, 0.3)
+    """
 
     format: int = FORMAT
     preset: str

@@ -38,7 +38,12 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class PredictOptions:
-    """What the user chooses; None leaves it to the model card or to the machine."""
+    """What the user chooses; None leaves it to the model card or to the machine. Raises UsageError for nonsense.
+
+    Example:
+        >>> aerialseg.PredictOptions(tta="flips", probability=True).measures
+        ('probability',)
+    """
 
     window: int | None = None
     """Height and width of the windows in pixels."""

@@ -96,6 +96,13 @@ def predict_scenes(
     A scene that fails is reported and the next one is tried: see `PredictReport.raise_failures`. Raises UsageError when
     an output would be an input, OutputError when outputs cannot be written or are not ours, ModelError, DeviceError,
     StorageError when the disk is full, and Stopped; the same call then goes on behind the last finished rows.
+
+    Example:
+        >>> scenes = aerialseg.find_scenes(["scenes"])
+        >>> report = aerialseg.predict_scenes(scenes, Path("runs/town"), Path("out"))
+        >>> report.raise_failures()
+        >>> [str(scene.outputs["mask"]) for scene in report.scenes]
+        ['out/austin6.tif', 'out/vienna1.tif']
     """
     options, progress, model = options or PredictOptions(), progress or Silent(), find_model(model)
     scenes = [scene for scene in scenes if not is_output_in(scene.image, out)]

@@ -55,7 +55,12 @@ RUN = "run.json"
 
 @dataclass(frozen=True, slots=True)
 class TrainOptions:
-    """What the command line decides beside the configuration."""
+    """What the command line decides beside the configuration.
+
+    Example:
+        >>> aerialseg.TrainOptions(device="cpu", start_from=Path("runs/town")).resume
+        False
+    """
 
     device: str = "auto"
     resume: bool = False

@@ -67,7 +67,12 @@ TOUCHING = 0.5
 
 @dataclass(frozen=True, slots=True)
 class TilingOptions:
-    """How scenes are cut into tiles; the defaults are the command line's."""
+    """How scenes are cut into tiles; the defaults are the command line's. Raises UsageError for nonsense.
+
+    Example:
+        >>> aerialseg.TilingOptions(size=512, split="blocks=4", gsd_m=0.5).overlap
+        0.0
+    """
 
     size: int = 1024
     overlap: float = 0.0
