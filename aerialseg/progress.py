@@ -19,6 +19,8 @@ class Progress(Protocol):
         >>> scenes = aerialseg.find_scenes(["scenes"])
         >>> options = aerialseg.TilingOptions(size=128, split="0.5")
         >>> report = aerialseg.tile_scenes(scenes, Path("tiles/town"), options, Lines())
+        checking 2 scene
+        comparing 2 scene
     """
 
     def start(self, label: str, total: float, unit: str) -> None:

@@ -102,6 +102,11 @@ def save_model(path: Path, segmenter: Segmenter, card: ModelCard) -> None:
 
     Raises Diverged when a weight is not finite, OutputError or StorageError when the file cannot be written.
     """
+    write_bytes(path, model_bytes(path, segmenter, card))
+
+
+def model_bytes(path: Path, segmenter: Segmenter, card: ModelCard) -> bytes:
+    """Return what `save_model` writes; `path` is named when a weight is not finite, which raises Diverged."""
     import torch
     from safetensors.torch import save
 
@@ -116,7 +121,7 @@ def save_model(path: Path, segmenter: Segmenter, card: ModelCard) -> None:
     described = {**_to_json(card), "digest": _digest(_to_json(card), entries, data)}
     header = json.dumps({"__metadata__": {KEY: _canonical(described)}, **entries}, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
-    write_bytes(path, b"".join((len(header).to_bytes(8, "little"), header, data)))
+    return b"".join((len(header).to_bytes(8, "little"), header, data))
 
 
 def load_model(path: Path) -> tuple[Segmenter, ModelCard]:

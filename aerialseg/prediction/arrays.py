@@ -8,6 +8,7 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -20,14 +21,14 @@ from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.inspection import Source
 from aerialseg.geo.raster import scaled
 from aerialseg.models.package import load_model as read_model
-from aerialseg.prediction.checks import check_window
+from aerialseg.models.package import model_bytes
 from aerialseg.prediction.lattice import Lattice, ScenePlacement, Schedule
+from aerialseg.prediction.options import PredictOptions, check_window
 from aerialseg.progress import Silent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import torch
     from numpy.typing import NDArray
     from rasterio.windows import Window
     from torch import Tensor, nn
@@ -36,9 +37,7 @@ if TYPE_CHECKING:
     from aerialseg.models.package import ModelCard
     from aerialseg.prediction.engine import Accumulator
     from aerialseg.prediction.network import Forward
-    from aerialseg.prediction.options import PredictOptions
     from aerialseg.prediction.reading import Validity, WindowBatch
-    from aerialseg.progress import Progress
 
 ARRAY = Path("array")
 """Stands for the file in messages."""
@@ -50,11 +49,11 @@ class Model:
 
     `network` is given float32 [N, bands, H, W], standardised by the card's `mean` and `std` (0 where a pixel is
     invalid), with H = W = `card.tile_size` unless another window is asked for; it returns logits of building,
-    [N, 1, H, W]. It is moved to the device that is used and put into eval mode.
+    [N, 1, H, W]. It is moved to the device that is used and put into eval mode. Scenes count as predicted before when
+    card and weights were equal; the network's code is not looked at, so name it anew in the card when it changes.
 
     Example:
         >>> import torch
-        >>> import aerialseg
         >>> card = aerialseg.ModelCard(
         ...     preset="own", architecture="one convolution", encoder="none", bands=3,
         ...     mean=(100.0, 100.0, 100.0), std=(50.0, 50.0, 50.0), tile_size=64,
@@ -89,23 +88,30 @@ class Model:
 
         Example:
             >>> import numpy as np
-            >>> import aerialseg
-            >>> model = aerialseg.load_model("runs/town")
+                >>> model = aerialseg.load_model("runs/town")
             >>> pixels = np.zeros((3, 200, 300), dtype=np.uint8)
             >>> probability = model.predict_array(pixels)
             >>> probability.shape, probability.dtype
             ((200, 300), dtype('float32'))
         """
-        from aerialseg.models.build import Segmenter
         from aerialseg.models.device import pick_device
-        from aerialseg.prediction.options import PredictOptions
+        from aerialseg.prediction.network import place_on_device
 
         options = options or PredictOptions()
         pixels, valid = _checked(pixels, valid, self.card)
         check_window(self.card, options.window or self.card.tile_size)
-        segmenter = Segmenter(self.network, self.card.mean, self.card.std)
-        forward = place_on_device(segmenter, self.card, options, pick_device(options.device), Silent())
+        forward = place_on_device(self.segmenter(), self.card, options, pick_device(options.device), Silent())
         return _blended(forward, pixels, valid, self.card.scale)
+
+    def segmenter(self) -> Segmenter:
+        """Return the network behind the card's standardisation: uint8 [N, bands, H, W] in, logits [N, 1, H, W] out."""
+        from aerialseg.models.build import Segmenter
+
+        return Segmenter(self.network, self.card.mean, self.card.std)
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the model file that card and weights would make; raises Diverged for weights of NaN."""
+        return sha256(model_bytes(Path("model"), self.segmenter(), self.card)).hexdigest()
 
 
 def load_model(path: Path | str) -> Model:
@@ -114,36 +120,12 @@ def load_model(path: Path | str) -> Model:
     Raises NoInputError when there is none and ModelError when it is damaged, not of aerialseg or of another format.
 
     Example:
-        >>> import aerialseg
         >>> model = aerialseg.load_model("runs/town")
         >>> model.card.bands, model.card.tile_size
         (3, 128)
     """
     segmenter, card = read_model(Path(path))
     return Model(segmenter.network, card)
-
-
-def place_on_device(
-    segmenter: Segmenter, card: ModelCard, options: PredictOptions, device: torch.device, progress: Progress
-) -> Forward:
-    """Return the segmenter on its device, set up by the card and the options; raises DeviceError and UsageError."""
-    from aerialseg.models.device import pick_precision
-    from aerialseg.prediction.network import EngineSettings, Forward, automatic_batch
-
-    size = options.window or card.tile_size
-    settings = EngineSettings(
-        size=size,
-        overlap=card.overlap if options.overlap is None else options.overlap,
-        batch=options.batch or automatic_batch(device, size, options.tta),
-        device=device,
-        precision=pick_precision(options.precision, device),
-        temperature=card.temperature,
-        blend=options.blend,
-        tta=options.tta,
-        agreement=options.agreement,
-        compile=options.compiled,
-    )
-    return Forward(segmenter, settings, progress)
 
 
 def _checked(

@@ -11,12 +11,16 @@ from aerialseg.errors import UsageError, one_line
 from aerialseg.geo.inspection import Access, BandRule
 from aerialseg.geo.polygons.polygonize import PolygonOptions
 from aerialseg.geo.windows import Blend
-from aerialseg.prediction.network import Symmetry
+from aerialseg.models.presets import PRESETS, SIZE_MULTIPLE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from aerialseg.models.package import ModelCard
+
 ALL_GPUS = "cuda:all"
+Symmetry = Literal["none", "flips", "d4"]
+"""`flips`: as it is, upside down, left for right, and both; `d4`: these four, and the same after a quarter turn."""
 T = TypeVar("T")
 
 
@@ -93,3 +97,12 @@ class PredictOptions:
         for flag, value, known in (("--blend", self.blend, Blend), ("--tta", self.tta, Symmetry)):
             if value not in get_args(known):
                 raise UsageError(f"{flag} {one_line(value)}: give one of {', '.join(get_args(known))}")
+
+
+def check_window(card: ModelCard, window: int) -> None:
+    """Raise UsageError when the card's network cannot take windows of that size in pixels."""
+    preset = PRESETS.get(card.preset)
+    multiple = SIZE_MULTIPLE if preset is None else preset.size_multiple
+    if window != card.tile_size and window % multiple:
+        below = max(multiple, window // multiple * multiple)
+        raise UsageError(f"--window {window}: {card.preset} takes multiples of {multiple}, for example {below}")

@@ -98,8 +98,8 @@ class PredictReport:
     Example:
         >>> scenes = aerialseg.find_scenes(["scenes"])
         >>> report = aerialseg.predict_scenes(scenes, Path("runs/town"), Path("out"))
-        >>> print(report.line())
-        ... of 2 scenes predicted, ... done before...; masks in out
+        >>> report.of("failed"), report.model["threshold"] < 1
+        ((), True)
     """
 
     out: Path

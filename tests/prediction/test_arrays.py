@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,7 +11,9 @@ import pytest
 import rasterio
 import torch
 
-from aerialseg.errors import BadDataError, ModelError, UsageError
+from aerialseg.errors import BadDataError, Diverged, ModelError, UsageError
+from aerialseg.evaluation.pairs import pair_scenes
+from aerialseg.evaluation.report import describe_model
 from aerialseg.geo.inspection import Access
 from aerialseg.geo.scenes import Scene
 from aerialseg.models.package import ModelCard
@@ -154,3 +158,42 @@ def test_an_array_without_a_valid_pixel_is_all_nan() -> None:
 def test_a_network_of_the_wrong_shape_is_refused() -> None:
     with pytest.raises(ModelError, match="expected one logit a pixel"):
         Model(torch.nn.Identity(), CARD).predict_array(ZEROS, options=PredictOptions(device="cpu"))
+
+
+def test_a_model_that_was_loaded_is_the_model_of_its_file(
+    tmp_path: Path, scene_file: Callable[..., Path], small_model: Any
+) -> None:
+    scenes, file, options = (
+        [Scene("scene", scene_file(tmp_path / "scene.tif"))],
+        small_model(),
+        PredictOptions(**ON_CPU),
+    )
+    loaded = load_model(file)
+    assert loaded.digest() == sha256(file.read_bytes()).hexdigest()
+    assert predict_scenes(scenes, file, tmp_path / "out", options).scenes[0].status == "done"
+    report = predict_scenes(scenes, loaded, tmp_path / "out", options)
+    assert report.scenes[0].status == "skipped"
+    assert report.model["path"] is None
+    other = load_model(small_model(seed=1))
+    assert predict_scenes(scenes, other, tmp_path / "out", options).scenes[0].status == "done"
+
+
+def test_scenes_go_through_a_module_of_ones_own(tmp_path: Path, scene_file: Callable[..., Path]) -> None:
+    pixels = np.random.default_rng(6).integers(0, 256, (2, 90, 70), dtype=np.uint8)
+    scenes, model = [Scene("scene", scene_file(tmp_path / "scene.tif", pixels))], Model(Weighted(), CARD)
+    options = PredictOptions(probability=True, **ON_CPU)
+    predict_scenes(scenes, model, tmp_path / "out", options).raise_failures()
+    with rasterio.open(tmp_path / "out" / "scene.tif") as dataset:
+        building = dataset.read(1) == 1
+    logits = 2 * (pixels[0] - 100.0) / 40 - (pixels[1] - 50.0) / 20
+    clear = abs(logits) > 0.05
+    assert np.array_equal(building[clear], (logits > 0)[clear])
+    pairs = pair_scenes([replace(scenes[0], mask=scenes[0].image)], tmp_path / "out")
+    assert describe_model(pairs)["preset"] == "own", "a report without a model file is read, too"
+
+
+def test_weights_that_are_not_finite_have_no_digest(small_model: Any) -> None:
+    model = load_model(small_model())
+    next(model.network.parameters()).data[:] = torch.nan
+    with pytest.raises(Diverged, match="not finite"):
+        model.digest()
