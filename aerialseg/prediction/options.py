@@ -52,18 +52,24 @@ class PredictOptions:
     window: int | None = None
     """Height and width of the windows in pixels."""
     overlap: float | None = None
+    """Share of a window that its neighbour covers too, 0 to 0.75."""
     blend: Blend = "hann"
     tta: Symmetry = "none"
+    """Which mirrored and turned windows are run too; their probabilities are averaged."""
     gsd_m: float | Literal["auto", "keep"] = "auto"
     """The GSD at which scenes are run: the model's where a scene differs by more than 10 %, their own, or this one."""
     neighbours: bool = True
     """Whether scenes that touch on one pixel grid see across their common edge."""
     batch: int | None = None
+    """Windows that run together."""
     precision: str = "auto"
+    """Or fp32, bf16, fp16."""
     device: str = "auto"
+    """Or cpu, cuda, cuda:N, mps; for the command alone, cuda:all."""
     compiled: bool = False
     """Whether torch.compile translates the network first."""
     probability: bool = False
+    """Write probability rasters too: 0 to 254 for 0 to 1, 255 nodata; `agreement` likewise, where windows disagree."""
     agreement: bool = False
     polygons: bool = False
     """Draw building polygons of all scenes, too; their mean probability needs the probability rasters."""

@@ -63,6 +63,7 @@ class TrainOptions:
     """
 
     device: str = "auto"
+    """Or cpu, cuda, cuda:N, mps."""
     resume: bool = False
     """Go on from the run's last checkpoint; without one, start."""
     start_from: Path | None = None

@@ -75,7 +75,9 @@ class TilingOptions:
     """
 
     size: int = 1024
+    """Height and width of a tile in pixels."""
     overlap: float = 0.0
+    """Share of a tile that its neighbour sees too, 0 to 0.9."""
     split: str = "auto"
     """"auto", "inria", "val=austin1-5,...", "blocks=N", a share of the scenes such as "0.2", or "0": all train."""
     val_area: Path | None = None
