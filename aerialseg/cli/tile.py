@@ -117,7 +117,7 @@ def tile(
         index_only, keep_unlabelled,
     )  # fmt: skip
     with console_progress() as progress:
-        report = tile_scenes(found, options, out or _default_folder(scenes[0]), progress)
+        report = tile_scenes(found, out or _default_folder(scenes[0]), options, progress)
         progress.say(report.summary())
     print_json(report.to_json()) if as_json else _print(report)
     if report.failures:

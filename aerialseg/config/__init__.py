@@ -41,7 +41,13 @@ LARGEST_FILE = 100_000
 
 
 class TrainConfig(Section):
-    """A complete description of a training; `load_config` makes it from a file."""
+    """A complete description of a training; `load_config` makes it from a file. Frozen; its sections are its fields.
+
+    Example:
+        >>> config = aerialseg.load_config("inria")
+        >>> config.data.crop, config.schedule.epochs > 0
+        (512, True)
+    """
 
     model: ModelSection
     data: DataSection = DataSection()
@@ -57,6 +63,11 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> TrainConfi
 
     A value of an override is TOML, or else taken as text: `model.weights=none`. Raises ConfigError naming the file, the
     line and the key.
+
+    Example:
+        >>> config = aerialseg.load_config("small", ["schedule.epochs=20", "data.batch=4"])
+        >>> config.schedule.epochs, config.data.batch
+        (20, 4)
     """
     path = _find(source)
     text = _read(path)

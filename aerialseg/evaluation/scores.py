@@ -44,7 +44,12 @@ UNPREDICTED_SAID = 0.01
 
 @dataclass(frozen=True, slots=True)
 class EvaluateOptions:
-    """What the truth's files mean, what is permitted, and what is counted."""
+    """What the truth's files mean, what is permitted, and what is counted; raises UsageError for a contradiction.
+
+    Example:
+        >>> aerialseg.EvaluateOptions(details=True).details
+        True
+    """
 
     rule: MaskRule = field(default_factory=MaskRule)
     """For true masks; predictions hold 0 and 1, or 0 and 255."""
@@ -71,7 +76,18 @@ def evaluate_scenes(
     options: EvaluateOptions | None = None,
     progress: Progress | None = None,
 ) -> EvaluationReport:
-    """Score what `predict` wrote into the folder `predictions` for `scenes`, each with its mask."""
+    """Score what `predict` wrote into the folder `predictions` for `scenes`, each with its mask.
+
+    Pixels are counted by the official rule of the Inria data set and summed before anything is divided; ground without
+    data in prediction or truth is not counted. Raises NoInputError for a scene without a prediction or a mask,
+    BadDataError when the two do not lie on one grid, UsageError, and what `progress` raises.
+
+    Example:
+        >>> scenes = aerialseg.find_scenes(["scenes"])
+        >>> report = aerialseg.evaluate_scenes(scenes, Path("out"))
+        >>> report.overall.pixels
+        131072
+    """
     return evaluate_pairs(pair_scenes(scenes, predictions), options, progress)
 
 

@@ -37,7 +37,16 @@ PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCard:
-    """What a model was trained as, and all that prediction needs beside the weights."""
+    """What a model was trained as, and all that prediction needs beside the weights.
+
+    `preset`, `architecture` and `encoder` name the network; for a module of your own, see `Model`, they are what you
+    call it. Raises ValueError for values that do not fit each other.
+
+    Example:
+        >>> card = aerialseg.load_model("runs/town").card
+        >>> card.architecture, card.bands, card.gsd_m
+        ('linknet', 3, 0.3)
+    """
 
     format: int = FORMAT
     preset: str
@@ -93,6 +102,11 @@ def save_model(path: Path, segmenter: Segmenter, card: ModelCard) -> None:
 
     Raises Diverged when a weight is not finite, OutputError or StorageError when the file cannot be written.
     """
+    write_bytes(path, model_bytes(path, segmenter, card))
+
+
+def model_bytes(path: Path, segmenter: Segmenter, card: ModelCard) -> bytes:
+    """Return what `save_model` writes; `path` is named when a weight is not finite, which raises Diverged."""
     import torch
     from safetensors.torch import save
 
@@ -107,7 +121,7 @@ def save_model(path: Path, segmenter: Segmenter, card: ModelCard) -> None:
     described = {**_to_json(card), "digest": _digest(_to_json(card), entries, data)}
     header = json.dumps({"__metadata__": {KEY: _canonical(described)}, **entries}, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
-    write_bytes(path, b"".join((len(header).to_bytes(8, "little"), header, data)))
+    return b"".join((len(header).to_bytes(8, "little"), header, data))
 
 
 def load_model(path: Path) -> tuple[Segmenter, ModelCard]:

@@ -16,7 +16,6 @@ from aerialseg.files import refuse_foreign, sha256_of
 from aerialseg.geo.digest import content_digest
 from aerialseg.geo.inspection import BandRule, inspect_scene
 from aerialseg.geo.measures import KEY
-from aerialseg.models.presets import PRESETS, SIZE_MULTIPLE
 from aerialseg.prediction.lattice import place_scenes
 from aerialseg.prediction.outputs import COUNTS, SceneFiles, done_key, read_tags, reads_to_the_end, write_sides
 from aerialseg.prediction.pictures import is_our_png
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from aerialseg.geo.geobox import GeoBox
     from aerialseg.geo.scenes import Scene
     from aerialseg.models.package import ModelCard
+    from aerialseg.prediction.arrays import Model
     from aerialseg.prediction.lattice import ScenePlacement
     from aerialseg.prediction.options import PredictOptions, Shard
     from aerialseg.progress import Progress
@@ -46,7 +46,8 @@ REPORT = "report.json"
 class Run:
     """What is fixed for a run."""
 
-    model: Path
+    model: Path | Model
+    """A file, or what is in memory."""
     model_hash: str
     card: ModelCard
     out: Path
@@ -191,15 +192,6 @@ def disk_bytes(options: PredictOptions, pixels: Sequence[int], device: str) -> i
     layers = 1 + options.agreement
     finishing = min(finishers(device), max(1, len(pixels) - 1))
     return int(finished + (layers + finishing * (layers + PLAIN_BYTES)) * max(pixels, default=0))
-
-
-def check_window(run: Run) -> None:
-    """Raise UsageError when the network cannot take the window that was asked for."""
-    preset = PRESETS.get(run.card.preset)
-    multiple = SIZE_MULTIPLE if preset is None else preset.size_multiple
-    if run.window != run.card.tile_size and run.window % multiple:
-        below = max(multiple, run.window // multiple * multiple)
-        raise UsageError(f"--window {run.window}: {run.card.preset} takes multiples of {multiple}, for example {below}")
 
 
 def done_before(run: Run, work: SceneJob) -> SceneResult | None:

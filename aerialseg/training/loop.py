@@ -88,9 +88,17 @@ def train(
 ) -> TrainReport:
     """Train what `config` says on a set of tiles, into the folder `run`.
 
-    Raises what the parts raise before the first step (configuration, folder, network, device), then: Diverged when loss
-    or gradients are not finite, ResourceError when memory does not suffice or tiles cannot be read in time, Stopped
-    after saving.
+    Before the first step raises NoInputError and BadDataError for tiles that cannot be used, ConfigError for settings
+    that do not fit them, OutputError for a folder that holds another run, DeviceError, and ModelError for weights to
+    start from. Then: Diverged when loss or gradients are not finite, ResourceError when memory does not suffice or
+    tiles cannot be read in time, StorageError when the disk is full, Stopped after saving.
+
+    Example:
+        >>> settings = ["data.crop=128", "schedule.epochs=1", "schedule.steps_per_epoch=2"]
+        >>> config, options = aerialseg.load_config("demo", settings), aerialseg.TrainOptions(resume=True)
+        >>> report = aerialseg.train(Path("tiles/town"), config, Path("runs/town"), options=options)
+        >>> report.steps, str(report.model)
+        (2, 'runs/town/model.safetensors')
     """
     began, options = time.monotonic(), options or TrainOptions()
     with ExitStack() as held:

@@ -24,7 +24,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TrainReport:
-    """How a training went."""
+    """How a training went.
+
+    Example:
+        >>> config = aerialseg.load_config("runs/town/config.toml")
+        >>> again = aerialseg.TrainOptions(resume=True)
+        >>> report = aerialseg.train(Path("tiles/town"), config, Path("runs/town"), options=again)
+        >>> report.complete_before, report.epochs, report.best_epoch
+        (True, 1, 1)
+    """
 
     model: Path
     best_iou: float

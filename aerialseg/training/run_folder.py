@@ -52,9 +52,15 @@ RUN = "run.json"
 
 @dataclass(frozen=True, slots=True)
 class TrainOptions:
-    """What the command line decides beside the configuration."""
+    """What the command line decides beside the configuration.
+
+    Example:
+        >>> aerialseg.TrainOptions(device="cpu", start_from=Path("runs/town")).resume
+        False
+    """
 
     device: str = "auto"
+    """Or cpu, cuda, cuda:N, mps."""
     resume: bool = False
     """Go on from the run's last checkpoint; without one, start."""
     start_from: Path | None = None

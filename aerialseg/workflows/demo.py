@@ -133,7 +133,7 @@ def run_demo(
         paths = write_sample(out / "scenes", wanted, SIZE, progress=progress)
         *others, held_out = (Scene(path.stem, path, out / "scenes" / "train" / "gt" / path.name) for path in paths)
     with clock.measure("tile"):
-        report = tile_scenes(others, TilingOptions(size=TILE, split="inria"), out / "tiles", progress)
+        report = tile_scenes(others, out / "tiles", TilingOptions(size=TILE, split="inria"), progress)
         progress.say(report.summary())
     with clock.measure("train"):
         training = _train(out, _within(minutes, config, out / "run", device, progress), device, progress)

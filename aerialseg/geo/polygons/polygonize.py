@@ -128,7 +128,14 @@ class MaskLayer:
 
 @dataclass(frozen=True, slots=True)
 class PolygonOptions:
-    """What becomes of the outlines; the defaults leave them along the pixels' edges, in each scene's CRS."""
+    """What becomes of the outlines; the defaults leave them along the pixels' edges, in each scene's CRS.
+
+    `simplify_m` is in metres; `crs` is what pyproj understands. Raises UsageError for a number below 0.
+
+    Example:
+        >>> aerialseg.PolygonOptions(min_area_m2=10, regularise=True)
+        PolygonOptions(min_area_m2=10, crs=None, simplify_m=0.0, regularise=True)
+    """
 
     min_area_m2: float = 0.0
     """Smaller buildings are left out, measured before anything else is done to them."""

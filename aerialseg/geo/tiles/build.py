@@ -78,7 +78,15 @@ PARTS = ("images", "masks")
 
 @dataclass(frozen=True, slots=True)
 class TilingReport:
-    """What is in the set, and what this run did."""
+    """What is in the set, and what this run did.
+
+    Example:
+        >>> scenes = aerialseg.find_scenes(["scenes"])
+        >>> options = aerialseg.TilingOptions(size=128, split="0.5")
+        >>> report = aerialseg.tile_scenes(scenes, Path("tiles/town"), options)
+        >>> report.scenes, report.failures
+        ({'train': 1, 'val': 1}, {})
+    """
 
     folder: Path
     scenes: dict[str, int]
@@ -116,14 +124,23 @@ class TilingReport:
 
 
 def tile_scenes(
-    scenes: Sequence[Scene], options: TilingOptions, out: Path, progress: Progress | None = None
+    scenes: Sequence[Scene], out: Path, options: TilingOptions | None = None, progress: Progress | None = None
 ) -> TilingReport:
     """Cut scenes, each with its mask unless `options.vectors` is given, into the set `out`, and return what is there.
 
-    A scene that cannot be used is named in the report's `failures` and the others go on. Raises what makes the set as a
-    whole impossible; then `out` has no manifest, or still the old one if nothing was begun.
+    What has not changed since an earlier call is left as it is. A scene that cannot be used is named in the report's
+    `failures` and the others go on. Raises UsageError for options that contradict the scenes, NoInputError and
+    BadDataError when no scene is left, OutputError when `out` holds another's files, StorageError when the disk is
+    full, and Stopped; then `out` has no manifest, or still the old one if nothing was begun.
+
+    Example:
+        >>> scenes = aerialseg.find_scenes(["scenes"])
+        >>> options = aerialseg.TilingOptions(size=128, split="0.5")
+        >>> report = aerialseg.tile_scenes(scenes, Path("tiles/town"), options)
+        >>> report.tiles
+        {'train': 4, 'val': 4}
     """
-    progress, began = progress or Silent(), time.monotonic()
+    options, progress, began = options or TilingOptions(), progress or Silent(), time.monotonic()
     found = plan_tiles(scenes, options, progress)
     for note in found.notes:
         progress.say(note)
