@@ -1,15 +1,9 @@
-"""From a preset's name, or an architecture and an encoder, to a network that may be used.
+"""From a spec to a network that may be used, and the `Segmenter` around it: uint8 in, logits out.
 
-Builds through segmentation_models_pytorch (smp) and timm. The table of presets is in presets.py. Knows nothing of what
-pixels mean (segmenter.py), of files (weights.py, package.py) or of training. Importing this module does not import
-torch; building a network does.
-
-Builds a network with segmentation_models_pytorch (smp), then mends what costs accuracy or speed silently.
-
-Our own encoder (pyramid.py) is joined to smp's decoders here, since smp finds encoders only in its own table; and so is
-one that gets a stem beside it, for the decoder must know of it. What may be built is decided in catalog.py.
-
-Normalisation and network in one module: uint8 in, logits out, so that training and prediction agree.
+Builds with segmentation_models_pytorch (smp) and timm, then mends what costs accuracy or speed silently. Our own
+encoder is joined to smp's decoders here, since smp finds encoders only in its own table; and so is one that gets a stem
+beside it, for the decoder must know of it. Normalisation lives inside the Segmenter, so that training, prediction and
+export agree. Knows nothing of files or of training.
 """
 
 from __future__ import annotations

@@ -174,7 +174,7 @@ def _check(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path
 
 
 def _dropped(name: str, spec: ModelSpec) -> bool:
-    """Return whether a tensor is of a part that has no influence and that our networks do without (construction.py)."""
+    """Return whether a tensor is of a part that has no influence and that our networks do without."""
     return spec.architecture == "dpt" and re.match(r"encoder\.model\.(norm|fc_norm|head)\.", name) is not None
 
 
