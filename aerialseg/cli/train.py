@@ -73,7 +73,7 @@ def train(
     begun = out / "config.toml"
     named = config or (begun if resume and begun.is_file() else "inria")
     with join_ranks() as ranks, console_progress(quiet=not ranks.first) as progress:
-        with ranks.together():
+        with ranks.fail_together():
             chosen = load_config(named, assignments or [])
 
         from aerialseg.training.loop import train as train_network

@@ -29,6 +29,7 @@ from aerialseg.config.sections import (
     RunSection,
     ScheduleSection,
     Section,
+    renamed,
 )
 from aerialseg.errors import ConfigError, one_line
 
@@ -63,7 +64,9 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> TrainConfi
         values, written = tomllib.loads(text), tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a plain ValueError
         raise ConfigError(f"{one_line(path)}: not valid TOML: {one_line(str(error) or 'nested too deeply')}") from error
-    overridden = [_apply(values, override) for override in overrides]
+    if isinstance(values.get("data"), dict):
+        values["data"] = renamed(values["data"])
+    overridden = [_apply(values, override.replace("data.wear=", "data.degrade=", 1)) for override in overrides]
     _drop_what_overrides_replace(values, overridden)
     try:
         return TrainConfig.model_validate(values)

@@ -1,13 +1,12 @@
-"""All tiles of a set in one file, as bytes that need no decoding, mapped into memory: what training reads.
+"""Where a set's tiles are read from in training: their own files, or all of them in one file that needs no decoding.
 
-A record per tile, one after the other: its pixels [size, size, bands], then its labels [size, size]: 0, 1 and 255 as in
-the masks, and 254 where there is no data. The table of the tiles comes last, with each record's checksum, and a SHA-256
-of that table, so a file that was cut short has none. The file is written under a temporary name and looked through from
-end to end whenever it is opened (about 4 GB/s a thread): what cannot be proved whole is not used.
+The file is mapped into memory. A record per tile, one after the other: its pixels [size, size, bands], then its labels
+[size, size]: 0, 1 and 255 as in the masks, and 254 where there is no data. The table of the tiles comes last, with each
+record's checksum, and a SHA-256 of that table, so a file that was cut short has none. It is written under a temporary
+name and looked through from end to end whenever it is opened (about 4 GB/s a thread): what cannot be proved whole is
+not used.
 
-Where a set's tiles are read from in training: their own files, or a cache, which is made here when there is none.
-
-A cache makes training faster and changes nothing else, so what keeps it from being made is told in a line and the files
+A cache makes training faster and changes nothing else, so what keeps it from being made is told in a line and the tiles
 are read. Two trainings that begin together make it once: the second one waits.
 """
 

@@ -1,9 +1,8 @@
 """Where a run's numbers go beside metrics.csv: TensorBoard always, MLflow and Weights & Biases when asked for.
 
 All of them write below the run folder and call nobody; their own programs show or send it later. A logger that fails is
-left out from then on, with one line: a training is worth more than its log, and metrics.csv has every number.
-
-A few validation tiles as people judge them: scene, truth and probability side by side.
+left out from then on, with one line: a training is worth more than its log, and metrics.csv has every number. A few
+validation tiles are shown as people judge them: scene, truth and probability side by side.
 """
 
 from __future__ import annotations
@@ -188,7 +187,7 @@ def draw_samples(job: TrainJob) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     The network sees a square of the training crops' size from the middle of a tile. Truth is black, white, and grey
     where there is none.
     """
-    network, side = job.judged.eval(), min(job.config.data.crop, job.reader.validation_side)
+    network, side = job.eval_model.eval(), min(job.config.data.crop, job.reader.validation_side)
     for tile in choose(job.validation):
         pixels, target, valid = (_middle(array, side) for array in job.reader.whole(tile))
         with torch.inference_mode(), job.fabric.autocast():

@@ -1,13 +1,10 @@
-"""The run folder: what may be started in it, and what a start has to respect.
+"""The run folder: what may be started in it, what a start has to respect, and what it was made with.
 
 RUN/model.safetensors   the best model so far      RUN/last.ckpt, previous.ckpt   to resume from
 RUN/config.toml         what is being trained      RUN/metrics.csv, curves.png, events.out.tfevents.*
-RUN/run.json            what it is made with
+RUN/run.json            what it is made with: commands, tiles, device, versions, git revision
 
-`run.json`: what a run was made with, so that it can be repeated: commands, tiles, device, versions, git revision.
-
-config.toml beside it says what is trained. Places and times stand here and not in the model file, so that equal
-trainings give equal files.
+Places and times stand in run.json and not in the model file, so that equal trainings give equal files.
 """
 
 from __future__ import annotations
@@ -44,7 +41,7 @@ if TYPE_CHECKING:
 
     from aerialseg.geo.tiles.tileset import TileSet
     from aerialseg.training.job import TrainJob
-    from aerialseg.training.state import State
+    from aerialseg.training.state import Checkpoint
 
 CONFIG = "config.toml"
 FREE = ("data.cache:", "data.threads:", "data.timeout_s:", "run.loggers:")
@@ -83,7 +80,7 @@ def claimed(run: Path) -> Iterator[None]:
 
 def open_run(
     run: Path, tiles: TileSet, config: TrainConfig, options: TrainOptions, *, say: Callable[[str], None]
-) -> State | None:
+) -> Checkpoint | None:
     """Return the state to go on from, or None when a new training may begin in `run`; changes nothing.
 
     Raises OutputError when the folder holds a run and neither resume nor overwrite was asked for, or files of others;
@@ -139,7 +136,7 @@ def _is_ours(run: Path) -> bool:
         return stream.read(len(MARK)) == MARK.encode()
 
 
-def _check_unchanged(run: Path, state: State, tiles: TileSet, changed: list[str]) -> None:
+def _check_unchanged(run: Path, state: Checkpoint, tiles: TileSet, changed: list[str]) -> None:
     if changed:
         raise ConfigError(
             f"{one_line(run)}: cannot resume with another configuration ({one_line('; '.join(changed))}); leave -c and"
