@@ -17,7 +17,7 @@ LAYERS = (
     {"errors"},
     {"counts", "config", "files", "progress"},
     {"geo"},
-    {"models"},
+    {"models", "drawing"},
     {"sample", "training", "prediction", "evaluation"},
     {"workflows"},
     {"cli"},

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from aerialseg.drawing import is_our_png
 from aerialseg.errors import AerialsegError, BadDataError, Stopped, UsageError, one_line
 from aerialseg.files import refuse_foreign, sha256_of
 from aerialseg.geo.digest import content_digest
@@ -18,7 +19,6 @@ from aerialseg.geo.inspection import BandRule, inspect_scene
 from aerialseg.geo.measures import KEY
 from aerialseg.prediction.lattice import place_scenes
 from aerialseg.prediction.outputs import COUNTS, SceneFiles, done_key, read_tags, reads_to_the_end, write_sides
-from aerialseg.prediction.pictures import is_our_png
 from aerialseg.prediction.report import SceneResult
 
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from aerialseg.drawing import as_rgb, beside
 from aerialseg.errors import ConfigError, first_line, one_line
 from aerialseg.training.history import open_events, scalars
 from aerialseg.training.losses import IGNORE
@@ -205,11 +206,8 @@ def choose(tiles: tuple[TileRecord, ...]) -> tuple[TileRecord, ...]:
 
 def compose(pixels: NDArray[np.uint8], target: NDArray[np.uint8], probability: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return the three beside each other: `pixels` [rows, cols, bands], of which the first three, or one, are shown."""
-    shown = pixels[..., :3] if pixels.shape[2] >= 3 else np.repeat(pixels[..., :1], 3, axis=2)
     truth = np.where(target == IGNORE, np.uint8(UNKNOWN), (target == 1) * np.uint8(255))
-    grey = [np.repeat(array[..., None], 3, axis=2) for array in (truth, probability)]
-    line = np.full((len(pixels), GAP, 3), 255, np.uint8)
-    return np.concatenate([shown, line, grey[0], line, grey[1]], axis=1)
+    return beside([as_rgb(shown) for shown in (pixels, truth[..., None], probability[..., None])], GAP)
 
 
 def _middle(array: NDArray[Any], side: int) -> NDArray[Any]:
