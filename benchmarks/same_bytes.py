@@ -1,0 +1,300 @@
+"""Whether the working tree still writes the same bytes as another commit: the same commands by both, file by file.
+
+Run by hand before and after a change that is to change nothing:
+
+    python benchmarks/same_bytes.py                           all steps against BASE, a few minutes on two cores
+    python benchmarks/same_bytes.py --base HEAD~3 --only predict polygonize
+    python benchmarks/same_bytes.py --keep differs            keeps both sides' files
+
+Both sides run at the same time with the same Python and one thread, from folders of the same content, and what they
+wrote, printed and returned is compared (`same_files.py`: what counts as the same, and which differences are meant).
+Every step begins from what the base wrote, on both sides: so a difference is told once, where it arises, and the
+working tree shows that it reads the base's files. Ends with 1 when something differs.
+
+`--write-fixture FILE` has the base write what `tests/test_written_before.py` reads: an archive of folders as a user has
+them after tiling, a stopped training, predictions, one of them stopped inside a scene, and an evaluation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from same_files import compare_folders, keep, mirror
+
+ROOT = Path(__file__).resolve().parent.parent
+BASE = "df9f0b9"
+"""The last commit before the redesign; its files are what users have."""
+DATE = 1_700_000_000
+"""Seconds: the time of change of every file in the fixture."""
+
+TRAINING = """\
+[model]
+architecture = "linknet"
+encoder = "tu-test_efficientnet"
+weights = "none"
+{more}
+[data]
+crop = 64
+batch = 8
+threads = 1
+augment = "light"
+
+[optimizer]
+lr = 1e-2
+
+[schedule]
+epochs = 2
+steps_per_epoch = {steps}
+warmup_steps = 5
+
+[run]
+precision = "fp32"
+ema = 0.9
+"""
+"""The smallest network in the catalogue of smp and timm: 95 thousand weights, BatchNorm inside."""
+
+LOSSES = ("lovasz", "focal", "tversky", "boundary")
+MORE = [word for loss in LOSSES for word in ("--set", f"loss.{loss}=0.5")]
+STOPPED = """
+import sys
+from pathlib import Path
+from aerialseg.errors import Stopped
+from aerialseg.geo.scenes import find_scenes
+from aerialseg.prediction.job import PredictOptions, predict_scenes
+from aerialseg.progress import Silent
+
+class StopAfter(Silent):
+    left = 12
+    def advance(self, amount=1, note=""):
+        self.left -= amount > 0
+        if self.left < 0:
+            raise Stopped(15)
+
+chosen = PredictOptions(batch=1, device="cpu", precision="fp32", probability=True, agreement=True)
+try:
+    predict_scenes(find_scenes(["scenes/town1.tif"]), Path("run"), Path("stopped"), chosen, StopAfter())
+except Stopped:
+    sys.exit(0)
+sys.exit("was not stopped")
+"""
+"""What Ctrl-C does to `predict --batch 1 --precision fp32 --probability --agreement`, at a batch of its own choice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Commands that run one after the other, and the steps whose files they read."""
+
+    commands: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+
+
+TRUTH = "--masks masks"
+FULL = "predict scenes -m run -o full --device cpu --precision fp32 --batch 4"
+STEPS: dict[str, Step] = {
+    "sample": Step(("sample drawn --scenes 2 --size 200",)),
+    "tile": Step((f"tile scenes {TRUTH} -o tiles --size 96 --split val=town6",)),
+    "tile-again": Step((f"tile scenes {TRUTH} -o tiles --size 96 --split val=town6",), ("tile",)),
+    "polygonize": Step(
+        (
+            "polygonize masks -o truth.gpkg --min-area-m2 2",
+            "polygonize masks -o truth.geojson --simplify 0.5",
+            "polygonize masks -o truth.fgb --crs EPSG:4326 --regularise",
+        )
+    ),
+    "tile-vectors": Step(
+        ("tile scenes --masks truth.gpkg -o blocks --size 64 --overlap 0.25 --gsd 0.45 --split blocks=2 --index-only",),
+        ("polygonize",),
+    ),
+    "train": Step(("train tiles -c train.toml -o run --device cpu",), ("tile",)),
+    "train-again": Step(("train tiles -o run --resume --device cpu --json",), ("train",)),
+    "train-more": Step(
+        (
+            "train blocks -c train.toml -o more --from run --teacher run --device cpu --set schedule.epochs=1"
+            f" --set data.crop=64 --set data.sampling=balanced --set run.ema=0 --set data.wear=0.5 {' '.join(MORE)}",
+        ),
+        ("tile-vectors", "train"),
+    ),
+    "info": Step(("info tiles --json", "info run --json", "info scenes --json", "models --json"), ("train",)),
+    "predict": Step(("predict scenes -m run -o out --device cpu",), ("train",)),
+    "predict-again": Step(("predict scenes -m run -o out --device cpu --json",), ("predict",)),
+    "predict-full": Step((f"{FULL} --probability --polygons --tta d4 --agreement",), ("train",)),
+    "predict-pair": Step(
+        ("predict scenes/town1.tif scenes/town2.tif -m run -o pair --device cpu --window 96 --overlap 0.5 --batch 3",),
+        ("train",),
+    ),
+    "predict-gsd": Step(("predict coarse -m run -o coarsely --device cpu --probability --blend linear",), ("train",)),
+    "evaluate": Step(
+        (f"evaluate full {TRUTH} --report report.html --errors errors --scenes scenes --json", f"evaluate out {TRUTH}"),
+        ("predict", "predict-full"),
+    ),
+    "evaluate-polygons": Step(
+        ("evaluate full --masks truth.gpkg --polygons full/buildings.gpkg --trained-on tiles --json",),
+        ("polygonize", "tile", "predict-full"),
+    ),
+    "compare": Step((f"compare full out {TRUTH} --json",), ("predict", "predict-full")),
+    "submit": Step(("submit full -o submission.zip --test-root scenes", "submit submission.zip --check --test-root "
+                    "scenes --json"), ("predict-full",)),
+    "preview": Step(("preview full -o pictures --size 300 --json",), ("predict-full",)),
+    "calibrate": Step((f"calibrate run --scenes scenes {TRUTH} -o calibrated.safetensors --device cpu --json",),
+                      ("train",)),
+}  # fmt: skip
+"""In this order; words are split at blanks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of the two: the program's tree, and the folder that its commands run in."""
+
+    tree: Path
+    folder: Path
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run Python with this tree's package, in the side's folder, with one thread and no GPU."""
+        settings = {"PYTHONPATH": str(self.tree), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "COLUMNS": "100"}
+        environment = {**os.environ, **settings, "CUDA_VISIBLE_DEVICES": "", "PYTHONHASHSEED": "0", "TZ": "UTC"}
+        words = [sys.executable, *command]
+        return subprocess.run(words, cwd=self.folder, env=environment, capture_output=True, text=True, check=False)
+
+    def aerialseg(self, name: str, line: str) -> None:
+        """Run a command and keep its exit code and what it printed as NAME.stdout; stderr stays outside the folder."""
+        done = self.run("-m", "aerialseg", *line.split())
+        printed = done.stdout.replace(str(self.folder), ".")
+        (self.folder / f"{name}.stdout").write_text(printed)
+        (self.folder / f"{name}.code").write_text(f"{done.returncode}\n")
+        (self.folder.parent / f"{self.folder.name}-{name}.stderr").write_text(done.stderr)
+
+    def check(self) -> None:
+        """Prove that the package comes from this tree and nowhere else."""
+        found = Path(self.run("-c", "import aerialseg; print(aerialseg.__file__)").stdout.strip())
+        if not found.is_relative_to(self.tree):
+            sys.exit(f"error: {self.tree}: Python takes aerialseg from {found}")
+
+
+def draw_scene(folder: Path, name: str, place: tuple[float, float], size: tuple[int, int], gsd_m: float = 0.3) -> None:
+    """Write folder/scenes/NAME.tif, RGB of (rows, cols), and its mask: bright roofs on dark ground that is not flat.
+
+    `place` is the top-left corner, east and north in metres. The first rows of scenes whose name ends in 1 are nodata.
+    """
+    import rasterio
+    from affine import Affine
+
+    rng = np.random.default_rng([*name.encode()])
+    mask = np.zeros(size, np.uint8)
+    coarse = rng.integers(60, 100, (3, size[0] // 20 + 1, size[1] // 20 + 1)).astype(np.uint8)
+    pixels = coarse.repeat(20, axis=1).repeat(20, axis=2)[:, : size[0], : size[1]]
+    for _ in range(size[0] * size[1] // 2500):
+        row, col = rng.integers(0, size[0] - 16), rng.integers(0, size[1] - 16)
+        roof = slice(row, row + rng.integers(10, 40)), slice(col, col + rng.integers(10, 40))
+        mask[roof] = 1
+        pixels[:, *roof] = rng.integers(150, 220, 3).astype(np.uint8)[:, np.newaxis, np.newaxis]
+    pixels[:, ::7, ::5] += 9
+    if name.endswith("1"):
+        pixels[:, :20, :40] = 0
+    profile = {"driver": "GTiff", "height": size[0], "width": size[1], "dtype": "uint8", "compress": "deflate"}
+    grid = {"crs": "EPSG:26914", "transform": Affine(gsd_m, 0, place[0], 0, -gsd_m, place[1])}
+    for part, bands, nodata in (("scenes", pixels, 0), ("masks", mask[np.newaxis], None)):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+        with rasterio.open(
+            folder / part / f"{name}.tif", "w", count=len(bands), nodata=nodata, **grid, **profile
+        ) as target:
+            target.write(bands)
+
+
+def draw_inputs(folder: Path) -> None:
+    """Write what all steps begin from: four scenes, of which two touch, one of other pixels, and a configuration."""
+    east, north = 616_000.0, 3_347_000.0
+    draw_scene(folder, "town1", (east, north), (300, 300))
+    draw_scene(folder, "town2", (east + 90, north), (300, 200))
+    draw_scene(folder, "town6", (east + 900, north), (260, 320))
+    draw_scene(folder, "coarse", (east + 1800, north), (150, 170), gsd_m=0.6)
+    (folder / "coarse").mkdir()
+    (folder / "scenes" / "coarse.tif").rename(folder / "coarse" / "coarse.tif")
+    (folder / "masks" / "coarse.tif").unlink()
+    (folder / "train.toml").write_text(TRAINING.format(steps=25, more=""))
+
+
+def run_steps(base: Side, tree: Side, only: list[str], kept: Path | None) -> int:
+    """Run the steps and say of each what differs; return how many differ."""
+    wanted, differing = needed(only), 0
+    for name, step in STEPS.items():
+        if name not in wanted:
+            continue
+        began, sides = time.monotonic(), [base, tree] if name in only else [base]
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda side: run_step(side, name, step), sides))  # noqa: B023
+        if name in only:
+            found = compare_folders(base.folder, tree.folder)
+            differing += bool(found)
+            codes = sorted({path.read_text().strip() for path in base.folder.glob(f"{name}*.code")})
+            failed = "" if codes == ["0"] else f" (exit codes of the base: {', '.join(codes)})"
+            verdict = f"{len(found)} files differ" if found else "same"
+            print(f"{name}: {verdict}{failed}, {time.monotonic() - began:.0f} s", flush=True)
+            for path, difference in found.items():
+                print(f"    {path}: {difference}", flush=True)
+            if kept is not None:
+                keep(list(found), base.folder, kept / name / "base")
+                keep(list(found), tree.folder, kept / name / "tree")
+        mirror(base.folder, tree.folder)
+    return differing
+
+
+def run_step(side: Side, name: str, step: Step) -> None:
+    """Run the commands of a step on one side."""
+    for number, line in enumerate(step.commands):
+        side.aerialseg(f"{name}-{number + 1}" if number else name, line)
+
+
+def needed(only: list[str]) -> set[str]:
+    """Return the steps that were asked for and, behind them, those they read from."""
+    return set(only).union(*(needed(list(STEPS[name].needs)) for name in only))
+
+
+@contextmanager
+def worktree(revision: str, folder: Path) -> Iterator[Path]:
+    """Yield a checkout of a commit in `folder`, which git forgets at the end."""
+    git = ["git", "-C", str(ROOT), "worktree"]
+    made = subprocess.run([*git, "add", "--detach", str(folder), revision], capture_output=True, text=True, check=False)
+    if made.returncode:
+        sys.exit(f"error: {revision} cannot be checked out: {made.stderr.strip().splitlines()[-1]}")
+    try:
+        yield folder
+    finally:
+        subprocess.run([*git, "remove", "--force", str(folder)], capture_output=True, check=False)
+
+
+def main() -> None:
+    """Compare, or write the fixture; exit with 1 when something differs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", default=BASE, help=f"the commit to compare with (default: {BASE})")
+    parser.add_argument("--only", nargs="+", choices=STEPS, metavar="STEP", help=f"of {', '.join(STEPS)}")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep files that differ, of both sides, and stderr")
+    given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with tempfile.TemporaryDirectory(prefix="same-bytes-") as scratch, worktree(given.base, Path(scratch, "tree")) as tree:
+        work = Path(scratch).resolve()
+        sides = Side(tree.resolve(), work / "base"), Side(ROOT, work / "tree-side")
+        draw_inputs(sides[0].folder)
+        mirror(sides[0].folder, sides[1].folder)
+        for side in sides:
+            side.check()
+        differing = run_steps(*sides, given.only or list(STEPS), given.keep)
+    sys.exit(1 if differing else 0)
+
+
+if __name__ == "__main__":
+    main()
