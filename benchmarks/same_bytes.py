@@ -20,21 +20,22 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from same_files import compare_folders, keep, mirror
+from same_files import compare_folders, listed, mirror
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = "df9f0b9"
@@ -94,6 +95,34 @@ sys.exit("was not stopped")
 """
 """What Ctrl-C does to `predict --batch 1 --precision fp32 --probability --agreement`, at a batch of its own choice."""
 
+HEAVY = (
+    "torch._dynamo",
+    "torch.utils.tensorboard",
+    "lightning.fabric",
+    "segmentation_models_pytorch",
+    "albumentations",
+)
+"""Packages of others that take ten seconds to import; none of them is GDAL, which aerialseg sets up before."""
+NURSERY = f"""
+import importlib, json, os, runpy, sys
+for name in {HEAVY}:
+    importlib.import_module(name)
+for line in sys.stdin:
+    words, folder, out, err = json.loads(line)
+    child = os.fork()
+    if not child:
+        for path, descriptor in ((os.devnull, 0), (out, 1), (err, 2)):
+            os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), descriptor)
+        os.chdir(folder)
+        sys.argv = ["aerialseg", *words]
+        runpy.run_module("aerialseg", run_name="__main__", alter_sys=True)
+        sys.exit()
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+"""A process that has imported HEAVY and forks for each command, which then begins as `python -m aerialseg` does."""
+WARM = ("train", "predict", "calibrate")
+"""Commands that import HEAVY anyway."""
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -117,7 +146,10 @@ STEPS: dict[str, Step] = {
         )
     ),
     "tile-vectors": Step(
-        ("tile scenes --masks truth.gpkg -o blocks --size 64 --overlap 0.25 --gsd 0.45 --split blocks=2 --index-only",),
+        (
+            "tile scenes --masks truth.gpkg -o blocks --size 64 --overlap 0.25 --split blocks=2 --index-only",
+            "tile scenes --masks truth.gpkg -o shrunk --size 96 --gsd 0.45 --split 0 --keep-empty 0.5",
+        ),
         ("polygonize",),
     ),
     "train": Step(("train tiles -c train.toml -o run --device cpu",), ("tile",)),
@@ -163,26 +195,45 @@ class Side:
     tree: Path
     folder: Path
 
-    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Run Python with this tree's package, in the side's folder, with one thread and no GPU."""
-        settings = {"PYTHONPATH": str(self.tree), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "COLUMNS": "100"}
-        environment = {**os.environ, **settings, "CUDA_VISIBLE_DEVICES": "", "PYTHONHASHSEED": "0", "TZ": "UTC"}
-        words = [sys.executable, *command]
-        return subprocess.run(words, cwd=self.folder, env=environment, capture_output=True, text=True, check=False)
+    nursery: subprocess.Popen[str]
 
-    def aerialseg(self, name: str, line: str) -> None:
-        """Run a command and keep its exit code and what it printed as NAME.stdout; stderr stays outside the folder."""
-        done = self.run("-m", "aerialseg", *line.split())
-        printed = done.stdout.replace(str(self.folder), ".")
-        (self.folder / f"{name}.stdout").write_text(printed)
-        (self.folder / f"{name}.code").write_text(f"{done.returncode}\n")
-        (self.folder.parent / f"{self.folder.name}-{name}.stderr").write_text(done.stderr)
+    @classmethod
+    @contextmanager
+    def open(cls, tree: Path, folder: Path) -> Iterator[Side]:
+        """Yield a side, after proving that its package comes from this tree and nowhere else."""
+        folder.mkdir(parents=True, exist_ok=True)
+        found = Path(python(tree, folder, "-c", "import aerialseg; print(aerialseg.__file__)").communicate()[0].strip())
+        if not found.is_relative_to(tree):
+            sys.exit(f"error: {tree}: Python takes aerialseg from {found}")
+        with python(tree, tree, "-c", NURSERY, stderr=None) as nursery:
+            yield cls(tree, folder, nursery)
+            nursery.communicate()  # ends it
 
-    def check(self) -> None:
-        """Prove that the package comes from this tree and nowhere else."""
-        found = Path(self.run("-c", "import aerialseg; print(aerialseg.__file__)").stdout.strip())
-        if not found.is_relative_to(self.tree):
-            sys.exit(f"error: {self.tree}: Python takes aerialseg from {found}")
+    def run(self, name: str, line: str) -> None:
+        """Run a command of aerialseg; keep its exit code and stdout as NAME.code and NAME.stdout, stderr outside."""
+        words = line.split()
+        code, printed, told = self.folder / f"{name}.code", self.folder / f"{name}.stdout", self.stderr(name)
+        if words[0] in WARM:
+            print(json.dumps([words, *map(str, (self.folder, printed, told))]), file=self.nursery.stdin, flush=True)
+            code.write_text(self.nursery.stdout.readline())
+        else:
+            with printed.open("w") as out, told.open("w") as err:
+                process = python(self.tree, self.folder, "-m", "aerialseg", *words, stdout=out, stderr=err)
+            code.write_text(f"{process.wait()}\n")
+        place = re.escape(str(self.folder.parent)) + r"/[^/\s\"]+"  # of either side: the base's files name its own
+        printed.write_text(re.sub(place, ".", printed.read_text()))
+
+    def stderr(self, name: str) -> Path:
+        """Return where a command's stderr goes: it tells of progress, so it is not compared."""
+        return self.folder.parent / f"{self.folder.name}-{name}.stderr"
+
+
+def python(tree: Path, folder: Path, *command: str, **streams: Any) -> subprocess.Popen[str]:
+    """Start Python with a tree's package, in a folder, with one thread and no GPU."""
+    settings = {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "COLUMNS": "100"}
+    settings |= {"CUDA_VISIBLE_DEVICES": "", "PYTHONHASHSEED": "0", "TZ": "UTC", "NO_ALBUMENTATIONS_UPDATE": "1"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
+    return subprocess.Popen([sys.executable, *command], cwd=folder, env={**os.environ, **settings}, text=True, **pipes)
 
 
 def draw_scene(folder: Path, name: str, place: tuple[float, float], size: tuple[int, int], gsd_m: float = 0.3) -> None:
@@ -237,26 +288,43 @@ def run_steps(base: Side, tree: Side, only: list[str], kept: Path | None) -> int
         began, sides = time.monotonic(), [base, tree] if name in only else [base]
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(lambda side: run_step(side, name, step), sides))  # noqa: B023
+        failed = [command for command in names(name) if (base.folder / f"{command}.code").read_text() != "0\n"]
+        if failed:
+            sys.exit(f"error: {failed[0]} fails on the base: {base.stderr(failed[0]).read_text()[-500:]}")
         if name in only:
             found = compare_folders(base.folder, tree.folder)
             differing += bool(found)
-            codes = sorted({path.read_text().strip() for path in base.folder.glob(f"{name}*.code")})
-            failed = "" if codes == ["0"] else f" (exit codes of the base: {', '.join(codes)})"
-            verdict = f"{len(found)} files differ" if found else "same"
-            print(f"{name}: {verdict}{failed}, {time.monotonic() - began:.0f} s", flush=True)
+            print(f"{name}: {f'{len(found)} files differ' if found else 'same'}, {time.monotonic() - began:.0f} s")
             for path, difference in found.items():
-                print(f"    {path}: {difference}", flush=True)
+                print(f"    {path}: {difference}")
+            sys.stdout.flush()
             if kept is not None:
-                keep(list(found), base.folder, kept / name / "base")
-                keep(list(found), tree.folder, kept / name / "tree")
+                keep(found, base, tree, kept / name)
         mirror(base.folder, tree.folder)
     return differing
 
 
 def run_step(side: Side, name: str, step: Step) -> None:
     """Run the commands of a step on one side."""
-    for number, line in enumerate(step.commands):
-        side.aerialseg(f"{name}-{number + 1}" if number else name, line)
+    for command, line in zip(names(name), step.commands, strict=True):
+        side.run(command, line)
+
+
+def names(step: str) -> list[str]:
+    """Return what the commands of a step are called: STEP, STEP-2, ..."""
+    return [step if number == 1 else f"{step}-{number}" for number in range(1, len(STEPS[step].commands) + 1)]
+
+
+def keep(found: Collection[str], base: Side, tree: Side, target: Path) -> None:
+    """Copy the files that differ, and what the step's commands told on stderr, to be looked at."""
+    for side, folder in ((base, target / "base"), (tree, target / "tree")):
+        folder.mkdir(parents=True, exist_ok=True)
+        for command in names(target.name):
+            shutil.copy2(side.stderr(command), folder)
+        for name, path in listed(side.folder).items():
+            if name in found:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(path, folder / name)
 
 
 def needed(only: list[str]) -> set[str]:
@@ -285,14 +353,15 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep files that differ, of both sides, and stderr")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    with tempfile.TemporaryDirectory(prefix="same-bytes-") as scratch, worktree(given.base, Path(scratch, "tree")) as tree:
+    with (
+        tempfile.TemporaryDirectory(prefix="same-bytes-") as scratch,
+        worktree(given.base, Path(scratch, "tree")) as tree,
+    ):
         work = Path(scratch).resolve()
-        sides = Side(tree.resolve(), work / "base"), Side(ROOT, work / "tree-side")
-        draw_inputs(sides[0].folder)
-        mirror(sides[0].folder, sides[1].folder)
-        for side in sides:
-            side.check()
-        differing = run_steps(*sides, given.only or list(STEPS), given.keep)
+        with Side.open(tree.resolve(), work / "base") as base, Side.open(ROOT, work / "now") as now:
+            draw_inputs(base.folder)
+            mirror(base.folder, now.folder)
+            differing = run_steps(base, now, given.only or list(STEPS), given.keep)
     sys.exit(1 if differing else 0)
 
 

@@ -14,7 +14,7 @@ import re
 import shutil
 import sqlite3
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -225,12 +225,3 @@ def mirror(source: Path, target: Path) -> None:
     """Make `target` a copy of `source`, times included."""
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(source, target)
-
-
-def keep(names: Iterator[str] | list[str], folder: Path, target: Path) -> None:
-    """Copy files of a folder, named as in `listed`, to be looked at later."""
-    files = listed(folder)
-    for name in names:
-        if name in files:
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(files[name], target / name)
