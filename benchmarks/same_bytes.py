@@ -25,6 +25,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Collection, Iterator
@@ -71,29 +72,42 @@ ema = 0.9
 
 LOSSES = ("lovasz", "focal", "tversky", "boundary")
 MORE = [word for loss in LOSSES for word in ("--set", f"loss.{loss}=0.5")]
-STOPPED = """
+STOP = """
 import sys
 from pathlib import Path
 from aerialseg.errors import Stopped
-from aerialseg.geo.scenes import find_scenes
-from aerialseg.prediction.job import PredictOptions, predict_scenes
 from aerialseg.progress import Silent
 
 class StopAfter(Silent):
-    left = 12
+    def __init__(self, left, label):
+        self.left, self.wanted, self.label = left, label, ""
+    def start(self, label, total, unit):
+        self.label = label
     def advance(self, amount=1, note=""):
-        self.left -= amount > 0
+        self.left -= amount > 0 and self.label.startswith(self.wanted)
         if self.left < 0:
             raise Stopped(15)
 
-chosen = PredictOptions(batch=1, device="cpu", precision="fp32", probability=True, agreement=True)
 try:
-    predict_scenes(find_scenes(["scenes/town1.tif"]), Path("run"), Path("stopped"), chosen, StopAfter())
+    {call}
 except Stopped:
     sys.exit(0)
 sys.exit("was not stopped")
 """
-"""What Ctrl-C does to `predict --batch 1 --precision fp32 --probability --agreement`, at a batch of its own choice."""
+"""What Ctrl-C does to a command, at a moment of its own choice."""
+STOPPED_TRAINING = """
+    from aerialseg.config import load_config
+    from aerialseg.training.folder import TrainOptions
+    from aerialseg.training.loop import train
+    train(Path("tiles"), load_config("train.toml"), Path("run"), options=TrainOptions("cpu"),
+          progress=StopAfter(190, "epoch"))
+"""
+STOPPED_PREDICTION = """
+    from aerialseg.geo.scenes import find_scenes
+    from aerialseg.prediction.job import PredictOptions, predict_scenes
+    chosen = PredictOptions(batch=1, device="cpu", precision="fp32", probability=True, agreement=True)
+    predict_scenes(find_scenes(["scenes/town1.tif"]), Path("run"), Path("stopped"), chosen, StopAfter(12, "predict"))
+"""
 
 HEAVY = (
     "torch._dynamo",
@@ -186,6 +200,18 @@ STEPS: dict[str, Step] = {
                       ("train",)),
 }  # fmt: skip
 """In this order; words are split at blanks."""
+
+
+FIXTURE = {
+    "predict": "predict scenes -m run -o out --device cpu --precision fp32 --probability --agreement --polygons"
+    " --min-area-m2 4",
+    "scores": "evaluate out --masks masks --report report.html --errors errors --json",
+    "preview": "preview out -o pictures --size 64",
+    "info-run": "info run --json",
+    "info-tiles": "info tiles --json",
+    "info-out": "info out --json",
+}
+"""What the fixture's folders are written by, beside a stopped training and a stopped prediction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,6 +353,76 @@ def keep(found: Collection[str], base: Side, tree: Side, target: Path) -> None:
                 shutil.copy2(path, folder / name)
 
 
+def write_fixture(side: Side, target: Path) -> None:
+    """Have a side write what users have, and pack it into an archive that names neither this machine nor its folders.
+
+    Left out is what nothing reads again: TensorBoard's events, curves.png, and the checkpoint before the last one.
+    """
+    draw_scene(side.folder, "town1", (616_000.0, 3_347_000.0), (300, 160))
+    draw_scene(side.folder, "town2", (616_048.0, 3_347_000.0), (300, 100))
+    tiny = "encoder_arguments = { channel_multiplier = 0.1 }\n"
+    (side.folder / "train.toml").write_text(TRAINING.format(steps=100, more=tiny))
+    side.run("tile", "tile scenes --masks masks -o tiles --size 100 --split val=town2")
+    date_all(side.folder)  # before the training cache takes the tiles' times
+    stop(side, STOPPED_TRAINING)
+    forget_places(side.folder / "run" / "run.json")
+    for name, line in FIXTURE.items():
+        side.run(name, line)
+        if (side.folder / f"{name}.code").read_text() != "0\n":
+            sys.exit(f"error: {line}: {side.stderr(name).read_text()}")
+    stop(side, STOPPED_PREDICTION)
+    unread = (
+        "run/events*",
+        "run/curves.png",
+        "run/previous.ckpt",
+        "*.code",
+        "tile.stdout",
+        "p*.stdout",
+        "pictures/contact-sheet.png",
+    )
+    for path in (path for pattern in unread for path in side.folder.glob(pattern)):
+        path.unlink()
+    for path in side.folder.glob("*.stdout"):
+        path.rename(path.with_suffix(".json"))
+    date_all(side.folder)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(target, "w:xz", preset=9) as archive:
+        for path in sorted(side.folder.rglob("*")):
+            archive.add(path, path.relative_to(side.folder), recursive=False, filter=nobodys)
+    print(f"{target}: {target.stat().st_size:,} bytes")
+
+
+def stop(side: Side, call: str) -> None:
+    """Run a call that is stopped inside."""
+    process = python(side.tree, side.folder, "-c", STOP.format(call=call.strip()), stderr=None)
+    process.communicate()
+    if process.returncode:
+        sys.exit("error: the base was not stopped where it should have been")
+
+
+def forget_places(path: Path) -> None:
+    """Take this machine's folders and processor out of run.json."""
+    value = json.loads(path.read_text())
+    value["tiles"]["folder"] = "tiles"
+    for start in value["starts"]:
+        start |= {"command": ["aerialseg", "train", "tiles"], "folder": ".", "device_name": "a processor"}
+    path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def date_all(folder: Path) -> None:
+    """Give every file one time of change, in whole seconds as an archive keeps it."""
+    for path in folder.rglob("*"):
+        os.utime(path, (DATE, DATE))
+
+
+def nobodys(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Take owner and permissions out of an archive's entry."""
+    entry.uid = entry.gid = 0
+    entry.uname = entry.gname = ""
+    entry.mode = 0o755 if entry.isdir() else 0o644
+    return entry
+
+
 def needed(only: list[str]) -> set[str]:
     """Return the steps that were asked for and, behind them, those they read from."""
     return set(only).union(*(needed(list(STEPS[name].needs)) for name in only))
@@ -351,6 +447,7 @@ def main() -> None:
     parser.add_argument("--base", default=BASE, help=f"the commit to compare with (default: {BASE})")
     parser.add_argument("--only", nargs="+", choices=STEPS, metavar="STEP", help=f"of {', '.join(STEPS)}")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep files that differ, of both sides, and stderr")
+    parser.add_argument("--write-fixture", type=Path, metavar="FILE", help="have the base write the fixture instead")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with (
@@ -358,6 +455,10 @@ def main() -> None:
         worktree(given.base, Path(scratch, "tree")) as tree,
     ):
         work = Path(scratch).resolve()
+        if given.write_fixture is not None:
+            with Side.open(tree.resolve(), work / "base") as base:
+                write_fixture(base, given.write_fixture.resolve())
+            return
         with Side.open(tree.resolve(), work / "base") as base, Side.open(ROOT, work / "now") as now:
             draw_inputs(base.folder)
             mirror(base.folder, now.folder)

@@ -153,10 +153,8 @@ def compare_files(base: Path, tree: Path) -> str | None:
     if base.read_bytes() == tree.read_bytes():
         return None
     view = next((view for pattern, (view, _) in VIEWS.items() if fnmatch(base.name, pattern)), None)
-    if view is None:
-        return describe(base, tree)
     try:
-        return first_difference(view(base), view(tree))
+        return describe(base, tree) if view is None else first_difference(view(base), view(tree))
     except Exception as error:  # a damaged file may raise anything
         return f"cannot be read: {error!r}"[:200]
 
@@ -186,14 +184,16 @@ def describe(base: Path, tree: Path) -> str:
             if one.shape != other.shape or one.count != other.count:
                 return f"shape {one.count, *one.shape} -> {other.count, *other.shape}"
             changed = int((one.read() != other.read()).any(axis=0).sum())
-            return f"{changed:,} of {one.height * one.width:,} pixels" if changed else "equal pixels, other bytes"
+            if changed:
+                return f"{changed:,} of {one.height * one.width:,} pixels"
+            return f"equal pixels: {first_difference(one.tags(), other.tags()) or 'other bytes'}"
     try:
         lines = base.read_text().splitlines(), tree.read_text().splitlines()
     except UnicodeDecodeError:
         return f"{base.stat().st_size:,} -> {tree.stat().st_size:,} bytes"
-    return first_difference(*lines, where="line") or "line ends" if len(lines[0]) == len(lines[1]) else (
-        f"{len(lines[0])} -> {len(lines[1])} lines"
-    )  # fmt: skip
+    if len(lines[0]) != len(lines[1]):
+        return f"{len(lines[0])} -> {len(lines[1])} lines"
+    return first_difference(*lines, where="line") or "line ends"
 
 
 def listed(folder: Path) -> dict[str, Path]:
