@@ -12,7 +12,6 @@ in `index.gpkg` is put aside meanwhile and comes back for the tiles that still e
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import time
@@ -50,14 +49,16 @@ from aerialseg.geo.tiles.sources import describe_sources
 from aerialseg.geo.tiles.tileset import (
     INDEX,
     MANIFEST,
+    TileSet,
     image_path,
     mask_path,
-    read_manifest,
     read_splits,
+    read_tileset,
     write_index,
     write_manifest,
 )
 from aerialseg.progress import Progress, Silent
+from aerialseg.values import from_values, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -264,8 +265,8 @@ def _report(
 class PreviousRun:
     """What an earlier run left."""
 
-    manifest: dict[str, Any] | None = None
-    """Of a finished set; None when there is none."""
+    tileset: TileSet | None = None
+    """The finished set, as it was written; None when there is none."""
     edits: dict[str, str] = field(default_factory=dict)
     """Tile -> split that was set by hand; empty when the tile was taken out of use."""
 
@@ -297,16 +298,19 @@ def look_before(folder: Path, *, overwrite: bool) -> PreviousRun:
         return PreviousRun()
     aside = folder / FOLDER / EDITS
     try:
-        manifest = read_manifest(folder)
+        tileset = read_tileset(folder)
     except BadDataError:  # the tiles are still there; what they are is in the records
-        manifest = None
-    if manifest is None:
-        return PreviousRun(None, json.loads(aside.read_text(encoding="utf-8")) if aside.is_file() else {})
+        tileset = None
+    if tileset is None:
+        try:
+            return PreviousRun(None, from_values(dict[str, str], read_json(aside)))
+        except (OSError, ValueError):
+            return PreviousRun()
     if not (folder / INDEX).is_file():
-        return PreviousRun(manifest)
+        return PreviousRun(tileset)
     now = read_splits(folder / INDEX)
-    planned = {tile["name"]: tile["split"] for tile in manifest["tiles"]}
-    return PreviousRun(manifest, {name: now.get(name, "") for name, split in planned.items() if now.get(name) != split})
+    planned = {tile.name: tile.split for tile in tileset.tiles}
+    return PreviousRun(tileset, {name: now.get(name, "") for name, split in planned.items() if now.get(name) != split})
 
 
 def is_finished(
@@ -317,12 +321,12 @@ def is_finished(
     sources: Mapping[str, Any] | None,
 ) -> bool:
     """Return whether the folder holds the finished set of exactly these scenes, read from these `sources` if any."""
-    manifest = before.manifest
+    tileset = before.tileset
     return (
-        manifest is not None
-        and manifest.get("sources") == sources
-        and manifest["scenes"] == _scene_lines(records)
-        and manifest["failed"] == {name: str(error) for name, error in failures.items()}
+        tileset is not None
+        and tileset.sources == sources
+        and list(tileset.scenes.items()) == [(record.scene, record.digest) for record in records]
+        and tileset.failed == {name: str(error) for name, error in failures.items()}
         and (folder / INDEX).is_file()
     )
 
