@@ -16,7 +16,6 @@ from aerialseg.errors import one_line
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from _typeshed import DataclassInstance
     from pydantic import TypeAdapter
 
 MOST_BYTES = 1 << 30
@@ -26,11 +25,12 @@ TYPES = {"int_type": "int", "int_from_float": "int", "float_type": "float", "boo
 """What pydantic's commonest complaints are the lack of."""
 
 
-def to_values(value: DataclassInstance) -> dict[str, Any]:
-    """Return a dataclass as JSON keeps it: lists for tuples, text for paths and keys, None for what is not finite."""
-    text = json.dumps(dataclasses.asdict(value), default=os.fspath)
-    plain: dict[str, Any] = json.loads(text, parse_constant=lambda _: None)
-    return plain
+def to_values(value: Any) -> Any:
+    """Return dataclasses, and plain values with some inside, as JSON keeps them.
+
+    That is dicts and lists, text for paths and keys, None for what is not finite. Raises TypeError for anything else.
+    """
+    return json.loads(json.dumps(value, default=_plain), parse_constant=lambda _: None)
 
 
 def from_values(cls: type[T], data: Any) -> T:
@@ -70,6 +70,12 @@ def read_json(path: Path, most: int = MOST_BYTES) -> Any:
     if len(content) > most:
         raise ValueError(f"is larger than {most:,} bytes")
     return parse_json(content)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return os.fspath(value)
 
 
 @cache

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aerialseg.cli.options import Device, ReportAsJson
+
 if TYPE_CHECKING:
     from aerialseg.workflows.demo import DemoReport
 
@@ -20,8 +22,8 @@ def demo(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change one value of the training, as run.precision=fp32."),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    device: Device = "auto",
+    as_json: ReportAsJson = False,
 ) -> None:
     """Draw scenes, tile them, train a small network, map a scene it has never seen, and score the mask.
 

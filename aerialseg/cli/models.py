@@ -22,13 +22,12 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print the prese
       aerialseg models --json
       aerialseg train tiles/inria -c inria -o runs/b2 --set model.preset=segformer-pvt2-b2
     """
-    from dataclasses import asdict
-
     from aerialseg.cli.console import print_json, print_table
     from aerialseg.models.presets import DEFAULT_PRESET, PRESETS
+    from aerialseg.values import to_values
 
     if as_json:
-        print_json([{**asdict(preset), "default": name == DEFAULT_PRESET} for name, preset in PRESETS.items()])
+        print_json([{**to_values(preset), "default": name == DEFAULT_PRESET} for name, preset in PRESETS.items()])
         return
     columns = ["preset", "encoder", "parameters", "GMACs", "tiles", "attention", "licence"]
     print_table(

@@ -36,6 +36,7 @@ from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.opening import open_raster
 from aerialseg.geo.scenes import check_same_grid, find_scenes
 from aerialseg.models.package import ModelCard, read_card
+from aerialseg.values import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -237,7 +238,7 @@ def describe_model(pairs: Iterable[Pair]) -> dict[str, Any]:
     if "model file" not in found or "SHA-256" not in found:
         return found
     try:
-        path = Path(found["model file"])
+        path = Path(str(found["model file"]))
         if not path.is_file() or sha256_of(path)[:SHA_SHOWN] != found["SHA-256"]:
             return found
         return found | _of_card(read_card(path))
@@ -261,7 +262,7 @@ def _of_report(pair: Pair) -> dict[str, Any]:
     """Read what `predict` wrote into report.json beside the masks."""
     root = pair.prediction.absolute().parents[min(pair.name.count("/"), len(pair.prediction.absolute().parents) - 1)]
     try:
-        written = json.loads((root / "report.json").read_text(encoding="utf-8"))
+        written = read_json(root / "report.json")
         if written["command"] != "predict":
             return {}
         model, settings = dict(written["model"]), dict(written["settings"])

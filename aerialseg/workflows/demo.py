@@ -9,7 +9,6 @@ prediction, and where the two differ.
 from __future__ import annotations
 
 import io
-import json
 import math
 import os
 import time
@@ -38,6 +37,7 @@ from aerialseg.prediction.options import PredictOptions
 from aerialseg.prediction.run import predict_scenes
 from aerialseg.progress import Progress, Silent
 from aerialseg.sample import write_sample
+from aerialseg.values import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -249,7 +249,7 @@ def _refuse_foreign_report(out: Path) -> None:
     """Raise OutputError before any work when the folder holds results that are not the demo's."""
     report = out / "report.json"
     try:
-        ours = json.loads(report.read_bytes()).get("command") == "demo"
+        ours = read_json(report).get("command") == "demo"
     except (OSError, ValueError, AttributeError):
         ours = False
     for path in (report, out / "picture.png"):

@@ -64,7 +64,8 @@ def describe_sources(jobs: Sequence[TileJob], options: TilingOptions, folder: Pa
         keep_empty=options.keep_empty, keep_unlabelled=options.keep_unlabelled,
         access=(access.allow_ungeoreferenced, access.max_pixels),
     )  # fmt: skip
-    return to_values(sources)
+    values: dict[str, Any] = to_values(sources)
+    return values
 
 
 def source_files(tiles: TileSet) -> dict[str, tuple[Path, ...]]:
