@@ -74,13 +74,12 @@ class Picture:
 
 
 def draw_views(
-    pair: Pair, rules: Rules, scene: Path | None, access: Access | None = None, progress: Progress | None = None
+    pair: Pair, rules: Rules, scene: Path | None, access: Access | None = None, progress: Progress = Silent()
 ) -> Views:
     """Draw a pair, over its scene where that is given and can be shown; memory does not grow with the scene's area.
 
     `progress` is only asked whether to stop.
     """
-    progress = progress or Silent()
     with open_pair(pair, rules) as (box, strips):
         cell = max(1, -(-max(box.height, box.width) // OVERVIEW))
         small = _sum_cells(_watched(strips, progress), cell, (box.height, box.width))

@@ -115,7 +115,7 @@ def run_demo(
     minutes: float = MINUTES,
     device: str = "auto",
     overrides: Sequence[str] = (),
-    progress: Progress | None = None,
+    progress: Progress = Silent(),
 ) -> DemoReport:
     """Do the whole job below `out` and return the scores on the held-out scene.
 
@@ -124,7 +124,7 @@ def run_demo(
     """
     # Threads that spin while they wait made a step six times slower beside one other busy program on two cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    progress, clock = progress or Silent(), _Clock()
+    clock = _Clock()
     config = load_config(CONFIG, list(overrides))
     prepare_output_folder(out)
     _refuse_foreign_report(out)

@@ -117,14 +117,14 @@ class TilingReport:
 
 
 def tile_scenes(
-    scenes: Sequence[Scene], options: TilingOptions, out: Path, progress: Progress | None = None
+    scenes: Sequence[Scene], options: TilingOptions, out: Path, progress: Progress = Silent()
 ) -> TilingReport:
     """Cut scenes, each with its mask unless `options.vectors` is given, into the set `out`, and return what is there.
 
     A scene that cannot be used is named in the report's `failures` and the others go on. Raises what makes the set as a
     whole impossible; then `out` has no manifest, or still the old one if nothing was begun.
     """
-    progress, began = progress or Silent(), time.monotonic()
+    began = time.monotonic()
     found = plan_tiles(scenes, options, progress)
     for note in found.notes:
         progress.say(note)
