@@ -18,6 +18,7 @@ import torch
 from aerialseg.errors import ModelError, first_line, one_line
 from aerialseg.files import staged
 from aerialseg.training.history import EpochRecord
+from aerialseg.values import from_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,7 +80,17 @@ def snapshot(job: TrainJob, standing: TrainState) -> State:
 
 
 def restore(job: TrainJob, state: State) -> TrainState:
-    """Put a checkpoint's state into the job's modules and return its counters."""
+    """Put a checkpoint's state into the job's modules and return its counters.
+
+    Raises ModelError when the counters are not those of this version.
+    """
+    try:
+        counters = from_values(TrainState, state["standing"])
+    except ValueError as error:
+        raise ModelError(
+            f"{one_line(job.run / LAST)}: was written by another version of aerialseg ({error}); start again with"
+            " --overwrite"
+        ) from error
     job.model.load_state_dict(state["model"])
     if job.average is not None:
         job.average.load_state_dict(state["average"])
@@ -88,9 +99,7 @@ def restore(job: TrainJob, state: State) -> TrainState:
     torch.set_rng_state(state["rng"])
     if job.fabric.device.type == "cuda" and state["device_rng"] is not None:
         torch.cuda.set_rng_state(state["device_rng"], job.fabric.device)
-    values = dict(state["standing"])
-    records = [EpochRecord(**record) for record in values.pop("records")]
-    return TrainState(**values, records=records)
+    return counters
 
 
 def save_checkpoint(run: Path, state: State) -> None:
