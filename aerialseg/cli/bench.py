@@ -12,7 +12,7 @@ from aerialseg.cli.options import Assignments, Config, Device, Precision, Result
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from aerialseg.workflows.bench_networks import BenchOptions, Budget, Candidate, Findings, Row
+    from aerialseg.workflows.bench_networks import BenchOptions, Budget, Candidate, Findings
 
 bench = typer.Typer(help="Measure on this machine what networks cost, and whether training waits for its data.")
 
@@ -174,24 +174,20 @@ def _bench(
 def _print(found: Findings) -> None:
     from aerialseg.cli.console import print_table
 
+    def time_and_memory(seconds: float | None, taken: int | None) -> list[str]:
+        return ["" if seconds is None else f"{1e3 * seconds:,.1f}", "" if taken is None else f"{taken / 1e6:,.0f}"]
+
     machine = "{name}, {device}, {precision}, {batch} tiles per pass".format(**found.machine)
     columns = ["", "M params", "px", "GMACs", "ms", "MB", "ms, backward too", "MB", "note"]
-    print_table(f"Cost per tile: {machine}", columns, [_cells(row) for row in found.rows])
+    rows = []
+    for row in found.rows:
+        size = [f"{row.parameters / 1e6:.2f}", str(row.size), "" if row.gmacs is None else f"{row.gmacs:,.2f}"]
+        forward = time_and_memory(row.forward_s, row.forward_bytes)
+        rows.append([row.name, *size, *forward, *time_and_memory(row.train_s, row.train_bytes), row.note])
+    print_table(f"Cost per tile: {machine}", columns, rows)
     if found.accuracy:
         rows = [
             [item.name, "" if item.iou is None else f"{item.iou:.3f}", f"{item.steps:,}", item.note]
             for item in found.accuracy
         ]
         print_table("After training for equal time", ["", "validation IoU", "steps", "note"], rows)
-
-
-def _cells(row: Row) -> list[str]:
-    times = [row.forward_s, row.train_s]
-    sizes = [row.forward_bytes, row.train_bytes]
-    count = "" if row.gmacs is None else f"{row.gmacs:,.2f}"
-    measured = [
-        text
-        for seconds, taken in zip(times, sizes, strict=True)
-        for text in ("" if seconds is None else f"{1e3 * seconds:,.1f}", "" if taken is None else f"{taken / 1e6:,.0f}")
-    ]
-    return [row.name, f"{row.parameters / 1e6:.2f}", str(row.size), count, *measured, row.note]

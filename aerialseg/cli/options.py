@@ -117,17 +117,14 @@ def band_rule(bands: str | None, scale: str | None) -> BandRule:
     """Return what `--bands 1,2,3` and `--scale LO:HI` ask for; raises UsageError for anything else."""
     from aerialseg.geo.inspection import BandRule
 
-    return BandRule(whole_numbers("--bands", bands), _range(scale))
-
-
-def _range(text: str | None) -> tuple[float, float] | None:
-    if text is None:
-        return None
+    chosen = whole_numbers("--bands", bands)
+    if scale is None:
+        return BandRule(chosen)
     try:
-        low, high = map(float, text.split(":"))
+        low, high = map(float, scale.split(":"))
     except ValueError as error:
-        raise UsageError(f"--scale {one_line(text)}: give two numbers LO:HI, as 0:2047") from error
-    return low, high
+        raise UsageError(f"--scale {one_line(scale)}: give two numbers LO:HI, as 0:2047") from error
+    return BandRule(chosen, (low, high))
 
 
 def whole_numbers(option: str, text: str | None) -> tuple[int, ...] | None:

@@ -53,7 +53,9 @@ def submit(
             done = write_submission(predictions, out, expected, "8-bit" if eight_bit else "1-bit", progress)
             for warning in done.warnings:
                 progress.say(f"warning: {warning}")
-    print_json(_plain(done)) if as_json else typer.echo(_line(done, "checked" if check else "written and checked"))
+    shown = {"path": done.path, "files": done.files, "form": done.form, "bytes": done.size,
+             "building_fraction": done.building, "warnings": done.warnings}  # fmt: skip
+    print_json(shown) if as_json else typer.echo(_line(done, "checked" if check else "written and checked"))
 
 
 def _check_options(predictions: list[str], out: Path | None, *, check: bool, writing: bool) -> None:
@@ -81,8 +83,3 @@ def _line(done: Submission, what: str) -> str:
 
     size = f"{done.form}, {done.size / 1e6:,.1f} MB"
     return f"{one_line(done.path)}: {done.files} masks {what}, {size}, {done.building:.2%} building"
-
-
-def _plain(done: Submission) -> dict[str, object]:
-    return {"path": done.path, "files": done.files, "form": done.form, "bytes": done.size,
-            "building_fraction": done.building, "warnings": list(done.warnings)}  # fmt: skip

@@ -152,21 +152,6 @@ def _parse_value(text: str) -> Any:
     return parsed["value"] if len(parsed) == 1 else text
 
 
-def _problems(values: dict[str, Any]) -> list[Any]:
-    """Return what pydantic says is wrong with the values."""
-    try:
-        TrainConfig.model_validate(values)
-    except ValidationError as error:
-        return list(error.errors(include_url=False))
-    return []
-
-
-def _known_keys(section: str) -> list[str]:
-    """Return the keys of a section, or of the file itself for ""; none where the keys are the user's own."""
-    kind: Any = TrainConfig.model_fields[section].annotation if section in TrainConfig.model_fields else None
-    return sorted(kind.model_fields if kind else TrainConfig.model_fields if not section else ())
-
-
 def _explain(path: Path, text: str, problems: Sequence[Any], written: dict[str, Any], overridden: Sequence[str]) -> str:
     """Return one line for the first of the problems, as pydantic names them, of a file with the content `text`.
 
@@ -176,7 +161,11 @@ def _explain(path: Path, text: str, problems: Sequence[Any], written: dict[str, 
     first = min(problems, key=lambda problem: problem["type"] == "missing")
     keys = [str(part) for part in first["loc"]]
     dotted = ".".join(keys[:3] if keys[:2] == ["model", "encoder_arguments"] else keys[:2])
-    alone = [problem["loc"] for problem in _problems(written)]
+    alone: list[Any] = []
+    try:
+        TrainConfig.model_validate(written)
+    except ValidationError as error:
+        alone = [problem["loc"] for problem in error.errors(include_url=False)]
     inside = () if first["loc"] in alone else tuple(key for key in overridden if key.startswith(f"{dotted}."))
     if dotted in overridden:
         place = f"--set {one_line(dotted)}"
@@ -186,12 +175,15 @@ def _explain(path: Path, text: str, problems: Sequence[Any], written: dict[str, 
         line = _line_of(text, dotted)
         place = f"{one_line(path)}: " + (f"line {line}: {one_line(dotted)}" if line else one_line(dotted or "the file"))
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return f"{place}: {_complaint(first, _known_keys('.'.join(keys[:-1])))}{more}"
+    return f"{place}: {_complaint(first)}{more}"
 
 
-def _complaint(problem: Any, known: Sequence[str]) -> str:
+def _complaint(problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
-        return f"unknown key; known here: {', '.join(known)}"
+        kind: Any = TrainConfig
+        for section in problem["loc"][:-1]:
+            kind = TrainConfig.model_fields[section].annotation
+        return f"unknown key; known here: {', '.join(sorted(kind.model_fields))}"
     if problem["type"] == "missing":
         return "missing"
     reason = str(problem["msg"]).removeprefix("Value error, ")
@@ -215,12 +207,9 @@ def _line_of(text: str, dotted: str) -> int | None:
 
 
 def _assignments(table: dict[str, Any]) -> list[str]:
+    bare = re.compile(r"[A-Za-z0-9_-]+")
     scalars = {key: value for key, value in table.items() if not isinstance(value, dict)}
-    return [f"{_key(key)} = {_value(value)}" for key, value in scalars.items()]
-
-
-def _key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _value(key)
+    return [f"{key if bare.fullmatch(key) else _value(key)} = {_value(value)}" for key, value in scalars.items()]
 
 
 def _value(value: str | int | float | bool) -> str:

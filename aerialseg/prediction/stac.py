@@ -163,13 +163,39 @@ def _link_collection(item: Any, collection: str) -> None:
 
 
 def _model(card: ModelCard, model_hash: str) -> dict[str, Any]:
-    """Return the model's item.
+    """Return the model's item: what it is called, takes and gives.
 
     Its weights are named by their digest (RFC 6920), for the file itself stays where the user has it.
     """
     import pystac
 
-    properties = {"title": "Model", **_machine_learning(card)}
+    bands = [f"band{index}" for index in (card.band_indexes or range(1, card.bands + 1))]
+    size = card.tile_size
+    source = {
+        "shape": [-1, card.bands, size, size],
+        "dim_order": ["batch", "channel", "height", "width"],
+        "data_type": "uint8",
+    }
+    scaling = [{"type": "z-score", "mean": m, "stddev": s} for m, s in zip(card.mean, card.std, strict=True)]
+    result = {
+        "shape": [-1, 1, size, size],
+        "dim_order": ["batch", "class", "height", "width"],
+        "data_type": "float32",
+    }
+    tasks = ["semantic-segmentation"]
+    output = {"name": "building logit", "tasks": tasks, "result": result, "classification:classes": _classes()}
+    properties = {
+        "title": "Model",
+        "mlm:name": re.sub(r"[^A-Za-z0-9_.-]+", "-", f"aerialseg-{card.preset or card.architecture}").strip("-_."),
+        "mlm:architecture": f"{card.architecture} with {card.encoder}",
+        "mlm:tasks": tasks,
+        "mlm:framework": "PyTorch",
+        "mlm:input": [{"name": "scene window", "bands": bands, "input": source, "value_scaling": scaling}],
+        "mlm:output": [output],
+        "mlm:hyperparameters": {"threshold": card.threshold, "temperature": card.temperature},
+        "bands": [{"name": name} for name in dict.fromkeys(bands)],
+        **({"gsd": card.gsd_m} if card.gsd_m else {}),
+    }
     item = pystac.Item(
         "aerialseg-model", None, None, None, properties, *UNKNOWN,
         stac_extensions=[MLM, CLASSIFICATION], collection=COLLECTION,
@@ -186,36 +212,6 @@ def _model(card: ModelCard, model_hash: str) -> dict[str, Any]:
     )
     _link_collection(item, "./collection.json")
     return _plain(item)
-
-
-def _machine_learning(card: ModelCard) -> dict[str, Any]:
-    """Return what the MLM extension wants to know: what the model is called, what it takes and what it gives."""
-    bands = [f"band{index}" for index in (card.band_indexes or range(1, card.bands + 1))]
-    size = card.tile_size
-    source = {
-        "shape": [-1, card.bands, size, size],
-        "dim_order": ["batch", "channel", "height", "width"],
-        "data_type": "uint8",
-    }
-    scaling = [{"type": "z-score", "mean": m, "stddev": s} for m, s in zip(card.mean, card.std, strict=True)]
-    result = {
-        "shape": [-1, 1, size, size],
-        "dim_order": ["batch", "class", "height", "width"],
-        "data_type": "float32",
-    }
-    tasks = ["semantic-segmentation"]
-    output = {"name": "building logit", "tasks": tasks, "result": result, "classification:classes": _classes()}
-    return {
-        "mlm:name": re.sub(r"[^A-Za-z0-9_.-]+", "-", f"aerialseg-{card.preset or card.architecture}").strip("-_."),
-        "mlm:architecture": f"{card.architecture} with {card.encoder}",
-        "mlm:tasks": tasks,
-        "mlm:framework": "PyTorch",
-        "mlm:input": [{"name": "scene window", "bands": bands, "input": source, "value_scaling": scaling}],
-        "mlm:output": [output],
-        "mlm:hyperparameters": {"threshold": card.threshold, "temperature": card.temperature},
-        "bands": [{"name": name} for name in dict.fromkeys(bands)],
-        **({"gsd": card.gsd_m} if card.gsd_m else {}),
-    }
 
 
 def _collection(folder: Path, sheets: Sequence[Sheet], extras: Mapping[str, Path]) -> dict[str, Any]:
