@@ -154,9 +154,10 @@ def test_a_step_takes_all_of_its_batches(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_other_peoples_results_are_not_replaced(tmp_path: Path) -> None:
-    (tmp_path / "report.json").write_text('{"mine": 1}')
-    with pytest.raises(OutputError, match=r"report\.json: exists and was not written by aerialseg"):
-        demo.run_demo(tmp_path)
+    for content in ("[" * 200_000, '{"mine": 1}'):
+        (tmp_path / "report.json").write_text(content)
+        with pytest.raises(OutputError, match=r"report\.json: exists and was not written by aerialseg"):
+            demo.run_demo(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
 
 

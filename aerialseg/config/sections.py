@@ -1,8 +1,7 @@
-"""What the sections of a configuration are made of: their common base and the ranges of their numbers.
+"""The sections of a configuration, each with its keys, their ranges and defaults.
 
-`[model]` and `[data]`: which network is trained, and what it sees of the tiles.
-
-`[loss]`, `[optimizer]`, `[schedule]` and `[run]`: how the network learns.
+`[model]` and `[data]`: which network is trained, and what it sees of the tiles. `[loss]`, `[distil]`, `[optimizer]`,
+`[schedule]` and `[run]`: how it learns. Files and overrides are read by `aerialseg.config`.
 """
 
 from __future__ import annotations

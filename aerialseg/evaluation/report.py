@@ -29,6 +29,7 @@ from aerialseg.geo.opening import open_raster
 from aerialseg.geo.scenes import check_same_grid, find_scenes
 from aerialseg.models.package import ModelCard, read_card
 from aerialseg.progress import Silent
+from aerialseg.values import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -188,7 +189,7 @@ def _of_report(pair: Pair) -> dict[str, Any]:
     """Read what `predict` wrote into report.json beside the masks."""
     root = pair.prediction.absolute().parents[min(pair.name.count("/"), len(pair.prediction.absolute().parents) - 1)]
     try:
-        written = json.loads((root / "report.json").read_text(encoding="utf-8"))
+        written = read_json(root / "report.json")
         if written["command"] != "predict":
             return {}
         model, settings = dict(written["model"]), dict(written["settings"])

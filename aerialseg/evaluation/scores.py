@@ -74,7 +74,7 @@ def evaluate_scenes(
     scenes: Sequence[Scene],
     predictions: Path,
     options: EvaluateOptions | None = None,
-    progress: Progress | None = None,
+    progress: Progress = Silent(),
 ) -> EvaluationReport:
     """Score what `predict` wrote into the folder `predictions` for `scenes`, each with its mask.
 
@@ -92,7 +92,7 @@ def evaluate_scenes(
 
 
 def evaluate_pairs(
-    pairs: Sequence[Pair], options: EvaluateOptions | None = None, progress: Progress | None = None
+    pairs: Sequence[Pair], options: EvaluateOptions | None = None, progress: Progress = Silent()
 ) -> EvaluationReport:
     """Count every pair.
 
@@ -100,7 +100,7 @@ def evaluate_pairs(
     faults, but then there is no score: over the rest it would not be the score that was asked for. Raises the first
     fault in the pairs' order and says the others.
     """
-    options, progress = options or EvaluateOptions(), progress or Silent()
+    options = options or EvaluateOptions()
     warnings, faults = check_pairs(pairs, options.access)
     _raise_first(faults, progress)
     rules, doubts = decide_rules(pairs, options)

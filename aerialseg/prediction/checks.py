@@ -5,7 +5,6 @@ No torch here, so a typo costs no time and a run in which all is done never impo
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ from aerialseg.geo.measures import KEY
 from aerialseg.prediction.lattice import place_scenes
 from aerialseg.prediction.outputs import COUNTS, SceneFiles, done_key, read_tags, reads_to_the_end, write_sides
 from aerialseg.prediction.report import SceneResult
+from aerialseg.values import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -246,7 +246,7 @@ def is_ours(image: Path, out: Path) -> bool:
 def refuse_foreign_report(path: Path, *, overwrite: bool) -> None:
     """Raise OutputError when a file of another origin stands where the report would go."""
     try:
-        value = json.loads(path.read_bytes())
+        value = read_json(path)
     except (OSError, ValueError):
         value = None
     ours = isinstance(value, dict) and "aerialseg" in value and value.get("command") == "predict"

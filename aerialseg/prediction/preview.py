@@ -6,7 +6,6 @@ may have been moved. A scene that is gone or cannot be read is drawn grey. Equal
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -22,6 +21,7 @@ from aerialseg.prediction.checks import REPORT
 from aerialseg.prediction.exports import STAC
 from aerialseg.prediction.stac import ITEMS, identifier_of
 from aerialseg.progress import Silent
+from aerialseg.values import read_json
 
 if TYPE_CHECKING:
     from aerialseg.progress import Progress
@@ -86,10 +86,10 @@ def read_predicted(out: Path) -> tuple[Predicted, ...]:
     """Return the scenes in report.json whose masks are there; raises NoInputError when there are none."""
     path = out / REPORT
     try:
-        value = json.loads(path.read_bytes())
+        value = read_json(path)
     except OSError as error:
         raise NoInputError(f"{one_line(path)}: not found; give a folder that aerialseg predict wrote") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise BadDataError(f"{one_line(path)}: is not JSON; run aerialseg predict again") from error
     scenes = value.get("scenes") if isinstance(value, dict) and value.get("command") == "predict" else None
     if not isinstance(scenes, dict):
@@ -121,9 +121,9 @@ def _scene_of(out: Path, name: str, entry: dict[str, Any]) -> Path:
     item = out / STAC / ITEMS / f"{identifier_of(name)}.json"
     try:
         if not image.is_file():
-            href = json.loads(item.read_bytes())["assets"]["scene"]["href"]
+            href = read_json(item)["assets"]["scene"]["href"]
             return Path(os.path.normpath(item.parent / unquote(href)))
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError):
         pass  # the scene is named where it was, and cannot be read
     return image
 

@@ -10,7 +10,6 @@ The model of a run, on its device; this is where torch is imported, once it is k
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import time
@@ -65,6 +64,7 @@ from aerialseg.prediction.reading import in_background
 from aerialseg.prediction.report import PredictReport, SceneResult
 from aerialseg.prediction.resume import ResumeFile, forget_part, part_path
 from aerialseg.progress import Silent
+from aerialseg.values import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -404,11 +404,11 @@ def _measured_before(out: Path) -> dict[tuple[str, str], dict[str, Any]]:
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for path in (*sorted(out.glob("report-*-of-*.json")), out / REPORT):
         try:
-            for name, entry in json.loads(path.read_bytes())["scenes"].items():
+            for name, entry in read_json(path)["scenes"].items():
                 known = {item: entry[item] for item in ("seconds", "seam_index") if entry.get(item) is not None}
                 if all(isinstance(value, float) and 0 <= value < math.inf for value in known.values()):
                     found.setdefault((name, entry["hashes"].get("key")), {}).update(known)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
             continue  # it was damaged, or is not ours
     return found
 

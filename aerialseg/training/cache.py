@@ -37,6 +37,7 @@ from aerialseg.geo.tiles.cut import padded, read_tiles, rows_of
 from aerialseg.geo.tiles.sources import check_unchanged, plan_again, source_files
 from aerialseg.training.batches import wait_for
 from aerialseg.training.losses import IGNORE
+from aerialseg.values import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -226,7 +227,7 @@ def _read_table(descriptor: int) -> dict[str, Any]:
     text = os.pread(descriptor, length, begin) if begin >= 0 else b""
     if hashlib.sha256(text).digest() != digest:
         raise ValueError("its end is missing")
-    table: dict[str, Any] = json.loads(text)
+    table: dict[str, Any] = parse_json(text)
     if begin != len(table["tiles"]) * table["size"] ** 2 * (table["bands"] + 1):
         raise ValueError("its length is not that of its tiles")
     return table

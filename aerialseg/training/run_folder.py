@@ -9,7 +9,6 @@ Places and times stand in run.json and not in the model file, so that equal trai
 
 from __future__ import annotations
 
-import json
 import secrets
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from aerialseg.models.package import FILE_NAME, find_model
 from aerialseg.training.history import CURVES, EVENTS, METRICS
 from aerialseg.training.start import git_revision, versions
 from aerialseg.training.state import LAST, PREVIOUS, load_checkpoint
+from aerialseg.values import from_values, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -181,7 +181,10 @@ def write_start(job: TrainJob, step: int, command: Sequence[str]) -> str:
 def read_run(run: Path) -> dict[str, Any]:
     """Return what run.json says; nothing when it is missing or damaged, for no training depends on it."""
     try:
-        known = json.loads((run / RUN).read_bytes())
-    except (OSError, ValueError):
+        known = from_values(dict[str, Any], read_json(run / RUN))
+        starts = from_values(list[dict[str, Any]], known["starts"])
+        from_values(list[list[str]], [start.get("command", []) for start in starts])
+        from_values(dict[str, Any], known.get("tiles", {}))
+    except (OSError, ValueError, KeyError):
         return {}
-    return known if isinstance(known, dict) and isinstance(known.get("starts"), list) else {}
+    return known

@@ -17,6 +17,7 @@ import torch
 from aerialseg.errors import ModelError, first_line, one_line
 from aerialseg.files import staged
 from aerialseg.training.history import EpochRecord
+from aerialseg.values import from_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,7 +79,17 @@ def state_dict(job: TrainJob, state: TrainState) -> Checkpoint:
 
 
 def load_state_dict(job: TrainJob, checkpoint: Checkpoint) -> TrainState:
-    """Put a checkpoint's state into the job's modules and return its counters."""
+    """Put a checkpoint's state into the job's modules and return its counters.
+
+    Raises ModelError when the counters are not those of this version.
+    """
+    try:
+        counters = from_values(TrainState, checkpoint["standing"])
+    except ValueError as error:
+        raise ModelError(
+            f"{one_line(job.run / LAST)}: was written by another version of aerialseg ({error}); start again with"
+            " --overwrite"
+        ) from error
     job.model.load_state_dict(checkpoint["model"])
     if job.average is not None:
         job.average.load_state_dict(checkpoint["average"])
@@ -87,9 +98,7 @@ def load_state_dict(job: TrainJob, checkpoint: Checkpoint) -> TrainState:
     torch.set_rng_state(checkpoint["rng"])
     if job.fabric.device.type == "cuda" and checkpoint["device_rng"] is not None:
         torch.cuda.set_rng_state(checkpoint["device_rng"], job.fabric.device)
-    values = dict(checkpoint["standing"])
-    records = [EpochRecord(**record) for record in values.pop("records")]
-    return TrainState(**values, records=records)
+    return counters
 
 
 def save_checkpoint(run: Path, state: Checkpoint) -> None:

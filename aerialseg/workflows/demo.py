@@ -9,7 +9,6 @@ prediction, and where the two differ.
 from __future__ import annotations
 
 import io
-import json
 import math
 import os
 import time
@@ -39,6 +38,7 @@ from aerialseg.prediction.options import PredictOptions
 from aerialseg.prediction.run import predict_scenes
 from aerialseg.progress import Progress, Silent
 from aerialseg.sample import write_sample
+from aerialseg.values import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -111,7 +111,7 @@ def run_demo(
     minutes: float = MINUTES,
     device: str = "auto",
     overrides: Sequence[str] = (),
-    progress: Progress | None = None,
+    progress: Progress = Silent(),
 ) -> DemoReport:
     """Do the whole job below `out` and return the scores on the held-out scene.
 
@@ -120,7 +120,7 @@ def run_demo(
     """
     # Threads that spin while they wait made a step six times slower beside one other busy program on two cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    progress, clock = progress or Silent(), _Clock()
+    clock = _Clock()
     config = load_config(CONFIG, list(overrides))
     prepare_output_folder(out)
     _refuse_foreign_report(out)
@@ -245,7 +245,7 @@ def _refuse_foreign_report(out: Path) -> None:
     """Raise OutputError before any work when the folder holds results that are not the demo's."""
     report = out / "report.json"
     try:
-        ours = json.loads(report.read_bytes()).get("command") == "demo"
+        ours = read_json(report).get("command") == "demo"
     except (OSError, ValueError, AttributeError):
         ours = False
     for path in (report, out / "picture.png"):

@@ -56,7 +56,7 @@ class RangeTest:
 
 
 def find_learning_rate(
-    tileset_folder: Path, config: TrainConfig, device: str = "auto", progress: Progress | None = None
+    tileset_folder: Path, config: TrainConfig, device: str = "auto", progress: Progress = Silent()
 ) -> RangeTest:
     """Train `config`'s network on a set's tiles for STEPS steps, each at a higher rate than the one before.
 
@@ -64,7 +64,7 @@ def find_learning_rate(
     the same losses on a processor. Raises what a training raises before its first step, BadDataError when the loss is
     not even finite at the lowest rates, ResourceError when memory does not suffice.
     """
-    progress, tiles = progress or Silent(), load_tileset(tileset_folder)
+    tiles = load_tileset(tileset_folder)
     short = {"epochs": 1, "steps_per_epoch": STEPS, "freeze_steps": 0}
     updates = {"schedule": config.schedule.model_copy(update=short), "run": config.run.model_copy(update={"ema": 0.0})}
     chosen = pick_device(device)

@@ -236,8 +236,12 @@ def test_the_model_is_described_by_report_json_and_its_own_card(
     assert (found["architecture"], found["val_iou (in training)"], found["training: epoch"]) == ("unet", "0.7000", "3")
     model.write_bytes(b"changed since")
     assert "architecture" not in describe_model(pairs)
+    odd = json.dumps({**written, "model": {"path": 5, "sha256": []}})
+    for content, known in (("[]", {}), ("[" * 200_000, {}), (odd, {"model file": 5, "SHA-256": "[]"})):
+        (tmp_path / "out/report.json").write_text(content)
+        assert known.items() <= describe_model(pairs).items()
+        assert bool(known) == bool(describe_model(pairs))
     (tmp_path / "out/report.json").write_text("[]")
-    assert describe_model(pairs) == {}
     with rasterio.open(prediction, "r+") as mask:
         mask.update_tags(AERIALSEG_MODEL_SHA256="abc", AERIALSEG_THRESHOLD="0.4")
     assert describe_model(pairs) == {"SHA-256": "abc", "threshold": "0.4"}

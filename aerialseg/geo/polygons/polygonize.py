@@ -52,7 +52,7 @@ def polygonize_masks(
     masks: Sequence[str | Path],
     target: Path,
     options: PolygonOptions | None = None,
-    progress: Progress | None = None,
+    progress: Progress = Silent(),
     *,
     probability: Path | None = None,
     overwrite: bool = False,
@@ -63,7 +63,6 @@ def polygonize_masks(
     by name. Raises what `write_buildings` raises, NoInputError when no mask or no probability is found, and OutputError
     when another run writes in the target's folder.
     """
-    progress = progress or Silent()
     require_writer(target)
     layers = find_layers(masks, probability)
     without = [layer.name for layer in layers if layer.probability is None]
@@ -190,7 +189,7 @@ def write_buildings(
     layers: Sequence[MaskLayer],
     target: Path,
     options: PolygonOptions | None = None,
-    progress: Progress | None = None,
+    progress: Progress = Silent(),
     *,
     max_pixels: float = MAX_PIXELS,
     overwrite: bool = False,
@@ -209,7 +208,7 @@ def write_buildings(
     no place, more than `max_pixels`, or values that say neither building nor not), NoInputError, OutputError,
     StorageError and Stopped.
     """
-    options, progress = options or PolygonOptions(), progress or Silent()
+    options = options or PolygonOptions()
     require_writer(target)
     crs = _target_crs(target, options)
     mark = _mark_of_older(layers, target, overwrite=overwrite)

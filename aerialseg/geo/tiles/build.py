@@ -12,7 +12,6 @@ in `index.gpkg` is put aside meanwhile and comes back for the tiles that still e
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import time
@@ -50,14 +49,16 @@ from aerialseg.geo.tiles.sources import describe_sources
 from aerialseg.geo.tiles.tileset import (
     INDEX,
     MANIFEST,
+    TileSet,
     image_path,
     mask_path,
-    read_manifest,
     read_splits,
+    read_tileset,
     write_index,
     write_manifest,
 )
 from aerialseg.progress import Progress, Silent
+from aerialseg.values import from_values, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -124,7 +125,7 @@ class TilingReport:
 
 
 def tile_scenes(
-    scenes: Sequence[Scene], out: Path, options: TilingOptions | None = None, progress: Progress | None = None
+    scenes: Sequence[Scene], out: Path, options: TilingOptions | None = None, progress: Progress = Silent()
 ) -> TilingReport:
     """Cut scenes, each with its mask unless `options.vectors` is given, into the set `out`, and return what is there.
 
@@ -140,7 +141,7 @@ def tile_scenes(
         >>> report.tiles
         {'train': 4, 'val': 4}
     """
-    options, progress, began = options or TilingOptions(), progress or Silent(), time.monotonic()
+    options, began = options or TilingOptions(), time.monotonic()
     found = plan_tiles(scenes, options, progress)
     for note in found.notes:
         progress.say(note)
@@ -281,8 +282,8 @@ def _report(
 class PreviousRun:
     """What an earlier run left."""
 
-    manifest: dict[str, Any] | None = None
-    """Of a finished set; None when there is none."""
+    tileset: TileSet | None = None
+    """The finished set, as it was written; None when there is none."""
     edits: dict[str, str] = field(default_factory=dict)
     """Tile -> split that was set by hand; empty when the tile was taken out of use."""
 
@@ -314,16 +315,19 @@ def look_before(folder: Path, *, overwrite: bool) -> PreviousRun:
         return PreviousRun()
     aside = folder / FOLDER / EDITS
     try:
-        manifest = read_manifest(folder)
+        tileset = read_tileset(folder)
     except BadDataError:  # the tiles are still there; what they are is in the records
-        manifest = None
-    if manifest is None:
-        return PreviousRun(None, json.loads(aside.read_text(encoding="utf-8")) if aside.is_file() else {})
+        tileset = None
+    if tileset is None:
+        try:
+            return PreviousRun(None, from_values(dict[str, str], read_json(aside)))
+        except (OSError, ValueError):
+            return PreviousRun()
     if not (folder / INDEX).is_file():
-        return PreviousRun(manifest)
+        return PreviousRun(tileset)
     now = read_splits(folder / INDEX)
-    planned = {tile["name"]: tile["split"] for tile in manifest["tiles"]}
-    return PreviousRun(manifest, {name: now.get(name, "") for name, split in planned.items() if now.get(name) != split})
+    planned = {tile.name: tile.split for tile in tileset.tiles}
+    return PreviousRun(tileset, {name: now.get(name, "") for name, split in planned.items() if now.get(name) != split})
 
 
 def is_finished(
@@ -334,12 +338,12 @@ def is_finished(
     sources: Mapping[str, Any] | None,
 ) -> bool:
     """Return whether the folder holds the finished set of exactly these scenes, read from these `sources` if any."""
-    manifest = before.manifest
+    tileset = before.tileset
     return (
-        manifest is not None
-        and manifest.get("sources") == sources
-        and manifest["scenes"] == _scene_lines(records)
-        and manifest["failed"] == {name: str(error) for name, error in failures.items()}
+        tileset is not None
+        and tileset.sources == sources
+        and list(tileset.scenes.items()) == [(record.scene, record.digest) for record in records]
+        and tileset.failed == {name: str(error) for name, error in failures.items()}
         and (folder / INDEX).is_file()
     )
 

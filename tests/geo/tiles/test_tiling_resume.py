@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sqlite3
 import time
@@ -15,7 +16,7 @@ import pytest
 from aerialseg.errors import BadDataError, OutputError, Stopped, StorageError, UsageError
 from aerialseg.geo.scenes import Scene
 from aerialseg.geo.tiles import cut
-from aerialseg.geo.tiles.build import tile_scenes
+from aerialseg.geo.tiles.build import EDITS, tile_scenes
 from aerialseg.geo.tiles.plan import TilingOptions
 from aerialseg.geo.tiles.tileset import INDEX, MANIFEST, load_tileset
 from aerialseg.progress import Silent
@@ -163,6 +164,44 @@ def test_missing_and_cut_off_tiles_are_made_again(tmp_path: Path, scenes: list[S
     (out / MANIFEST).write_text("{}")
     assert tile_scenes(scenes, out, OPTIONS).cut == 0
     assert contents(out) == before
+
+
+def lose(key: str) -> Callable[[str], str]:
+    """Return what takes a key out of a record."""
+    return lambda text: json.dumps({name: value for name, value in json.loads(text).items() if name != key})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: "[" * 200_000,
+        lambda text: text[:100],
+        lambda text: text.replace('"pixels": ', '"pixels": "many", "was": '),
+        lambda text: text.replace('"sizes": [[', '"sizes": [[0, 0], ['),
+        lambda text: text.replace('"gap": ', '"hole": '),
+        lambda text: text.replace('"name": "austin1_', '"name": "../austin1_'),
+        lose("classes"),
+    ],
+    ids=["deep", "cut", "type", "lengths", "reason", "place", "key"],
+)
+def test_a_damaged_record_is_as_if_absent(damage: Callable[[str], str], tmp_path: Path, scenes: list[Scene]) -> None:
+    tile_scenes(scenes, OPTIONS, tmp_path / "set")
+    before = contents(tmp_path / "set")
+    record = tmp_path / "set" / cut.FOLDER / "austin1.json"
+    record.write_text(damage(record.read_text()))
+    assert contents(tmp_path / "set") != before
+    assert tile_scenes(scenes, OPTIONS, tmp_path / "set").cut == 1
+    assert contents(tmp_path / "set") == before
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, "{", '{"austin1_00000_00000": 5}', "[]"])
+def test_edits_put_aside_that_cannot_be_read_are_as_if_absent(text: str, tmp_path: Path, scenes: list[Scene]) -> None:
+    tile_scenes(scenes, OPTIONS, tmp_path / "set")
+    before = contents(tmp_path / "set")
+    (tmp_path / "set" / MANIFEST).unlink()
+    (tmp_path / "set" / cut.FOLDER / EDITS).write_text(text)
+    tile_scenes(scenes, OPTIONS, tmp_path / "set")
+    assert contents(tmp_path / "set") == before
 
 
 def test_edits_of_the_split_survive_reruns_and_new_scenes(tmp_path: Path, scenes: list[Scene]) -> None:
