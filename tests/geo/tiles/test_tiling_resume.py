@@ -185,22 +185,22 @@ def lose(key: str) -> Callable[[str], str]:
     ids=["deep", "cut", "type", "lengths", "reason", "place", "key"],
 )
 def test_a_damaged_record_is_as_if_absent(damage: Callable[[str], str], tmp_path: Path, scenes: list[Scene]) -> None:
-    tile_scenes(scenes, OPTIONS, tmp_path / "set")
+    tile_scenes(scenes, tmp_path / "set", OPTIONS)
     before = contents(tmp_path / "set")
     record = tmp_path / "set" / cut.FOLDER / "austin1.json"
     record.write_text(damage(record.read_text()))
     assert contents(tmp_path / "set") != before
-    assert tile_scenes(scenes, OPTIONS, tmp_path / "set").cut == 1
+    assert tile_scenes(scenes, tmp_path / "set", OPTIONS).cut == 1
     assert contents(tmp_path / "set") == before
 
 
 @pytest.mark.parametrize("text", ["[" * 200_000, "{", '{"austin1_00000_00000": 5}', "[]"])
 def test_edits_put_aside_that_cannot_be_read_are_as_if_absent(text: str, tmp_path: Path, scenes: list[Scene]) -> None:
-    tile_scenes(scenes, OPTIONS, tmp_path / "set")
+    tile_scenes(scenes, tmp_path / "set", OPTIONS)
     before = contents(tmp_path / "set")
     (tmp_path / "set" / MANIFEST).unlink()
     (tmp_path / "set" / cut.FOLDER / EDITS).write_text(text)
-    tile_scenes(scenes, OPTIONS, tmp_path / "set")
+    tile_scenes(scenes, tmp_path / "set", OPTIONS)
     assert contents(tmp_path / "set") == before
 
 
