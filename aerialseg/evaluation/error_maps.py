@@ -20,10 +20,10 @@ from affine import Affine
 from pyproj import CRS, Transformer
 
 from aerialseg.counts import NODATA
+from aerialseg.drawing import FOUND, INVENTED, MISSED
 from aerialseg.errors import AerialsegError, UsageError, one_line
 from aerialseg.evaluation.counting import Rules, open_pair
 from aerialseg.evaluation.objects import ObjectCounter
-from aerialseg.evaluation.pictures import INVENTED, MISSED
 from aerialseg.files import (
     locked,
     prepare_output_folder,
@@ -56,7 +56,7 @@ BUILDINGS = "errors.gpkg"
 KINDS = ("missed", "invented")
 CLASSES = (
     MaskClass(0, "background, rightly", (0, 0, 0, 0)),
-    MaskClass(1, "found", (232, 232, 226, 255)),
+    MaskClass(1, "found", (*FOUND, 255)),
     MaskClass(2, "missed", (*MISSED, 255)),
     MaskClass(3, "invented", (*INVENTED, 255)),
 )

@@ -40,7 +40,14 @@ BGR = (ColorInterp.blue, ColorInterp.green, ColorInterp.red)
 
 @dataclass(frozen=True, slots=True)
 class BandRule:
-    """How a scene's bands become uint8 pixels: which bands, in which order, and which values become 0 and 255."""
+    """How a scene's bands become uint8 pixels: which bands, in which order, and which values become 0 and 255.
+
+    Raises UsageError for a band below 1 and for a scale that is not two rising, finite numbers.
+
+    Example:
+        >>> aerialseg.BandRule(bands=(4, 1, 2), scale=(0, 2047))
+        BandRule(bands=(4, 1, 2), scale=(0, 2047))
+    """
 
     bands: tuple[int, ...] | None = None
     """Counted from 1, repeats allowed; None takes all but alpha."""
@@ -57,7 +64,12 @@ class BandRule:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What the user permits."""
+    """What the user permits; raises UsageError for a number of pixels below 1.
+
+    Example:
+        >>> aerialseg.Access(allow_ungeoreferenced=True)
+        Access(allow_ungeoreferenced=True, max_pixels=10000000000.0)
+    """
 
     allow_ungeoreferenced: bool = False
     max_pixels: float = 1e10

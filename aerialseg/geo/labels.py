@@ -203,7 +203,14 @@ def _within(area: Overlay | None, window: Window, values: NDArray[np.uint8]) -> 
 
 @dataclass(frozen=True, slots=True)
 class MaskRule:
-    """What the user says about the masks; all defaults mean: look at the values and decide."""
+    """What the user says about the masks; all defaults mean: look at the values and decide.
+
+    Raises UsageError for values that contradict each other.
+
+    Example:
+        >>> aerialseg.MaskRule(building_values=(1, 6), ignore_values=(255,))
+        MaskRule(building_values=(1, 6), ignore_values=(255,), threshold=None)
+    """
 
     building_values: tuple[int, ...] | None = None
     """These are building and every other value is background."""

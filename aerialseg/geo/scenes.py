@@ -53,7 +53,13 @@ _RANGE = re.compile(r"(?P<city>.*\D)(?P<first>\d+)-(?P<last>\d+)")
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A source raster, perhaps with its mask."""
+    """A source raster, perhaps with its mask.
+
+    Example:
+        >>> scene = aerialseg.Scene("austin1", Path("images/austin1.tif"), mask=Path("gt/austin1.tif"))
+        >>> scene.city, scene.number
+        ('austin', 1)
+    """
 
     name: str
     """The path below the folder given, without suffix: unique among the scenes, also without regard to case."""
@@ -80,6 +86,10 @@ def find_scenes(inputs: Sequence[str | Path], ours: Callable[[Path], bool] | Non
     run among its scenes; they are passed over. Raises UsageError when two scenes would share an output name or a path
     is remote, BadDataError for a name that is not UTF-8 and for a `.vrt` that is more than a mosaic of files below its
     folder, NoInputError when nothing is found.
+
+    Example:
+        >>> [scene.name for scene in aerialseg.find_scenes(["scenes"])]
+        ['austin6', 'vienna1']
     """
     scenes: dict[Path, Scene] = {}
     for given in inputs:
@@ -109,6 +119,11 @@ def pair_masks(
 
     Scenes that turn out to be another scene's mask are left out. Raises BadDataError naming scenes without a mask;
     labelled `partly`, one mask is enough.
+
+    Example:
+        >>> scenes = aerialseg.find_scenes(["scenes/train/images"])
+        >>> [str(scene.mask) for scene in aerialseg.pair_masks(scenes, ["scenes/train/gt"])]
+        ['scenes/train/gt/austin6.tif', 'scenes/train/gt/vienna1.tif']
     """
     candidates: list[Scene] = []
     for given in masks:

@@ -5,22 +5,21 @@ No torch here, so a typo costs no time and a run in which all is done never impo
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from aerialseg.drawing import is_our_png
 from aerialseg.errors import AerialsegError, BadDataError, Stopped, UsageError, one_line
 from aerialseg.files import refuse_foreign, sha256_of
 from aerialseg.geo.digest import content_digest
 from aerialseg.geo.inspection import BandRule, inspect_scene
 from aerialseg.geo.measures import KEY
-from aerialseg.models.presets import PRESETS, SIZE_MULTIPLE
 from aerialseg.prediction.lattice import place_scenes
 from aerialseg.prediction.outputs import COUNTS, SceneFiles, done_key, read_tags, reads_to_the_end, write_sides
-from aerialseg.prediction.pictures import is_our_png
 from aerialseg.prediction.report import SceneResult
+from aerialseg.values import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from aerialseg.geo.geobox import GeoBox
     from aerialseg.geo.scenes import Scene
     from aerialseg.models.package import ModelCard
+    from aerialseg.prediction.arrays import Model
     from aerialseg.prediction.lattice import ScenePlacement
     from aerialseg.prediction.options import PredictOptions, Shard
     from aerialseg.progress import Progress
@@ -46,7 +46,8 @@ REPORT = "report.json"
 class Run:
     """What is fixed for a run."""
 
-    model: Path
+    model: Path | Model
+    """A file, or what is in memory."""
     model_hash: str
     card: ModelCard
     out: Path
@@ -193,15 +194,6 @@ def disk_bytes(options: PredictOptions, pixels: Sequence[int], device: str) -> i
     return int(finished + (layers + finishing * (layers + PLAIN_BYTES)) * max(pixels, default=0))
 
 
-def check_window(run: Run) -> None:
-    """Raise UsageError when the network cannot take the window that was asked for."""
-    preset = PRESETS.get(run.card.preset)
-    multiple = SIZE_MULTIPLE if preset is None else preset.size_multiple
-    if run.window != run.card.tile_size and run.window % multiple:
-        below = max(multiple, run.window // multiple * multiple)
-        raise UsageError(f"--window {run.window}: {run.card.preset} takes multiples of {multiple}, for example {below}")
-
-
 def done_before(run: Run, work: SceneJob) -> SceneResult | None:
     """Return the scene's result when its outputs were made from the same bytes and parameters, else None.
 
@@ -254,7 +246,7 @@ def is_ours(image: Path, out: Path) -> bool:
 def refuse_foreign_report(path: Path, *, overwrite: bool) -> None:
     """Raise OutputError when a file of another origin stands where the report would go."""
     try:
-        value = json.loads(path.read_bytes())
+        value = read_json(path)
     except (OSError, ValueError):
         value = None
     ours = isinstance(value, dict) and "aerialseg" in value and value.get("command") == "predict"

@@ -22,10 +22,10 @@ from aerialseg.errors import NoInputError, one_line
 from aerialseg.files import sha256_of
 from aerialseg.geo.resampling import ROWS_AT_ONCE
 from aerialseg.models.package import find_model, read_card
-from aerialseg.prediction.checks import Run, check_scenes, check_window, disk_bytes
+from aerialseg.prediction.checks import Run, check_scenes, disk_bytes
 from aerialseg.prediction.lattice import CHUNK_ROWS, Lattice
 from aerialseg.prediction.network import batch_size
-from aerialseg.prediction.options import ALL_GPUS, PredictOptions
+from aerialseg.prediction.options import ALL_GPUS, PredictOptions, check_window
 from aerialseg.prediction.reading import BANDS, READ_DEPTH, WRITE_DEPTH, is_read_twice
 from aerialseg.prediction.run import load_forward
 from aerialseg.progress import Silent
@@ -104,7 +104,7 @@ def estimate(
     if options.device == ALL_GPUS:
         options = _on_one_gpu(options)
     run = Run(model, sha256_of(model), read_card(model), out, options, progress)
-    check_window(run)
+    check_window(run.card, run.window)
     found, failures = check_scenes(run, scenes)
     if not found:
         raise NoInputError(f"no scene can be predicted; first: {next(iter(failures.values()))}")

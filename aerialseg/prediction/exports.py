@@ -8,7 +8,6 @@ give the same bytes, files that are right already are not touched, and what a us
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +36,7 @@ from aerialseg.geo.scenes import MOSAIC
 from aerialseg.geo.vrt import Kind, Mosaic, MosaicPart, mosaic_names, mosaic_sources, write_mosaics
 from aerialseg.prediction.stac import ITEMS, Sheet, describe, parse_taken
 from aerialseg.progress import Silent
+from aerialseg.values import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -220,8 +220,11 @@ def _write_all(items: Path, contents: Mapping[Path, bytes], progress: Progress, 
 
 def _mask_in(item: Path) -> Path:
     """Return the mask that an item of ours describes."""
-    href = json.loads(item.read_bytes())["assets"]["mask"]["href"]
-    return Path(os.path.normpath(item.parent / unquote(href)))
+    try:
+        href = read_json(item)["assets"]["mask"]["href"]
+        return Path(os.path.normpath(item.parent / unquote(href)))
+    except (OSError, ValueError, KeyError, TypeError):
+        return item  # it names no mask and stays where it is
 
 
 def _note_others(out: Path, entries: Sequence[Entry], progress: Progress) -> None:

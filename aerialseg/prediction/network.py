@@ -8,13 +8,13 @@ Test-time augmentation: the ways a square window can be mirrored and turned, and
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 
 from aerialseg.errors import ModelError, ResourceError
 from aerialseg.models.build import Segmenter
-from aerialseg.models.device import autocast, compile_error, is_out_of_memory, translated
+from aerialseg.models.device import autocast, compile_error, is_out_of_memory, pick_precision, translated
 from aerialseg.prediction.lattice import Lattice
 from aerialseg.prediction.reading import WindowBatch
 from aerialseg.progress import Silent
@@ -23,10 +23,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from aerialseg.geo.windows import Blend
+    from aerialseg.models.package import ModelCard
+    from aerialseg.prediction.options import PredictOptions, Symmetry
     from aerialseg.progress import Progress
-
-Symmetry = Literal["none", "flips", "d4"]
-"""`flips`: as it is, upside down, left for right, and both; `d4`: these four, and the same after a quarter turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +159,26 @@ class Forward:
         self._running.append(mark(self.settings.device))
         if len(self._running) > 1:
             self._running.pop(0).synchronize()
+
+
+def place_on_device(
+    segmenter: Segmenter, card: ModelCard, options: PredictOptions, device: torch.device, progress: Progress
+) -> Forward:
+    """Return the segmenter on its device, set up by the card and the options; raises DeviceError and UsageError."""
+    size = options.window or card.tile_size
+    settings = EngineSettings(
+        size=size,
+        overlap=card.overlap if options.overlap is None else options.overlap,
+        batch=options.batch or automatic_batch(device, size, options.tta),
+        device=device,
+        precision=pick_precision(options.precision, device),
+        temperature=card.temperature,
+        blend=options.blend,
+        tta=options.tta,
+        agreement=options.agreement,
+        compile=options.compiled,
+    )
+    return Forward(segmenter, settings, progress)
 
 
 def automatic_batch(device: torch.device, size: int, tta: Symmetry = "none") -> int:

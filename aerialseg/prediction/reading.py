@@ -98,15 +98,19 @@ class _Band:
 
 
 def read_batches(
-    canvas: ScenePlacement, schedule: Schedule, buffers: Sequence[WindowBatch], validity: Validity
+    canvas: ScenePlacement,
+    schedule: Schedule,
+    buffers: Sequence[WindowBatch],
+    validity: Validity,
+    fill: Ground | None = None,
 ) -> Generator[WindowBatch]:
     """Yield the scene's windows in batches, using `buffers` in turn; windows without a valid pixel are left out.
 
     For every strip of the schedule, in order, `validity` receives which of its pixels are valid, bool [rows, width], or
-    None when all are, before any batch that holds a window of a later row.
+    None when all are, before any batch that holds a window of a later row. `fill` takes the place of the scene's file.
     """
     lattice = schedule.lattice
-    with read_ahead(_bands(canvas, lattice), BANDS, "bands") as bands, _own_validity(canvas) as scene:
+    with read_ahead(_bands(canvas, lattice, fill), BANDS, "bands") as bands, _own_validity(canvas) as scene:
         places: list[tuple[int, int]] = []
         masked: list[bool] = []
         turn = 0
@@ -165,7 +169,7 @@ def _strip(
     return None if own.all() else own
 
 
-def _bands(canvas: ScenePlacement, lattice: Lattice) -> Generator[_Band]:
+def _bands(canvas: ScenePlacement, lattice: Lattice, given: Ground | None) -> Generator[_Band]:
     """Yield the pixels and validity under each row of windows that the scene needs, in BANDS arrays used in turn.
 
     What two rows share is copied from the one before, the rest is read.
@@ -174,7 +178,7 @@ def _bands(canvas: ScenePlacement, lattice: Lattice) -> Generator[_Band]:
     pixels = np.empty((BANDS, len(canvas.source.bands), *shape), dtype=np.uint8)
     valid = np.empty((BANDS, *shape), dtype=np.bool_)
     kept = 0
-    with open_window_reader(canvas) as fill:
+    with open_window_reader(canvas) if given is None else nullcontext(given) as fill:
         for row in lattice.down:
             top, this, last = row * lattice.rows.step, row % BANDS, (row - 1) % BANDS
             pixels[this, :, :kept] = pixels[last, :, lattice.size - kept :]

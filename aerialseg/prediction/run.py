@@ -10,7 +10,6 @@ The model of a run, on its device; this is where torch is imported, once it is k
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import time
@@ -19,6 +18,7 @@ from concurrent.futures import wait
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aerialseg.errors import (
@@ -41,12 +41,12 @@ from aerialseg.files import (
     write_json,
 )
 from aerialseg.models.package import find_model, read_card
+from aerialseg.prediction.arrays import Model
 from aerialseg.prediction.checks import (
     REPORT,
     Run,
     SceneJob,
     check_scenes,
-    check_window,
     disk_bytes,
     done_before,
     every_output,
@@ -58,21 +58,23 @@ from aerialseg.prediction.checks import (
     stamps_of,
 )
 from aerialseg.prediction.exports import check_products, make_products
-from aerialseg.prediction.options import PredictOptions
+from aerialseg.prediction.options import PredictOptions, check_window
 from aerialseg.prediction.outputs import SceneFiles, count_pixels, finish, output_tags
 from aerialseg.prediction.reading import in_background
 from aerialseg.prediction.report import PredictReport, SceneResult
 from aerialseg.prediction.resume import ResumeFile, forget_part, part_path
 from aerialseg.progress import Silent
+from aerialseg.values import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from concurrent.futures import Future
-    from pathlib import Path
 
     import torch
 
     from aerialseg.geo.scenes import Scene
+    from aerialseg.models.build import Segmenter
+    from aerialseg.models.package import ModelCard
     from aerialseg.prediction.network import Forward
     from aerialseg.prediction.outputs import SeamCounter
     from aerialseg.progress import Progress
@@ -83,7 +85,7 @@ POLL_S, PATIENCE_S = 0.2, 5.0
 
 def predict_scenes(
     scenes: Sequence[Scene],
-    model: Path,
+    model: Path | Model,
     out: Path,
     options: PredictOptions | None = None,
     progress: Progress | None = None,
@@ -91,24 +93,33 @@ def predict_scenes(
 ) -> PredictReport:
     """Write a mask for every scene below `out`, and report.json; what is done already is left as it is.
 
+    `model` is a file, a run's folder, or a `Model` in memory; equal cards and weights are the same model.
     `known` are results of other processes a moment ago, by the scene's name, for the report: scenes that failed there
     are not tried, and those that they finished are not overwritten.
     A scene that fails is reported and the next one is tried: see `PredictReport.raise_failures`. Raises UsageError when
     an output would be an input, OutputError when outputs cannot be written or are not ours, ModelError, DeviceError,
     StorageError when the disk is full, and Stopped; the same call then goes on behind the last finished rows.
+
+    Example:
+        >>> scenes = aerialseg.find_scenes(["scenes"])
+        >>> report = aerialseg.predict_scenes(scenes, Path("runs/town"), Path("out"))
+        >>> report.raise_failures()
+        >>> [str(scene.outputs["mask"]) for scene in report.scenes]
+        ['out/austin6.tif', 'out/vienna1.tif']
     """
-    options, progress, model = options or PredictOptions(), progress or Silent(), find_model(model)
+    options, progress = options or PredictOptions(), progress or Silent()
+    model = model if isinstance(model, Model) else find_model(model)
     scenes = [scene for scene in scenes if not is_output_in(scene.image, out)]
     if not scenes:
         raise NoInputError(f"{one_line(out)}: no scene to predict; what was given are masks that predict wrote here")
-    inputs = [model, *(scene.image for scene in scenes)]
+    inputs = [*_file_of(model), *(scene.image for scene in scenes)]
     files = _prepare_files(scenes, inputs, out, options)
     parts = {part_path(out, scene.name) for scene in scenes}
     shared, listen = options.shard is not None, partial(progress.advance, 0)
     with locked(out, shared=shared, when_alone=partial(sweep, out, parts), waiting=listen if shared else None):
         refuse_foreign_report(out / report_name(options.shard), overwrite=options.overwrite)
-        journal = RunLog(Run(model, sha256_of(model), read_card(model), out, options, progress), scenes)
-        check_window(journal.run)
+        journal = RunLog(Run(model, *_identified(model), out, options, progress), scenes)
+        check_window(journal.run.card, journal.run.window)
         check_products(options, out, inputs)
         for result in (known or {}).values():
             journal.take(result)
@@ -123,6 +134,15 @@ def predict_scenes(
                 journal.write()
             raise
         return journal.write()
+
+
+def _identified(model: Path | Model) -> tuple[str, ModelCard]:
+    """Return the SHA-256 of the model file, there or to be made, and its card."""
+    return (model.digest(), model.card) if isinstance(model, Model) else (sha256_of(model), read_card(model))
+
+
+def _file_of(model: Path | Model) -> tuple[Path, ...]:
+    return () if isinstance(model, Model) else (model,)
 
 
 def _prepare_files(
@@ -145,7 +165,9 @@ def _check(
     """
     run, found = journal.run, []
     canvases, failures = check_scenes(run, scenes if run.options.neighbours else [s for s in scenes if s.name in mine])
-    check_products(run.options, run.out, [run.model, *canvases], [canvas.source.box for canvas in canvases.values()])
+    check_products(
+        run.options, run.out, [*_file_of(run.model), *canvases], [canvas.source.box for canvas in canvases.values()]
+    )
     for scene in scenes:
         run.progress.advance(0)
         if run.options.fail_fast and journal.failed_here:
@@ -363,7 +385,7 @@ class RunLog:
         run = self.run
         names = ("preset", "threshold", "temperature", "gsd_m")
         card = {name: getattr(run.card, name) for name in names}
-        model = {"path": str(run.model), "sha256": run.model_hash, **card}
+        model = {"path": str(run.model) if isinstance(run.model, Path) else None, "sha256": run.model_hash, **card}
         asked = {
             name: getattr(run.options, name)
             for name in ("probability", "agreement", "polygons", "neighbours", "compiled")
@@ -382,11 +404,11 @@ def _measured_before(out: Path) -> dict[tuple[str, str], dict[str, Any]]:
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for path in (*sorted(out.glob("report-*-of-*.json")), out / REPORT):
         try:
-            for name, entry in json.loads(path.read_bytes())["scenes"].items():
+            for name, entry in read_json(path)["scenes"].items():
                 known = {item: entry[item] for item in ("seconds", "seam_index") if entry.get(item) is not None}
                 if all(isinstance(value, float) and 0 <= value < math.inf for value in known.values()):
                     found.setdefault((name, entry["hashes"].get("key")), {}).update(known)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
             continue  # it was damaged, or is not ours
     return found
 
@@ -404,26 +426,18 @@ def find_device(run: Run) -> torch.device:
 def load_forward(run: Run) -> Forward:
     """Load the run's model; raises DeviceError, ModelError (also when it is not the one hashed before) and Stopped."""
     device = find_device(run)
-    from aerialseg.models.device import pick_precision
-    from aerialseg.models.package import load_model
-    from aerialseg.prediction.network import EngineSettings, Forward, automatic_batch
+    from aerialseg.prediction.network import place_on_device
 
     run.progress.advance(0)
-    precision = pick_precision(run.options.precision, device)
-    segmenter, card = load_model(run.model)
+    segmenter = run.model.segmenter() if isinstance(run.model, Model) else _load_unchanged(run.model, run)
+    return place_on_device(segmenter, run.card, run.options, device, run.progress)
+
+
+def _load_unchanged(file: Path, run: Run) -> Segmenter:
+    from aerialseg.models.package import load_model
+
+    segmenter, _ = load_model(file)
     run.progress.advance(0)
-    if sha256_of(run.model) != run.model_hash:  # a training goes on improving it
-        raise ModelError(f"{one_line(run.model)}: changed while the scenes were checked; run again")
-    settings = EngineSettings(
-        size=run.window,
-        overlap=run.overlap,
-        batch=run.options.batch or automatic_batch(device, run.window, run.options.tta),
-        device=device,
-        precision=precision,
-        temperature=card.temperature,
-        blend=run.options.blend,
-        tta=run.options.tta,
-        agreement=run.options.agreement,
-        compile=run.options.compiled,
-    )
-    return Forward(segmenter, settings, run.progress)
+    if sha256_of(file) != run.model_hash:  # a training goes on improving it
+        raise ModelError(f"{one_line(file)}: changed while the scenes were checked; run again")
+    return segmenter

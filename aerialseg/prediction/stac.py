@@ -1,8 +1,10 @@
 """The STAC catalogue of a run: an item for each scene, one for the model, and the collection that lists them.
 
-STAC 1.1 with the extensions projection, classification and MLM. All links are relative and percent-encoded. Equal runs
-give equal bytes: an item's time is the scene's own TIFFTAG_DATETIME, taken as UTC; a scene without one has no datetime
-and an interval that says "unknown", `UNKNOWN`. https://github.com/radiantearth/stac-spec, https://github.com/stac-extensions
+STAC 1.1 with the extensions projection, classification and MLM, whose fields are written as their specifications have
+them: pystac's own classes follow the version that is installed, and take one scaling for all of a model's bands. All
+links are relative and percent-encoded. Equal runs give equal bytes: an item's time is the scene's own
+TIFFTAG_DATETIME, taken as UTC; a scene without one has no datetime and an interval that says "unknown", `UNKNOWN`.
+https://github.com/radiantearth/stac-spec, https://github.com/stac-extensions
 """
 
 from __future__ import annotations
@@ -95,11 +97,8 @@ def describe(
     values = {folder / ITEMS / f"{sheet.identifier}.json": _item(folder / ITEMS, sheet) for sheet in sheets}
     values[folder / "model.json"] = _model(card, model_hash)
     values[folder / "collection.json"] = _collection(folder, sheets, extras)
-    return {path: _json({**value, "aerialseg:seal": BLANK}) for path, value in values.items()}
-
-
-def _json(value: dict[str, Any]) -> bytes:
-    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+    sealed = {path: {**value, "aerialseg:seal": BLANK} for path, value in values.items()}
+    return {path: (json.dumps(value, indent=2, allow_nan=False) + "\n").encode() for path, value in sealed.items()}
 
 
 def _item(folder: Path, sheet: Sheet) -> dict[str, Any]:
@@ -118,20 +117,16 @@ def _item(folder: Path, sheet: Sheet) -> dict[str, Any]:
         stac_extensions=[PROJECTION, CLASSIFICATION],
         collection=COLLECTION,
     )
-    item.add_asset("mask", _mask_asset(folder, sheet.mask))
+    item.add_asset("mask", _asset(folder, sheet.mask, "Building mask", "0 background, 1 building, 255 nodata", COG))
+    item.assets["mask"].extra_fields |= {**GRID, "classification:classes": _classes(coloured=True)}
     if sheet.probability is not None:
         what = "Probability of building; stored as 0 to 254, 255 nodata"
-        item.add_asset("probability", _asset(folder, sheet.probability, "Probability", what, COG, "data"))
+        item.add_asset("probability", _asset(folder, sheet.probability, "Probability", what, COG))
         item.assets["probability"].extra_fields |= GRID
     source = MEDIA.get(sheet.scene.suffix.lower(), "image/tiff")
     item.add_asset("scene", _asset(folder, sheet.scene, "Scene", "What the mask was made from", source, "source"))
-    for rel, target, title in (
-        ("root", "../collection.json", None),
-        ("parent", "../collection.json", None),
-        ("collection", "../collection.json", None),
-        ("derived_from", "../model.json", "Model"),
-    ):
-        item.add_link(pystac.Link(rel, target, "application/json", title))
+    _link_collection(item, "../collection.json")
+    item.add_link(pystac.Link("derived_from", "../model.json", "application/json", "Model"))
     return _plain(item)
 
 
@@ -146,51 +141,34 @@ def _projection(box: GeoBox) -> dict[str, Any]:
     return {"proj:code": code, **wkt, **shape, **grid}
 
 
-def _mask_asset(folder: Path, path: Path) -> Any:
-    classes = [
-        {"value": item.value, "name": item.label, "description": item.label, "color_hint": item.hex[1:].upper()}
-        for item in MASK_CLASSES
-    ]
-    asset = _asset(folder, path, "Building mask", "0 background, 1 building, 255 nodata", COG, "data")
-    asset.extra_fields |= {**GRID, "classification:classes": classes}
-    return asset
+def _classes(*, coloured: bool = False) -> list[dict[str, Any]]:
+    classes: list[dict[str, Any]] = []
+    for item in MASK_CLASSES:
+        colour = {"color_hint": item.hex[1:].upper()} if coloured else {}
+        classes.append({"value": item.value, "name": item.label, "description": item.label, **colour})
+    return classes
 
 
-def _asset(folder: Path, path: Path, title: str, description: str, media: str, role: str) -> Any:
+def _asset(folder: Path, path: Path, title: str, description: str, media: str, role: str = "data") -> Any:
     import pystac
 
     return pystac.Asset(quote(relative_to(path, folder)), title, description, media, [role])
 
 
+def _link_collection(item: Any, collection: str) -> None:
+    import pystac
+
+    for rel in ("root", "parent", "collection"):
+        item.add_link(pystac.Link(rel, collection, "application/json"))
+
+
 def _model(card: ModelCard, model_hash: str) -> dict[str, Any]:
-    """Return the model's item.
+    """Return the model's item: what it is called, takes and gives.
 
     Its weights are named by their digest (RFC 6920), for the file itself stays where the user has it.
     """
     import pystac
 
-    properties = {"title": "Model", **_machine_learning(card)}
-    item = pystac.Item(
-        "aerialseg-model", None, None, None, properties, *UNKNOWN,
-        stac_extensions=[MLM, CLASSIFICATION], collection=COLLECTION,
-    )  # fmt: skip
-    digest = base64.urlsafe_b64encode(bytes.fromhex(model_hash)).decode().rstrip("=")
-    what = f"The model file with SHA-256 {model_hash}"
-    # STAC's own schema allows an item's bands only where an asset has some too; MLM wants the item's.
-    fields = {"mlm:artifact_type": "safetensors.torch.save_file", "bands": properties["bands"]}
-    item.add_asset(
-        "model",
-        pystac.Asset(
-            f"ni:///sha-256;{digest}", "Weights and card", what, "application/octet-stream", ["mlm:model"], fields
-        ),
-    )
-    for rel in ("root", "parent", "collection"):
-        item.add_link(pystac.Link(rel, "./collection.json", "application/json"))
-    return _plain(item)
-
-
-def _machine_learning(card: ModelCard) -> dict[str, Any]:
-    """Return what the MLM extension wants to know: what the model is called, what it takes and what it gives."""
     bands = [f"band{index}" for index in (card.band_indexes or range(1, card.bands + 1))]
     size = card.tile_size
     source = {
@@ -205,9 +183,9 @@ def _machine_learning(card: ModelCard) -> dict[str, Any]:
         "data_type": "float32",
     }
     tasks = ["semantic-segmentation"]
-    classes = [{"value": item.value, "name": item.label, "description": item.label} for item in MASK_CLASSES]
-    output = {"name": "building logit", "tasks": tasks, "result": result, "classification:classes": classes}
-    return {
+    output = {"name": "building logit", "tasks": tasks, "result": result, "classification:classes": _classes()}
+    properties = {
+        "title": "Model",
         "mlm:name": re.sub(r"[^A-Za-z0-9_.-]+", "-", f"aerialseg-{card.preset or card.architecture}").strip("-_."),
         "mlm:architecture": f"{card.architecture} with {card.encoder}",
         "mlm:tasks": tasks,
@@ -218,6 +196,22 @@ def _machine_learning(card: ModelCard) -> dict[str, Any]:
         "bands": [{"name": name} for name in dict.fromkeys(bands)],
         **({"gsd": card.gsd_m} if card.gsd_m else {}),
     }
+    item = pystac.Item(
+        "aerialseg-model", None, None, None, properties, *UNKNOWN,
+        stac_extensions=[MLM, CLASSIFICATION], collection=COLLECTION,
+    )  # fmt: skip
+    digest = base64.urlsafe_b64encode(bytes.fromhex(model_hash)).decode().rstrip("=")
+    what = f"The model file with SHA-256 {model_hash}"
+    # STAC's own schema allows an item's bands only where an asset has some too; MLM wants the item's.
+    fields = {"mlm:artifact_type": "safetensors.torch.save_file", "bands": properties["bands"]}
+    item.add_asset(
+        "model",
+        pystac.Asset(
+            f"ni:///sha-256;{digest}", "Weights and card", what, "application/octet-stream", ["mlm:model"], fields
+        ),
+    )
+    _link_collection(item, "./collection.json")
+    return _plain(item)
 
 
 def _collection(folder: Path, sheets: Sequence[Sheet], extras: Mapping[str, Path]) -> dict[str, Any]:
@@ -235,7 +229,7 @@ def _collection(folder: Path, sheets: Sequence[Sheet], extras: Mapping[str, Path
     )
     for name, path in extras.items():
         media = MEDIA.get(path.suffix.lower(), "application/octet-stream")
-        collection.add_asset(name, _asset(folder, path, name.capitalize(), "Over all scenes", media, "data"))
+        collection.add_asset(name, _asset(folder, path, name.capitalize(), "Over all scenes", media))
     collection.clear_links()
     collection.add_link(pystac.Link("root", "./collection.json", "application/json"))
     collection.add_link(pystac.Link("item", "./model.json", "application/geo+json", "Model"))

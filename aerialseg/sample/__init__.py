@@ -134,7 +134,7 @@ def write_sample(
     seed: int = 0,
     *,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = Silent(),
 ) -> list[Path]:
     """Draw scenes under `out`/train/images, their masks (0 and 255) under `out`/train/gt; return the pictures' paths.
 
@@ -144,7 +144,6 @@ def write_sample(
     """
     wanted = sample_scenes(scenes) if isinstance(scenes, int) else scenes
     images, masks = out / "train" / "images", out / "train" / "gt"
-    progress = progress or Silent()
     for folder in (images, masks):
         prepare_output_folder(folder)
     todo = []

@@ -1,13 +1,12 @@
-"""All tiles of a set in one file, as bytes that need no decoding, mapped into memory: what training reads.
+"""Where a set's tiles are read from in training: their own files, or all of them in one file that needs no decoding.
 
-A record per tile, one after the other: its pixels [size, size, bands], then its labels [size, size]: 0, 1 and 255 as in
-the masks, and 254 where there is no data. The table of the tiles comes last, with each record's checksum, and a SHA-256
-of that table, so a file that was cut short has none. The file is written under a temporary name and looked through from
-end to end whenever it is opened (about 4 GB/s a thread): what cannot be proved whole is not used.
+The file is mapped into memory. A record per tile, one after the other: its pixels [size, size, bands], then its labels
+[size, size]: 0, 1 and 255 as in the masks, and 254 where there is no data. The table of the tiles comes last, with each
+record's checksum, and a SHA-256 of that table, so a file that was cut short has none. It is written under a temporary
+name and looked through from end to end whenever it is opened (about 4 GB/s a thread): what cannot be proved whole is
+not used.
 
-Where a set's tiles are read from in training: their own files, or a cache, which is made here when there is none.
-
-A cache makes training faster and changes nothing else, so what keeps it from being made is told in a line and the files
+A cache makes training faster and changes nothing else, so what keeps it from being made is told in a line and the tiles
 are read. Two trainings that begin together make it once: the second one waits.
 """
 
@@ -38,6 +37,7 @@ from aerialseg.geo.tiles.cut import padded, read_tiles, rows_of
 from aerialseg.geo.tiles.sources import check_unchanged, plan_again, source_files
 from aerialseg.training.batches import wait_for
 from aerialseg.training.losses import IGNORE
+from aerialseg.values import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -227,7 +227,7 @@ def _read_table(descriptor: int) -> dict[str, Any]:
     text = os.pread(descriptor, length, begin) if begin >= 0 else b""
     if hashlib.sha256(text).digest() != digest:
         raise ValueError("its end is missing")
-    table: dict[str, Any] = json.loads(text)
+    table: dict[str, Any] = parse_json(text)
     if begin != len(table["tiles"]) * table["size"] ** 2 * (table["bands"] + 1):
         raise ValueError("its length is not that of its tiles")
     return table

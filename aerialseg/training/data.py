@@ -1,16 +1,9 @@
-"""What is changed at random in a training crop: orientation, colour, wear. albumentations lives here and nowhere else.
+"""What the network sees: crops of tiles, drawn and augmented at random, and whole tiles for validation.
 
-Zooming is decided by what window the dataset reads (dataset.py); here that window is only resized.
-Every call is seeded, so the result depends on (run seed, epoch, sample), never on which thread came first.
-
-What is read for training: crops of tiles, and whole tiles for validation. Which ones, sampling.py says.
-
-No pixels are kept in memory between epochs.
-
-Which crops are drawn: an epoch is a list of samples, tiles in proportion to their weight, places at random.
-
-The list is drawn from (seed, epoch) alone, and what happens to sample k from (seed, epoch, k). So the order of threads,
-a stop and a resume change nothing. No pixels here.
+An epoch is a list of samples, tiles in proportion to their weight, places at random. The list is drawn from (seed,
+epoch) alone, and what happens to sample k from (seed, epoch, k), never from which thread came first: so the order of
+threads, a stop and a resume change nothing. Zooming is decided by how large a window is read; augmentation resizes it,
+turns it, and changes its colours. albumentations lives here and nowhere else. No pixels are kept between epochs.
 """
 
 from __future__ import annotations
@@ -54,8 +47,8 @@ class Augmentation:
         steps: list[Any] = [albumentations.D4(p=1.0)] if section.flips else []
         if section.colour > 0:
             steps += _colour_steps(section.colour, bands)
-        if section.wear > 0:
-            steps += _wear_steps(section.wear)
+        if section.degrade > 0:
+            steps += _degrade_steps(section.degrade)
         self._crop = section.crop
         self._chain = albumentations.Compose(steps)
 
@@ -100,7 +93,7 @@ def _colour_steps(strength: float, bands: int) -> list[Any]:
     return steps
 
 
-def _wear_steps(share: float) -> list[Any]:
+def _degrade_steps(share: float) -> list[Any]:
     """Return blur, gamma and noise for any number of bands, each striking with probability `share`.
 
     The noise is the same in all bands: drawn for each alone it takes 15 ms a crop of 512 px instead of 4.
@@ -155,13 +148,13 @@ class TileReader:
         return pixels, target, valid
 
 
-def training_tiles(tiles: TileSet, section: DataSection, *, taught: bool = False) -> tuple[TileRecord, ...]:
+def training_tiles(tiles: TileSet, section: DataSection, *, use_unlabelled: bool = False) -> tuple[TileRecord, ...]:
     """Return the tiles to train on; raises BadDataError when there are none.
 
-    They are the labelled ones, or, `taught` by a teacher, all, whose ground counts alike whether labelled or not.
+    They are the labelled ones, or with `use_unlabelled`, as a teacher needs them, all: their ground counts alike.
     """
     candidates = tiles.tiles if section.train_on == "all" else tiles.of_split("train")
-    if taught:
+    if use_unlabelled:
         chosen = tuple(replace(tile, building=tile.building * tile.valid, valid=1.0) for tile in candidates)
     else:
         chosen = tuple(tile for tile in candidates if tile.valid > 0)

@@ -77,16 +77,16 @@ def load_teacher(path: Path, tiles: TileSet, config: TrainConfig) -> Teacher:
 
 
 def distillation_loss(
-    logits: Tensor, taught: Tensor, valid: Tensor, section: DistilSection, pooled: Pooling = lambda sums: sums
+    logits: Tensor, teacher_logits: Tensor, valid: Tensor, section: DistilSection, pooled: Pooling = lambda sums: sums
 ) -> Tensor:
     """Return the cross-entropy of `logits` to the teacher's probabilities as a float32 scalar, weighted.
 
-    `logits` and the teacher's, `taught`, are [N, 1, H, W]; the mean is over `valid` pixels, bool [N, H, W], labelled
-    or not. `pooled` is as in `building_loss`.
+    `logits` and `teacher_logits`, these over the teacher's own temperature, are [N, 1, H, W]; the mean is over `valid`
+    pixels, bool [N, H, W], labelled or not. `pooled` is as in `building_loss`.
     """
     softness = section.temperature
     scores = torch.where(valid, logits[:, 0].float(), 0.0) / softness
-    targets = torch.where(valid, taught[:, 0].float() / softness, 0.0).sigmoid()
+    targets = torch.where(valid, teacher_logits[:, 0].float() / softness, 0.0).sigmoid()
     each = functional.binary_cross_entropy_with_logits(scores, targets, reduction="none")
     total, count = pooled(torch.stack([torch.where(valid, each, 0.0).sum(), valid.sum().float()]))
     loss: Tensor = section.weight * softness**2 * total / count.clamp(min=1)

@@ -1,11 +1,10 @@
 """One training on several processes, as torchrun starts them: which one this is, and what all of them must agree on.
 
 Every process goes through the same list of batches and takes its share of each; what a step sums over its batch is
-summed over all processes (pooling.py). So a configuration gives the same training on any number of them, up to
-rounding. The first process alone writes files and speaks. An error or a stop on one process ends the work on all of
-them, at the same step, and one says why. A process on its own is `Ranks()`, for which nothing here does anything.
-
-Sums over the batch of all processes, through which gradients flow.
+summed over all processes, with gradients (`all_reduce_sum`). So a configuration gives the same training on any number
+of them, up to rounding. The first process alone writes files and speaks. An error or a stop on one process ends the
+work on all of them, at the same step, and one says why. A process on its own is `Ranks()`, for which nothing here does
+anything.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ class Ranks:
         """Whether this process writes files and speaks."""
         return self.rank == 0
 
-    def share(self, batch: int) -> slice:
+    def local_batch(self, batch: int) -> slice:
         """Return this process's part of a batch; raises ConfigError when it cannot be cut into equal parts."""
         size, left = divmod(batch, self.world)
         if left:
@@ -81,7 +80,7 @@ class Ranks:
         return f"cuda:{self.local}" if gpu else wanted
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def fail_together(self) -> Iterator[None]:
         """Run a piece of work that may fail on any process: then it fails on all, and the first that failed says why.
 
         All processes have to come here, and none may wait for another inside, unless it is the first thing it does. A
@@ -92,7 +91,7 @@ class Ranks:
             yield
         except AerialsegError as error:
             problem = error
-        codes = self.gather(0 if problem is None else problem.exit_code)
+        codes = self.all_gather_int(0 if problem is None else problem.exit_code)
         failed = next((rank for rank, code in enumerate(codes) if code), None)
         if problem is not None and failed == self.rank:
             raise problem
@@ -105,14 +104,14 @@ class Ranks:
         """Yield `batches`, of which every process has as many; a stop or a failed read ends them on all at once."""
         with closing(batches):
             while True:
-                with self.together():
+                with self.fail_together():
                     still_waiting()
                     batch = next(batches, None)
                 if batch is None:
                     return
                 yield batch
 
-    def gather(self, value: int) -> list[int]:
+    def all_gather_int(self, value: int) -> list[int]:
         """Return the number of every process, by rank."""
         if self.world == 1:
             return [value]
@@ -123,7 +122,7 @@ class Ranks:
         torch.distributed.all_reduce(values)
         return [int(found) for found in values]
 
-    def collect(self, value: Value) -> list[Value]:
+    def all_gather(self, value: Value) -> list[Value]:
         """Return the value of every process, by rank, whatever it is."""
         if self.world == 1:
             return [value]
@@ -133,7 +132,7 @@ class Ranks:
         torch.distributed.all_gather_object(values, value)
         return values
 
-    def from_first(self, value: Value) -> Value:
+    def broadcast(self, value: Value) -> Value:
         """Return the first process's value."""
         if self.world == 1:
             return value
@@ -146,7 +145,7 @@ class Ranks:
 
     def check_alike(self, values: Mapping[str, str]) -> None:
         """Raise ConfigError when processes differ in what has to be the same: another machine's files may be older."""
-        everyones = self.collect(dict(values))
+        everyones = self.all_gather(dict(values))
         for rank, theirs in enumerate(everyones):
             for name, value in everyones[0].items():
                 if theirs[name] != value:
@@ -155,7 +154,7 @@ class Ranks:
                         " machines the same files and the same kind of device"
                     )
 
-    def pooled(self, sums: Tensor) -> Tensor:
+    def all_reduce_sum(self, sums: Tensor) -> Tensor:
         """Return the sums over all processes, with gradients that suit gradients which are averaged over them."""
         if self.world == 1:
             return sums
@@ -164,9 +163,9 @@ class Ranks:
 
     def mean(self, values: Tensor) -> Tensor:
         """Return the mean over all processes, without gradients."""
-        return self.pooled(values.detach()) / self.world
+        return self.all_reduce_sum(values.detach()) / self.world
 
-    def align_buffers(self, module: nn.Module) -> None:
+    def broadcast_buffers(self, module: nn.Module) -> None:
         """Give `module` the first process's buffers: BatchNorm's running statistics are each process's own."""
         if self.world > 1:
             import torch

@@ -47,8 +47,8 @@ class Start:
     teacher: Teacher | None = None
 
 
-def start_fresh(tiles: TileSet, config: TrainConfig, *, taught: bool = False) -> Start:
-    """Build the configured network with seeded random or pretrained weights; `taught` is as in `training_tiles`.
+def start_fresh(tiles: TileSet, config: TrainConfig, *, use_unlabelled: bool = False) -> Start:
+    """Build the configured network with random (seeded) or pretrained weights; `training_tiles` says `use_unlabelled`.
 
     Pretrained encoders get the normalisation they were trained with, all others that of the tiles. Raises ConfigError
     for a network that cannot be built or does not take the crop or whole tiles, BadDataError without a training tile;
@@ -65,7 +65,7 @@ def start_fresh(tiles: TileSet, config: TrainConfig, *, taught: bool = False) ->
         weights=section.weights,
         accept_licence=section.accept_licence,
     )
-    _check_fit(spec, tiles, config, taught)
+    _check_fit(spec, tiles, config, use_unlabelled)
     network = build_network(spec)
     mean, std = input_statistics(spec) or (tiles.mean, tuple(max(value, LEAST_SPREAD) for value in tiles.std))
     licence = licence_of(spec)
@@ -74,7 +74,7 @@ def start_fresh(tiles: TileSet, config: TrainConfig, *, taught: bool = False) ->
 
 
 def start_from_model(
-    tiles: TileSet, config: TrainConfig, path: Path, say: Callable[[str], None], *, taught: bool = False
+    tiles: TileSet, config: TrainConfig, path: Path, say: Callable[[str], None], *, use_unlabelled: bool = False
 ) -> Start:
     """Continue from a model file or run folder, keeping its network and normalisation.
 
@@ -92,22 +92,22 @@ def start_from_model(
         say(f"{name}: {difference}")
     config = config.model_copy(update={"model": _section_of(old, config)})
     spec = spec_of(old)
-    _check_fit(spec, tiles, config, taught)
+    _check_fit(spec, tiles, config, use_unlabelled)
     training = {**_provenance(tiles, config), "started_from": sha256_of(find_model(path))}
     card = _describe(spec, tiles, config, mean=old.mean, std=old.std, licence=old.licence, training=training)
     return Start(segmenter, card, config)
 
 
 def start_again(state: Mapping[str, Any]) -> Start:
-    """Build the network of a checkpoint, without its weights (checkpoint.py and loop.py put those in)."""
+    """Build the network of a checkpoint, without its weights, which `load_state_dict` puts in."""
     card = ModelCard(**state["card"])
     segmenter = Segmenter(build_network(spec_of(card)), card.mean, card.std)
     return Start(segmenter, card, TrainConfig.model_validate(state["config"]))
 
 
-def _check_fit(spec: ModelSpec, tiles: TileSet, config: TrainConfig, taught: bool) -> None:
+def _check_fit(spec: ModelSpec, tiles: TileSet, config: TrainConfig, use_unlabelled: bool) -> None:
     """Raise ConfigError when the network does not take crops or validation tiles, BadDataError without tiles."""
-    training_tiles(tiles, config.data, taught=taught)
+    training_tiles(tiles, config.data, use_unlabelled=use_unlabelled)
     crop, multiple = config.data.crop, PRESETS[spec.preset].size_multiple if spec.preset in PRESETS else 1
     if crop % multiple:
         raise ConfigError(

@@ -87,7 +87,7 @@ class CalibrateReport:
 
 
 def calibrate_model(
-    scenes: Sequence[Scene], model: Path, out: Path, options: CalibrateOptions, progress: Progress | None = None
+    scenes: Sequence[Scene], model: Path, out: Path, options: CalibrateOptions, progress: Progress = Silent()
 ) -> CalibrateReport:
     """Write the model at `model` to `out` with the temperature and threshold that suit `scenes`, given their truth.
 
@@ -95,7 +95,7 @@ def calibrate_model(
     predicted when a mask lies on another grid than its scene, later when the truth holds only one class, and what
     predicting and counting raise.
     """
-    progress, model = progress or Silent(), find_model(model)
+    model = find_model(model)
     _check_output(scenes, model, out, options)
     card = read_card(model)
     check_truth(pair_scenes(scenes, vectors=options.vectors), options.truth, progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from aerialseg.progress import Silent
 from aerialseg.training import cache as packing
 from aerialseg.training import loop
 from aerialseg.training.batches import open_readers
-from aerialseg.training.cache import TileCache, cache_path, open_tiles, read_square
+from aerialseg.training.cache import TAIL, TileCache, cache_path, open_tiles, read_square
 from aerialseg.training.data import Crop, TileReader
 from aerialseg.training.loop import train
 from aerialseg.training.run_folder import TrainOptions
@@ -123,7 +124,7 @@ def test_a_tile_that_was_edited_is_packed_anew(tmp_path: Path) -> None:
     assert "holds other tiles" in said[0] and same(cache, load_tileset(folder))
 
 
-@pytest.mark.parametrize("damage", ["cut", "emptied", "pixel", "label", "table", "tail", "longer", "text"])
+@pytest.mark.parametrize("damage", ["cut", "emptied", "pixel", "label", "table", "tail", "longer", "text", "deep"])
 def test_a_damaged_cache_is_made_anew_and_said(tmp_path: Path, damage: str) -> None:
     folder = write_tileset(tmp_path)
     opened(folder)
@@ -133,6 +134,8 @@ def test_a_damaged_cache_is_made_anew_and_said(tmp_path: Path, damage: str) -> N
     if damage in places:
         content[places[damage]] ^= 64
     changed = {"cut": content[:-1], "emptied": b"", "longer": content + b"x" * 9, "text": b"<html>" * 50}
+    deep = b"[" * 200_000
+    changed["deep"] = content + deep + TAIL.pack(len(deep), hashlib.sha256(deep).digest())
     path.write_bytes(changed.get(damage, content))
     cache, said = opened(folder)
     assert len(said) == 1 and "is damaged: " in said[0] and "packing 8 tiles" in said[0]

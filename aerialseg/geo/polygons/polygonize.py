@@ -67,7 +67,14 @@ class MaskLayer:
 
 @dataclass(frozen=True, slots=True)
 class PolygonOptions:
-    """What becomes of the outlines; the defaults leave them along the pixels' edges, in each scene's CRS."""
+    """What becomes of the outlines; the defaults leave them along the pixels' edges, in each scene's CRS.
+
+    `simplify_m` is in metres; `crs` is what pyproj understands. Raises UsageError for a number below 0.
+
+    Example:
+        >>> aerialseg.PolygonOptions(min_area_m2=10, regularise=True)
+        PolygonOptions(min_area_m2=10, crs=None, simplify_m=0.0, regularise=True)
+    """
 
     min_area_m2: float = 0.0
     """Smaller buildings are left out, measured before anything else is done to them."""
@@ -122,7 +129,7 @@ def polygonize_masks(
     masks: Sequence[str | Path],
     target: Path,
     options: PolygonOptions | None = None,
-    progress: Progress | None = None,
+    progress: Progress = Silent(),
     *,
     probability: Path | None = None,
     overwrite: bool = False,
@@ -133,7 +140,6 @@ def polygonize_masks(
     by name. Raises what `write_buildings` raises, NoInputError when no mask or no probability is found, and OutputError
     when another run writes in the target's folder.
     """
-    progress = progress or Silent()
     require_writer(target)
     layers = find_layers(masks, probability)
     without = [layer.name for layer in layers if layer.probability is None]
@@ -178,7 +184,7 @@ def write_buildings(
     layers: Sequence[MaskLayer],
     target: Path,
     options: PolygonOptions | None = None,
-    progress: Progress | None = None,
+    progress: Progress = Silent(),
     *,
     max_pixels: float = MAX_PIXELS,
     overwrite: bool = False,
@@ -197,7 +203,7 @@ def write_buildings(
     no place, more than `max_pixels`, or values that say neither building nor not), NoInputError, OutputError,
     StorageError and Stopped.
     """
-    options, progress = options or PolygonOptions(), progress or Silent()
+    options = options or PolygonOptions()
     require_writer(target)
     crs = _target_crs(target, options)
     mark = _mark_of_older(layers, target, overwrite=overwrite)

@@ -8,7 +8,6 @@ in `index.gpkg` is put aside meanwhile and comes back for the tiles that still e
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import time
@@ -46,14 +45,16 @@ from aerialseg.geo.tiles.sources import describe_sources
 from aerialseg.geo.tiles.tileset import (
     INDEX,
     MANIFEST,
+    TileSet,
     image_path,
     mask_path,
-    read_manifest,
     read_splits,
+    read_tileset,
     write_index,
     write_manifest,
 )
 from aerialseg.progress import Progress, Silent
+from aerialseg.values import from_values, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -75,7 +76,15 @@ PARTS = ("images", "masks")
 
 @dataclass(frozen=True, slots=True)
 class TilingReport:
-    """What is in the set, and what this run did."""
+    """What is in the set, and what this run did.
+
+    Example:
+        >>> scenes = aerialseg.find_scenes(["scenes"])
+        >>> options = aerialseg.TilingOptions(size=128, split="0.5")
+        >>> report = aerialseg.tile_scenes(scenes, Path("tiles/town"), options)
+        >>> report.scenes, report.failures
+        ({'train': 1, 'val': 1}, {})
+    """
 
     folder: Path
     scenes: dict[str, int]
@@ -113,14 +122,23 @@ class TilingReport:
 
 
 def tile_scenes(
-    scenes: Sequence[Scene], options: TilingOptions, out: Path, progress: Progress | None = None
+    scenes: Sequence[Scene], out: Path, options: TilingOptions | None = None, progress: Progress = Silent()
 ) -> TilingReport:
     """Cut scenes, each with its mask unless `options.vectors` is given, into the set `out`, and return what is there.
 
-    A scene that cannot be used is named in the report's `failures` and the others go on. Raises what makes the set as a
-    whole impossible; then `out` has no manifest, or still the old one if nothing was begun.
+    What has not changed since an earlier call is left as it is. A scene that cannot be used is named in the report's
+    `failures` and the others go on. Raises UsageError for options that contradict the scenes, NoInputError and
+    BadDataError when no scene is left, OutputError when `out` holds another's files, StorageError when the disk is
+    full, and Stopped; then `out` has no manifest, or still the old one if nothing was begun.
+
+    Example:
+        >>> scenes = aerialseg.find_scenes(["scenes"])
+        >>> options = aerialseg.TilingOptions(size=128, split="0.5")
+        >>> report = aerialseg.tile_scenes(scenes, Path("tiles/town"), options)
+        >>> report.tiles
+        {'train': 4, 'val': 4}
     """
-    progress, began = progress or Silent(), time.monotonic()
+    options, began = options or TilingOptions(), time.monotonic()
     plan = plan_tiles(scenes, options, progress)
     for note in plan.notes:
         progress.say(note)
@@ -128,7 +146,7 @@ def tile_scenes(
     prepare_output_folder(out)
     with locked(out):
         sweep(out)
-        manifest, edits = look_before(out, overwrite=options.overwrite)
+        before, edits = look_before(out, overwrite=options.overwrite)
         failures, digests = dict(plan.failures), _digests(plan.jobs, options, progress)
         records: dict[str, SceneRecord] = {}
         for job in () if options.overwrite else plan.jobs:
@@ -137,7 +155,7 @@ def tile_scenes(
                 records[job.stem] = known
         todo = [job for job in plan.jobs if job.stem not in records]
         sources = describe_sources(plan.jobs, options, out) if options.index_only else None
-        if not todo and is_finished(out, manifest, list(records.values()), failures, sources):
+        if not todo and is_finished(out, before, list(records.values()), failures, sources):
             return _report(out, list(records.values()), [], failures, began)
         (out / FOLDER).mkdir(parents=True, exist_ok=True)
         if edits:
@@ -263,8 +281,8 @@ def refuse_outputs(folder: Path, jobs: Sequence[TileJob], *, overwrite: bool) ->
             )
 
 
-def look_before(folder: Path, *, overwrite: bool) -> tuple[dict[str, Any] | None, dict[str, str]]:
-    """Return what an earlier run left: the manifest of a finished set, and tile -> split where it was set by hand.
+def look_before(folder: Path, *, overwrite: bool) -> tuple[TileSet | None, dict[str, str]]:
+    """Return what an earlier run left: the finished set as it was written, and tile -> split where it was set by hand.
 
     The split is empty for a tile that was taken out of use. Nothing is returned when all is to be made anew.
     """
@@ -272,31 +290,34 @@ def look_before(folder: Path, *, overwrite: bool) -> tuple[dict[str, Any] | None
         return None, {}
     aside = folder / FOLDER / EDITS
     try:
-        manifest = read_manifest(folder)
+        tileset = read_tileset(folder)
     except BadDataError:  # the tiles are still there; what they are is in the records
-        manifest = None
-    if manifest is None:
-        return None, json.loads(aside.read_text(encoding="utf-8")) if aside.is_file() else {}
+        tileset = None
+    if tileset is None:
+        try:
+            return None, from_values(dict[str, str], read_json(aside))
+        except (OSError, ValueError):
+            return None, {}
     if not (folder / INDEX).is_file():
-        return manifest, {}
+        return tileset, {}
     now = read_splits(folder / INDEX)
-    planned = {tile["name"]: tile["split"] for tile in manifest["tiles"]}
-    return manifest, {name: now.get(name, "") for name, split in planned.items() if now.get(name) != split}
+    planned = {tile.name: tile.split for tile in tileset.tiles}
+    return tileset, {name: now.get(name, "") for name, split in planned.items() if now.get(name) != split}
 
 
 def is_finished(
     folder: Path,
-    manifest: Mapping[str, Any] | None,
+    tileset: TileSet | None,
     records: Sequence[SceneRecord],
     failures: Mapping[str, AerialsegError],
     sources: Mapping[str, Any] | None,
 ) -> bool:
     """Return whether the folder holds the finished set of exactly these scenes, read from these `sources` if any."""
     return (
-        manifest is not None
-        and manifest.get("sources") == sources
-        and manifest["scenes"] == _scene_lines(records)
-        and manifest["failed"] == {name: str(error) for name, error in failures.items()}
+        tileset is not None
+        and tileset.sources == sources
+        and list(tileset.scenes.items()) == [(record.scene, record.digest) for record in records]
+        and tileset.failed == {name: str(error) for name, error in failures.items()}
         and (folder / INDEX).is_file()
     )
 

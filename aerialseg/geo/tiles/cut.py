@@ -14,7 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rasterio.windows import Window
@@ -25,8 +25,9 @@ from aerialseg.geo.labels import open_labels
 from aerialseg.geo.opening import is_tiff, open_raster
 from aerialseg.geo.raster import read_window
 from aerialseg.geo.resampling import Reader, resampled
-from aerialseg.geo.tiles.tileset import TileRecord, image_path, mask_path, tile_from_json, tile_to_json
+from aerialseg.geo.tiles.tileset import TileRecord, check_tiles, image_path, mask_path
 from aerialseg.geo.writing import write_geotiff
+from aerialseg.values import from_values, read_json, to_values
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -214,6 +215,12 @@ class SceneRecord:
     sums: tuple[int, ...]
     squares: tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        if not len(self.tiles) == len(self.sizes) == len(self.classes) or self.left_out.keys() != set(REASONS):
+            raise ValueError(f"the record of {self.scene} does not tell of each tile and each reason")
+        if len(self.sums) != len(self.squares):
+            raise ValueError(f"the record of {self.scene} has {len(self.sums)} sums and {len(self.squares)} squares")
+
     def holds(self, folder: Path) -> bool:
         """Return whether all tile files are there in their sizes."""
         return all(
@@ -243,26 +250,17 @@ def summarise(scene: str, digest: str, cuts: Sequence[CutTile], gap: int) -> Sce
 
 def save_record(folder: Path, stem: str, record: SceneRecord) -> None:
     """Write a scene's record into the set `folder`."""
-    body = {
-        "scene": record.scene, "digest": record.digest, "tiles": [tile_to_json(tile) for tile in record.tiles],
-        "sizes": record.sizes, "left_out": record.left_out, "classes": record.classes, "pixels": record.pixels,
-        "sums": record.sums, "squares": record.squares,
-    }  # fmt: skip
-    write_text(_path(folder, stem), json.dumps(body) + "\n")
+    write_text(_path(folder, stem), json.dumps(to_values(record)) + "\n")
 
 
 def load_record(folder: Path, stem: str) -> SceneRecord | None:
     """Return a scene's record, or None when there is none that can be read."""
     try:
-        body: dict[str, Any] = json.loads(_path(folder, stem).read_text(encoding="utf-8"))
-        return SceneRecord(
-            body["scene"], body["digest"], tuple(tile_from_json(line) for line in body["tiles"]),
-            tuple((image, mask) for image, mask in body["sizes"]), dict(body["left_out"]),
-            tuple((b, h, u) for b, h, u in body["classes"]), int(body["pixels"]),
-            tuple(body["sums"]), tuple(body["squares"]),
-        )  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError):
+        record = from_values(SceneRecord, read_json(_path(folder, stem)))
+        check_tiles(record.tiles)
+    except (OSError, ValueError):
         return None
+    return record
 
 
 def drop_records(folder: Path, keep: Iterable[str]) -> None:

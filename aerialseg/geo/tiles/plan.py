@@ -63,10 +63,17 @@ TOUCHING = 0.5
 
 @dataclass(frozen=True, slots=True)
 class TilingOptions:
-    """How scenes are cut into tiles; the defaults are the command line's."""
+    """How scenes are cut into tiles; the defaults are the command line's. Raises UsageError for nonsense.
+
+    Example:
+        >>> aerialseg.TilingOptions(size=512, split="blocks=4", gsd_m=0.5).overlap
+        0.0
+    """
 
     size: int = 1024
+    """Height and width of a tile in pixels."""
     overlap: float = 0.0
+    """Share of a tile that its neighbour sees too, 0 to 0.9."""
     split: str = "auto"
     """"auto", "inria", "val=austin1-5,...", "blocks=N", a share of the scenes such as "0.2", or "0": all train."""
     val_area: Path | None = None

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sqlite3
 import warnings
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -31,6 +32,7 @@ from aerialseg.geo.opening import open_raster, write_error
 from aerialseg.geo.qgis.edits import is_open_elsewhere
 from aerialseg.geo.scenes import Split
 from aerialseg.geo.vectors import overlay, read_layer
+from aerialseg.values import from_values, read_json, to_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -42,6 +44,9 @@ FORMAT = "aerialseg tiles 1"
 MANIFEST = "tileset.json"
 INDEX = "index.gpkg"
 LAYER = "tiles"
+MAX_SIZE = 16_384
+FURTHEST = 1 << 31
+"""Rows and columns of the largest raster that GDAL knows."""
 LEFT_OUT = ("", "none", "skip", "ignore", "unused")
 """What may stand in `split` for a tile that is not to be used; an empty cell and a deleted row mean the same."""
 LEAST_SHARED = 1e-3
@@ -91,10 +96,33 @@ class TileSet:
     """The share of building in the labelled pixels of the training tiles' cores; None when nothing is labelled."""
     content: str
     """The manifest's own digest: what the tiles hold, whatever their split is now."""
-    sources: Mapping[str, Any] | None
+    sources: dict[str, Any] | None
     """What the tiles are read from (sources.py) in a set without files of its own; None in one with them."""
-    scenes: Mapping[str, str]
+    scenes: dict[str, str]
     """Scene -> a digest of everything its tiles depend on."""
+    classes: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Split as it was drawn -> class -> pixels of the tiles' cores."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Reason -> tiles that were planned and not kept."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Scene that could not be cut -> why."""
+
+    def __post_init__(self) -> None:
+        checks = (
+            (1 <= self.size <= MAX_SIZE, f"size is {self.size}, expected 1 to {MAX_SIZE}"),
+            (0 <= self.overlap < 1, f"overlap is {self.overlap}, expected 0 to below 1"),
+            (0 < len(self.mean) == len(self.std), f"mean has {len(self.mean)} values, std {len(self.std)}"),
+            (all(map(math.isfinite, self.mean)), f"mean is {list(self.mean)}, expected finite values"),
+            (all(0 < value < math.inf for value in self.std), f"std is {list(self.std)}, expected values above 0"),
+            (
+                self.bands is None or len(self.bands) == len(self.mean),
+                f"bands are {self.bands} for {len(self.mean)} means",
+            ),
+            (self.gsd_m is None or 0 < self.gsd_m < math.inf, f"gsd_m is {self.gsd_m}, expected above 0"),
+        )
+        for holds, complaint in checks:
+            if not holds:
+                raise ValueError(complaint)
 
     def of_split(self, split: Split) -> tuple[TileRecord, ...]:
         """Return the tiles of one split, in the set's order."""
@@ -127,12 +155,11 @@ def load_tileset(folder: Path) -> TileSet:
     """
     if not folder.is_dir():
         raise NoInputError(f"{one_line(folder)}: no such folder; make it with aerialseg tile")
-    body = read_manifest(folder)
-    if body is None:
+    tileset = read_tileset(folder)
+    if tileset is None:
         raise BadDataError(
             f"{one_line(folder)}: no {MANIFEST}, so this is no finished set of tiles; run aerialseg tile on it (again)"
         )
-    tileset = _parse(folder, body)
     splits = read_splits(folder / INDEX)
     kept = tuple(replace(tile, split=splits[tile.name]) for tile in tileset.tiles if tile.name in splits)
     paths = () if tileset.sources is not None else kept
@@ -146,16 +173,36 @@ def load_tileset(folder: Path) -> TileSet:
     return replace(tileset, tiles=kept, digest=current)
 
 
+def read_tileset(folder: Path) -> TileSet | None:
+    """Return a set as it was written, before edits in the index and whether or not its files are still there.
+
+    None when there is none; raises BadDataError when its manifest is damaged or means nothing.
+    """
+    body = read_manifest(folder)
+    if body is None:
+        return None
+    try:
+        scenes = {line["name"]: line["digest"] for line in body.get("scenes", ())}
+        known = {"sources": None, **body, "folder": str(folder), "content": body["digest"], "scenes": scenes}
+        tileset = from_values(TileSet, known)
+        check_tiles(tileset.tiles)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise BadDataError(
+            f"{one_line(folder / MANIFEST)}: {one_line(str(error))} is missing or wrong; run aerialseg tile again"
+        ) from error
+    return tileset
+
+
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """Return the content of `tileset.json`, or None when there is none; raises BadDataError when it is damaged."""
     path = folder / MANIFEST
     if not path.is_file():
         return None
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
+        body = read_json(path)
         if body["format"] != FORMAT or body["digest"] != _digest(body):
             raise ValueError(f"its digest or format differs from what was written as {FORMAT!r}")
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
         raise BadDataError(
             f"{one_line(path)}: damaged or edited: {one_line(str(error))}; remove it and run aerialseg tile again"
         ) from error
@@ -164,7 +211,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 def write_manifest(folder: Path, body: Mapping[str, Any], tiles: Sequence[TileRecord]) -> None:
     """Write `tileset.json`: `body`, the tiles one a line, and a digest over everything."""
-    lines = [tile_to_json(tile) for tile in tiles]
+    lines = [to_values(tile) for tile in tiles]
     whole = {"format": FORMAT, **body}
     whole["digest"] = _digest({**whole, "tiles": lines})
     head = json.dumps(whole, indent=2, allow_nan=False).removesuffix("\n}")
@@ -177,43 +224,15 @@ def _digest(body: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def tile_to_json(tile: TileRecord) -> dict[str, Any]:
-    """Return a tile as one line of JSON will hold it."""
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(tile).items()}
-
-
-def tile_from_json(line: Mapping[str, Any]) -> TileRecord:
-    """Return the tile of one line of JSON; raises ValueError for a name that is no plain file's."""
-    if line["name"] in ("", "..") or "/" in line["name"]:
-        raise ValueError(f"tile name {line['name']!r}")
-    values: dict[str, Any] = {field.name: line[field.name] for field in fields(TileRecord)}
-    row, col, height, width = values.pop("window")
-    top, left, rows, cols = values.pop("core")
-    return TileRecord(window=(row, col, height, width), core=(top, left, rows, cols), **values)
-
-
-def _parse(folder: Path, body: Mapping[str, Any]) -> TileSet:
-    try:
-        return TileSet(
-            folder=folder,
-            size=body["size"],
-            overlap=body["overlap"],
-            bands=None if body["bands"] is None else tuple(body["bands"]),
-            scale=None if body["scale"] is None else (body["scale"][0], body["scale"][1]),
-            mean=tuple(body["mean"]),
-            std=tuple(body["std"]),
-            gsd_m=body["gsd_m"],
-            tiles=tuple(tile_from_json(line) for line in body["tiles"]),
-            digest=body["digest"],
-            building_fraction=body["building_fraction"],
-            content=body["digest"],
-            sources=body.get("sources"),
-            scenes={line["name"]: line["digest"] for line in body.get("scenes", ())},
-        )
-    except (KeyError, TypeError, IndexError, ValueError) as error:
-        raise BadDataError(
-            f"{one_line(folder / MANIFEST)}: {error} is missing or wrong; run aerialseg tile again"
-        ) from error
+def check_tiles(tiles: Sequence[TileRecord]) -> None:
+    """Raise ValueError for a tile whose name is no plain file's, or whose core is not inside its window."""
+    for tile in tiles:
+        if tile.name in ("", "..") or "/" in tile.name:
+            raise ValueError(f"tile name {tile.name!r}")
+        (row, col, height, width), (top, left, rows, cols) = tile.window, tile.core
+        inside = row <= top < top + rows <= row + height and col <= left < left + cols <= col + width
+        if not inside or max(abs(row), abs(col), height, width) >= FURTHEST:
+            raise ValueError(f"window {list(tile.window)} with core {list(tile.core)} of tile {tile.name}")
 
 
 def read_splits(path: Path) -> dict[str, str]:
