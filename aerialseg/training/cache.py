@@ -33,8 +33,7 @@ from aerialseg.errors import BadDataError, ConfigError, NoInputError, OutputErro
 from aerialseg.files import locked, prepare_output_folder, require_space, staged, sweep
 from aerialseg.geo.digest import content_stamp, file_stamp
 from aerialseg.geo.opening import open_raster, raster_errors
-from aerialseg.geo.tiles.cut import padded, read_tiles, rows_of
-from aerialseg.geo.tiles.sources import check_unchanged, plan_again, source_files
+from aerialseg.geo.tiles.cut import check_unchanged, padded, plan_again, read_tiles, rows_of, source_files
 from aerialseg.training.batches import wait_for
 from aerialseg.training.losses import IGNORE
 from aerialseg.values import parse_json

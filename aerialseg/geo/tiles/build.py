@@ -34,6 +34,7 @@ from aerialseg.geo.tiles.cut import (
     CutTile,
     SceneRecord,
     cut_tiles,
+    describe_sources,
     drop_records,
     load_record,
     rows_of,
@@ -41,7 +42,6 @@ from aerialseg.geo.tiles.cut import (
     summarise,
 )
 from aerialseg.geo.tiles.plan import TileJob, TilingOptions, none_left, plan_tiles, set_aside
-from aerialseg.geo.tiles.sources import describe_sources
 from aerialseg.geo.tiles.tileset import (
     INDEX,
     MANIFEST,

@@ -97,7 +97,7 @@ class TileSet:
     content: str
     """The manifest's own digest: what the tiles hold, whatever their split is now."""
     sources: dict[str, Any] | None
-    """What the tiles are read from (sources.py) in a set without files of its own; None in one with them."""
+    """What the tiles are read from (`cut.Sources`) in a set without files of its own; None in one with them."""
     scenes: dict[str, str]
     """Scene -> a digest of everything its tiles depend on."""
     classes: dict[str, dict[str, int]] = field(default_factory=dict)
