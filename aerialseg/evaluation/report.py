@@ -31,9 +31,10 @@ from aerialseg.errors import AerialsegError, one_line
 from aerialseg.evaluation.pictures import FOUND, INVENTED, MISSED, UNKNOWN, draw_views
 from aerialseg.evaluation.results import FEW, calibration_error, reliability, threshold_curve
 from aerialseg.evaluation.scores import EvaluateOptions, decide_rules
-from aerialseg.files import prepare_output_folder, refuse_foreign, refuse_input_as_output, sha256_of, write_text
+from aerialseg.files import prepare_output_folder, refuse_input_as_output, sha256_of, write_text
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.opening import open_raster
+from aerialseg.geo.ownership import PAGE_COMMENT, check_overwrite
 from aerialseg.geo.scenes import check_same_grid, find_scenes
 from aerialseg.models.package import ModelCard, read_card
 
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
 WORST, BEST = 3, 2
 """Scenes that are shown as pictures."""
 SHA_SHOWN = 16
-OURS = "<!-- aerialseg evaluate: report -->"
 """The page's second line, by which a later run knows it may replace it."""
 COLUMNS = {
     "iou": "IoU",
@@ -203,10 +203,10 @@ class PageOptions:
 
 
 def check_report_path(path: Path, pairs: Sequence[Pair], *, overwrite: bool) -> None:
-    """Raise before any counting when the page cannot be written, or would replace an input or a stranger's file."""
+    """Raise before any counting when the page cannot be written, or would replace an input or a foreign file."""
     refuse_input_as_output([file for pair in pairs for file in pair.files], [path])
     prepare_output_folder(path.parent)
-    refuse_foreign(path, ours=is_our_page(path), overwrite=overwrite)
+    check_overwrite(path, "page", overwrite=overwrite)
 
 
 def write_report(
@@ -334,15 +334,6 @@ def _match_scenes(pairs: Sequence[Pair], given: Sequence[str | Path], progress: 
     return images
 
 
-def is_our_page(path: Path) -> bool:
-    """Return whether the file is a page that this program wrote."""
-    try:
-        with path.open("rb") as stream:
-            return OURS.encode() in stream.read(200)
-    except OSError:
-        return False
-
-
 @dataclass(frozen=True, slots=True)
 class PageContent:
     """What a page shows beside the scores."""
@@ -384,7 +375,7 @@ def render_page(content: PageContent) -> str:
 def frame(title: str, body: str) -> str:
     """Return a whole page of ours around `body`, which is HTML as `title` is."""
     head = (
-        f'<!doctype html>\n{OURS}\n<html lang="en"><head><meta charset="utf-8">'
+        f'<!doctype html>\n{PAGE_COMMENT}\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content='
         f'"light dark"><title>{title}</title><style>{STYLE}</style></head>'
     )

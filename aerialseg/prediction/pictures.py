@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aerialseg.files import write_bytes
+from aerialseg.geo.ownership import PREVIEW_SOFTWARE
 from aerialseg.geo.qgis.styles import MASK_CLASSES, PROBABILITY_RAMP
 from aerialseg.geo.resampling import shrink, small_shape
 
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
     Picture = NDArray[np.uint8]
 
-SOFTWARE = "aerialseg preview"
-"""Stands in every picture, by which one of ours is known."""
 THUMBNAIL, SMALLEST, SHEET_SIDE = 320, 64, 4096
 GAP, CAPTION = 6, 22
 BACKGROUND, INK = (255, 255, 255), (40, 40, 40)
@@ -86,19 +85,10 @@ def save_png(path: Path, picture: Picture) -> None:
     from PIL.PngImagePlugin import PngInfo
 
     remark = PngInfo()
-    remark.add_text("Software", SOFTWARE)
+    remark.add_text("Software", PREVIEW_SOFTWARE)
     stream = io.BytesIO()
     Image.fromarray(picture).save(stream, format="PNG", pnginfo=remark, compress_level=6)
     write_bytes(path, stream.getvalue())
-
-
-def is_our_png(path: Path) -> bool:
-    """Return whether a picture was written here: by the remark before its pixels."""
-    try:
-        with path.open("rb") as stream:
-            return b"tEXtSoftware\0" + SOFTWARE.encode() in stream.read(256)
-    except OSError:
-        return False
 
 
 def _panels(looks: Looks) -> list[Picture]:

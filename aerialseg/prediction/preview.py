@@ -18,14 +18,15 @@ import numpy as np
 
 from aerialseg.counts import NODATA
 from aerialseg.errors import AerialsegError, BadDataError, NoInputError, Stopped, UsageError, one_line
-from aerialseg.files import locked, prepare_output_folder, refuse_foreign, refuse_input_as_output, sweep
+from aerialseg.files import locked, prepare_output_folder, refuse_input_as_output, sweep
 from aerialseg.geo.measures import is_of_another_run, left_out_note
 from aerialseg.geo.opening import open_raster
+from aerialseg.geo.ownership import check_overwrite
 from aerialseg.geo.qgis.styles import shown_bands
 from aerialseg.geo.resampling import block_mean, small_shape
 from aerialseg.prediction.checks import REPORT
 from aerialseg.prediction.exports import STAC
-from aerialseg.prediction.pictures import Looks, draw, draw_sheet, draw_thumbnail, is_our_png, save_png
+from aerialseg.prediction.pictures import Looks, draw, draw_sheet, draw_thumbnail, save_png
 from aerialseg.prediction.stac import ITEMS, identifier_of
 from aerialseg.progress import Silent
 
@@ -64,7 +65,7 @@ def write_previews(
     """Write FOLDER/NAME.png for each scene predicted into `out`, and the contact sheet; return them, the sheet last.
 
     `size` is the longer side of a scene in pixels. Raises NoInputError when `out` is no folder of predict's,
-    UsageError where a picture would replace a scene, OutputError for a stranger's picture in the way unless
+    UsageError where a picture would replace a scene, OutputError for a foreign picture in the way unless
     `overwrite`, BadDataError for a mask that cannot be read.
     """
     progress = progress or Silent()
@@ -82,7 +83,7 @@ def write_previews(
     with locked(folder):
         sweep(folder)
         for path in (*targets.values(), sheet):
-            refuse_foreign(path, ours=is_our_png(path), overwrite=overwrite)
+            check_overwrite(path, "preview", overwrite=overwrite)
         progress.start("preview", sum(map(_mpx, found)), "Mpx")
         thumbnails = []
         for item in found:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from aerialseg.errors import one_line
+from aerialseg.files import PLACEHOLDER
 from aerialseg.geo.qgis.project import around, crs_code, footprint, relative_to, rounded
-from aerialseg.geo.qgis.sealed import BLANK
 from aerialseg.geo.qgis.styles import MASK_CLASSES
 
 if TYPE_CHECKING:
@@ -88,14 +88,14 @@ def parse_taken(tag: str | None) -> datetime | None:
 def describe(
     folder: Path, sheets: Sequence[Sheet], *, card: ModelCard, model_hash: str, extras: Mapping[str, Path]
 ) -> dict[Path, bytes]:
-    """Return what belongs into `folder`: items/ID.json, model.json and collection.json, each with room for a seal.
+    """Return what belongs into `folder`: items/ID.json, model.json and collection.json, each with room for a digest.
 
     `extras` are files over all scenes, which the collection names.
     """
     values = {folder / ITEMS / f"{sheet.identifier}.json": _item(folder / ITEMS, sheet) for sheet in sheets}
     values[folder / "model.json"] = _model(card, model_hash)
     values[folder / "collection.json"] = _collection(folder, sheets, extras)
-    return {path: _json({**value, "aerialseg:seal": BLANK}) for path, value in values.items()}
+    return {path: _json({**value, "aerialseg:seal": PLACEHOLDER}) for path, value in values.items()}
 
 
 def _json(value: dict[str, Any]) -> bytes:

@@ -10,7 +10,6 @@ The picture that tells at a glance how good a mask is: scene, truth, prediction,
 from __future__ import annotations
 
 import io
-import json
 import math
 import os
 import time
@@ -27,10 +26,11 @@ from aerialseg.config import TrainConfig, differences, load_config
 from aerialseg.counts import Confusion
 from aerialseg.errors import BadDataError, ConfigError, ModelError
 from aerialseg.evaluation.scores import evaluate_scenes
-from aerialseg.files import prepare_output_folder, refuse_foreign, write_bytes, write_json
+from aerialseg.files import prepare_output_folder, write_bytes, write_json
 from aerialseg.geo.inspection import inspect_scene
 from aerialseg.geo.labels import decide_rule, read_mask
 from aerialseg.geo.opening import open_raster
+from aerialseg.geo.ownership import check_overwrite
 from aerialseg.geo.raster import read_window
 from aerialseg.geo.scenes import Scene
 from aerialseg.geo.tiles.build import tile_scenes
@@ -128,7 +128,8 @@ def run_demo(
     progress, clock = progress or Silent(), _Clock()
     config = load_config(CONFIG, list(overrides))
     prepare_output_folder(out)
-    _refuse_foreign_report(out)
+    for name in ("report.json", "picture.png"):
+        check_overwrite(out / name, "demo report", overwrite=False, marked=out / "report.json")
     with clock.measure("draw"):
         wanted = [(CITY, number) for number in (*NUMBERS, HELD_OUT)]
         paths = write_sample(out / "scenes", wanted, SIZE, progress=progress)
@@ -244,17 +245,6 @@ def _copy_truth(scene: Scene, folder: Path) -> Path:
     copy = folder / f"{scene.name}.tif"
     write_bytes(copy, scene.mask.read_bytes())
     return copy
-
-
-def _refuse_foreign_report(out: Path) -> None:
-    """Raise OutputError before any work when the folder holds results that are not the demo's."""
-    report = out / "report.json"
-    try:
-        ours = json.loads(report.read_bytes()).get("command") == "demo"
-    except (OSError, ValueError, AttributeError):
-        ours = False
-    for path in (report, out / "picture.png"):
-        refuse_foreign(path, ours=ours, overwrite=False)
 
 
 def _number(value: float) -> float | None:

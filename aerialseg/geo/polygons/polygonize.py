@@ -20,15 +20,16 @@ from pyproj import CRS
 from pyproj.exceptions import CRSError
 
 from aerialseg.errors import BadDataError, NoInputError, OutputError, UsageError, one_line
-from aerialseg.files import TEMPORARY, locked, prepare_output_folder, refuse_foreign, refuse_input_as_output, staged
+from aerialseg.files import TEMPORARY, locked, prepare_output_folder, refuse_input_as_output, staged
 from aerialseg.geo.digest import content_digest
+from aerialseg.geo.geopackage import is_open_elsewhere
 from aerialseg.geo.labels import decide_rule
 from aerialseg.geo.measures import is_of_another_run, kind_of, left_out_note
-from aerialseg.geo.polygons.formats import SUFFIXES, create_buildings, read_mark, require_writer
+from aerialseg.geo.ownership import check_overwrite, embed_digest_in, mark_of, owner_of
+from aerialseg.geo.polygons.formats import SUFFIXES, create_buildings, require_writer
 from aerialseg.geo.polygons.patchwork import MAX_PIXELS, group_masks, piece_of
 from aerialseg.geo.polygons.shape import MetricFrame, ShapeCounts, Shaping, footprints
 from aerialseg.geo.polygons.trace import Tracer, read_corners
-from aerialseg.geo.qgis.edits import is_edited, is_open_elsewhere, seal_buildings
 from aerialseg.geo.scenes import find_scenes, pair_by_name
 from aerialseg.progress import Silent
 
@@ -218,7 +219,7 @@ def write_buildings(
     with staged(target) as temporary, _cleared(temporary):
         file = create_buildings(temporary, target, digest)
         _write(file, patches, names, (rule, shaping, tally), progress)
-        seal_buildings(temporary)
+        embed_digest_in(temporary)
         _require_replaceable(target, overwrite=overwrite)
     return BuildingsReport(target, tuple(dict.fromkeys(names)), tally.kept, tally.removed, tally.unregularised)
 
@@ -229,11 +230,10 @@ def _mark_of_older(layers: Sequence[MaskLayer], target: Path, *, overwrite: bool
         raise NoInputError("no mask given")
     inputs = [path for layer in layers for path in (layer.mask, layer.probability) if path is not None]
     refuse_input_as_output(inputs, [target])
-    mark = read_mark(target)
-    refuse_foreign(target, ours=mark is not None, overwrite=overwrite)
+    check_overwrite(target, "buildings", overwrite=overwrite)
     if overwrite:
         _require_replaceable(target, overwrite=overwrite)
-    return mark
+    return mark_of(target, "buildings")
 
 
 def _rule_of(layers: Sequence[MaskLayer], progress: Progress) -> ResolvedRule:
@@ -329,7 +329,7 @@ def _reason_to_stay(target: Path, *, overwrite: bool) -> str | None:
     """Return why an older file at the target may not be replaced, if there is one."""
     if not os.path.lexists(target):
         return None
-    if not overwrite and is_edited(target):
+    if not overwrite and owner_of(target, "buildings") != "ours":
         return "was changed since aerialseg wrote it and stays as it is; --overwrite or delete it to have it anew"
     # A new file beside the old one's pending changes would be mixed with them, and a deleted -wal takes edits with it.
     if is_open_elsewhere(target):

@@ -26,16 +26,14 @@ from aerialseg.errors import AerialsegError, BadDataError, NoInputError, OutputE
 from aerialseg.files import (
     locked,
     prepare_output_folder,
-    refuse_foreign,
     refuse_input_as_output,
     sweep,
     usable_processors,
     write_json,
 )
-from aerialseg.geo.opening import open_raster
+from aerialseg.geo.ownership import check_overwrite, mark_of
 from aerialseg.geo.tiles.cut import (
     FOLDER,
-    TAG,
     CutTile,
     SceneRecord,
     cut_tiles,
@@ -271,7 +269,7 @@ class PreviousRun:
 
 
 def refuse_outputs(folder: Path, jobs: Sequence[TileJob], *, overwrite: bool) -> None:
-    """Raise when the set would overwrite an input (UsageError), or strangers' files without consent (OutputError)."""
+    """Raise when the set would overwrite an input (UsageError), or foreign files without consent (OutputError)."""
     inputs = {path for job in jobs for path in job.inputs}
     places = {str((folder / part).resolve()).casefold() for part in PARTS}
     outputs = [folder / INDEX, folder / MANIFEST, folder / REPORT]
@@ -282,7 +280,7 @@ def refuse_outputs(folder: Path, jobs: Sequence[TileJob], *, overwrite: bool) ->
     if overwrite or (folder / FOLDER).is_dir():
         return
     for path in outputs[:3]:
-        refuse_foreign(path, ours=False, overwrite=False)
+        check_overwrite(path, overwrite=False)
     for part in PARTS:
         if (folder / part).is_dir() and any((folder / part).iterdir()):
             raise OutputError(
@@ -385,7 +383,7 @@ def remove_stale(folder: Path, names: set[str]) -> int:
         path
         for part in PARTS
         for path in sorted((folder / part).glob("*.tif"))
-        if path.stem not in names and _is_our_tile(path)
+        if path.stem not in names and mark_of(path, "tile") == path.stem
     ]
     for path in stale:
         path.unlink()
@@ -444,11 +442,3 @@ def _scene_lines(records: Sequence[SceneRecord]) -> list[dict[str, Any]]:
 def _typical_gsd(boxes: Sequence[Any]) -> float | None:
     known = [box.gsd_m for box in boxes if box.gsd_m is not None]
     return float(f"{statistics.median(known):.6g}") if known else None
-
-
-def _is_our_tile(path: Path) -> bool:
-    try:
-        with open_raster(path) as dataset:
-            return bool(dataset.tags().get(TAG) == path.stem)
-    except BadDataError:
-        return False

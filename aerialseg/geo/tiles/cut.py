@@ -25,6 +25,7 @@ from aerialseg.counts import BUILDING, UNLABELLED
 from aerialseg.files import write_text
 from aerialseg.geo.labels import open_labels
 from aerialseg.geo.opening import is_tiff, open_raster
+from aerialseg.geo.ownership import TILE_TAG
 from aerialseg.geo.raster import read_window
 from aerialseg.geo.resampling import Reader, resampled
 from aerialseg.geo.tiles.tileset import TileRecord, image_path, mask_path, tile_from_json, tile_to_json
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     Arrays = tuple[NDArray[np.uint8], NDArray[np.bool_], NDArray[np.uint8]]
     """The pixels (bands, rows, cols), valid (rows, cols) and labels (rows, cols) of one window."""
 
-TAG = "AERIALSEG_TILE"
 """In both files of a tile, with the tile's name: by this they are known to be ours."""
 BLOCK = 256
 NO_FILES = (-1, -1)
@@ -196,7 +196,7 @@ def _write(job: TileJob, planned: PlannedTile, folder: Path, arrays: Arrays) -> 
     box = job.box.window_box(planned.tile.window)
     image, mask = image_path(folder, planned.name), mask_path(folder, planned.name)
     blocksize = min(BLOCK, -(-size // 16) * 16)
-    tags = {TAG: planned.name}
+    tags = {TILE_TAG: planned.name}
     write_geotiff(image, pixels, box, valid=valid, tags=tags, blocksize=blocksize)
     write_geotiff(mask, labels, box, nodata=UNLABELLED, tags=tags, blocksize=blocksize)
     return image.stat().st_size, mask.stat().st_size
