@@ -27,6 +27,7 @@ from aerialseg.errors import AerialsegError, BadDataError, Stopped, one_line
 from aerialseg.files import write_bytes
 from aerialseg.geo.inspection import inspect_scene
 from aerialseg.geo.opening import open_raster
+from aerialseg.geo.ownership import PREVIEW_SOFTWARE
 from aerialseg.geo.qgis.styles import MASK_CLASSES, PROBABILITY_RAMP, shown_bands
 from aerialseg.geo.raster import read_window
 from aerialseg.geo.resampling import add_cells, block_mean, cell_sizes, shrink, small_shape
@@ -56,8 +57,6 @@ TEXTURE = 0.25
 THUMBNAIL, SMALLEST, SHEET_SIDE = 320, 64, 4096
 GAP, CAPTION = 6, 22
 PIXELS_AT_ONCE = 2**20
-SOFTWARE = "aerialseg preview"
-"""Stands in every file that `save_png` writes, by which one of ours is known."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -306,15 +305,6 @@ def encode_png(picture: Picture, colours: int) -> bytes:
 def save_png(path: Path, picture: Picture) -> None:
     """Write a picture as it is, with a remark that it is ours."""
     remark, stream = PngInfo(), io.BytesIO()
-    remark.add_text("Software", SOFTWARE)
+    remark.add_text("Software", PREVIEW_SOFTWARE)
     Image.fromarray(picture).save(stream, format="PNG", pnginfo=remark, compress_level=6)
     write_bytes(path, stream.getvalue())
-
-
-def is_our_png(path: Path) -> bool:
-    """Return whether a picture was written here: by the remark before its pixels."""
-    try:
-        with path.open("rb") as stream:
-            return b"tEXtSoftware\0" + SOFTWARE.encode() in stream.read(256)
-    except OSError:
-        return False

@@ -1,4 +1,4 @@
-"""What the program promises about files: whole or absent, never over the user's own, never through a link.
+"""What the program promises about files: whole or absent, never over an input, never through a link.
 
 Every output is written under a temporary name in its own folder, flushed to the disk and renamed. Temporary names
 start with `TEMPORARY`, so that what a killed run left behind can be recognised and swept.
@@ -30,6 +30,9 @@ SHARING_S, POLL_S = 60.0, 0.1
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LOCKLESS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """What network disks answer that are mounted without locks."""
+DIGEST = "aerialseg-sha256:"
+PLACEHOLDER = DIGEST + "0" * 64
+"""Stands in a file's content where the digest of its own bytes is to be embedded (see `aerialseg.geo.ownership`)."""
 
 
 @contextmanager
@@ -143,14 +146,6 @@ def refuse_input_as_output(inputs: Iterable[Path], outputs: Iterable[Path]) -> N
                     f"{one_line(output)}: this output would overwrite the input {one_line(known[identity])};"
                     " give another folder with -o"
                 )
-
-
-def refuse_foreign(path: Path, *, ours: bool, overwrite: bool) -> None:
-    """Raise OutputError when `path` exists, was not written by this program, and `overwrite` was not asked for."""
-    if os.path.lexists(path) and not ours and not overwrite:
-        raise OutputError(
-            f"{one_line(path)}: exists and was not written by aerialseg; give another folder with -o, or --overwrite"
-        )
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from small_run import HEIGHT, WIDTH, Told, labels_of, write_entry
 from aerialseg import drawing
 from aerialseg.drawing import CAPTION, FOUND, GAP, GROUND, INVENTED, MISSED, OUTLINE, UNKNOWN
 from aerialseg.errors import Stopped
+from aerialseg.geo.ownership import owner_of
 from aerialseg.progress import Silent
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ def test_our_pictures_are_known_and_exact(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (30, 20, 3), dtype=np.uint8)
     drawing.save_png(tmp_path / "ours.png", noise)
     assert np.array_equal(Image.open(tmp_path / "ours.png"), noise)
-    assert drawing.is_our_png(tmp_path / "ours.png")
+    assert owner_of(tmp_path / "ours.png", "preview") == "ours"
     Image.fromarray(noise).save(tmp_path / "other.png")
-    assert not drawing.is_our_png(tmp_path / "other.png")
-    assert not drawing.is_our_png(tmp_path / "none.png")
+    assert owner_of(tmp_path / "other.png", "preview") == "foreign"
+    assert owner_of(tmp_path / "none.png", "preview") == "absent"

@@ -265,16 +265,6 @@ def test_an_output_that_is_an_input_is_refused(tmp_path: Path, alias: str) -> No
     files.refuse_input_as_output([scene], [tmp_path / "other.tif"])
 
 
-def test_a_strangers_file_is_refused_unless_overwriting(tmp_path: Path) -> None:
-    path = tmp_path / "mask.tif"
-    files.refuse_foreign(path, ours=False, overwrite=False)
-    path.write_text("theirs")
-    with pytest.raises(OutputError, match="--overwrite"):
-        files.refuse_foreign(path, ours=False, overwrite=False)
-    files.refuse_foreign(path, ours=True, overwrite=False)
-    files.refuse_foreign(path, ours=False, overwrite=True)
-
-
 def test_a_file_where_the_folder_should_be_is_an_output_error(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file")
     with pytest.raises(OutputError, match="out"):

@@ -70,12 +70,13 @@ def _check_options(predictions: list[str], out: Path | None, *, check: bool, wri
 
 
 def _refuse(out: Path, read: list[str], *, overwrite: bool) -> None:
-    from aerialseg.files import prepare_output_folder, refuse_foreign, refuse_input_as_output
+    from aerialseg.files import prepare_output_folder, refuse_input_as_output
+    from aerialseg.geo.ownership import check_overwrite
     from aerialseg.geo.scenes import find_scenes
 
     refuse_input_as_output([scene.image for given in read for scene in find_scenes([given])], [out])
     prepare_output_folder(out.parent)
-    refuse_foreign(out, ours=False, overwrite=overwrite)
+    check_overwrite(out, overwrite=overwrite)
 
 
 def _line(done: Submission, what: str) -> str:

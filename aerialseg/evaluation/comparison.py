@@ -175,7 +175,7 @@ def _known(value: float) -> float | None:
 
 
 def check_comparison(path: Path | None, pairs: Sequence[Pair], read: Sequence[Path], *, overwrite: bool) -> None:
-    """Raise before any counting when the page cannot be written, or would replace what is read or a stranger's file."""
+    """Raise before any counting when the page cannot be written, or would replace what is read or a foreign file."""
     if path is not None:
         refuse_input_as_output(read, [path])
         check_report_path(path, pairs, overwrite=overwrite)

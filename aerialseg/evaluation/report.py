@@ -23,9 +23,10 @@ from aerialseg.errors import AerialsegError, one_line
 from aerialseg.evaluation.counting import open_pair
 from aerialseg.evaluation.results import FEW, calibration_error, reliability, threshold_curve
 from aerialseg.evaluation.scores import EvaluateOptions, decide_rules
-from aerialseg.files import prepare_output_folder, refuse_foreign, refuse_input_as_output, sha256_of, write_text
+from aerialseg.files import prepare_output_folder, refuse_input_as_output, sha256_of, write_text
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.opening import open_raster
+from aerialseg.geo.ownership import PAGE_COMMENT, check_overwrite
 from aerialseg.geo.scenes import check_same_grid, find_scenes
 from aerialseg.models.package import ModelCard, read_card
 from aerialseg.progress import Silent
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
 WORST, BEST = 3, 2
 """Scenes that are shown as pictures."""
 SHA_SHOWN = 16
-OURS = "<!-- aerialseg evaluate: report -->"
 """The page's second line, by which a later run knows it may replace it."""
 COLUMNS = {
     "iou": "IoU",
@@ -125,10 +125,10 @@ class PageContent:
 
 
 def check_report_path(path: Path, pairs: Sequence[Pair], *, overwrite: bool) -> None:
-    """Raise before any counting when the page cannot be written, or would replace an input or a stranger's file."""
+    """Raise before any counting when the page cannot be written, or would replace an input or a foreign file."""
     refuse_input_as_output([file for pair in pairs for file in pair.files], [path])
     prepare_output_folder(path.parent)
-    refuse_foreign(path, ours=is_our_page(path), overwrite=overwrite)
+    check_overwrite(path, "page", overwrite=overwrite)
 
 
 def write_report(
@@ -251,15 +251,6 @@ def _match_scenes(pairs: Sequence[Pair], given: Sequence[str | Path], progress: 
     return images
 
 
-def is_our_page(path: Path) -> bool:
-    """Return whether the file is a page that this program wrote."""
-    try:
-        with path.open("rb") as stream:
-            return OURS.encode() in stream.read(200)
-    except OSError:
-        return False
-
-
 def draw_views(
     pair: Pair, rules: Rules, scene: Path | None, access: Access | None = None, progress: Progress = Silent()
 ) -> Views:
@@ -356,7 +347,7 @@ def render(template: str, **values: Any) -> str:
     pages.filters |= {
         "number": number, "commas": lambda count: f"{count:,}", "base64": lambda png: base64.b64encode(png).decode()
     }  # fmt: skip
-    return pages.get_template(template).render(mark=Markup(OURS), version=__version__, **values)
+    return pages.get_template(template).render(mark=Markup(PAGE_COMMENT), version=__version__, **values)
 
 
 def _as_html(value: object) -> Markup:

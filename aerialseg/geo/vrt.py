@@ -5,9 +5,8 @@ the VRT's own folder, each whole and unscaled at its own place, the same in ever
 and QGIS's "Build virtual raster" write. Anything else is refused before a file that it names is touched. Where pixels
 lie, and which of them are nodata, is what the rasters themselves say.
 
-Mosaics over masks or probabilities, as GDAL virtual rasters with relative paths: one layer in QGIS for all scenes.
-
-They are written here as text; the process itself has no VRT driver, on purpose. A mosaic holds rasters of one CRS, one
+Mosaics over masks or probabilities are composed here, too, as text with relative paths: one layer in QGIS for all
+scenes. The process itself has no VRT driver, on purpose. A mosaic holds rasters of one CRS, one
 resolution and no rotation, each moved to the nearest pixel of the first one's grid.
 """
 
@@ -25,10 +24,10 @@ from xml.sax.saxutils import escape
 
 from aerialseg.counts import NODATA
 from aerialseg.errors import AerialsegError, BadDataError, NoInputError, UsageError, one_line
+from aerialseg.files import PLACEHOLDER
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.opening import open_raster, refuse_remote
 from aerialseg.geo.qgis.project import crs_code
-from aerialseg.geo.qgis.sealed import BLANK, origin_of, write_sealed
 from aerialseg.geo.qgis.styles import MASK_CLASSES
 
 if TYPE_CHECKING:
@@ -285,32 +284,25 @@ class Mosaic:
 
     path: Path
     parts: tuple[MosaicPart, ...]
+    content: bytes
+    """Of the file, with PLACEHOLDER where the digest of its bytes is to be embedded."""
 
 
-def write_mosaics(
-    folder: Path, parts: Sequence[MosaicPart], kind: Kind, say: Callable[[str], None], *, overwrite: bool = False
+def compose_mosaics(
+    folder: Path, parts: Sequence[MosaicPart], kind: Kind, say: Callable[[str], None]
 ) -> tuple[Mosaic, ...]:
-    """Write a mosaic for each CRS into `folder`, and return those that stand there now.
+    """Return a mosaic for each CRS, to be written into `folder`; `say` is told what is left out and why.
 
-    With one CRS it is mosaic.vrt, else mosaic-EPSG-26914.vrt and so on; mosaics of ours that no longer apply are
-    removed. `say` is told what is left out and why. Raises OutputError for a stranger's file in the way, which
-    `overwrite` replaces.
+    With one CRS it is mosaic.vrt, else mosaic-EPSG-26914.vrt and so on.
     """
     groups = _groups([part for part in parts if _is_nameable(folder, part, say)], say)
     names = [SINGLE] if len(groups) == 1 else [_name(group[0].box) for group in groups]
-    wanted: dict[Path, tuple[str, Mosaic]] = {}
-    for name, group in zip(names, groups, strict=True):
-        text = _text(folder, group, kind, say)
-        if text is not None:
-            wanted[folder / name] = text, Mosaic(folder / name, tuple(group))
-    for stale in sorted(folder.glob("mosaic*.vrt")):
-        if (stale not in wanted and origin_of(stale) == "ours") or _only_measured(stale):
-            stale.unlink()
-    for path, (text, _) in wanted.items():
-        note = write_sealed(path, text.encode(), overwrite=overwrite)
-        if note is not None:
-            say(note)
-    return tuple(mosaic for _, mosaic in wanted.values())
+    texts = [_text(folder, group, kind, say) for group in groups]
+    return tuple(
+        Mosaic(folder / name, tuple(group), text.encode())
+        for name, group, text in zip(names, groups, texts, strict=True)
+        if text is not None
+    )
 
 
 def mosaic_names(boxes: Iterable[GeoBox]) -> tuple[str, ...]:
@@ -319,10 +311,8 @@ def mosaic_names(boxes: Iterable[GeoBox]) -> tuple[str, ...]:
     return SINGLE, *(map(_name, found.values()) if len(found) > 1 else ())
 
 
-def _only_measured(path: Path) -> bool:
-    """Return whether GDAL has rewritten a mosaic of ours to keep statistics in it, and nothing else has changed."""
-    if origin_of(path) != "edited":
-        return False
+def shows_what_was_written(path: Path) -> bool:
+    """Return whether a mosaic of ours shows what it did at first; GDAL rewrites one to keep statistics in it."""
     try:
         root = parse_vrt(path)
     except AerialsegError:
@@ -420,7 +410,7 @@ def _text(folder: Path, parts: Sequence[MosaicPart], kind: Kind, say: Callable[[
             f'<VRTDataset rasterXSize="{width}" rasterYSize="{height}">\n',
             f"  <SRS>{escape(_wkt(parts[0].box))}</SRS>\n",
             f"  <GeoTransform>{', '.join(repr(float(number)) for number in corner)}</GeoTransform>\n",
-            f'  <Metadata>\n    <MDI key="AERIALSEG_SEAL">{BLANK}</MDI>\n',
+            f'  <Metadata>\n    <MDI key="AERIALSEG_SEAL">{PLACEHOLDER}</MDI>\n',
             f'    <MDI key="{CONTENT}">{CONTENT}</MDI>\n  </Metadata>\n',
             '  <VRTRasterBand dataType="Byte" band="1">\n',
             _description(kind, parts[0].scale),

@@ -5,21 +5,18 @@ No torch here, so a typo costs no time and a run in which all is done never impo
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from aerialseg.drawing import is_our_png
 from aerialseg.errors import AerialsegError, BadDataError, Stopped, UsageError, one_line
-from aerialseg.files import refuse_foreign, sha256_of
+from aerialseg.files import sha256_of
 from aerialseg.geo.digest import content_digest
 from aerialseg.geo.inspection import BandRule, inspect_scene
-from aerialseg.geo.measures import KEY
+from aerialseg.geo.ownership import check_overwrite, mark_of, owner_of, read_tags
 from aerialseg.prediction.lattice import place_scenes
-from aerialseg.prediction.outputs import COUNTS, SceneFiles, done_key, read_tags, reads_to_the_end, write_sides
+from aerialseg.prediction.outputs import COUNTS, SceneFiles, done_key, reads_to_the_end, write_sides
 from aerialseg.prediction.report import SceneResult
-from aerialseg.values import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -118,7 +115,7 @@ class SceneJob:
     files: SceneFiles
     canvas: ScenePlacement
     foreign: bool
-    """Whether its outputs replace a stranger's raster, as the user asked for."""
+    """Whether its outputs replace a foreign raster, as the user asked for."""
     stamps: tuple[tuple[int, int], ...] = ()
     """Size and time of the files of the scene and of its neighbours when they were checked."""
     known: SceneResult | None = None
@@ -199,15 +196,15 @@ def done_before(run: Run, work: SceneJob) -> SceneResult | None:
 
     Times are not looked at. Side files that went missing are written again.
     """
-    tags = [read_tags(path) for path in work.files.rasters]
-    if not all(tags) or not all(map(reads_to_the_end, work.files.rasters)):
+    keys = {mark_of(path, "prediction") for path in work.files.rasters}
+    if None in keys or not all(map(reads_to_the_end, work.files.rasters)):
         return None
-    key = run.key(work.canvas)
-    if any(tag[KEY] != key for tag in tags):
+    key, tags = run.key(work.canvas), read_tags(work.files.mask)
+    if keys != {key} or tags is None:
         return None
     write_sides(work.files)
     hashes = {kind: sha256_of(path) for kind, path in work.files.by_kind.items()}
-    valid, building = (int(tags[-1][name]) for name in COUNTS)
+    valid, building = (int(tags[name]) for name in COUNTS)
     return replace(
         work.result,
         status="skipped",
@@ -235,30 +232,19 @@ def report_name(shard: Shard | None) -> str:
 
 def is_output_in(image: Path, out: Path) -> bool:
     """Return whether a scene is an output of an earlier run in the same place: `predict data -o data/out`, twice."""
-    return image.resolve().is_relative_to(out.resolve()) and bool(read_tags(image))
+    return image.resolve().is_relative_to(out.resolve()) and mark_of(image, "prediction") is not None
 
 
 def is_ours(image: Path, out: Path) -> bool:
     """Return whether a picture is no scene but what an earlier run wrote: an output in `out`, or a preview anywhere."""
-    return is_output_in(image, out) or (image.suffix.lower() == ".png" and is_our_png(image))
+    return is_output_in(image, out) or (image.suffix.lower() == ".png" and owner_of(image, "preview") == "ours")
 
 
-def refuse_foreign_report(path: Path, *, overwrite: bool) -> None:
-    """Raise OutputError when a file of another origin stands where the report would go."""
-    try:
-        value = read_json(path)
-    except (OSError, ValueError):
-        value = None
-    ours = isinstance(value, dict) and "aerialseg" in value and value.get("command") == "predict"
-    refuse_foreign(path, ours=ours, overwrite=overwrite)
-
-
-def refuse_foreign_rasters(files: SceneFiles, *, overwrite: bool) -> bool:
-    """Raise OutputError for a raster in the way that is not ours; with `overwrite` return whether there is one."""
-    foreign = [path for path in files.rasters if os.path.lexists(path) and not read_tags(path)]
-    for path in foreign:
-        refuse_foreign(path, ours=False, overwrite=overwrite)
-    return bool(foreign)
+def check_rasters(files: SceneFiles, *, overwrite: bool) -> bool:
+    """Raise OutputError for a foreign raster in the way; with `overwrite` return whether there is one."""
+    for path in files.rasters:
+        check_overwrite(path, "prediction", overwrite=overwrite)
+    return any(owner_of(path, "prediction") == "foreign" for path in files.rasters)
 
 
 def stamp_of(path: Path) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 While the network runs, finished strips gather in a part (see `parts`). From it, in a thread of its own, the
 cloud-optimised files are written, verified and given their names, the mask last: where it stands, all of the scene's
-outputs do. What was made from what travels in the file's own metadata, under `geo.measures.KEY`.
+outputs do. What was made from what travels in the file's own metadata, under `ownership.PREDICTION_TAG`.
 
 How much a scene's probabilities jump where windows begin and end, against everywhere else.
 """
@@ -24,8 +24,8 @@ from aerialseg.counts import NODATA, QUANTA, quantum_of
 from aerialseg.errors import AerialsegError, UsageError, one_line
 from aerialseg.files import sha256_of
 from aerialseg.geo.geobox import GeoBox
-from aerialseg.geo.measures import KEY
 from aerialseg.geo.opening import open_raster, raster_errors
+from aerialseg.geo.ownership import PREDICTION_TAG
 from aerialseg.geo.qgis.styles import write_mask_sidecars
 from aerialseg.geo.writing import BandMeaning, write_cog
 from aerialseg.prediction.lattice import Lattice
@@ -98,16 +98,6 @@ def done_key(scene: str, parameters: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
-def read_tags(path: Path) -> dict[str, str]:
-    """Return the metadata of a raster that this program wrote; empty for a stranger's file, or none."""
-    try:
-        with open_raster(path) as dataset:
-            tags: dict[str, str] = dataset.tags()
-    except AerialsegError:
-        return {}
-    return tags if KEY in tags else {}
-
-
 def reads_to_the_end(path: Path) -> bool:
     """Return whether the last block of an output can be read: a copy that broke off has its head, and its tags."""
     try:
@@ -139,7 +129,7 @@ def finish(
 
     Returns their SHA-256 by kind, and warnings. The mask is a function of the quantised probability: building where
     q >= round(254 x threshold). Side files that exist stay, unless `replace_sides`: they may hold a user's changes, or
-    belong to a stranger's raster that is being replaced. Raises what `write_cog` and `Part.strips` raise.
+    belong to a foreign raster that is being replaced. Raises what `write_cog` and `Part.strips` raise.
     """
     hashes = {}
     for kind, path in files.by_kind.items():
@@ -164,7 +154,7 @@ def write_sides(files: SceneFiles, *, replace: bool = False) -> None:
 def output_tags(key: str, model_hash: str, threshold: float, counts: tuple[int, int]) -> dict[str, str]:
     """Return what every output says about itself; `counts` are its valid and its building pixels."""
     return {
-        KEY: key,
+        PREDICTION_TAG: key,
         "AERIALSEG_VERSION": __version__,
         "AERIALSEG_MODEL_SHA256": model_hash,
         "AERIALSEG_THRESHOLD": repr(threshold),

@@ -12,11 +12,12 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from aerialseg.drawing import frame, is_our_png, read_small, save_png, sheet, thumbnail
+from aerialseg.drawing import frame, read_small, save_png, sheet, thumbnail
 from aerialseg.errors import BadDataError, NoInputError, UsageError, one_line
-from aerialseg.files import locked, prepare_output_folder, refuse_foreign, refuse_input_as_output, sweep
+from aerialseg.files import locked, prepare_output_folder, refuse_input_as_output, sweep
 from aerialseg.geo.measures import is_of_another_run, left_out_note
 from aerialseg.geo.opening import open_raster
+from aerialseg.geo.ownership import check_overwrite
 from aerialseg.prediction.checks import REPORT
 from aerialseg.prediction.exports import STAC
 from aerialseg.prediction.stac import ITEMS, identifier_of
@@ -52,7 +53,7 @@ def write_previews(
     """Write FOLDER/NAME.png for each scene predicted into `out`, and the contact sheet; return them, the sheet last.
 
     `size` is the longer side of a scene in pixels. Raises NoInputError when `out` is no folder of predict's,
-    UsageError where a picture would replace a scene, OutputError for a stranger's picture in the way unless
+    UsageError where a picture would replace a scene, OutputError for a foreign picture in the way unless
     `overwrite`, BadDataError for a mask that cannot be read.
     """
     progress = progress or Silent()
@@ -70,7 +71,7 @@ def write_previews(
     with locked(folder):
         sweep(folder)
         for path in (*targets.values(), contact):
-            refuse_foreign(path, ours=is_our_png(path), overwrite=overwrite)
+            check_overwrite(path, "preview", overwrite=overwrite)
         progress.start("preview", sum(map(_mpx, found)), "Mpx")
         thumbnails = []
         for item in found:

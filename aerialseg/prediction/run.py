@@ -40,20 +40,20 @@ from aerialseg.files import (
     sweep,
     write_json,
 )
+from aerialseg.geo.ownership import check_overwrite
 from aerialseg.models.package import find_model, read_card
 from aerialseg.prediction.arrays import Model
 from aerialseg.prediction.checks import (
     REPORT,
     Run,
     SceneJob,
+    check_rasters,
     check_scenes,
     disk_bytes,
     done_before,
     every_output,
     finishers,
     is_output_in,
-    refuse_foreign_rasters,
-    refuse_foreign_report,
     report_name,
     stamps_of,
 )
@@ -117,13 +117,13 @@ def predict_scenes(
     parts = {part_path(out, scene.name) for scene in scenes}
     shared, listen = options.shard is not None, partial(progress.advance, 0)
     with locked(out, shared=shared, when_alone=partial(sweep, out, parts), waiting=listen if shared else None):
-        refuse_foreign_report(out / report_name(options.shard), overwrite=options.overwrite)
+        check_overwrite(out / report_name(options.shard), "predict report", overwrite=options.overwrite)
         journal = RunLog(Run(model, *_identified(model), out, options, progress), scenes)
         check_window(journal.run.card, journal.run.window)
         check_products(options, out, inputs)
         for result in (known or {}).values():
             journal.take(result)
-        foreign = {name: refuse_foreign_rasters(files[name], overwrite=options.overwrite) for name in journal.results}
+        foreign = {name: check_rasters(files[name], overwrite=options.overwrite) for name in journal.results}
         try:
             work = _check(journal, scenes, files, foreign)
             if work:
@@ -161,7 +161,7 @@ def _check(
 ) -> list[SceneJob]:
     """Check every scene and return those to predict; what is done, and what failed, goes into the journal.
 
-    `mine` holds the scenes of this shard, and whether their outputs replace a stranger's; the others may be neighbours.
+    `mine` holds the scenes of this shard, and whether their outputs replace foreign ones; the others may be neighbours.
     """
     run, found = journal.run, []
     canvases, failures = check_scenes(run, scenes if run.options.neighbours else [s for s in scenes if s.name in mine])

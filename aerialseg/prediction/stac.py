@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from aerialseg.errors import one_line
+from aerialseg.files import PLACEHOLDER
 from aerialseg.geo.qgis.project import around, crs_code, footprint, relative_to, rounded
-from aerialseg.geo.qgis.sealed import BLANK
 from aerialseg.geo.qgis.styles import MASK_CLASSES
 
 if TYPE_CHECKING:
@@ -90,14 +90,14 @@ def parse_taken(tag: str | None) -> datetime | None:
 def describe(
     folder: Path, sheets: Sequence[Sheet], *, card: ModelCard, model_hash: str, extras: Mapping[str, Path]
 ) -> dict[Path, bytes]:
-    """Return what belongs into `folder`: items/ID.json, model.json and collection.json, each with room for a seal.
+    """Return what belongs into `folder`: items/ID.json, model.json and collection.json, each with room for a digest.
 
     `extras` are files over all scenes, which the collection names.
     """
     values = {folder / ITEMS / f"{sheet.identifier}.json": _item(folder / ITEMS, sheet) for sheet in sheets}
     values[folder / "model.json"] = _model(card, model_hash)
     values[folder / "collection.json"] = _collection(folder, sheets, extras)
-    sealed = {path: {**value, "aerialseg:seal": BLANK} for path, value in values.items()}
+    sealed = {path: {**value, "aerialseg:seal": PLACEHOLDER} for path, value in values.items()}
     return {path: (json.dumps(value, indent=2, allow_nan=False) + "\n").encode() for path, value in sealed.items()}
 
 

@@ -23,12 +23,12 @@ from aerialseg.errors import BadDataError, ConfigError, OutputError, one_line
 from aerialseg.files import (
     locked,
     prepare_output_folder,
-    refuse_foreign,
     refuse_input_as_output,
     sweep,
     write_json,
     write_text,
 )
+from aerialseg.geo.ownership import RUN_COMMENT, check_overwrite, mark_of
 from aerialseg.models.device import cpu_name
 from aerialseg.models.package import FILE_NAME, find_model
 from aerialseg.training.history import CURVES, EVENTS, METRICS
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 CONFIG = "config.toml"
 FREE = ("data.cache:", "data.threads:", "data.timeout_s:", "run.loggers:")
 """Settings that no weight depends on: they may change when a run is resumed."""
-MARK = "# Written by aerialseg train; a training goes on with --resume.\n"
 RUN = "run.json"
 
 
@@ -106,7 +105,7 @@ def open_run(
         say(f"{one_line(run)}: nothing to resume yet, starting from the beginning")
     models = [find_model(path) for path in (options.start_from, options.teacher) if path is not None]
     refuse_input_as_output([*models, Path(config.model.weights)], [run / FILE_NAME])  # "imagenet" is no such path
-    if options.config is not None and not _is_ours(run):
+    if options.config is not None and mark_of(run / CONFIG, "run") is None:
         refuse_input_as_output([options.config], [run / CONFIG])
     _claim(run, options)
     return None
@@ -117,29 +116,20 @@ def begin_run(run: Path, config: TrainConfig) -> None:
     for pattern in (LAST, PREVIOUS, METRICS, CURVES, EVENTS, RUN):
         for stale in run.glob(pattern):
             stale.unlink()
-    write_text(run / CONFIG, MARK + to_toml(config))
+    write_text(run / CONFIG, RUN_COMMENT + to_toml(config))
 
 
 def _claim(run: Path, options: TrainOptions) -> None:
     """Raise OutputError when the folder holds a run worth keeping, or files that another program wrote."""
-    ours = _is_ours(run)
     kept = any((run / name).exists() for name in (LAST, PREVIOUS, FILE_NAME))
-    if ours and kept and not options.resume and not options.overwrite:
+    if kept and mark_of(run / CONFIG, "run") is not None and not options.resume and not options.overwrite:
         raise OutputError(
             f"{one_line(run)}: holds a run already; go on with --resume, give another folder with -o, or start anew"
             " with --overwrite"
         )
     names = (LAST, PREVIOUS, FILE_NAME, CONFIG, METRICS, CURVES, RUN)
     for path in (*(run / name for name in names), *run.glob(EVENTS)):
-        refuse_foreign(path, ours=ours, overwrite=options.overwrite)
-
-
-def _is_ours(run: Path) -> bool:
-    path = run / CONFIG
-    if not path.is_file():
-        return False
-    with path.open("rb") as stream:
-        return stream.read(len(MARK)) == MARK.encode()
+        check_overwrite(path, "run", overwrite=options.overwrite, marked=run / CONFIG)
 
 
 def _check_unchanged(run: Path, state: Checkpoint, tiles: TileSet, changed: list[str]) -> None:

@@ -26,10 +26,11 @@ from aerialseg.counts import Confusion
 from aerialseg.drawing import FLAT_FOUND, INVENTED, MISSED, as_rgb, encode_png, flat_errors, flat_mask
 from aerialseg.errors import BadDataError, ConfigError, ModelError
 from aerialseg.evaluation.scores import evaluate_scenes
-from aerialseg.files import prepare_output_folder, refuse_foreign, write_bytes, write_json
+from aerialseg.files import prepare_output_folder, write_bytes, write_json
 from aerialseg.geo.inspection import inspect_scene
 from aerialseg.geo.labels import decide_rule, read_mask
 from aerialseg.geo.opening import open_raster
+from aerialseg.geo.ownership import check_overwrite
 from aerialseg.geo.raster import read_window
 from aerialseg.geo.scenes import Scene
 from aerialseg.geo.tiles.build import tile_scenes
@@ -38,7 +39,6 @@ from aerialseg.prediction.options import PredictOptions
 from aerialseg.prediction.run import predict_scenes
 from aerialseg.progress import Progress, Silent
 from aerialseg.sample import write_sample
-from aerialseg.values import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -123,7 +123,8 @@ def run_demo(
     clock = _Clock()
     config = load_config(CONFIG, list(overrides))
     prepare_output_folder(out)
-    _refuse_foreign_report(out)
+    for name in ("report.json", "picture.png"):
+        check_overwrite(out / name, "demo report", overwrite=False, marked=out / "report.json")
     with clock.measure("draw"):
         wanted = [(CITY, number) for number in (*NUMBERS, HELD_OUT)]
         paths = write_sample(out / "scenes", wanted, SIZE, progress=progress)
@@ -239,17 +240,6 @@ def _copy_truth(scene: Scene, folder: Path) -> Path:
     copy = folder / f"{scene.name}.tif"
     write_bytes(copy, scene.mask.read_bytes())
     return copy
-
-
-def _refuse_foreign_report(out: Path) -> None:
-    """Raise OutputError before any work when the folder holds results that are not the demo's."""
-    report = out / "report.json"
-    try:
-        ours = read_json(report).get("command") == "demo"
-    except (OSError, ValueError, AttributeError):
-        ours = False
-    for path in (report, out / "picture.png"):
-        refuse_foreign(path, ours=ours, overwrite=False)
 
 
 def _number(value: float) -> float | None:

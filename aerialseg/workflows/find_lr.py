@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from aerialseg.errors import BadDataError, Diverged, ResourceError, UsageError, one_line
-from aerialseg.files import prepare_output_folder, refuse_foreign, staged
+from aerialseg.files import prepare_output_folder, staged
+from aerialseg.geo.ownership import check_overwrite
 from aerialseg.geo.tiles.tileset import load_tileset
 from aerialseg.models.device import is_out_of_memory, pick_device
 from aerialseg.progress import Silent
@@ -110,7 +111,7 @@ def claim_picture(path: Path, *, tiles: Path, overwrite: bool, config: Path | No
     if config is not None and path.exists() and config.exists() and path.samefile(config):
         raise UsageError(f"{one_line(path)}: is the configuration; give another place for the picture")
     prepare_output_folder(path.parent)
-    refuse_foreign(path, ours=False, overwrite=overwrite)
+    check_overwrite(path, overwrite=overwrite)
 
 
 def _rate(step: int) -> float:

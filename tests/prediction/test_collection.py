@@ -19,7 +19,7 @@ from small_run import CARD, HASH, Told, write_entry, write_run
 from aerialseg.errors import BadDataError, NoInputError, OutputError, Stopped
 from aerialseg.geo.qgis.styles import write_building_style
 from aerialseg.geo.vrt import MosaicPart
-from aerialseg.prediction.exports import SINGLY, Entry, collection_paths, refuse_strangers, write_collection
+from aerialseg.prediction.exports import SINGLY, Entry, check_collection, collection_paths, write_collection
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -200,7 +200,7 @@ def test_a_strangers_file_is_refused_before_anything_is_written(tmp_path: Path, 
     path.write_bytes(content)
     before = state_of(tmp_path)
     paths = collection_paths(tmp_path / "out", probability=True)
-    for call in (lambda: refuse_strangers(paths), lambda: collect(tmp_path, entries)):
+    for call in (lambda: check_collection(paths), lambda: collect(tmp_path, entries)):
         with pytest.raises(OutputError, match="not written by aerialseg"):
             call()
         assert state_of(tmp_path) == before
@@ -227,7 +227,7 @@ def test_a_strangers_file_is_replaced_when_asked_for(tmp_path: Path, name: str) 
 
 def test_no_stranger_is_seen_in_an_empty_folder_or_in_our_own(tmp_path: Path) -> None:
     for _ in range(2):
-        refuse_strangers(collection_paths(tmp_path / "out", probability=True))
+        check_collection(collection_paths(tmp_path / "out", probability=True))
         collect(tmp_path, write_run(tmp_path, ["a"]))
 
 

@@ -15,7 +15,7 @@ from small_run import CARD, HASH, HEIGHT, ODD_NAMES, WIDTH, write_run
 
 from aerialseg.drawing import GAP, OUTLINE
 from aerialseg.errors import BadDataError, NoInputError, OutputError, Stopped, UsageError
-from aerialseg.geo.measures import KEY
+from aerialseg.geo.ownership import PREDICTION_TAG
 from aerialseg.prediction.exports import write_collection
 from aerialseg.prediction.preview import SHEET, write_previews
 from aerialseg.progress import Silent
@@ -122,7 +122,7 @@ def test_a_probability_of_another_run_is_not_shown(tmp_path: Path) -> None:
     entries = write_run(tmp_path, ["a", "b"])
     for number, path in enumerate((entries[0].mask, entries[0].probability, entries[1].mask, entries[1].probability)):
         with rasterio.open(path, "r+", IGNORE_COG_LAYOUT_BREAK="YES") as written:
-            written.update_tags(**{KEY: "old" if number == 3 else "new"})
+            written.update_tags(**{PREDICTION_TAG: "old" if number == 3 else "new"})
     listening = Listening()
     paths = previewed(report(tmp_path, entries), progress=listening)
     widths = [picture(path).shape[1] for path in paths[:2]]

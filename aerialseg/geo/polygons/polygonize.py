@@ -20,17 +20,18 @@ from pyproj import CRS
 from pyproj.exceptions import CRSError
 
 from aerialseg.errors import BadDataError, NoInputError, OutputError, UsageError, one_line
-from aerialseg.files import TEMPORARY, locked, prepare_output_folder, refuse_foreign, refuse_input_as_output, staged
+from aerialseg.files import TEMPORARY, locked, prepare_output_folder, refuse_input_as_output, staged
 from aerialseg.geo.adjacency import connect_grids
 from aerialseg.geo.digest import content_digest
 from aerialseg.geo.geobox import GeoBox
+from aerialseg.geo.geopackage import is_open_elsewhere
 from aerialseg.geo.labels import decide_rule
 from aerialseg.geo.measures import is_of_another_run, kind_of, left_out_note
 from aerialseg.geo.opening import open_raster
-from aerialseg.geo.polygons.formats import SUFFIXES, create_buildings, read_mark, require_writer
+from aerialseg.geo.ownership import check_overwrite, embed_digest_in, mark_of, owner_of
+from aerialseg.geo.polygons.formats import SUFFIXES, create_buildings, require_writer
 from aerialseg.geo.polygons.shape import MetricFrame, ShapeCounts, Shaping, footprints, gather
 from aerialseg.geo.polygons.trace import PlacedMask, Tracer, read_corners
-from aerialseg.geo.qgis.edits import is_edited, is_open_elsewhere, seal_buildings
 from aerialseg.geo.scenes import check_same_grid, find_scenes, pair_by_name
 from aerialseg.progress import Silent
 
@@ -222,7 +223,7 @@ def write_buildings(
     with staged(target) as temporary, _cleared(temporary):
         file = create_buildings(temporary, target, digest)
         _write(file, tables, rule, shaping, counts, progress)
-        seal_buildings(temporary)
+        embed_digest_in(temporary)
         _require_replaceable(target, overwrite=overwrite)
     return BuildingsReport(target, tuple(tables), counts.kept, counts.removed, counts.unregularised)
 
@@ -276,11 +277,10 @@ def _mark_of_older(layers: Sequence[MaskLayer], target: Path, *, overwrite: bool
         raise NoInputError("no mask given")
     inputs = [path for layer in layers for path in (layer.mask, layer.probability) if path is not None]
     refuse_input_as_output(inputs, [target])
-    mark = read_mark(target)
-    refuse_foreign(target, ours=mark is not None, overwrite=overwrite)
+    check_overwrite(target, "buildings", overwrite=overwrite)
     if overwrite:
         _require_replaceable(target, overwrite=overwrite)
-    return mark
+    return mark_of(target, "buildings")
 
 
 def _write(
@@ -378,7 +378,7 @@ def _reason_to_stay(target: Path, *, overwrite: bool) -> str | None:
     """Return why an older file at the target may not be replaced, if there is one."""
     if not os.path.lexists(target):
         return None
-    if not overwrite and is_edited(target):
+    if not overwrite and owner_of(target, "buildings") != "ours":
         return "was changed since aerialseg wrote it and stays as it is; --overwrite or delete it to have it anew"
     # A new file beside the old one's pending changes would be mixed with them, and a deleted -wal takes edits with it.
     if is_open_elsewhere(target):

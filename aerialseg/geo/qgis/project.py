@@ -25,7 +25,7 @@ from rasterio.errors import CRSError
 from rasterio.warp import transform as reproject_points
 
 from aerialseg.errors import one_line
-from aerialseg.geo.qgis.sealed import BLANK, write_sealed
+from aerialseg.files import PLACEHOLDER
 from aerialseg.geo.qgis.styles import DOCTYPE, QGIS_VERSION
 
 if TYPE_CHECKING:
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
 TITLE = "Buildings"
 INSIDE = "project.qgs"
 ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
-LARGEST_PROJECT = 1 << 28
-OURS = b"<aerialseg>"
-"""Stands among the project's properties, which QGIS keeps when it saves."""
 _ILLEGAL = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """What XML 1.0 cannot hold, however it is escaped."""
 Bounds = tuple[float, float, float, float]
@@ -75,36 +72,16 @@ class MapGroup:
     visible: bool = True
 
 
-def write_project(
-    path: Path,
-    groups: Sequence[MapGroup],
-    frame: Sequence[GeoBox],
-    say: Callable[[str], None],
-    *,
-    overwrite: bool = False,
-) -> None:
-    """Write a QGIS project of the groups, from the top down, that opens on all of `frame`.
+def compose_project(
+    path: Path, groups: Sequence[MapGroup], frame: Sequence[GeoBox], say: Callable[[str], None]
+) -> bytes:
+    """Return a QGIS project of the groups, from the top down, that opens on all of `frame`, to be written at `path`.
 
-    The project's CRS is the one in which most of the frame's pixels lie. A project that a user has saved stays; `say`
-    is told so, and of layers whose names no project can hold. Raises OutputError for a stranger's file at `path`, which
-    `overwrite` replaces.
+    The project's CRS is the one in which most of the frame's pixels lie. `say` is told of layers whose names no project
+    can hold.
     """
     fitting = [MapGroup(group.name, _nameable(group.layers, say), group.visible) for group in groups]
-    text = _project(path, [group for group in fitting if group.layers], frame)
-    note = write_sealed(path, _zipped(text), remembers=was_ours, overwrite=overwrite)
-    if note is not None:
-        say(note)
-
-
-def was_ours(content: bytes) -> bool:
-    """Return whether the bytes of a .qgz that QGIS has saved were ours before."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            inside = [entry for entry in archive.infolist() if entry.filename.endswith(".qgs")]
-            small = [entry for entry in inside if entry.file_size <= LARGEST_PROJECT]
-            return any(OURS in archive.read(entry) for entry in small)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError):
-        return False
+    return _zipped(_project(path, [group for group in fitting if group.layers], frame))
 
 
 def relative_to(path: Path, folder: Path) -> str:
@@ -121,7 +98,7 @@ def _nameable(layers: Sequence[MapLayer], say: Callable[[str], None]) -> tuple[M
 
 
 def _zipped(text: str) -> bytes:
-    """Return a .qgz: a zip of the project whose bytes depend on the text alone, with room for a seal."""
+    """Return a .qgz: a zip of the project whose bytes depend on the text alone, with room for a digest."""
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
         entry = zipfile.ZipInfo(INSIDE, ZIP_EPOCH)
@@ -129,7 +106,7 @@ def _zipped(text: str) -> bytes:
         entry.create_system = 3
         entry.external_attr = 0o644 << 16
         archive.writestr(entry, text.encode())
-        archive.comment = BLANK.encode()
+        archive.comment = PLACEHOLDER.encode()
     return stream.getvalue()
 
 

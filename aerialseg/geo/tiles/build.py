@@ -21,16 +21,14 @@ from aerialseg.errors import AerialsegError, BadDataError, NoInputError, OutputE
 from aerialseg.files import (
     locked,
     prepare_output_folder,
-    refuse_foreign,
     refuse_input_as_output,
     sweep,
     usable_processors,
     write_json,
 )
-from aerialseg.geo.opening import open_raster
+from aerialseg.geo.ownership import check_overwrite, mark_of
 from aerialseg.geo.tiles.cut import (
     FOLDER,
-    TAG,
     CutTile,
     SceneRecord,
     cut_tiles,
@@ -261,7 +259,7 @@ def _report(
 
 
 def refuse_outputs(folder: Path, jobs: Sequence[TileJob], *, overwrite: bool) -> None:
-    """Raise when the set would overwrite an input (UsageError), or strangers' files without consent (OutputError)."""
+    """Raise when the set would overwrite an input (UsageError), or foreign files without consent (OutputError)."""
     inputs = {path for job in jobs for path in job.inputs}
     places = {str((folder / part).resolve()).casefold() for part in PARTS}
     outputs = [folder / INDEX, folder / MANIFEST, folder / REPORT]
@@ -272,7 +270,7 @@ def refuse_outputs(folder: Path, jobs: Sequence[TileJob], *, overwrite: bool) ->
     if overwrite or (folder / FOLDER).is_dir():
         return
     for path in outputs[:3]:
-        refuse_foreign(path, ours=False, overwrite=False)
+        check_overwrite(path, overwrite=False)
     for part in PARTS:
         if (folder / part).is_dir() and any((folder / part).iterdir()):
             raise OutputError(
@@ -351,7 +349,7 @@ def finish_set(
         "gsd_m": float(f"{statistics.median(known):.6g}") if known else None,
         **_statistics(records),
         "left_out": total_left_out(records),
-        "scenes": _scene_lines(records),
+        "scenes": [{"name": r.scene, "tiles": len(r.tiles), "digest": r.digest} for r in records],
         "failed": {name: str(error) for name, error in failures.items()},
         **({"sources": describe_sources(jobs, options, folder)} if options.index_only else {}),
     }
@@ -365,12 +363,7 @@ def finish_set(
 def remove_stale(folder: Path, names: set[str]) -> None:
     """Remove tiles that an earlier run made and this one did not, known by their tag."""
     for path in [path for part in PARTS for path in sorted((folder / part).glob("*.tif")) if path.stem not in names]:
-        try:
-            with open_raster(path) as dataset:
-                ours = dataset.tags().get(TAG) == path.stem
-        except BadDataError:
-            continue
-        if ours:
+        if mark_of(path, "tile") == path.stem:
             path.unlink()
 
 
@@ -417,7 +410,3 @@ def _statistics(records: Sequence[SceneRecord]) -> dict[str, Any]:
         "building_fraction": None if math.isnan(share) else round(share, 9),
         "classes": classes,
     }
-
-
-def _scene_lines(records: Sequence[SceneRecord]) -> list[dict[str, Any]]:
-    return [{"name": record.scene, "tiles": len(record.tiles), "digest": record.digest} for record in records]

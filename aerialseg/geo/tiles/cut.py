@@ -31,6 +31,7 @@ from aerialseg.files import write_text
 from aerialseg.geo.inspection import Access, BandRule
 from aerialseg.geo.labels import MaskRule, open_labels
 from aerialseg.geo.opening import is_tiff, open_raster
+from aerialseg.geo.ownership import TILE_TAG
 from aerialseg.geo.raster import read_window
 from aerialseg.geo.resampling import Reader, resampled
 from aerialseg.geo.scenes import Scene
@@ -51,8 +52,6 @@ if TYPE_CHECKING:
     Arrays = tuple[NDArray[np.uint8], NDArray[np.bool_], NDArray[np.uint8]]
     """The pixels (bands, rows, cols), valid (rows, cols) and labels (rows, cols) of one window."""
 
-TAG = "AERIALSEG_TILE"
-"""In both files of a tile, with the tile's name: by this they are known to be ours."""
 BLOCK = 256
 NO_FILES = (-1, -1)
 """The sizes of a tile that was only counted."""
@@ -229,7 +228,7 @@ def _cut(job: TileJob, planned: PlannedTile, arrays: Arrays, folder: Path | None
     if folder is not None:
         whole, box = padded(arrays, window.height), job.box.window_box(window)
         image, mask = image_path(folder, planned.name), mask_path(folder, planned.name)
-        blocksize, tags = min(BLOCK, -(-window.height // 16) * 16), {TAG: planned.name}
+        blocksize, tags = min(BLOCK, -(-window.height // 16) * 16), {TILE_TAG: planned.name}
         write_geotiff(image, whole[0], box, valid=whole[1], tags=tags, blocksize=blocksize)
         write_geotiff(mask, whole[2], box, nodata=UNLABELLED, tags=tags, blocksize=blocksize)
         sizes = image.stat().st_size, mask.stat().st_size

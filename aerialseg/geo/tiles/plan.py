@@ -94,7 +94,7 @@ class TilingOptions:
     threads: int | None = None
     """None means two more than there are processors, 16 at most."""
     overwrite: bool = False
-    """Make everything anew, over strangers' files too, and forget what was edited in the index."""
+    """Make everything anew, over foreign files too, and forget what was edited in the index."""
     fail_fast: bool = False
     index_only: bool = False
     """Write no pixels: training reads them from the scenes."""

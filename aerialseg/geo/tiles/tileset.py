@@ -28,8 +28,8 @@ from rasterio.windows import Window
 from aerialseg.errors import BadDataError, NoInputError, OutputError, one_line
 from aerialseg.files import staged, write_text
 from aerialseg.geo.geobox import GeoBox
+from aerialseg.geo.geopackage import is_open_elsewhere, write_table, writing_vectors
 from aerialseg.geo.opening import open_raster, write_error
-from aerialseg.geo.qgis.edits import is_open_elsewhere
 from aerialseg.geo.scenes import Split
 from aerialseg.geo.vectors import overlay, read_layer
 from aerialseg.values import from_values, read_json, to_values
@@ -259,20 +259,13 @@ def write_index(path: Path, tiles: Sequence[TileRecord], boxes: dict[str, GeoBox
     The outlines are in the scenes' CRS if they share one and in longitude and latitude if not; the tiles of a scene
     without georeferencing have none. A style by split is stored in the file.
     """
-    from pyogrio.raw import write
-
-    from aerialseg.geo.polygons.formats import writing_vectors
     from aerialseg.geo.qgis.styles import write_index_style
 
     crs = common_crs(list(boxes.values()))
     outlines = np.array([_outline(boxes[tile.scene], tile.window, crs) for tile in tiles], dtype=object)
     with staged(path) as temporary:
-        temporary.unlink()  # GDAL wants to create the file itself
         with writing_vectors(path):
-            write(
-                temporary, outlines, *_columns(tiles), layer=LAYER, driver="GPKG", geometry_type="Polygon",
-                crs=None if crs is None else crs.to_wkt(), dataset_options={"VERSION": "1.3"},
-            )  # fmt: skip
+            write_table(temporary, LAYER, outlines, _columns(tiles), None if crs is None else crs.to_wkt())
         if len(_read_rows(temporary)) != len(tiles):
             raise write_error(path, "not all rows read back as written")
         write_index_style(temporary)
@@ -311,16 +304,15 @@ def _read_rows(path: Path) -> list[tuple[str, str | None]]:
     ) from problem
 
 
-def _columns(tiles: Sequence[TileRecord]) -> tuple[list[NDArray[np.generic]], list[str]]:
+def _columns(tiles: Sequence[TileRecord]) -> dict[str, NDArray[np.generic]]:
     texts = {"name": [t.name for t in tiles], "scene": [t.scene for t in tiles], "split": [t.split for t in tiles]}
     windows = zip(("row", "col", "height", "width"), np.array([t.window for t in tiles], dtype=np.int32).T, strict=True)
     shares = {"building": [t.building for t in tiles], "valid": [t.valid for t in tiles]}
-    columns = {
+    return {
         **{name: np.array(values, dtype=object) for name, values in texts.items()},
         **{name: np.ascontiguousarray(values) for name, values in windows},
         **{name: np.array(values) for name, values in shares.items()},
     }
-    return list(columns.values()), list(columns)
 
 
 def _outline(box: GeoBox, window: tuple[int, int, int, int], crs: CRS | None) -> bytes | None:
