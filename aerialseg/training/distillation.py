@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from aerialseg.config import TrainConfig
     from aerialseg.config.sections import DistilSection
     from aerialseg.geo.tiles.tileset import TileSet
-    from aerialseg.training.losses import Pooling
+    from aerialseg.training.losses import AllReduce
     from aerialseg.training.start import Start
 
 
@@ -76,18 +76,22 @@ def load_teacher(path: Path, tiles: TileSet, config: TrainConfig) -> Teacher:
 
 
 def distillation_loss(
-    logits: Tensor, teacher_logits: Tensor, valid: Tensor, section: DistilSection, pooled: Pooling = lambda sums: sums
+    logits: Tensor,
+    teacher_logits: Tensor,
+    valid: Tensor,
+    section: DistilSection,
+    all_reduce: AllReduce = lambda sums: sums,
 ) -> Tensor:
     """Return the cross-entropy of `logits` to the teacher's probabilities as a float32 scalar, weighted.
 
     `logits` and `teacher_logits`, these over the teacher's own temperature, are [N, 1, H, W]; the mean is over `valid`
-    pixels, bool [N, H, W], labelled or not. `pooled` is as in `building_loss`.
+    pixels, bool [N, H, W], labelled or not. `all_reduce` is as in `building_loss`.
     """
     softness = section.temperature
     scores = torch.where(valid, logits[:, 0].float(), 0.0) / softness
     targets = torch.where(valid, teacher_logits[:, 0].float() / softness, 0.0).sigmoid()
     each = functional.binary_cross_entropy_with_logits(scores, targets, reduction="none")
-    total, count = pooled(torch.stack([torch.where(valid, each, 0.0).sum(), valid.sum().float()]))
+    total, count = all_reduce(torch.stack([torch.where(valid, each, 0.0).sum(), valid.sum().float()]))
     loss: Tensor = section.weight * softness**2 * total / count.clamp(min=1)
     return loss
 
