@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from aerialseg.training.start import Start
 
 
-def with_teacher(start: Start, tiles: TileSet, path: Path | None, *, resumed: bool) -> Start:
+def with_teacher(start: Start, path: Path | None, *, resumed: bool) -> Start:
     """Return the start with its teacher, whose SHA-256 the card of the model to come names; as it is without one.
 
     Raises ConfigError and ModelError when a resumed run had another teacher, or none, and what `load_teacher` raises.
@@ -44,7 +44,7 @@ def with_teacher(start: Start, tiles: TileSet, path: Path | None, *, resumed: bo
     if path is None:
         return start
     card = replace(start.card, training={**start.card.training, "teacher": digest})
-    return replace(start, card=card, teacher=load_teacher(path, tiles, start.config))
+    return replace(start, card=card, teacher=load_teacher(path, start.tiles, start.config))
 
 
 def load_teacher(path: Path, tiles: TileSet, config: TrainConfig) -> Teacher:
