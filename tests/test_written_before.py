@@ -22,7 +22,8 @@ from affine import Affine
 
 from aerialseg.errors import Stopped
 from aerialseg.geo.scenes import find_scenes
-from aerialseg.prediction.job import PredictOptions, predict_scenes
+from aerialseg.prediction.options import PredictOptions
+from aerialseg.prediction.run import predict_scenes
 from aerialseg.progress import Silent
 
 if TYPE_CHECKING:

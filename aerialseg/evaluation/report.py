@@ -261,13 +261,12 @@ def is_our_page(path: Path) -> bool:
 
 
 def draw_views(
-    pair: Pair, rules: Rules, scene: Path | None, access: Access | None = None, progress: Progress | None = None
+    pair: Pair, rules: Rules, scene: Path | None, access: Access | None = None, progress: Progress = Silent()
 ) -> Views:
     """Draw a pair, over its scene where that is given and can be shown: all of it small, the worst piece as it is.
 
     Memory does not grow with the scene's area. `progress` is only asked whether to stop.
     """
-    progress = progress or Silent()
     with open_pair(pair, rules) as (box, strips):
         size = box.height, box.width
         cell = max(1, -(-max(size) // OVERVIEW))

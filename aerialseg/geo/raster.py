@@ -1,7 +1,6 @@
 """Reading a scene's pixels as a network wants them: a window of chosen bands as uint8, and where they are valid.
 
-This module is also the door to the rest of the raster layer: opening (`opening`), checking (`inspection`), the grid
-(`geobox`) and writing (`writing`) are imported from here by everything outside `aerialseg.geo`.
+Which bands and values those are was decided when the scene was checked (`Source`); files are opened elsewhere.
 """
 
 from __future__ import annotations

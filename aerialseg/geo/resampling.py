@@ -1,14 +1,11 @@
-"""Reading a scene at another ground sample distance, window by window.
+"""Reading a raster with other pixels than it has: at another ground sample distance, or shrunk to a small picture.
 
-The new grid keeps the scene's CRS, origin and orientation; only its pixels are larger or smaller. Areas are averaged
-when pixels grow and interpolated linearly when they shrink, over valid pixels alone. Both are done along rows and then
-along columns, with weights that depend on a pixel's place in the grid alone: however a raster is cut into windows, or
-into scenes, its pixels come out the same to the last bit, which GDAL's warp does not promise.
-
-Looking at a large raster small: the sum or mean of every cell of a coarse grid, read once from top to bottom.
-
-Overviews are not used: those beside a file may hold anything (see `aerialseg.geo.opening`). Memory does not grow with
-the raster, only with its blocks and the small picture.
+A grid at another ground sample distance keeps the scene's CRS, origin and orientation; only its pixels are larger or
+smaller. Areas are averaged when pixels grow and interpolated linearly when they shrink, over valid pixels alone. Both
+are done along rows and then along columns, with weights that depend on a pixel's place in the grid alone: however a
+raster is cut into windows, or into scenes, its pixels come out the same to the last bit, which GDAL's warp does not
+promise. A small picture is the mean of every cell of a coarse grid, read once from top to bottom. Overviews are not
+used: those beside a file may hold anything (see `aerialseg.geo.opening`).
 """
 
 from __future__ import annotations
@@ -34,7 +31,7 @@ if TYPE_CHECKING:
 
 Reader = Callable[[Window], "tuple[NDArray[np.uint8], NDArray[np.bool_]]"]
 """Reads a window inside a grid: pixels (bands, rows, cols) and which of them are valid (rows, cols)."""
-CHUNK_ROWS = 64
+ROWS_AT_ONCE = 64
 """Rows that are in memory as float32 at a time."""
 NEGLIGIBLE = 1e-3
 MAJORITY = 0.5 - 1e-6
@@ -113,8 +110,8 @@ def _read_rescaled(
     enough = np.empty(values.shape[1:], dtype=np.bool_)
     whole = bool(valid.all())
     pixels = pixels if whole else np.where(valid, pixels, 0)
-    for start in range(0, len(enough), CHUNK_ROWS):
-        chunk = slice(start, start + CHUNK_ROWS)
+    for start in range(0, len(enough), ROWS_AT_ONCE):
+        chunk = slice(start, start + ROWS_AT_ONCE)
         sums = _weighted(pixels, rows, cols, chunk)
         enough[chunk] = True
         if not whole:

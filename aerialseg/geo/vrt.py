@@ -94,7 +94,13 @@ def mosaic_sources(path: Path) -> tuple[Path, ...]:
     for number, found in sources.items():
         if set(found) != set(first):
             raise _refusal(path, "its bands come from different files or places, where each should hold all files")
-        _require_order(path, number, found)
+        for placed in found:
+            mask = number.startswith("mask") and placed.band.startswith("mask")
+            if placed.band not in (number, CONSTANT) and not mask:
+                raise BadDataError(
+                    f"{one_line(path)}: its band {number} is band {one_line(placed.band)} of {one_line(placed.name)},"
+                    " expected the same order; give the scenes themselves, with --bands"
+                )
     folder = path.resolve().parent
     shown = folder if path.is_symlink() else path.parent
     places: dict[Path, tuple[float, ...]] = {}
@@ -170,17 +176,6 @@ def _sources_of(path: Path, band: Element) -> list[_Placed]:
     return [_placed(path, part, constant=constant) for part in sources]
 
 
-def _require_order(path: Path, number: str, sources: list[_Placed]) -> None:
-    """Raise unless a band consists of the sources' band of the same number, or a mask of theirs."""
-    for placed in sources:
-        mask = number.startswith("mask") and placed.band.startswith("mask")
-        if placed.band not in (number, CONSTANT) and not mask:
-            raise BadDataError(
-                f"{one_line(path)}: its band {number} is band {one_line(placed.band)} of {one_line(placed.name)},"
-                " expected the same order; give the scenes themselves, with --bands"
-            )
-
-
 def _placed(path: Path, source: Element, *, constant: bool) -> _Placed:
     """Return where a source is placed; raises unless it is whole and unscaled."""
     _only(path, source, {"resampling"}, SOURCE_PARTS | (SCALING if constant else set()))
@@ -192,9 +187,14 @@ def _placed(path: Path, source: Element, *, constant: bool) -> _Placed:
     taken, target = _rectangle(path, source, "SrcRect", name), _rectangle(path, source, "DstRect", name)
     if not _equal(taken[2:], target[2:]):
         raise _refusal(path, f"resamples {one_line(name)}: {_size(taken)} becomes {_size(target)}")
-    whole = _whole(path, source, name)
-    if whole is not None and not _equal(taken, whole):
-        raise _refusal(path, f"shows only a part of {one_line(name)}: {_size(taken)} of {_size(whole)}")
+    properties = source.find("SourceProperties")
+    if properties is not None:
+        try:
+            whole = 0.0, 0.0, float(properties.get("RasterXSize", "")), float(properties.get("RasterYSize", ""))
+        except ValueError as error:
+            raise _refusal(path, f"does not say how large {one_line(name)} is") from error
+        if not _equal(taken, whole):
+            raise _refusal(path, f"shows only a part of {one_line(name)}: {_size(taken)} of {_size(whole)}")
     if min(taken[2:]) < 1 or not _equal(taken[:2], (0.0, 0.0)):
         raise _refusal(path, f"shows only a part of {one_line(name)}")
     relative = (file.get("relativeToVRT") or "0").strip() == "1"
@@ -213,16 +213,6 @@ def _rectangle(path: Path, source: Element, tag: str, name: str) -> tuple[float,
     except ValueError as error:
         raise _refusal(path, f"has a {tag} without four numbers") from error
     return col, row, width, height
-
-
-def _whole(path: Path, source: Element, name: str) -> tuple[float, float, float, float] | None:
-    properties = source.find("SourceProperties")
-    if properties is None:
-        return None
-    try:
-        return 0.0, 0.0, float(properties.get("RasterXSize", "")), float(properties.get("RasterYSize", ""))
-    except ValueError as error:
-        raise _refusal(path, f"does not say how large {one_line(name)} is") from error
 
 
 def _inside(path: Path, folder: Path, placed: _Placed) -> Path:
@@ -249,7 +239,8 @@ def _inside(path: Path, folder: Path, placed: _Placed) -> Path:
 def _only(path: Path, element: Element, attributes: set[str], parts: set[str]) -> None:
     """Raise for an attribute or a child that a plain mosaic does not have."""
     for name in sorted(set(element.attrib) - attributes):
-        raise _refusal(path, f'is more than a plain mosaic: {element.tag} {one_line(name)}="{_short(element, name)}"')
+        value = one_line(element.get(name, ""))[:40]
+        raise _refusal(path, f'is more than a plain mosaic: {element.tag} {one_line(name)}="{value}"')
     for part in element:
         if part.tag not in parts:
             raise _refusal(path, f"is more than a plain mosaic: it has <{one_line(str(part.tag))[:40]}>")
@@ -257,10 +248,6 @@ def _only(path: Path, element: Element, attributes: set[str], parts: set[str]) -
 
 def _equal(first: tuple[float, ...], second: tuple[float, ...]) -> bool:
     return all(abs(a - b) <= _WHOLE for a, b in zip(first, second, strict=True))
-
-
-def _short(element: Element, name: str) -> str:
-    return one_line(element.get(name, ""))[:40]
 
 
 def _size(rectangle: tuple[float, ...]) -> str:

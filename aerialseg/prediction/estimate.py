@@ -20,7 +20,7 @@ import numpy as np
 
 from aerialseg.errors import NoInputError, one_line
 from aerialseg.files import sha256_of
-from aerialseg.geo.resampling import CHUNK_ROWS as RESAMPLED_ROWS
+from aerialseg.geo.resampling import ROWS_AT_ONCE
 from aerialseg.models.package import find_model, read_card
 from aerialseg.prediction.checks import Run, check_scenes, disk_bytes
 from aerialseg.prediction.lattice import CHUNK_ROWS, Lattice
@@ -205,7 +205,7 @@ def _reading(canvas: ScenePlacement, lattice: Lattice, bands: int) -> int:
         each += bands + 1
     total += rows * cols * each
     if canvas.factor != 1:
-        total += 5 * FLOAT * bands * RESAMPLED_ROWS * (cols + lattice.padded)
+        total += 5 * FLOAT * bands * ROWS_AT_ONCE * (cols + lattice.padded)
         total += lattice.size * lattice.padded * (bands + 1)
     return total
 

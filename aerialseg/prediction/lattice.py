@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aerialseg.geo.adjacency import Group, Placed, find_groups
+from aerialseg.geo.geobox import gsd_differs
 from aerialseg.geo.resampling import NEGLIGIBLE
 from aerialseg.geo.windows import Axis, reflected
 
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
 CHUNK_ROWS = 128
 """Rows in which a resampled scene's result is brought back to its own grid."""
-GSD_TOLERANCE = 0.1
-"""Share by which a scene's GSD may differ from the model's before it is resampled."""
 REACH = 4096
 """Pixels from which a neighbour may matter, unless said otherwise: twice a window of 2048."""
 
@@ -242,7 +241,7 @@ def place_scenes(
     singles = [Group((Placed(source, 0, 0),)) for source in sources]
     canvases = {}
     for group in find_groups(sources) if neighbours else singles:
-        wanted = gsd_m if gsd_m is not None and _differs(group.box, gsd_m) else None
+        wanted = gsd_m if gsd_differs(group.box.gsd_m, gsd_m) else None
         factor = 1.0 if wanted is None else _factor(group.box, wanted)
         height, width = group.height, group.width
         near = group.within(ceil(reach * factor))
@@ -250,10 +249,6 @@ def place_scenes(
             place = member.source, member.row, member.col, height, width
             canvases[member.source.path] = ScenePlacement(*place, others, wanted, factor, reach)
     return {source.path: canvases[source.path] for source in sources}
-
-
-def _differs(box: GeoBox, gsd_m: float) -> bool:
-    return box.gsd_m is not None and abs(box.gsd_m / gsd_m - 1) > GSD_TOLERANCE
 
 
 def _factor(box: GeoBox, gsd_m: float) -> float:

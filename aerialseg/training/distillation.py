@@ -14,9 +14,10 @@ from torch.nn import functional
 
 from aerialseg.errors import BadDataError, ConfigError, ModelError, one_line
 from aerialseg.files import sha256_of
+from aerialseg.geo.geobox import gsd_differs
 from aerialseg.models.build import check_network
 from aerialseg.models.package import find_model, load_model, spec_of
-from aerialseg.training.start import GSD_TOLERANCE, Teacher
+from aerialseg.training.start import Teacher
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,7 +64,7 @@ def load_teacher(path: Path, tiles: TileSet, config: TrainConfig) -> Teacher:
             raise ModelError(
                 f"{name}: the teacher takes {label} {taken}, the tiles hold {held}; cut tiles like its own"
             )
-    if card.gsd_m and tiles.gsd_m and abs(tiles.gsd_m / card.gsd_m - 1) > GSD_TOLERANCE:
+    if gsd_differs(tiles.gsd_m, card.gsd_m):
         raise BadDataError(
             f"{one_line(tiles.folder)}: its pixels are {tiles.gsd_m:.3g} m, the teacher {name} was trained at"
             f" {card.gsd_m:.3g} m; cut tiles with --gsd {card.gsd_m:.3g}"

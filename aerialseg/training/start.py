@@ -19,6 +19,7 @@ from aerialseg.config import TrainConfig
 from aerialseg.config.sections import ModelSection
 from aerialseg.errors import ConfigError, ModelError, one_line
 from aerialseg.files import sha256_of
+from aerialseg.geo.geobox import gsd_differs
 from aerialseg.models.build import Segmenter, build_network, check_network, input_statistics
 from aerialseg.models.package import ModelCard, find_model, load_model, spec_of
 from aerialseg.models.presets import PRESETS, SIZE_MULTIPLE, ModelSpec, licence_of, resolve
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 LEAST_SPREAD = 1.0
 """A standard deviation below one grey level counts as one, so that a constant band is not blown up."""
-GSD_TOLERANCE = 0.1
 PACKAGES = ("aerialseg", "segmentation-models-pytorch", "timm", "albumentations", "lightning", "numpy")
 GIT_WAIT_S = 10.0
 
@@ -132,7 +132,7 @@ def _differences(old: ModelCard, tiles: TileSet, config: TrainConfig) -> list[st
         for label, before, now in (("bands", old.band_indexes, tiles.bands), ("value range", old.scale, tiles.scale))
         if before != now
     ]
-    if old.gsd_m and tiles.gsd_m and abs(tiles.gsd_m / old.gsd_m - 1.0) > GSD_TOLERANCE:
+    if gsd_differs(tiles.gsd_m, old.gsd_m):
         lines.append(f"was trained at {old.gsd_m:.3g} m per pixel, the tiles have {tiles.gsd_m:.3g} m")
     wanted = resolve(config.model.preset, config.model.architecture, config.model.encoder)
     if (wanted.architecture, wanted.encoder) != (old.architecture, old.encoder):

@@ -21,7 +21,7 @@ from aerialseg.training.state import (
     TrainState,
     digest_of,
     load_checkpoint,
-    restore,
+    load_state_dict,
     save_checkpoint,
 )
 from aerialseg.values import from_values
@@ -165,4 +165,4 @@ def test_the_counters_come_back_to_the_last_bit() -> None:
 def test_counters_of_another_version_are_refused(changes: dict[str, Any], tmp_path: Path) -> None:
     job: Any = SimpleNamespace(run=tmp_path)
     with pytest.raises(ModelError, match=rf"last\.ckpt: .*another version.*{next(iter(changes))}.*--overwrite"):
-        restore(job, {"standing": {**asdict(TrainState()), **changes}})
+        load_state_dict(job, {"standing": {**asdict(TrainState()), **changes}})

@@ -24,7 +24,7 @@ import shapely
 
 from aerialseg.errors import BadDataError, OutputError, UsageError, one_line
 from aerialseg.geo.opening import write_error
-from aerialseg.geo.polygons.shape import CHUNK, join_footprints
+from aerialseg.geo.polygons.shape import join_footprints
 from aerialseg.geo.qgis.sealed import BLANK
 from aerialseg.geo.qgis.styles import DATE, write_building_style
 
@@ -61,18 +61,18 @@ class BuildingFile(Protocol):
 def create_buildings(temporary: Path, final: Path, digest: str) -> BuildingFile:
     """Begin the file that the suffix asks for at `temporary`, which exists and is empty; `final` is for messages.
 
-    What it is given is gathered into chunks. Its mark has room for a seal, which `seal_buildings` puts there at last.
+    Its mark has room for a seal, which `seal_buildings` puts there at last.
     """
     mark = f"{MARK}:{digest} {BLANK}"
     match final.suffix.lower():
         case ".gpkg":
-            return Gathered(GeoPackage(temporary, final, mark))
+            return GeoPackage(temporary, final, mark)
         case ".fgb":
-            return Gathered(FlatGeobuf(temporary, final, mark))
+            return FlatGeobuf(temporary, final, mark)
         case ".geojson":
-            return Gathered(GeoJson(temporary, mark))
+            return GeoJson(temporary, mark)
         case ".parquet":
-            return Gathered(GeoParquet(temporary, mark))
+            return GeoParquet(temporary, mark)
     raise UsageError(f"{one_line(final)}: {final.suffix or 'no suffix'} is not one of {', '.join(SUFFIXES)}")
 
 
@@ -93,35 +93,6 @@ def read_mark(path: Path) -> str | None:
         return None
     found = _MARK.search(text)
     return found[1].decode() if found else None
-
-
-class Gathered:
-    """Holds footprints back until there are enough to be written together."""
-
-    def __init__(self, file: BuildingFile) -> None:
-        self._file = file
-        self._held: list[Footprints] = []
-
-    def begin_layer(self, name: str, crs: CRS) -> None:
-        """Write what belongs to the layer before, and begin the next."""
-        self._flush()
-        self._file.begin_layer(name, crs)
-
-    def add(self, footprints: Footprints) -> None:
-        """Take footprints."""
-        self._held.append(footprints)
-        if sum(map(len, self._held)) >= CHUNK:
-            self._flush()
-
-    def finish(self) -> None:
-        """Write the rest and close the file."""
-        self._flush()
-        self._file.finish()
-
-    def _flush(self) -> None:
-        rows, self._held = join_footprints(self._held), []
-        if len(rows):
-            self._file.add(rows)
 
 
 class GeoJson:

@@ -1,11 +1,8 @@
 """project.qgz: everything a run made, opened in QGIS with one double click, in the right order, style and place.
 
 The XML is the part of QGIS's own project format that versions 3.22 and later need. All paths are relative, so a folder
-of results can be moved with its scenes. Equal layers give equal bytes.
-
-Where grids lie, in the words that other programs use: CRS codes, WKT, bounds in another CRS, outlines in WGS 84.
-
-Nothing here opens a file.
+of results can be moved with its scenes. Equal layers give equal bytes. Where grids lie is said here too, in the words
+that other programs use: CRS codes, outlines and bounds in another CRS, GeoJSON. Styles and files are other modules'.
 """
 
 from __future__ import annotations
@@ -139,7 +136,8 @@ def _zipped(text: str) -> bytes:
 def _project(path: Path, groups: Sequence[MapGroup], frame: Sequence[GeoBox]) -> str:
     crs = _main_crs(frame)
     layers = [layer for group in groups for layer in group.layers]
-    identifiers = [_identifier(path, layer) for layer in layers]
+    # Longer than ten characters: without that, rasters vanish from QGIS's tree.
+    identifiers = ["layer_" + hashlib.sha256(_source(path, layer).encode()).hexdigest()[:16] for layer in layers]
     named = dict(zip(layers, identifiers, strict=True))
     order = "".join(f'<layer id="{identifier}"/>\n' for identifier in identifiers)
     return "".join(
@@ -202,8 +200,8 @@ def _crs(crs: CRS | None) -> str:
 def _tree_group(path: Path, group: MapGroup, named: dict[MapLayer, str]) -> str:
     checked = "Qt::Checked" if group.visible else "Qt::Unchecked"
     layers = "".join(
-        f'<layer-tree-layer id="{named[layer]}" name={_attribute(one_line(layer.name))} checked="Qt::Checked"'
-        f' source={_attribute(_source(path, layer))} providerKey="{_provider(layer)}" expanded="0">'
+        f'<layer-tree-layer id="{named[layer]}" name={quoteattr(one_line(layer.name))} checked="Qt::Checked"'
+        f' source={quoteattr(_source(path, layer))} providerKey="{_provider(layer)}" expanded="0">'
         "<customproperties/></layer-tree-layer>\n"
         for layer in group.layers
     )
@@ -211,7 +209,7 @@ def _tree_group(path: Path, group: MapGroup, named: dict[MapLayer, str]) -> str:
         return layers
     few = int(len(group.layers) == 1)
     return (
-        f'<layer-tree-group name={_attribute(group.name)} checked="{checked}" expanded="{few}">\n<customproperties/>\n'
+        f'<layer-tree-group name={quoteattr(group.name)} checked="{checked}" expanded="{few}">\n<customproperties/>\n'
         f"{layers}</layer-tree-group>\n"
     )
 
@@ -232,20 +230,11 @@ def _provider(layer: MapLayer) -> str:
     return "ogr" if layer.vector else "gdal"
 
 
-def _identifier(path: Path, layer: MapLayer) -> str:
-    """Return an id that is longer than ten characters, without which rasters vanish from QGIS's tree."""
-    return "layer_" + hashlib.sha256(_source(path, layer).encode()).hexdigest()[:16]
-
-
 def _source(path: Path, layer: MapLayer) -> str:
     """Return the layer's source as a project holds it: from the project's real folder, which is what QGIS resolves."""
     relative = relative_to(layer.path, path.parent)
     dotted = relative if relative.startswith("../") else f"./{relative}"
     return dotted if layer.table is None else f"{dotted}|layername={layer.table}"
-
-
-def _attribute(text: str) -> str:
-    return quoteattr(text)
 
 
 def _text(text: str) -> str:
@@ -284,7 +273,8 @@ def outline(box: GeoBox, target: CRS) -> tuple[tuple[float, float], ...] | None:
     if not np.isfinite([xs, ys]).all():
         return None
     ring = [(float(x), float(y)) for x, y in zip(xs, ys, strict=True)]
-    if _signed_area(ring) < 0:
+    following = [*ring[1:], ring[0]]
+    if math.fsum(x * v - u * y for (x, y), (u, v) in zip(ring, following, strict=True)) < 0:  # it runs clockwise
         ring.reverse()
     return *ring, ring[0]
 
@@ -292,7 +282,7 @@ def outline(box: GeoBox, target: CRS) -> tuple[tuple[float, float], ...] | None:
 def bounds_in(box: GeoBox, target: CRS) -> Bounds | None:
     """Return the upright rectangle around a grid in `target`; None when it has no place there."""
     ring = outline(box, target)
-    return None if ring is None else around([(*min_xy(ring), *max_xy(ring))])
+    return None if ring is None else around([(x, y, x, y) for x, y in ring])
 
 
 def footprint(box: GeoBox) -> tuple[dict[str, Any] | None, Bounds | None]:
@@ -304,9 +294,10 @@ def footprint(box: GeoBox) -> tuple[dict[str, Any] | None, Bounds | None]:
     ring = outline(box, WGS84)
     if ring is None:
         return None, None
-    shape, (west, south), (east, north) = shapely.Polygon(ring), min_xy(ring), max_xy(ring)
+    xs, ys = zip(*ring, strict=True)
+    west, south, east, north = min(xs), min(ys), max(xs), max(ys)
     if east - west <= 180 and west >= -180 and east <= 180:
-        return _geojson([shape]), (west, south, east, north)
+        return _geojson([shapely.Polygon(ring)]), (west, south, east, north)
     turned = shapely.Polygon([(x % 360, y) for x, y in ring])
     before = turned.intersection(shapely.box(0, -90, 180, 90))
     behind = shapely.transform(turned.intersection(shapely.box(180, -90, 360, 90)), lambda points: points - (360, 0))
@@ -327,16 +318,6 @@ def around(rectangles: Sequence[Bounds]) -> Bounds | None:
     return min(west), min(south), max(east), max(north)
 
 
-def min_xy(ring: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Return the smallest x and the smallest y of points."""
-    return min(x for x, _ in ring), min(y for _, y in ring)
-
-
-def max_xy(ring: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Return the largest x and the largest y of points."""
-    return max(x for x, _ in ring), max(y for _, y in ring)
-
-
 def _geojson(polygons: Sequence[Any]) -> dict[str, Any]:
     """Return polygons, whose outer rings GeoJSON wants counter-clockwise, simplified and rounded."""
     plain = [shapely.geometry.polygon.orient(polygon.simplify(CENTIMETRE)) for polygon in polygons]
@@ -344,9 +325,3 @@ def _geojson(polygons: Sequence[Any]) -> dict[str, Any]:
     if len(rings) == 1:
         return {"type": "Polygon", "coordinates": rings}
     return {"type": "MultiPolygon", "coordinates": [[ring] for ring in rings]}
-
-
-def _signed_area(ring: Sequence[tuple[float, float]]) -> float:
-    """Return twice the area, positive when the ring runs counter-clockwise (x right, y up)."""
-    following = [*ring[1:], ring[0]]
-    return math.fsum(x * v - u * y for (x, y), (u, v) in zip(ring, following, strict=True))

@@ -1,13 +1,10 @@
-"""How results are drawn in QGIS: colours, class names, and the layer styles that side files and projects share.
+"""How results are drawn in QGIS: colours, class names, the layer styles that projects share, and rasters' side files.
 
 One red means building everywhere: opaque in the mask, the end of the probability's ramp, outline and tint of polygons.
-Styles are QGIS's own XML as versions 3.22 and later read it. Side files are for `aerialseg.geo.qgis.qml` to write.
-
-What makes rasters look right in QGIS without a click: the side files of masks and probabilities.
-
-A mask carries no colour table of its own: GDAL would pad it to 256 opaque entries, and QGIS would list 256 classes on
-black. A two-entry palette in `NAME.tif.aux.xml` (GDAL's auxiliary metadata, which every GDAL program reads) and a style
-in `NAME.qml` (QGIS only) show two named classes on a transparent background instead.
+Styles are QGIS's own XML as versions 3.22 and later read it. A mask carries no colour table of its own: GDAL would pad
+it to 256 opaque entries, and QGIS would list 256 classes on black. A two-entry palette in `NAME.tif.aux.xml` (GDAL's
+auxiliary metadata, which every GDAL program reads) and a style in `NAME.qml` (QGIS only) show two named classes on a
+transparent background instead.
 """
 
 from __future__ import annotations
@@ -59,8 +56,6 @@ class MaskClass:
 
 
 MASK_CLASSES = (MaskClass(0, "background", (0, 0, 0, 0)), MaskClass(1, "building", (230, 57, 70, 255)))
-
-
 BUILDING_COLOUR = ",".join(map(str, MASK_CLASSES[1].colour[:3]))
 
 

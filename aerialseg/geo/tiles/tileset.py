@@ -1,17 +1,12 @@
-"""A folder of tiles that is ready to train on: what is in it, and how to open it.
+"""A folder of tiles that is ready to train on: what is in it, how to open it, and whether its splits share ground.
 
 `tileset.json` is written last, so a folder without it is unfinished. The split is not taken from there but from
-`index.gpkg`, where people edit it. No pixels are read here.
+`index.gpkg`, one rectangle per tile, where people edit it: what stands in its `split` column is obeyed. The index is
+read with sqlite3, beside a program that has it open; it is written through GDAL with a fixed date, so that equal sets
+have equal bytes. No pixels are read here.
 
-`index.gpkg`: one rectangle per tile, for people. Its `split` column is the split: what is edited there is obeyed.
-
-Read with sqlite3, so that training needs no vector library; written through GDAL with a fixed date, so that equal sets
-have equal bytes.
-
-Validation tiles on the ground of training tiles: found from the index's outlines, whatever files are called.
-
-A scene may be in a set twice under two names, two scenes may overlap, a split may have been edited. Then a network is
-validated on what it has learned by heart.
+A scene may be in a set twice under two names, two scenes may overlap, a split may have been edited; then a network is
+validated on what it has learned by heart. That is found from the outlines, whatever files are called.
 """
 
 from __future__ import annotations
@@ -23,38 +18,41 @@ import sqlite3
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import numpy as np
 import shapely
+from rasterio.windows import Window
 
 from aerialseg.errors import BadDataError, NoInputError, OutputError, one_line
 from aerialseg.files import staged, write_text
-from aerialseg.geo.opening import write_error
+from aerialseg.geo.geobox import GeoBox
+from aerialseg.geo.opening import open_raster, write_error
 from aerialseg.geo.qgis.edits import is_open_elsewhere
+from aerialseg.geo.scenes import Split
+from aerialseg.geo.vectors import overlay, read_layer
 from aerialseg.values import from_values, read_json, to_values
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
     from rasterio.crs import CRS
 
-    from aerialseg.geo.geobox import GeoBox
-
 FORMAT = "aerialseg tiles 1"
 MANIFEST = "tileset.json"
 INDEX = "index.gpkg"
-Split = Literal["train", "val"]
 LAYER = "tiles"
 MAX_SIZE = 16_384
 FURTHEST = 1 << 31
 """Rows and columns of the largest raster that GDAL knows."""
 LEFT_OUT = ("", "none", "skip", "ignore", "unused")
 """What may stand in `split` for a tile that is not to be used; an empty cell and a deleted row mean the same."""
-LEAST_SHARE = 1e-3
+LEAST_SHARED = 1e-3
 """Of a tile. Tiles that only touch share a hair of ground: by rounding, or because edges bend between two CRSs."""
+LEAST_COVERED = 1e-6
+"""Of a scene, by tiles."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +95,7 @@ class TileSet:
     building_fraction: float | None
     """The share of building in the labelled pixels of the training tiles' cores; None when nothing is labelled."""
     content: str
-    """The manifest's own digest: what the tiles hold, whatever side they are on now."""
+    """The manifest's own digest: what the tiles hold, whatever their split is now."""
     sources: dict[str, Any] | None
     """What the tiles are read from (sources.py) in a set without files of its own; None in one with them."""
     scenes: dict[str, str]
@@ -127,7 +125,7 @@ class TileSet:
                 raise ValueError(complaint)
 
     def of_split(self, split: Split) -> tuple[TileRecord, ...]:
-        """Return the tiles of one side of the split, in the set's order."""
+        """Return the tiles of one split, in the set's order."""
         return tuple(tile for tile in self.tiles if tile.split == split)
 
     def image_path(self, tile: TileRecord) -> Path:
@@ -340,6 +338,32 @@ def _outline(box: GeoBox, window: tuple[int, int, int, int], crs: CRS | None) ->
     return bytes(shapely.to_wkb(shapely.polygons(list(zip(x, y, strict=True)))))
 
 
+def find_leaks(tiles: Path, scenes: Iterable[tuple[str, Path]]) -> list[str]:
+    """Return warnings: validation tiles that overlap training tiles, and scenes that do.
+
+    `tiles` is a folder of tiles or its index.gpkg; of a scene are given the name that the warning uses and a raster on
+    its grid. Raises NoInputError when there is no index, and BadDataError when it cannot be read, holds no training
+    tile, or its tiles or a scene have no place on the ground.
+    """
+    index = tiles / INDEX if tiles.is_dir() else tiles
+    if not index.is_file():
+        raise NoInputError(f"{one_line(index)}: no such file; give a folder that aerialseg tile wrote")
+    if "train" not in read_splits(index).values():
+        raise BadDataError(f"{one_line(index)}: holds no training tile; give the tiles the model was trained on")
+    train, leak = read_layer(index, where="split = 'train'"), find_leak(index)
+    found = [] if leak is None else [leak]
+    for name, raster in scenes:
+        with open_raster(raster) as dataset:
+            box = GeoBox.of(dataset)
+        covered = overlay([train], box).share_of(Window(0, 0, box.width, box.height))
+        if covered > LEAST_COVERED:
+            found.append(
+                f"{one_line(name)}: {covered:.1%} of it lies under training tiles of {one_line(index)}; its score says"
+                " nothing of ground the model has never seen"
+            )
+    return found
+
+
 def find_leak(index: Path) -> str | None:
     """Return a line that says which validation tiles of a set's `index.gpkg` overlap training tiles; None when none do.
 
@@ -348,11 +372,11 @@ def find_leak(index: Path) -> str | None:
     """
     splits = read_splits(index)
     names, scenes, shapes = _read_outlines(index)
-    sides = np.array([splits.get(name, "") for name in names])
-    val, train = (np.flatnonzero((sides == side) & ~shapely.is_missing(shapes)) for side in ("val", "train"))
+    found = np.array([splits.get(name, "") for name in names])
+    val, train = (np.flatnonzero((found == split) & ~shapely.is_missing(shapes)) for split in ("val", "train"))
     i, j = shapely.STRtree(shapes[train]).query(shapes[val], predicate="intersects")
     shared = shapely.area(shapely.intersection(shapes[val[i]], shapes[train[j]]))
-    much = shared > LEAST_SHARE * shapely.area(shapes[val[i]])
+    much = shared > LEAST_SHARED * shapely.area(shapes[val[i]])
     if not much.any():
         return None
     i, j, shared = i[much], j[much], shared[much]
