@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from aerialseg.config import TrainConfig
     from aerialseg.config.sections import DistilSection
     from aerialseg.geo.tiles.tileset import TileSet
-    from aerialseg.training.losses import Pooling
+    from aerialseg.training.losses import AllReduce
     from aerialseg.training.start import Start
 
 
-def with_teacher(start: Start, tiles: TileSet, path: Path | None, *, resumed: bool) -> Start:
+def with_teacher(start: Start, path: Path | None, *, resumed: bool) -> Start:
     """Return the start with its teacher, whose SHA-256 the card of the model to come names; as it is without one.
 
     Raises ConfigError and ModelError when a resumed run had another teacher, or none, and what `load_teacher` raises.
@@ -45,7 +45,7 @@ def with_teacher(start: Start, tiles: TileSet, path: Path | None, *, resumed: bo
     if path is None:
         return start
     card = replace(start.card, training={**start.card.training, "teacher": digest})
-    return replace(start, card=card, teacher=load_teacher(path, tiles, start.config))
+    return replace(start, card=card, teacher=load_teacher(path, start.tiles, start.config))
 
 
 def load_teacher(path: Path, tiles: TileSet, config: TrainConfig) -> Teacher:
@@ -77,18 +77,22 @@ def load_teacher(path: Path, tiles: TileSet, config: TrainConfig) -> Teacher:
 
 
 def distillation_loss(
-    logits: Tensor, teacher_logits: Tensor, valid: Tensor, section: DistilSection, pooled: Pooling = lambda sums: sums
+    logits: Tensor,
+    teacher_logits: Tensor,
+    valid: Tensor,
+    section: DistilSection,
+    all_reduce: AllReduce = lambda sums: sums,
 ) -> Tensor:
     """Return the cross-entropy of `logits` to the teacher's probabilities as a float32 scalar, weighted.
 
     `logits` and `teacher_logits`, these over the teacher's own temperature, are [N, 1, H, W]; the mean is over `valid`
-    pixels, bool [N, H, W], labelled or not. `pooled` is as in `building_loss`.
+    pixels, bool [N, H, W], labelled or not. `all_reduce` is as in `building_loss`.
     """
     softness = section.temperature
     scores = torch.where(valid, logits[:, 0].float(), 0.0) / softness
     targets = torch.where(valid, teacher_logits[:, 0].float() / softness, 0.0).sigmoid()
     each = functional.binary_cross_entropy_with_logits(scores, targets, reduction="none")
-    total, count = pooled(torch.stack([torch.where(valid, each, 0.0).sum(), valid.sum().float()]))
+    total, count = all_reduce(torch.stack([torch.where(valid, each, 0.0).sum(), valid.sum().float()]))
     loss: Tensor = section.weight * softness**2 * total / count.clamp(min=1)
     return loss
 
