@@ -222,8 +222,8 @@ def train_step(job: TrainJob, state: TrainState, batches: Iterator[Batch], *, lr
         torch._foreach_div_([x.grad for x in job.model.parameters() if x.grad is not None], labelled)
     largest = config.optimizer.clip or math.inf
     norm = job.fabric.clip_gradients(job.forward, job.optimizer, max_norm=largest, error_if_nonfinite=False)
-    measured = ranks.mean(torch.stack([total / labelled, norm])).tolist()  # the one place where the host waits
-    taken = Step(*measured, tuple(names))
+    mean_loss, length = ranks.mean(torch.stack([total / labelled, norm])).tolist()  # here alone the host waits
+    taken = Step(mean_loss, length, tuple(names))
 
     finite = _is_finite(job, state, taken)
     job.optimizer.step()
