@@ -153,22 +153,22 @@ def locked(
     folder: Path,
     *,
     shared: bool = False,
-    when_alone: Callable[[], object] = lambda: None,
+    on_exclusive: Callable[[], object] = lambda: None,
     waiting: Callable[[], object] | None = None,
 ) -> Iterator[bool]:
     """Hold a writer's place in `folder`, with others that share it or alone; yield whether nobody else was there.
 
-    If so, `when_alone` was called before anybody else could come. Raises OutputError when a living process holds the
-    place otherwise: after SHARING_S for a sharer, since another one may be alone while it sweeps a slow disk; at once
-    for others, unless `waiting` is given: then not before it is free. `waiting` is called ten times a second in every
-    wait. The kernel drops the lock with its process, so a killed run never leaves one behind.
+    If so, `on_exclusive` was called before anybody else could come. Raises OutputError when a living process holds the
+    place otherwise: after SHARING_S for a shared lock, since another run may be alone while it sweeps a slow disk;
+    at once for an exclusive one, unless `waiting` is given: then not before it is free. `waiting` is called ten times a
+    second in every wait. The kernel drops the lock with its process, so a killed run never leaves one behind.
     """
     with _output_errors(folder / LOCK):
         stream = (folder / LOCK).open("a")
     with stream:
         alone = _lock(stream, fcntl.LOCK_EX)
         if alone:
-            when_alone()
+            on_exclusive()
         held, deadline = alone and not shared, time.monotonic() + SHARING_S
         while shared and not (held := _lock(stream, fcntl.LOCK_SH)) and time.monotonic() < deadline:
             if waiting is not None:

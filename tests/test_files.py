@@ -90,7 +90,7 @@ from aerialseg import files
 def sweep():
     print("sweeping", flush=True)
     sys.stdin.readline()
-with files.locked(Path(sys.argv[1]), shared=sys.argv[2] == "shared", when_alone=sweep):
+with files.locked(Path(sys.argv[1]), shared=sys.argv[2] == "shared", on_exclusive=sweep):
     print("held", flush=True)
     sys.stdin.read()
 """

@@ -116,7 +116,7 @@ def predict_scenes(
     files = _prepare_files(scenes, inputs, out, options)
     parts = {part_path(out, scene.name) for scene in scenes}
     shared, listen = options.shard is not None, partial(progress.advance, 0)
-    with locked(out, shared=shared, when_alone=partial(sweep, out, parts), waiting=listen if shared else None):
+    with locked(out, shared=shared, on_exclusive=partial(sweep, out, parts), waiting=listen if shared else None):
         check_overwrite(out / report_name(options.shard), "predict report", overwrite=options.overwrite)
         journal = RunLog(Run(model, *_identified(model), out, options, progress), scenes)
         check_window(journal.run.card, journal.run.window)

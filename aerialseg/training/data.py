@@ -44,13 +44,8 @@ class Augmentation:
 
     def __init__(self, section: DataSection, bands: int) -> None:
         cv2.setNumThreads(0)  # the readers are the parallelism; OpenCV's own pool would fight them and torch
-        steps: list[Any] = [albumentations.D4(p=1.0)] if section.flips else []
-        if section.colour > 0:
-            steps += _colour_steps(section.colour, bands)
-        if section.degrade > 0:
-            steps += _degrade_steps(section.degrade)
         self._crop = section.crop
-        self._chain = albumentations.Compose(steps)
+        self._chain = albumentations.Compose(_steps(section, bands))
 
     def __call__(
         self, pixels: NDArray[np.uint8], target: NDArray[np.uint8], valid: NDArray[np.bool_], seed: int
@@ -79,30 +74,6 @@ def resize_pixels(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     planes = [pixels[..., first : first + 4] for first in range(0, pixels.shape[2], 4)]
     resized = [cv2.resize(np.ascontiguousarray(plane), (side, side), interpolation=method) for plane in planes]
     return np.concatenate([plane.reshape(side, side, -1) for plane in resized], axis=2).astype(np.uint8, copy=False)
-
-
-def _colour_steps(strength: float, bands: int) -> list[Any]:
-    """Return the colour changes: hue and saturation exist for three bands only, gain and offset for any number.
-
-    Brightness moves by up to half the strength times 255; more than that drowns dark and bright roofs alike.
-    """
-    steps: list[Any] = [albumentations.RandomBrightnessContrast(strength / 2, strength, p=0.8)]
-    if bands == 3:
-        hue, saturation, value = round(30 * strength), round(120 * strength), 0
-        steps.append(albumentations.HueSaturationValue(hue, saturation, value, p=0.5))
-    return steps
-
-
-def _degrade_steps(share: float) -> list[Any]:
-    """Return blur, gamma and noise for any number of bands, each striking with probability `share`.
-
-    The noise is the same in all bands: drawn for each alone it takes 15 ms a crop of 512 px instead of 4.
-    """
-    return [
-        albumentations.Blur((3, 5), p=share),
-        albumentations.RandomGamma((60, 160), p=share),
-        albumentations.GaussNoise((0.01, 0.04), per_channel=False, p=share),
-    ]
 
 
 class TileReader:
@@ -260,3 +231,24 @@ def labelled_area(tile: TileRecord) -> float:
 def steps_to_cover(tiles: Sequence[TileRecord], section: DataSection) -> int:
     """Return how many steps show the labelled area of `tiles` about once."""
     return max(1, math.ceil(sum(map(labelled_area, tiles)) / (section.crop**2 * section.batch)))
+
+
+def _steps(section: DataSection, bands: int) -> list[Any]:
+    """Return the changes: hue and saturation exist for three bands only, everything else for any number.
+
+    Brightness moves by up to half the strength times 255; more than that drowns dark and bright roofs alike. The noise
+    is the same in all bands: drawn for each alone it takes 15 ms a crop of 512 px instead of 4.
+    """
+    colour, share = section.colour, section.degrade
+    steps: list[Any] = [albumentations.D4(p=1.0)] if section.flips else []
+    if colour > 0:
+        steps.append(albumentations.RandomBrightnessContrast(colour / 2, colour, p=0.8))
+    if colour > 0 and bands == 3:
+        steps.append(albumentations.HueSaturationValue(round(30 * colour), round(120 * colour), 0, p=0.5))
+    if share > 0:
+        steps += [
+            albumentations.Blur((3, 5), p=share),
+            albumentations.RandomGamma((60, 160), p=share),
+            albumentations.GaussNoise((0.01, 0.04), per_channel=False, p=share),
+        ]
+    return steps

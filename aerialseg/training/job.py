@@ -117,7 +117,6 @@ class TrainJob:
 
 def build_job(
     run: Path,
-    tiles: TileSet,
     start: Start,
     *,
     device: torch.device,
@@ -126,13 +125,17 @@ def build_job(
     ranks: Ranks = ALONE,
 ) -> TrainJob:
     """Put the network on its device and everything else around it; all of `ranks` come here at once."""
-    config = start.config
+    config, tiles = start.config, start.tiles
     chosen = training_tiles(tiles, config.data, use_unlabelled=start.teacher is not None)
     parts = config.optimizer.accumulate
     steps = config.schedule.steps_per_epoch or math.ceil(steps_to_cover(chosen, config.data) / parts)
     with ranks.fail_together():
         precision = pick_precision(config.run.precision, device)
-        model = _place_network(start, device, ranks)
+        if config.run.checkpoint_activations:
+            enable_gradient_checkpointing(start.segmenter)
+        model = start.segmenter.to(device).to(memory_format=torch.channels_last).train()
+        if ranks.world > 1 and device.type == "cuda":  # on a processor torch has none, and announce() says so
+            model = convert_sync_batchnorm(model)
     fabric = build_fabric(device, precision, ranks)
     average = copy.deepcopy(model).eval().requires_grad_(False) if config.run.ema > 0 else None
     forward, optimizer = fabric.setup(model, build_optimizer(model, config.optimizer))
@@ -157,16 +160,6 @@ def build_job(
         ranks=ranks,
         teacher=None if start.teacher is None else start.teacher.to(device),
     )
-
-
-def _place_network(start: Start, device: torch.device, ranks: Ranks) -> Segmenter:
-    """Return the network on its device, ready to be trained."""
-    if start.config.run.checkpoint_activations:
-        enable_gradient_checkpointing(start.segmenter)
-    model = start.segmenter.to(device).to(memory_format=torch.channels_last).train()
-    if ranks.world > 1 and device.type == "cuda":  # on a processor torch has none, and announce() says so
-        model = convert_sync_batchnorm(model)
-    return model
 
 
 def build_fabric(device: torch.device, precision: str, ranks: Ranks = ALONE) -> Fabric:

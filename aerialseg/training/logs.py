@@ -22,7 +22,7 @@ import torch
 
 from aerialseg.drawing import as_rgb, beside
 from aerialseg.errors import ConfigError, first_line, one_line
-from aerialseg.training.history import open_events, scalars
+from aerialseg.training.history import scalars
 from aerialseg.training.losses import IGNORE
 from aerialseg.training.run_folder import read_run
 
@@ -94,7 +94,14 @@ def open_loggers(job: TrainJob, step: int, say: Callable[[str], None]) -> Iterat
 
     try:
         run_id = read_run(job.run).get("id") or secrets.token_hex(8)
-        live.extend(_open(name, job, run_id) for name in job.config.run.loggers)
+        for name in job.config.run.loggers:
+            os.environ.update({key: value for key, value in SILENCE.items() if key not in os.environ})
+            try:
+                live.append(_open_mlflow(job, run_id) if name == "mlflow" else _open_wandb(job, run_id))
+            except Exception as error:  # other people's programs may raise anything
+                raise ConfigError(
+                    f"{one_line(job.run)}: {name} cannot be started: {first_line(error)}; take it out of run.loggers"
+                ) from error
         yield log
     finally:
         for logger in live:
@@ -111,19 +118,11 @@ def _works(logger: Logger, call: Callable[[], object], say: Callable[[str], None
     return True
 
 
-def _open(name: str, job: TrainJob, run_id: str) -> Logger:
-    os.environ.update({key: value for key, value in SILENCE.items() if key not in os.environ})
-    try:
-        return _open_mlflow(job, run_id) if name == "mlflow" else _open_wandb(job, run_id)
-    except Exception as error:  # other people's programs may raise anything
-        raise ConfigError(
-            f"{one_line(job.run)}: {name} cannot be started: {first_line(error)}; take it out of run.loggers"
-        ) from error
-
-
 def _open_tensorboard(job: TrainJob, step: int) -> Logger:
-    """Scalars of every epoch, and pictures of a few validation tiles: scene, truth and probability side by side."""
-    events = open_events(job.run, step)
+    """Scalars of every epoch, and pictures of a few validation tiles; what was written past `step` is void."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    events = SummaryWriter(str(job.run), purge_step=step + 1)
     drawn = time.monotonic()
 
     def write(record: EpochRecord, last: bool) -> None:

@@ -15,7 +15,7 @@ import math
 import time
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -27,16 +27,15 @@ from aerialseg.models.device import is_out_of_memory, pick_device
 from aerialseg.models.package import FILE_NAME, save_model
 from aerialseg.progress import Progress, Silent
 from aerialseg.training.batches import open_readers
-from aerialseg.training.distillation import distillation_loss, with_teacher
 from aerialseg.training.history import SCORES, EpochRecord, draw_curves, write_metrics
 from aerialseg.training.job import build_job, reading_threads
 from aerialseg.training.logs import check_loggers, open_loggers
-from aerialseg.training.losses import IGNORE, building_loss
+from aerialseg.training.losses import IGNORE, building_loss, distillation_loss
 from aerialseg.training.optimizer import average_decay, learning_rate, set_learning_rate, update_average
 from aerialseg.training.ranks import ALONE, Ranks
 from aerialseg.training.report import announce, epoch_line, report
 from aerialseg.training.run_folder import TrainOptions, begin_run, claimed, open_run, write_start
-from aerialseg.training.start import start_again, start_fresh, start_from_model
+from aerialseg.training.start import start_again, start_fresh, start_from_model, with_teacher
 from aerialseg.training.state import TrainState, load_state_dict, save_checkpoint, state_dict
 
 if TYPE_CHECKING:
@@ -116,7 +115,7 @@ def train(
         with ranks.fail_together():
             ranks.check_alike({"set of tiles": tiles.digest[:12], "kind of device": device.type})
         readers = held.enter_context(open_readers(reading_threads(config.data.threads, ranks.local_world)))
-        job = build_job(run, tiles, start, device=device, readers=readers, progress=progress, ranks=ranks)
+        job = build_job(run, start, device=device, readers=readers, progress=progress, ranks=ranks)
         if checkpoint is not None:
             state = load_state_dict(job, checkpoint)
         else:
@@ -222,8 +221,7 @@ def train_step(job: TrainJob, state: TrainState, batches: Iterator[Batch], *, lr
         torch._foreach_div_([x.grad for x in job.model.parameters() if x.grad is not None], labelled)
     largest = config.optimizer.clip or math.inf
     norm = job.fabric.clip_gradients(job.forward, job.optimizer, max_norm=largest, error_if_nonfinite=False)
-    measured = ranks.mean(torch.stack([total / labelled, norm]))
-    mean_loss, length = measured.tolist()  # the one place where the host waits for a step
+    mean_loss, length = ranks.mean(torch.stack([total / labelled, norm])).tolist()  # here alone the host waits
     taken = Step(mean_loss, length, tuple(names))
 
     finite = _is_finite(job, state, taken)
@@ -297,7 +295,14 @@ def save_if_best(job: TrainJob, state: TrainState, record: EpochRecord) -> None:
         job.card,
         threshold=record.threshold,
         scores={name: value for name, value in scores.items() if not math.isnan(value)},
-        training={**job.card.training, "epoch": record.epoch, "steps": record.step, **_machine(job)},
+        training={
+            **job.card.training,
+            "epoch": record.epoch,
+            "steps": record.step,
+            "device": job.fabric.device.type,
+            "precision": job.precision,
+            "seed": job.config.run.seed,
+        },
     )
     save_model(job.run / FILE_NAME, job.eval_model, card)
 
@@ -366,12 +371,12 @@ def _start(
 ) -> Start:
     use_unlabelled = options.teacher is not None
     if checkpoint is not None:
-        start = start_again(checkpoint)
+        start = start_again(tiles, checkpoint)
     elif options.start_from is not None:
         start = start_from_model(tiles, config, options.start_from, progress.say, use_unlabelled=use_unlabelled)
     else:
         start = start_fresh(tiles, config, use_unlabelled=use_unlabelled)
-    return with_teacher(start, tiles, options.teacher, resumed=checkpoint is not None)
+    return with_teacher(start, options.teacher, resumed=checkpoint is not None)
 
 
 @contextmanager
@@ -390,8 +395,3 @@ def _advice_on_memory(job: TrainJob) -> Iterator[None]:
             f"{one_line(job.run)}: {job.fabric.device} has too little memory for {share} crops of {section.crop} px"
             f" with {job.card.preset}; start again with {smaller}, or a smaller network"
         ) from error
-
-
-def _machine(job: TrainJob) -> dict[str, Any]:
-    """Return what the weights depend on beside configuration and tiles."""
-    return {"device": job.fabric.device.type, "precision": job.precision, "seed": job.config.run.seed}

@@ -15,6 +15,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -74,8 +75,6 @@ class Ranks:
             return wanted
         if wanted not in ("auto", "cpu", "cuda"):
             raise UsageError(f"--device {wanted}: under torchrun every process takes its own; say auto, cpu or cuda")
-        import torch
-
         gpu = wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available())
         return f"cuda:{self.local}" if gpu else wanted
 
@@ -115,8 +114,6 @@ class Ranks:
         """Return the number of every process, by rank."""
         if self.world == 1:
             return [value]
-        import torch
-
         values = torch.zeros(self.world, dtype=torch.int64)
         values[self.rank] = value
         torch.distributed.all_reduce(values)
@@ -126,8 +123,6 @@ class Ranks:
         """Return the value of every process, by rank, whatever it is."""
         if self.world == 1:
             return [value]
-        import torch
-
         values: list[Any] = [None] * self.world
         torch.distributed.all_gather_object(values, value)
         return values
@@ -136,8 +131,6 @@ class Ranks:
         """Return the first process's value."""
         if self.world == 1:
             return value
-        import torch
-
         values: list[Any] = [value if self.first else None]
         torch.distributed.broadcast_object_list(values, src=0)
         found: Value = values[0]
@@ -158,8 +151,8 @@ class Ranks:
         """Return the sums over all processes, with gradients that suit gradients which are averaged over them."""
         if self.world == 1:
             return sums
-
-        return pooled_sums(sums)
+        total: Tensor = _AllReduceSum.apply(sums)
+        return total
 
     def mean(self, values: Tensor) -> Tensor:
         """Return the mean over all processes, without gradients."""
@@ -168,8 +161,6 @@ class Ranks:
     def broadcast_buffers(self, module: nn.Module) -> None:
         """Give `module` the first process's buffers: BatchNorm's running statistics are each process's own."""
         if self.world > 1:
-            import torch
-
             for buffer in module.buffers():
                 torch.distributed.broadcast(buffer, src=0)
 
@@ -179,9 +170,6 @@ class Ranks:
         Otherwise the network would drop the same paths in every share of the batch.
         """
         if not self.first:
-            import numpy as np
-            import torch
-
             torch.manual_seed(int(np.random.SeedSequence((seed, self.rank, step)).generate_state(1)[0]))
 
     def patient(self, progress: Progress) -> Progress:
@@ -221,7 +209,6 @@ def join_ranks() -> Iterator[Ranks]:
     if ranks.world == 1:
         yield ranks
         return
-    import torch
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
@@ -264,7 +251,7 @@ def _parting(ranks: Ranks, store: Any, error: Exception) -> Exception:
     return lost if ranks.first else EndedElsewhere(lost.exit_code)
 
 
-class _Pooled(torch.autograd.Function):
+class _AllReduceSum(torch.autograd.Function):
     """Adds up forward; backward, every process takes the gradient of its own summand, times their number.
 
     DistributedDataParallel averages gradients over the processes, so the factor makes that average the gradient of
@@ -280,9 +267,3 @@ class _Pooled(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> Tensor:
         return gradient * torch.distributed.get_world_size()
-
-
-def pooled_sums(sums: Tensor) -> Tensor:
-    """Return the sums over all processes of `sums`, which all of them have to bring."""
-    total: Tensor = _Pooled.apply(sums)
-    return total

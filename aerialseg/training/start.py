@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from aerialseg.config import TrainConfig
-from aerialseg.errors import ConfigError, ModelError, one_line
+from aerialseg.config.sections import ModelSection
+from aerialseg.errors import BadDataError, ConfigError, ModelError, one_line
 from aerialseg.files import sha256_of
 from aerialseg.geo.geobox import gsd_differs
 from aerialseg.models.build import Segmenter, build_network, check_network, input_statistics
@@ -37,8 +38,9 @@ GIT_WAIT_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A network to train, and the card of the model that will come of it."""
+    """A network to train, the tiles to train it on, and the card of the model that will come of it."""
 
+    tiles: TileSet
     segmenter: Segmenter
     card: ModelCard
     """Without scores, and with the configured threshold."""
@@ -70,7 +72,7 @@ def start_fresh(tiles: TileSet, config: TrainConfig, *, use_unlabelled: bool = F
     mean, std = input_statistics(spec) or (tiles.mean, tuple(max(value, LEAST_SPREAD) for value in tiles.std))
     licence = licence_of(spec)
     card = _describe(spec, tiles, config, mean=mean, std=std, licence=licence, training=_provenance(tiles, config))
-    return Start(Segmenter(network, mean, std), card, config)
+    return Start(tiles, Segmenter(network, mean, std), card, config)
 
 
 def start_from_model(
@@ -90,19 +92,24 @@ def start_from_model(
         )
     for difference in _differences(old, tiles, config):
         say(f"{name}: {difference}")
-    config = config.model_copy(update={"model": _section_of(old, config)})
+    named: dict[str, Any] = {"architecture": old.architecture, "encoder": old.encoder}
+    if old.preset in PRESETS and PRESETS[old.preset].encoder == old.encoder:
+        named = {"preset": old.preset}
+    arguments, accepted = dict(old.encoder_arguments), config.model.accept_licence
+    section = ModelSection(**named, encoder_arguments=arguments, weights="none", accept_licence=accepted)
+    config = config.model_copy(update={"model": section})
     spec = spec_of(old)
     _check_fit(spec, tiles, config, use_unlabelled)
     training = {**_provenance(tiles, config), "started_from": sha256_of(find_model(path))}
     card = _describe(spec, tiles, config, mean=old.mean, std=old.std, licence=old.licence, training=training)
-    return Start(segmenter, card, config)
+    return Start(tiles, segmenter, card, config)
 
 
-def start_again(state: Mapping[str, Any]) -> Start:
+def start_again(tiles: TileSet, checkpoint: Mapping[str, Any]) -> Start:
     """Build the network of a checkpoint, without its weights, which `load_state_dict` puts in."""
-    card = ModelCard(**state["card"])
+    card = ModelCard(**checkpoint["card"])
     segmenter = Segmenter(build_network(spec_of(card)), card.mean, card.std)
-    return Start(segmenter, card, TrainConfig.model_validate(state["config"]))
+    return Start(tiles, segmenter, card, TrainConfig.model_validate(checkpoint["config"]))
 
 
 def _check_fit(spec: ModelSpec, tiles: TileSet, config: TrainConfig, use_unlabelled: bool) -> None:
@@ -131,15 +138,6 @@ def _differences(old: ModelCard, tiles: TileSet, config: TrainConfig) -> list[st
     if (wanted.architecture, wanted.encoder) != (old.architecture, old.encoder):
         lines.append(f"is {old.preset}, and that is trained, not the configuration's {wanted.preset}")
     return lines
-
-
-def _section_of(card: ModelCard, config: TrainConfig) -> Any:
-    """Return the configuration's [model] as naming the card's network."""
-    known = card.preset in PRESETS and PRESETS[card.preset].encoder == card.encoder
-    named = {"preset": card.preset} if known else {"architecture": card.architecture, "encoder": card.encoder}
-    arguments = dict(card.encoder_arguments)
-    accepted = config.model.accept_licence
-    return type(config.model)(**named, encoder_arguments=arguments, weights="none", accept_licence=accepted)
 
 
 def _provenance(tiles: TileSet, config: TrainConfig) -> dict[str, Any]:
@@ -209,3 +207,52 @@ def git_revision(package: Path = Path(__file__).parent.parent) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None
+
+
+def with_teacher(start: Start, path: Path | None, *, resumed: bool) -> Start:
+    """Return the start with its teacher, whose SHA-256 the card of the model to come names; as it is without one.
+
+    Raises ConfigError and ModelError when a resumed run had another teacher, or none, and what `load_teacher` raises.
+    """
+    known, digest = start.card.training.get("teacher"), None if path is None else sha256_of(find_model(path))
+    if resumed and known != digest:
+        if path is None:
+            raise ConfigError("this run learns from a teacher: go on with the same --teacher MODEL")
+        found = "begun without a teacher" if known is None else f"begun with another teacher (SHA-256 {known[:12]})"
+        raise ModelError(f"{one_line(path)}: the run was {found}; go on with that, or start anew with --overwrite")
+    if path is None:
+        return start
+    card = replace(start.card, training={**start.card.training, "teacher": digest})
+    return replace(start, card=card, teacher=load_teacher(path, start.tiles, start.config))
+
+
+def load_teacher(path: Path, tiles: TileSet, config: TrainConfig) -> Teacher:
+    """Read the teacher, on the CPU, and check that it knows tiles like these.
+
+    Raises ModelError when it takes other bands or another value range, or is damaged, BadDataError when the tiles'
+    pixels are of another size on the ground, ConfigError when it does not take the crops.
+    """
+    segmenter, card = load_model(path)
+    name = one_line(find_model(path))
+    for label, taken, held in (
+        ("bands", _bands_of(card.band_indexes, card.bands), _bands_of(tiles.bands, len(tiles.mean))),
+        ("value range", card.scale, tiles.scale),
+    ):
+        if taken != held:
+            raise ModelError(
+                f"{name}: the teacher takes {label} {taken}, the tiles hold {held}; cut tiles like its own"
+            )
+    if gsd_differs(tiles.gsd_m, card.gsd_m):
+        raise BadDataError(
+            f"{one_line(tiles.folder)}: its pixels are {tiles.gsd_m:.3g} m, the teacher {name} was trained at"
+            f" {card.gsd_m:.3g} m; cut tiles with --gsd {card.gsd_m:.3g}"
+        )
+    try:
+        check_network(spec_of(card), config.data.crop)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: data.crop {config.data.crop}: {error}") from error
+    return Teacher(segmenter.requires_grad_(False).eval(), card.temperature)
+
+
+def _bands_of(indexes: tuple[int, ...] | None, count: int) -> tuple[int, ...]:
+    return indexes or tuple(range(1, count + 1))

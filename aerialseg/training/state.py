@@ -106,7 +106,13 @@ def save_checkpoint(run: Path, state: Checkpoint) -> None:
     last = run / LAST
     content = {"format": FORMAT, "digest": digest_of(state), "state": state}
     with staged(last) as temporary:
-        _write(temporary, content)
+        try:
+            with temporary.open("wb") as stream:  # torch's own writer hides the reason of a full disk
+                torch.save(content, stream)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
         if last.exists():
             last.replace(run / PREVIOUS)
 
@@ -137,17 +143,6 @@ def digest_of(state: Any) -> str:
     digest = hashlib.sha256()
     _feed(digest.update, state)
     return digest.hexdigest()
-
-
-def _write(path: Path, content: Checkpoint) -> None:
-    """Save through a Python file: torch's writer hides the reason of a full disk behind a RuntimeError of its own."""
-    try:
-        with path.open("wb") as stream:
-            torch.save(content, stream)
-    except RuntimeError as error:
-        if isinstance(error.__context__, OSError):
-            raise error.__context__ from error
-        raise
 
 
 def _feed(update: Callable[[Any], None], value: Any) -> None:

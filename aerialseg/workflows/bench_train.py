@@ -106,7 +106,7 @@ def bench_train(folder: Path, config: TrainConfig, *, device: str, seconds: floa
     threads = reading_threads(config.data.threads)
     with open_readers(threads) as readers:
         start = start_fresh(tiles, config)
-        job = build_job(Path(), tiles, start, device=chosen, readers=readers, progress=progress)
+        job = build_job(Path(), start, device=chosen, readers=readers, progress=progress)
         progress.start("measuring", 5, "rate")
         raw = _feed_rate(_plain(job), seconds, progress)
         augmented = _feed_rate(job, seconds, progress)

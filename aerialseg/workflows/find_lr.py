@@ -71,7 +71,7 @@ def find_learning_rate(
     chosen = pick_device(device)
     with open_readers(reading_threads(config.data.threads)) as readers:
         start = start_fresh(tiles, config.model_copy(update=updates))
-        job = build_job(tiles.folder, tiles, start, device=chosen, readers=readers, progress=progress)
+        job = build_job(tiles.folder, start, device=chosen, readers=readers, progress=progress)
         try:
             losses = _losses(job, progress)
         except (RuntimeError, MemoryError) as error:

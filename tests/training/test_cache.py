@@ -158,10 +158,10 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pyt
         cache, said = opened(folder)
     assert cache is None and "no space" in said[0] and "0.3 MB" in said[0]
 
-    def full(self: Any) -> None:
+    def full(*given: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("aerialseg.training.cache._Write.__call__", full)
+    monkeypatch.setattr("aerialseg.training.cache._write_records", full)
     cache, said = opened(folder)
     assert cache is None and "no space on" in said[-1]
     assert [path.name for path in (folder / "training-cache").iterdir()] == [".aerialseg-lock"]
@@ -203,7 +203,7 @@ def test_a_mask_with_unknown_values_is_refused_with_the_values_found(tmp_path: P
 
 def test_a_disk_that_hangs_ends_packing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
-    monkeypatch.setattr("aerialseg.training.cache._Write.__call__", lambda self: release.wait(20))
+    monkeypatch.setattr("aerialseg.training.cache._write_records", lambda *given: release.wait(20))
     with pytest.raises(ResourceError, match=r"not read within 0\.2 s"):
         opened(write_tileset(tmp_path), replace_timeout(0.2))
     release.set()

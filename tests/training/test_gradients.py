@@ -47,7 +47,7 @@ def make_job(tiles: TileSet, tmp_path: Path) -> Iterator[Callable[..., TrainJob]
 
         def build(*overrides: str) -> TrainJob:
             start = start_fresh(tiles, tiny_config("run.seed=3", "data.cache=off", *overrides))
-            return build_job(tmp_path / "run", tiles, start, device=torch.device("cpu"), readers=readers)
+            return build_job(tmp_path / "run", start, device=torch.device("cpu"), readers=readers)
 
         yield build
 
