@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,12 +87,12 @@ class PairStrip:
 def count_pair(pair: Pair, rules: Rules, stop: Event | None = None) -> SceneScore:
     """Count one pair whose grids agree; `stop`, once set, ends it with CancelledError."""
     with open_pair(pair, rules) as (box, strips):
-        tally = PairCounter(box, details=rules.details)
+        counter = PairCounter(box, details=rules.details)
         for strip in strips:
             if stop is not None and stop.is_set():
                 raise CancelledError
-            tally.add(strip)
-    return tally.result(pair)
+            counter.add(strip)
+    return counter.result(pair)
 
 
 @contextmanager
@@ -113,7 +113,12 @@ def open_pair(pair: Pair, rules: Rules) -> Iterator[tuple[GeoBox, Iterator[PairS
         probability = None
         if (rules.details or rules.probabilities) and pair.probability is not None:
             probability = files.enter_context(open_raster(pair.probability))
-            check_probability(probability, pair.probability)
+            if probability.count != 1 or probability.dtypes[0] != "uint8":
+                bands = f"{probability.count} bands of {probability.dtypes[0]}"
+                raise BadDataError(
+                    f"{one_line(pair.probability)}: {bands}, expected one band of uint8 as predict --probability writes"
+                    " it; remove it or give the masks' folder without it"
+                )
             datasets.append(probability)
         read_rival: Read | None = None
         if pair.rival is not None and rules.rival is not None:
@@ -125,16 +130,6 @@ def open_pair(pair: Pair, rules: Rules) -> Iterator[tuple[GeoBox, Iterator[PairS
         chunks = _chunks(box, blocks) if rules.filtered is None else _rows_of(box, rules.filtered)
         read = partial(read_mask, predicted, rules.prediction)
         yield box, _read_strips(chunks, read, read_truth, probability, read_rival)
-
-
-def check_probability(dataset: DatasetReader, path: Path) -> None:
-    """Raise BadDataError unless the raster can hold what predict writes: one band of uint8."""
-    if dataset.count != 1 or dataset.dtypes[0] != "uint8":
-        found = f"{dataset.count} bands of {dataset.dtypes[0]}"
-        raise BadDataError(
-            f"{one_line(path)}: {found}, expected one band of uint8 as predict --probability writes it; remove it or"
-            " give the masks' folder without it"
-        )
 
 
 def _read_strips(
@@ -157,8 +152,8 @@ def _read_strips(
         for top in range(0, len(building), rows):
             part = np.s_[top : top + rows]
             row, some = int(chunk.row_off) + top, None if quanta is None else quanta[part]
-            strip = _joined(row, (building[part], valid[part]), (truth[part], labelled[part]), some)
-            yield strip if hidden is None else _without(strip, hidden[part])
+            unseen = None if hidden is None else hidden[part]
+            yield _joined(row, (building[part], valid[part]), (truth[part], labelled[part]), some, unseen)
 
 
 def _chunks(box: GeoBox, block_rows: Sequence[int]) -> Iterator[Window]:
@@ -174,22 +169,18 @@ def _rows_of(box: GeoBox, least: int) -> Iterator[Window]:
         yield Window(0, row, box.width, min(rows, box.height - row))
 
 
-def _joined(row: int, prediction: Both, true: Both, quanta: NDArray[np.uint8] | None) -> PairStrip:
+def _joined(
+    row: int, prediction: Both, true: Both, quanta: NDArray[np.uint8] | None, hidden: Flags | None
+) -> PairStrip:
+    """Return the strip of a prediction and its truth; `hidden` are pixels of both that the rival does not know."""
     (building, valid), (truth, labelled) = prediction, true
-    if valid.all() and labelled.all():
+    unseen = 0 if hidden is None else int(np.count_nonzero(hidden))
+    if not unseen and valid.all() and labelled.all():
         return PairStrip(row, building, truth, valid, 0, 0, quanta)
     missing = labelled & ~valid
     lost = int(np.count_nonzero(missing)), int(np.count_nonzero(missing & truth))
-    known = valid & labelled
-    return PairStrip(row, building & known, truth & known, known, *lost, quanta)
-
-
-def _without(strip: PairStrip, hidden: Flags) -> PairStrip:
-    """Return the strip with the pixels that the rival does not know left out."""
-    if not hidden.any():
-        return strip
-    known, count = strip.valid & ~hidden, int(np.count_nonzero(hidden))
-    return replace(strip, building=strip.building & known, truth=strip.truth & known, valid=known, hidden=count)
+    known = valid & labelled if hidden is None else valid & labelled & ~hidden
+    return PairStrip(row, building & known, truth & known, known, *lost, quanta, unseen)
 
 
 def _read_labels(read: Callable[[Window], NDArray[np.uint8]], window: Window) -> Both:
