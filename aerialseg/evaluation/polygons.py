@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from aerialseg.evaluation.pairs import Pair
     from aerialseg.geo.labels import ResolvedRule
     from aerialseg.geo.vectors import VectorLayer
 
@@ -211,23 +210,23 @@ def _on_ground(shapes: Shapes, ground: shapely.Geometry) -> tuple[Shapes, NDArra
     return pieces, whole
 
 
-def area_of_interest(pairs: Sequence[Pair], area: VectorLayer | None) -> tuple[CRS, shapely.Geometry]:
+def area_of_interest(predictions: Sequence[Path], area: VectorLayer | None) -> tuple[CRS, shapely.Geometry]:
     """Return the valid pixels of all predictions that lie in `area`, in a CRS that counts in metres, and that CRS.
 
     Raises BadDataError when a prediction has no place.
     """
-    rule, parts = decide_rule([pair.prediction for pair in pairs]), []
+    rule, parts = decide_rule(predictions), []
     metric: CRS | None = None
-    for pair in pairs:
-        outline, box = _valid_outline(pair.prediction, rule)
+    for path in predictions:
+        outline, box = _valid_outline(path, rule)
         if box.crs is None or not box.georeferenced:
-            raise BadDataError(f"{one_line(pair.prediction)}: has no place, so no polygons can be judged there")
+            raise BadDataError(f"{one_line(path)}: has no place, so no polygons can be judged there")
         own, t = CRS.from_wkt(box.crs.to_wkt()), box.transform
-        metric = metric or _utm(pair.prediction, own, t @ (box.width / 2, box.height / 2))
+        metric = metric or _utm(path, own, t @ (box.width / 2, box.height / 2))
         placed = shapely.affinity.affine_transform(outline, (t.a, t.b, t.d, t.e, t.c, t.f))
-        parts.append(moved(placed, pair.prediction, own, metric))
+        parts.append(moved(placed, path, own, metric))
     if metric is None:
-        raise ValueError("ground is made of at least one pair")
+        raise ValueError("ground is made of at least one prediction")
     shape = shapely.union_all([_grown(part) for part in parts])
     if area is not None:
         labelled = _grown(shapely.union_all(moved(area.shapes, area.path, area.crs, metric)))

@@ -60,7 +60,8 @@ def evaluate(
     if drawn is not None:
         true = [read_layer(vectors, where=options.where) for vectors in pairs[0].vectors]
         area = None if options.labelled_area is None else read_layer(options.labelled_area)
-        found = replace(found, polygons=score_polygons(drawn, true, *area_of_interest(pairs, area)))
+        predictions = [pair.prediction for pair in pairs]
+        found = replace(found, polygons=score_polygons(drawn, true, *area_of_interest(predictions, area)))
         found = _with_warnings(found, drawn.warnings, progress)
     found = _with_warnings(found, [*leaks, *check_claims(pairs, found.overall.building_fraction)], progress)
     if extras.report is not None:

@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from aerialseg.sample.districts import Style
     from aerialseg.training.report import TrainReport
 
+    Flags = NDArray[np.bool_]
+
 CONFIG = "demo"
 CITY: Style = "vienna"
 NUMBERS, HELD_OUT = (1, *range(6, 14)), 2
@@ -146,7 +148,7 @@ def run_demo(
         truth = out / "truth" / held_out.image.name
         write_bytes(truth, (masks / truth.name).read_bytes())
         demo = DemoReport(out, held_out, trained, untrained, training)
-        draw_picture(demo.picture, held_out.name, read_picture(held_out.image, truth, demo.mask))
+        draw_picture(demo.picture, held_out.name, *read_picture(held_out.image, truth, demo.mask))
     demo = replace(demo, seconds={**seconds, "total": time.monotonic() - began})
     write_json(out / "report.json", demo.to_json())
     return demo
@@ -223,25 +225,20 @@ def _save_untrained(trained: Path, path: Path, seed: int) -> Path:
     return path
 
 
-@dataclass(frozen=True, slots=True)
-class DemoPicture:
-    """One piece of ground: pixels uint8 (bands, rows, cols), true and predicted building, and where both are known."""
+def draw_picture(
+    path: Path, name: str, pixels: NDArray[np.uint8], truth: Flags, prediction: Flags, valid: Flags
+) -> None:
+    """Write a PNG of scene | truth | prediction | errors, with a legend and the IoU of what is shown.
 
-    pixels: NDArray[np.uint8]
-    truth: NDArray[np.bool_]
-    prediction: NDArray[np.bool_]
-    valid: NDArray[np.bool_]
-
-
-def draw_picture(path: Path, name: str, compared: DemoPicture) -> None:
-    """Write a PNG of scene | truth | prediction | errors, with a legend and the IoU of what is shown."""
+    `pixels` are uint8 (bands, rows, cols); the masks say where building is true and predicted, and where both are known.
+    """
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    confusion = Confusion.of(compared.prediction, compared.truth, compared.valid)
-    scene = as_rgb(np.moveaxis(compared.pixels, 0, -1))
-    errors = flat_errors(scene, compared.truth, compared.prediction, compared.valid)
-    panels = (scene, flat_mask(compared.truth), flat_mask(compared.prediction), errors)
+    confusion = Confusion.of(prediction, truth, valid)
+    scene = as_rgb(np.moveaxis(pixels, 0, -1))
+    errors = flat_errors(scene, truth, prediction, valid)
+    panels = (scene, flat_mask(truth), flat_mask(prediction), errors)
     titles = (f"scene {name}", "true buildings", "predicted buildings", f"errors: IoU {confusion.iou:.2f}")
     figure = Figure(figsize=(4 * PANEL / 100 + 0.5, PANEL / 100 + 0.75), dpi=100, facecolor="white")
     for place, (title, panel) in enumerate(zip(titles, panels, strict=True)):
@@ -264,8 +261,8 @@ def draw_picture(path: Path, name: str, compared: DemoPicture) -> None:
     write_bytes(path, encode_png(np.asarray(Image.open(buffer).convert("RGB")), 256))
 
 
-def read_picture(scene: Path, truth: Path, prediction: Path) -> DemoPicture:
-    """Read the middle of a scene with its two masks, which lie on the scene's grid."""
+def read_picture(scene: Path, truth: Path, prediction: Path) -> tuple[NDArray[np.uint8], Flags, Flags, Flags]:
+    """Read the middle of a scene with its two masks, which lie on the scene's grid, as `draw_picture` takes them."""
     source = inspect_scene(scene)
     side = min(source.box.height, source.box.width, SIDE)
     window = Window((source.box.width - side) // 2, (source.box.height - side) // 2, side, side)
@@ -276,4 +273,4 @@ def read_picture(scene: Path, truth: Path, prediction: Path) -> DemoPicture:
         with open_raster(path) as dataset:
             masks.append(read_mask(dataset, decide_rule([path]), window))
     (true, labelled), (predicted, known) = masks
-    return DemoPicture(pixels, true, predicted, labelled & known)
+    return pixels, true, predicted, labelled & known
