@@ -22,8 +22,8 @@ from pyproj import CRS, Transformer
 from aerialseg.counts import NODATA
 from aerialseg.drawing import FOUND, INVENTED, MISSED
 from aerialseg.errors import UsageError, one_line
-from aerialseg.evaluation.counting import Rules, open_pair
 from aerialseg.evaluation.objects import ObjectCounter
+from aerialseg.evaluation.pairs import Rules, open_pair
 from aerialseg.files import (
     locked,
     prepare_output_folder,
@@ -46,9 +46,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from aerialseg.evaluation.counting import PairStrip
     from aerialseg.evaluation.objects import Runs
-    from aerialseg.evaluation.pairs import Pair
+    from aerialseg.evaluation.pairs import Pair, PairStrip
     from aerialseg.progress import Progress
 
     _Building = tuple[shapely.Geometry, str, float]

@@ -20,7 +20,7 @@ from rasterio.windows import Window
 
 from aerialseg import __version__, drawing
 from aerialseg.errors import AerialsegError, one_line
-from aerialseg.evaluation.counting import open_pair
+from aerialseg.evaluation.pairs import open_pair
 from aerialseg.evaluation.results import FEW, calibration_error, reliability, threshold_curve
 from aerialseg.evaluation.scores import EvaluateOptions, decide_rules
 from aerialseg.files import prepare_output_folder, refuse_input_as_output, sha256_of, write_text
@@ -38,8 +38,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from aerialseg.counts import ScoreHistogram
-    from aerialseg.evaluation.counting import PairStrip, Rules
-    from aerialseg.evaluation.pairs import Pair
+    from aerialseg.evaluation.pairs import Pair, PairStrip, Rules
     from aerialseg.evaluation.results import Counts, EvaluationReport
     from aerialseg.geo.inspection import Access
     from aerialseg.progress import Progress

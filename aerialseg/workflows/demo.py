@@ -230,7 +230,8 @@ def draw_picture(
 ) -> None:
     """Write a PNG of scene | truth | prediction | errors, with a legend and the IoU of what is shown.
 
-    `pixels` are uint8 (bands, rows, cols); the masks say where building is true and predicted, and where both are known.
+    `pixels` are uint8 (bands, rows, cols); the masks say where building is true, where it is predicted, and where both
+    are known.
     """
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
