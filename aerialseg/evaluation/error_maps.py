@@ -36,7 +36,7 @@ from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.geopackage import write_table, writing_vectors
 from aerialseg.geo.opening import open_raster, without_warnings
 from aerialseg.geo.ownership import ERRORS_TAG, check_overwrite
-from aerialseg.geo.qgis.styles import MaskClass, write_mask_sidecars
+from aerialseg.geo.styles import MaskClass, write_mask_sidecars
 from aerialseg.geo.tiles.tileset import common_crs
 from aerialseg.geo.writing import BandMeaning, write_cog
 

@@ -23,15 +23,9 @@ from aerialseg.geo.measures import MEASURES, kind_of
 from aerialseg.geo.opening import open_raster
 from aerialseg.geo.ownership import check_overwrite, owner_of, write_owned
 from aerialseg.geo.polygons.polygonize import MaskLayer, write_buildings
-from aerialseg.geo.qgis.project import MapGroup, MapLayer, compose_project
-from aerialseg.geo.qgis.styles import (
-    building_renderer,
-    mask_pipe,
-    probability_pipe,
-    scene_pipe,
-    write_probability_sidecar,
-)
+from aerialseg.geo.project import MapGroup, MapLayer, compose_project
 from aerialseg.geo.scenes import MOSAIC
+from aerialseg.geo.styles import building_renderer, mask_pipe, probability_pipe, scene_pipe, write_probability_sidecar
 from aerialseg.geo.vrt import Kind, Mosaic, MosaicPart, compose_mosaics, mosaic_names, mosaic_sources
 from aerialseg.prediction.stac import ITEMS, Sheet, describe, parse_taken
 from aerialseg.progress import Silent

@@ -26,7 +26,7 @@ from aerialseg.files import sha256_of
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.opening import open_raster, raster_errors
 from aerialseg.geo.ownership import PREDICTION_TAG
-from aerialseg.geo.qgis.styles import write_mask_sidecars
+from aerialseg.geo.styles import write_mask_sidecars
 from aerialseg.geo.writing import BandMeaning, write_cog
 from aerialseg.prediction.lattice import Lattice
 

@@ -20,8 +20,8 @@ from urllib.parse import quote
 
 from aerialseg.errors import one_line
 from aerialseg.files import PLACEHOLDER
-from aerialseg.geo.qgis.project import around, crs_code, footprint, relative_to, rounded
-from aerialseg.geo.qgis.styles import MASK_CLASSES
+from aerialseg.geo.project import around, crs_code, footprint, relative_to, rounded
+from aerialseg.geo.styles import MASK_CLASSES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -17,7 +17,7 @@ from pyogrio.raw import write
 from small_run import CARD, HASH, Told, write_entry, write_run
 
 from aerialseg.errors import BadDataError, NoInputError, OutputError, Stopped
-from aerialseg.geo.qgis.styles import write_building_style
+from aerialseg.geo.styles import write_building_style
 from aerialseg.geo.vrt import MosaicPart
 from aerialseg.prediction.exports import SINGLY, Entry, check_collection, collection_paths, write_collection
 
@@ -273,7 +273,7 @@ def test_a_control_character_in_a_name_costs_its_layers_only(tmp_path: Path) -> 
 
 def test_scenes_are_styled_by_their_bands(tmp_path: Path, scene_file: Callable[..., Path]) -> None:
     from aerialseg.geo.opening import open_raster
-    from aerialseg.geo.qgis.styles import scene_pipe
+    from aerialseg.geo.styles import scene_pipe
 
     def renderer(**options: Any) -> Element:
         path = scene_file(tmp_path / "scene.tif", **options)

@@ -14,7 +14,7 @@ from in_qgis import BUILDING, CANVAS, look
 from pyogrio.raw import write
 from small_run import CARD, HASH, HEIGHT, ODD_NAMES, WIDTH, Told, labels_of, write_entry, write_run
 
-from aerialseg.geo.qgis.styles import write_building_style
+from aerialseg.geo.styles import write_building_style
 from aerialseg.prediction.exports import Entry, write_collection
 
 pytestmark = pytest.mark.qgis

@@ -130,7 +130,7 @@ def polygonize_masks(
     masks: Sequence[str | Path],
     target: Path,
     options: PolygonOptions | None = None,
-    progress: Progress | None = None,
+    progress: Progress = Silent(),
     *,
     probability: Path | None = None,
     overwrite: bool = False,
@@ -141,7 +141,6 @@ def polygonize_masks(
     by name. Raises what `write_buildings` raises, NoInputError when no mask or no probability is found, and OutputError
     when another run writes in the target's folder.
     """
-    progress = progress or Silent()
     require_writer(target)
     layers = find_layers(masks, probability)
     without = [layer.name for layer in layers if layer.probability is None]
