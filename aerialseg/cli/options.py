@@ -58,6 +58,19 @@ AllowUngeoreferenced = Annotated[
 MaxPixels = Annotated[float, typer.Option(help="Refuse rasters with more pixels than this.", show_default="1e10")]
 
 
+def _say_new_name(asked: bool) -> bool:
+    if asked:
+        typer.echo("warning: --agreement is called --disagreement now, and so is its folder", err=True)
+    return asked
+
+
+Disagreement = Annotated[
+    bool, typer.Option("--disagreement", help="Write where overlapping windows disagree: 0 to 254 for 0 to 1.")
+]
+Agreement = Annotated[bool, typer.Option("--agreement", hidden=True, callback=_say_new_name)]
+"""What `--disagreement` was called once."""
+
+
 def band_rule(bands: str | None, scale: str | None) -> BandRule:
     """Return what `--bands 1,2,3` and `--scale LO:HI` ask for; raises UsageError for anything else."""
     from aerialseg.geo.inspection import BandRule

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from aerialseg.cli.options import Agreement, Disagreement
+
 
 def plan(
     scenes: Annotated[list[str], typer.Argument(help="Scenes, as predict takes them.", show_default=False)],
@@ -28,7 +30,8 @@ def plan(
     device: Annotated[str, typer.Option(help="As for predict.")] = "auto",
     compiled: Annotated[bool, typer.Option("--compile", help="As for predict.")] = False,
     probability: Annotated[bool, typer.Option("--probability", help="As for predict.")] = False,
-    agreement: Annotated[bool, typer.Option("--agreement", help="As for predict.")] = False,
+    disagreement: Disagreement = False,
+    agreement: Agreement = False,
     polygons: Annotated[bool, typer.Option("--polygons", help="As for predict.")] = False,
     bands: Annotated[str | None, typer.Option(help="As for predict.", show_default="the model's")] = None,
     scale: Annotated[str | None, typer.Option(help="As for predict.", show_default="the model's")] = None,
@@ -59,7 +62,7 @@ def plan(
     options = PredictOptions(
         window=window, overlap=overlap, tta=tta, gsd_m=gsd_of(gsd), neighbours=neighbours == "auto",
         batch=batch_size(batch), precision=precision, device=device, compiled=compiled, probability=probability,
-        agreement=agreement, polygons=polygons, rule=band_rule(bands, scale),
+        disagreement=disagreement or agreement, polygons=polygons, rule=band_rule(bands, scale),
         access=Access(allow_ungeoreferenced, max_pixels), shard=shard_of(shard),
     )  # fmt: skip
     with console_progress() as progress:

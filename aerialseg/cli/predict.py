@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from aerialseg.cli.options import Agreement, Disagreement
+
 
 def predict(
     scenes: Annotated[
@@ -49,9 +51,8 @@ def predict(
     probability: Annotated[
         bool, typer.Option("--probability", help="Write probability rasters too: 0 to 254 for 0 to 1.")
     ] = False,
-    agreement: Annotated[
-        bool, typer.Option("--agreement", help="Write where overlapping windows disagree: 0 to 254 for 0 to 1.")
-    ] = False,
+    disagreement: Disagreement = False,
+    agreement: Agreement = False,
     polygons: Annotated[
         bool,
         typer.Option("--polygons", help="Write buildings.gpkg over all scenes too (with --probability); shape it by:"),
@@ -112,7 +113,7 @@ def predict(
     chosen = PredictOptions(
         window=window, overlap=overlap, blend=blend, tta=tta, gsd_m=gsd_of(gsd),
         neighbours=neighbours == "auto", batch=batch_size(batch), precision=precision, device=device,
-        compiled=compiled, probability=probability, agreement=agreement, polygons=polygons,
+        compiled=compiled, probability=probability, disagreement=disagreement or agreement, polygons=polygons,
         shaping=PolygonOptions(min_area_m2, crs, simplify, regularise),
         rule=band_rule(bands, scale), access=access, shard=shard_of(shard), overwrite=overwrite, fail_fast=fail_fast,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Which rasters measure something (a probability, an agreement) instead of saying building or not, and whose."""
+"""Which rasters measure something (a probability, a disagreement) instead of saying building or not, and whose."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PROBABILITY = "probability"
-MEASURES = frozenset((PROBABILITY, "agreement"))
+FORMER_FOLDERS = {"disagreement": "agreement"}
+"""Where earlier versions kept rasters."""
+MEASURES = frozenset((PROBABILITY, *FORMER_FOLDERS, *FORMER_FOLDERS.values()))
 """The folders in which `predict` keeps what does not say building or not."""
 KEY = "AERIALSEG_KEY"
 """The metadata item that every raster of `predict` carries."""

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from aerialseg.errors import AerialsegError, BadDataError, Stopped, UsageError, one_line
-from aerialseg.files import refuse_foreign, sha256_of
+from aerialseg.files import output_error, refuse_foreign, sha256_of
 from aerialseg.geo.digest import content_digest
 from aerialseg.geo.inspection import BandRule, inspect_scene
-from aerialseg.geo.measures import KEY
+from aerialseg.geo.measures import FORMER_FOLDERS, KEY
 from aerialseg.models.presets import PRESETS, SIZE_MULTIPLE
 from aerialseg.prediction.lattice import place_scenes
 from aerialseg.prediction.outputs import COUNTS, SceneFiles, done_key, read_tags, reads_to_the_end, write_sides
@@ -188,7 +188,7 @@ def disk_bytes(options: PredictOptions, pixels: Sequence[int], device: str) -> i
     That is their outputs and, of the largest scene, the strips of those in the works and their plain copies.
     """
     finished = (MASK_BYTES + MEASURE_BYTES * len(options.measures)) * sum(pixels)
-    layers = 1 + options.agreement
+    layers = 1 + options.disagreement
     finishing = min(finishers(device), max(1, len(pixels) - 1))
     return int(finished + (layers + finishing * (layers + PLAIN_BYTES)) * max(pixels, default=0))
 
@@ -207,12 +207,19 @@ def done_before(run: Run, work: SceneJob) -> SceneResult | None:
 
     Times are not looked at. Side files that went missing are written again.
     """
-    tags = [read_tags(path) for path in work.files.rasters]
-    if not all(tags) or not all(map(reads_to_the_end, work.files.rasters)):
+    there = [_where_it_is(run.out, kind, path) for kind, path in work.files.by_kind.items()]
+    tags = [read_tags(path) for path in there]
+    if not all(tags) or not all(map(reads_to_the_end, there)):
         return None
     key = run.key(work.canvas)
     if any(tag[KEY] != key for tag in tags):
         return None
+    for former, path in zip(there, work.files.rasters, strict=True):
+        if former != path:
+            try:
+                former.replace(path)
+            except OSError as error:
+                raise output_error(path, error) from error
     write_sides(work.files)
     hashes = {kind: sha256_of(path) for kind, path in work.files.by_kind.items()}
     valid, building = (int(tags[-1][name]) for name in COUNTS)
@@ -224,6 +231,14 @@ def done_before(run: Run, work: SceneJob) -> SceneResult | None:
         building_pixels=building,
         hashes={"key": key, "scene": run.digest(work.scene.image), **hashes},
     )
+
+
+def _where_it_is(out: Path, kind: str, path: Path) -> Path:
+    """Return the path, or that which an earlier version gave the same raster when only that one is there."""
+    if kind not in FORMER_FOLDERS or path.exists():
+        return path
+    former = out / FORMER_FOLDERS[kind] / path.relative_to(out / kind)
+    return former if former.exists() else path
 
 
 def every_output(files: Mapping[str, SceneFiles], out: Path) -> list[Path]:

@@ -143,7 +143,7 @@ class _Blending:
         self, canvas: ScenePlacement, schedule: Schedule, settings: EngineSettings, validity: Validity
     ) -> None:
         self.accumulator = Accumulator(schedule.lattice, settings)
-        planes = 2 if settings.agreement else 1
+        planes = 2 if settings.disagreement else 1
         self.maker = StripMaker(canvas, schedule, planes, settings.device, WRITE_DEPTH + 1)
         self._validity = validity
 
@@ -170,7 +170,7 @@ class Accumulator:
         self._down, self._across = torch.from_numpy(down).to(device), torch.from_numpy(across).to(device)
         self._kinds = _kinds(down), _kinds(across)
         self._weighted = (-1, -1)
-        planes = 2 if settings.agreement else 1
+        planes = 2 if settings.disagreement else 1
         self._sum = torch.zeros((planes, lattice.size, lattice.padded), device=device)
         self._weight = torch.empty((lattice.size, lattice.size), device=device)
         self._starts = lattice.starts()
@@ -250,7 +250,7 @@ class Strip:
         """
         return self._plane(0)
 
-    def agreement(self) -> NDArray[np.uint8] | None:
+    def disagreement(self) -> NDArray[np.uint8] | None:
         """Return round(254 x disagreement), [rows, width], 255 where the scene has no data; None when not asked for.
 
         Disagreement is twice the weighted standard deviation of the probabilities that windows gave a pixel: 0 where

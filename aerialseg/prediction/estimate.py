@@ -171,7 +171,7 @@ def _existing(folder: Path) -> Path:
 def peak_bytes(canvas: ScenePlacement, settings: EngineSettings, bands: int) -> int:
     """Return about how much host memory predicting the scene takes at most, beyond the network itself."""
     lattice = Lattice.of(canvas, settings.size, settings.overlap)
-    planes = 2 if settings.agreement else 1
+    planes = 2 if settings.disagreement else 1
     batch, area = batch_size(settings, lattice), settings.size * settings.size
     under, width = lattice.size * lattice.padded, canvas.source.box.width
     total = OVERHEAD + min(_cache_bytes(), _scene_bytes(canvas))

@@ -43,7 +43,7 @@ class EngineSettings:
     blend: Blend = "hann"
     tta: Symmetry = "none"
     """Which mirrored and turned copies of a window are run too; their probabilities are averaged."""
-    agreement: bool = False
+    disagreement: bool = False
     """Whether strips also say how far the windows over a pixel disagree."""
     compile: bool = False
     """Whether torch.compile translates the network first."""

@@ -55,7 +55,7 @@ class PredictOptions:
     compiled: bool = False
     """Whether torch.compile translates the network first."""
     probability: bool = False
-    agreement: bool = False
+    disagreement: bool = False
     polygons: bool = False
     """Draw building polygons of all scenes, too; their mean probability needs the probability rasters."""
     shaping: PolygonOptions = field(default_factory=PolygonOptions)
@@ -70,7 +70,7 @@ class PredictOptions:
     @property
     def measures(self) -> tuple[str, ...]:
         """Which rasters are written beside the mask."""
-        return ("probability",) * (self.probability or self.polygons) + ("agreement",) * self.agreement
+        return ("probability",) * (self.probability or self.polygons) + ("disagreement",) * self.disagreement
 
     def __post_init__(self) -> None:
         if self.shaping != PolygonOptions() and not self.polygons:

@@ -47,7 +47,7 @@ ENGINE = 2
 MASK = BandMeaning(NODATA)
 MEASURE = BandMeaning(NODATA, "average", scale=1 / QUANTA)
 """A probability, or the windows' disagreement: 0 to 254 stand for 0 to 1."""
-LAYERS = {"probability": 0, "agreement": 1}
+LAYERS = {"probability": 0, "disagreement": 1}
 """Which layer of a part holds what."""
 EVERY = 4
 """One row in so many is looked at, and all those at window edges: 25 million differences in a third of the time."""
@@ -59,7 +59,7 @@ class SceneFiles:
 
     mask: Path
     probability: Path | None
-    agreement: Path | None = None
+    disagreement: Path | None = None
 
     @classmethod
     def of(cls, scene: Scene, out: Path, measures: Collection[str] = ()) -> SceneFiles:
@@ -71,13 +71,13 @@ class SceneFiles:
         if name.is_absolute() or ".." in name.parts or not name.name:
             raise UsageError(f"{one_line(scene.name)}: a scene's name must be a relative path without ..")
         file = name.with_name(f"{name.name}.tif")
-        probability, agreement = (out / kind / file if kind in measures else None for kind in LAYERS)
-        return cls(out / file, probability, agreement)
+        probability, disagreement = (out / kind / file if kind in measures else None for kind in LAYERS)
+        return cls(out / file, probability, disagreement)
 
     @property
     def by_kind(self) -> dict[str, Path]:
         """The files that carry pixels, the mask last."""
-        found = {"probability": self.probability, "agreement": self.agreement, "mask": self.mask}
+        found = {"probability": self.probability, "disagreement": self.disagreement, "mask": self.mask}
         return {kind: path for kind, path in found.items() if path is not None}
 
     @property

@@ -30,7 +30,7 @@ class SceneResult:
     neighbours: int = 0
     """How many touching scenes it could see into."""
     outputs: dict[str, Path] = field(default_factory=dict)
-    """`mask` and, where asked for, `probability` and `agreement`."""
+    """`mask` and, where asked for, `probability` and `disagreement`."""
     seconds: float | None = None
     valid_pixels: int | None = None
     building_pixels: int | None = None

@@ -46,7 +46,7 @@ class ResumeFile:
     height: int
     width: int
     layers: int = 1
-    """1: probability, quantised; 2: agreement, too."""
+    """1: probability, quantised; 2: disagreement, too."""
     claim: IO[bytes] | None = field(default=None, compare=False)
     """Open and locked, for as long as the part is this process's."""
 
@@ -109,7 +109,7 @@ class ResumeFile:
             if not told:
                 stream.write(self._head(UNKNOWN))
             while (strip := (yield)) is not None:
-                found = (strip.quanta(), strip.agreement())[: self.layers]
+                found = (strip.quanta(), strip.disagreement())[: self.layers]
                 _append(stream, strip.row, [pixels for pixels in found if pixels is not None])
                 if not told and key.done() and key.exception() is None:
                     told = True

@@ -233,7 +233,7 @@ def _stream(journal: RunLog, work: SceneJob, forward: Forward, finisher: _Finish
     from aerialseg.prediction.outputs import SeamCounter
 
     run, began = journal.run, time.monotonic()
-    part = ResumeFile.claimed(run.out, work.scene.name, (work.box.height, work.box.width), 1 + run.options.agreement)
+    part = ResumeFile.claimed(run.out, work.scene.name, (work.box.height, work.box.width), 1 + run.options.disagreement)
     key = in_background(partial(_part_key, run, work, forward), "hasher")
     try:
         skip = 0
@@ -366,7 +366,7 @@ class RunLog:
         model = {"path": str(run.model), "sha256": run.model_hash, **card}
         asked = {
             name: getattr(run.options, name)
-            for name in ("probability", "agreement", "polygons", "neighbours", "compiled")
+            for name in ("probability", "disagreement", "polygons", "neighbours", "compiled")
         }
         settings = {**run.parameters, **asked, **self.settings}
         del settings["model"]
@@ -423,7 +423,7 @@ def load_forward(run: Run) -> Forward:
         temperature=card.temperature,
         blend=run.options.blend,
         tta=run.options.tta,
-        agreement=run.options.agreement,
+        disagreement=run.options.disagreement,
         compile=run.options.compiled,
     )
     return Forward(segmenter, settings, run.progress)

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 def keep(strips: list[Kept]) -> Generator[None, Strip | None]:
     while (strip := (yield)) is not None:
-        agreement = strip.agreement()
-        strips.append((strip.row, strip.quanta().copy(), None if agreement is None else agreement.copy()))
+        disagreement = strip.disagreement()
+        strips.append((strip.row, strip.quanta().copy(), None if disagreement is None else disagreement.copy()))
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def stream() -> Callable[..., NDArray[np.uint8]]:
     """Run the engine over a file and return its quanta [rows, cols], joined from strips that must follow each other.
 
     `canvas` gives the file's place among others; `skip` begins at a row, and the rows from there are returned; `strips`
-    is a list that receives (row, quanta, agreement) of each strip.
+    is a list that receives (row, quanta, disagreement) of each strip.
     """
 
     def call(

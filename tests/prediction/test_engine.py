@@ -364,9 +364,9 @@ def test_no_row_with_a_nan_is_handed_out(
     path = scene_file(tmp_path / "scene.tif", size=size)
     canvas = ScenePlacement.alone(inspect_scene(path), gsd_m)
     strips: list[Any] = []
-    clean = stream(path, plain(PixelRule()), canvas=canvas, batch=1, agreement=True)
+    clean = stream(path, plain(PixelRule()), canvas=canvas, batch=1, disagreement=True)
     with pytest.raises(ModelError, match="NaN; use --precision fp32"):
-        stream(path, plain(NanAt(call)), canvas=canvas, batch=1, agreement=True, strips=strips)
+        stream(path, plain(NanAt(call)), canvas=canvas, batch=1, disagreement=True, strips=strips)
     for row, quanta, _ in strips:
         np.testing.assert_array_equal(quanta, clean[row : row + len(quanta)])
     assert (len(strips) > 0) == (call > 4), "rows above it are kept"
@@ -394,7 +394,7 @@ def test_a_strip_from_a_card_tells_of_nan_once_it_has_arrived() -> None:
         Strip(0, planes, None, Arrival(Arrived(), torch.tensor(total), "s.tif")) for total in (7.0, float("nan"))
     )
     assert sound.quanta().shape == (3, 4)
-    for read in (rotten.quanta, rotten.agreement):
+    for read in (rotten.quanta, rotten.disagreement):
         with pytest.raises(ModelError, match=r"s\.tif: the model gave NaN"):
             read()
 

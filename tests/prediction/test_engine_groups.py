@@ -117,19 +117,19 @@ def test_ragged_pieces_equal_the_whole_at_any_settings(
     if nodata:
         pixels[:, height // 4 : height // 2, width // 3 :] = 0
     profile = {"nodata": 0} if nodata else {}
-    chosen = {"overlap": overlap, "blend": blend, "agreement": True}
+    chosen = {"overlap": overlap, "blend": blend, "disagreement": True}
     kept: list[Any] = []
     source = inspect_scene(scene_file(folder / "whole.tif", pixels, **profile))
     whole = stream(
         source.path, standardised(Neighbourhood()), canvas=ScenePlacement.alone(source, gsd_m), strips=kept, **chosen
     )
-    spread = np.concatenate([agreement for _, _, agreement in kept])
+    spread = np.concatenate([disagreement for _, _, disagreement in kept])
     cuts = sorted(row for row in rows if row < height), sorted(col for col in cols if col < width)
     for place, canvas in cut(scene_file, folder / "cut", pixels, *cuts, gsd_m, **profile):
         found: list[Any] = []
         quanta = stream(canvas.source.path, standardised(Neighbourhood()), canvas=canvas, strips=found, **chosen)
         np.testing.assert_array_equal(quanta, whole[place])
-        np.testing.assert_array_equal(np.concatenate([agreement for _, _, agreement in found]), spread[place])
+        np.testing.assert_array_equal(np.concatenate([disagreement for _, _, disagreement in found]), spread[place])
 
 
 def test_a_piece_runs_the_windows_that_touch_it_alone(
@@ -217,7 +217,7 @@ def test_a_run_that_goes_on_at_any_strip_gives_the_same_bytes_and_runs_less(
         canvas = ScenePlacement.alone(source, chosen.get("gsd_m"))
     path, strips = canvas.source.path, []
     network = Counting()
-    options = {"canvas": canvas, "overlap": overlap, "agreement": True, "batch": 1}
+    options = {"canvas": canvas, "overlap": overlap, "disagreement": True, "batch": 1}
     whole = stream(path, standardised(Neighbourhood()), strips=strips, **options)
     stream(path, plain(network), **options)
     everything = len(network.sizes)
@@ -226,8 +226,8 @@ def test_a_run_that_goes_on_at_any_strip_gives_the_same_bytes_and_runs_less(
         rest = stream(path, standardised(Neighbourhood()), skip=row, strips=again, **options)
         np.testing.assert_array_equal(rest, whole[row:])
         np.testing.assert_array_equal(
-            np.concatenate([agreement for _, _, agreement in again]),
-            np.concatenate([agreement for first, _, agreement in strips if first >= row]),
+            np.concatenate([disagreement for _, _, disagreement in again]),
+            np.concatenate([disagreement for first, _, disagreement in strips if first >= row]),
         )
     network.sizes.clear()
     stream(path, plain(network), skip=strips[-1][0], **options)

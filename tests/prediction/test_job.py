@@ -203,6 +203,34 @@ def test_probabilities_asked_for_later_are_added(town: Town) -> None:
     assert town.statuses(probability=True) == ["done", "skipped", "skipped"]
 
 
+def test_what_an_earlier_version_called_agreement_is_taken_over(
+    town: Town, no_torch_work: Callable[[], None], small_model: Callable[..., Path]
+) -> None:
+    town.predict(disagreement=True)
+    new, old = town.out / "disagreement", town.out / "agreement"
+    before = [path.read_bytes() for path in sorted(new.iterdir())]
+    new.rename(old)
+    no_torch_work()
+    assert town.statuses() == ["skipped"] * 3
+    assert [path.read_bytes() for path in sorted(old.iterdir())] == before, "who does not ask for it leaves it alone"
+    report = town.predict(disagreement=True)
+    assert [scene.status for scene in report.scenes] == ["skipped"] * 3
+    assert [scene.outputs["disagreement"] for scene in report.scenes] == sorted(new.iterdir())
+    assert [path.read_bytes() for path in sorted(new.iterdir())] == before
+    assert list(old.iterdir()) == []
+
+
+def test_agreement_of_another_run_is_not_taken_over(town: Town, small_model: Callable[..., Path]) -> None:
+    town.predict(disagreement=True, model=small_model(seed=1))
+    new, old = town.out / "disagreement", town.out / "agreement"
+    new.rename(old)
+    before = [path.read_bytes() for path in sorted(old.iterdir())]
+    town.predict()
+    assert town.statuses(disagreement=True) == ["done"] * 3
+    assert [path.read_bytes() for path in sorted(old.iterdir())] == before
+    assert len(list(new.iterdir())) == 3
+
+
 def test_missing_side_files_come_back_and_edited_ones_stay(town: Town) -> None:
     town.predict()
     (town.out / "austin1.qml").unlink()

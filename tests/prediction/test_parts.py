@@ -31,7 +31,7 @@ class FakeStrip:
     def quanta(self) -> np.ndarray:
         return self.values[0]
 
-    def agreement(self) -> np.ndarray | None:
+    def disagreement(self) -> np.ndarray | None:
         return self.values[1] if len(self.values) > 1 else None
 
 
