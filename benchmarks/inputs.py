@@ -129,8 +129,9 @@ def save_random_model(bench: Bench, preset: str) -> Path:
     """Save a model file with random weights, once."""
     import torch
 
-    from aerialseg.models.build import Segmenter, build_network, resolve
+    from aerialseg.models.build import Segmenter, build_network
     from aerialseg.models.package import ModelCard, save_model
+    from aerialseg.models.presets import resolve
 
     path = bench.work / f"{preset}-{bench.sizes.window}.safetensors"
     if not path.exists():

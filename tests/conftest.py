@@ -74,8 +74,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     def save(path: Path | None = None, *, bands: int = 3, tile_size: int = 64, **card: Any) -> Path:
         import torch
 
-        from aerialseg.models.build import Segmenter, build_network, resolve
+        from aerialseg.models.build import Segmenter, build_network
         from aerialseg.models.package import ModelCard, save_model
+        from aerialseg.models.presets import resolve
 
         torch.manual_seed(0)
         spec = resolve(preset="unet-r18", bands=bands, weights="none")

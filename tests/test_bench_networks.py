@@ -13,7 +13,8 @@ from small_tiles import write_tileset
 from torch import nn
 
 from aerialseg.errors import ConfigError, Stopped, UsageError
-from aerialseg.models.build import count_network, resolve
+from aerialseg.models.build import count_network
+from aerialseg.models.presets import resolve
 from aerialseg.progress import Silent
 from aerialseg.workflows import bench_networks
 from aerialseg.workflows import bench_train as trial

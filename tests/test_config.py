@@ -14,7 +14,7 @@ from aerialseg import config as package
 from aerialseg.config import TrainConfig, differences, load_config, shipped_configs, to_toml
 from aerialseg.config.sections import STRENGTHS
 from aerialseg.errors import ConfigError
-from aerialseg.models.build import resolve
+from aerialseg.models.presets import resolve
 
 MINIMAL = '[model]\npreset = "unet-r18"\n'
 
@@ -168,16 +168,13 @@ def test_what_is_written_reads_back_equal(
 
 def test_every_key_is_explained_where_it_is_declared() -> None:
     keys, explained = set(), set()
-    for name in ("data.py", "learning.py"):
-        sections = [
-            n for n in ast.parse((Path(package.__file__).parent / name).read_text()).body if isinstance(n, ast.ClassDef)
-        ]
-        for section in sections:
-            keys |= {(section.name, n.target.id) for n in section.body if isinstance(n, ast.AnnAssign)}
-            explained |= {
-                (section.name, key.target.id)
-                for key, words in pairwise(section.body)
-                if isinstance(key, ast.AnnAssign) and isinstance(words, ast.Expr)
-            }
+    module = ast.parse((Path(package.__file__).parent / "sections.py").read_text())
+    for section in (node for node in module.body if isinstance(node, ast.ClassDef)):
+        keys |= {(section.name, n.target.id) for n in section.body if isinstance(n, ast.AnnAssign)}
+        explained |= {
+            (section.name, key.target.id)
+            for key, words in pairwise(section.body)
+            if isinstance(key, ast.AnnAssign) and isinstance(words, ast.Expr)
+        }
     assert len(keys) == sum(len(f.annotation.model_fields) for f in TrainConfig.model_fields.values())
     assert keys - explained == set()

@@ -14,8 +14,9 @@ from PIL import Image
 from aerialseg.counts import Confusion
 from aerialseg.errors import OutputError, Stopped
 from aerialseg.geo.tiles.tileset import load_tileset
-from aerialseg.models.build import Segmenter, build_network, licence_of, resolve
+from aerialseg.models.build import Segmenter, build_network
 from aerialseg.models.package import ModelCard, load_model, read_card, save_model
+from aerialseg.models.presets import licence_of, resolve
 from aerialseg.progress import Silent
 from aerialseg.workflows import bench_train, demo
 from aerialseg.workflows.demo import FOUND, INVENTED, MISSED, DemoPicture, draw_picture

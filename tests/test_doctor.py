@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from aerialseg.errors import DeviceError
-from aerialseg.models.build import DEFAULT_PRESET
 from aerialseg.models.device import Gpu, Machine
-from aerialseg.models.presets import PRESETS
+from aerialseg.models.presets import DEFAULT_PRESET, PRESETS
 from aerialseg.workflows import doctor
 from aerialseg.workflows.doctor import Finding, examine, require_all
 

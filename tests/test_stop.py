@@ -11,7 +11,6 @@ import pytest
 STRUCK = """
 import os, signal, sys, time
 from aerialseg import cli
-from aerialseg.cli import app
 
 def command(args, **options):
     try:
@@ -20,7 +19,7 @@ def command(args, **options):
     except Exception:  # as libraries do around their optional imports
         pass
 
-app.build_app = lambda: command
+cli.build_app = lambda: command
 sys.exit(cli.main(sys.argv[1:]))
 """
 

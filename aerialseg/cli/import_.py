@@ -57,8 +57,8 @@ def import_(
     from aerialseg.cli.console import console_progress, print_json
     from aerialseg.cli.options import named_values, numbers
     from aerialseg.errors import one_line
-    from aerialseg.models.build import resolve
     from aerialseg.models.importing import Normalisation, PredictDefaults, import_model
+    from aerialseg.models.presets import resolve
 
     pixels = Normalisation(numbers("--mean", mean), numbers("--std", std), int(white))
     habits = PredictDefaults(gsd, threshold, tile_size, overlap)

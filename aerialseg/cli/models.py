@@ -25,8 +25,7 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print the prese
     from dataclasses import asdict
 
     from aerialseg.cli.console import print_json, print_table
-    from aerialseg.models.build import DEFAULT_PRESET
-    from aerialseg.models.presets import PRESETS
+    from aerialseg.models.presets import DEFAULT_PRESET, PRESETS
 
     if as_json:
         print_json([{**asdict(preset), "default": name == DEFAULT_PRESET} for name, preset in PRESETS.items()])

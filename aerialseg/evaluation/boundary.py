@@ -6,10 +6,9 @@ band swallows whole houses; 3 and 5 pixels do not. Boundary F1 (Csurka et al., B
 building with a background pixel next to them, lie within d pixels of the other side's outline.
 Ground without data, and what lies beyond the scene, is neither building nor background: no outline runs along it.
 
-Masks as bits, 64 pixels to a word: growing and counting them costs a small part of what it does on bytes.
-
-A mask of (rows, cols) becomes uint64 (rows, words); column c is bit c % 64 of word c // 64. Bits beyond the last column
-are zero in what `pack` returns; they may be set in what `grow` returns, so a result is always cut by a packed mask.
+Masks are counted as bits, 64 pixels to a word, at a small part of what bytes cost: a mask of (rows, cols) is uint64
+(rows, words), and column c is bit c % 64 of word c // 64. Bits beyond the last column are zero in what `pack` returns;
+they may be set in what `grow` returns, so a result is always cut by a packed mask.
 """
 
 from __future__ import annotations

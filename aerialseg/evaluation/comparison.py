@@ -1,9 +1,8 @@
 """Two runs over the same scenes: the difference of each score, how sure it is, and which scenes each one wins.
 
 Both runs are scored on the same pixels, those that both know, and in the same draws of scenes (a paired bootstrap):
-scenes that are hard for both do not blur the difference. It is B minus A throughout.
-
-A comparison of two runs as one HTML page, made like the report's: nothing to load, light and dark.
+scenes that are hard for both do not blur the difference. It is B minus A throughout. The HTML page of a comparison is
+made like the report's: nothing to load, light and dark.
 """
 
 from __future__ import annotations

@@ -6,10 +6,9 @@ object to reach IoU 0.5 with two others, these would have to be its two exact ha
 them one object. Ground without data belongs to no object, and an object that touches it was cut by it: it is not
 counted, neither is its match. An object at the scene's edge is cut alike in both masks and counts.
 
-Masks as horizontal runs, and which runs hang together: what objects are made of, a strip at a time.
-
-A run is [start, end) on a line that holds the rows one after another with one empty column between them, so that runs
-of different rows never touch: position = row x stride + column, stride = width + 1.
+Masks are read as horizontal runs, a strip at a time. A run is [start, end) on a line that holds the rows one after
+another with one empty column between them, so that runs of different rows never touch: position = row x stride +
+column, stride = width + 1.
 """
 
 from __future__ import annotations

@@ -12,10 +12,8 @@ C-IoU                  IoU times one minus the relative difference of the number
 and averaged. The vertex ratio is predicted over true corners of all matched pairs. Everything is measured in metres, in
 the UTM zone of the first scene.
 
-Only ground that was predicted, and labelled, is judged: polygons are matched by what lies on it, and one that leaves it
-is not counted, neither is its match, as with the objects of a mask.
-
-The ground on which polygons are judged: where the predictions have data, within the labelled area, in metres.
+Only the `AreaOfInterest`, ground that was predicted and labelled, is judged: polygons are matched by what lies on it,
+and one that leaves it is not counted, neither is its match, as with the objects of a mask.
 """
 
 from __future__ import annotations

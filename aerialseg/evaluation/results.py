@@ -1,8 +1,7 @@
 """What an evaluation counted, and the scores made of it: values that add up over scenes, divided once at the end.
 
-What probabilities are worth: the score at every threshold, and whether 0.7 means building seven times in ten.
-
-All of it comes from a histogram of stored probability by truth, so that no probability is kept or read twice.
+What probabilities are worth (the score at every threshold, and whether 0.7 means building seven times in ten) comes
+from a histogram of stored probability by truth, so that no probability is kept or read twice.
 """
 
 from __future__ import annotations

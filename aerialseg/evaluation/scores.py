@@ -1,6 +1,6 @@
 """Scores of predicted building masks by the official Inria rule: counts per scene, pooled per city and overall.
 
-Pairs are checked first and then counted, several scenes at once; what is counted is `counting`'s business.
+Pairs are checked first and then counted, several scenes at once.
 """
 
 from __future__ import annotations

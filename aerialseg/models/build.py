@@ -1,15 +1,9 @@
-"""From a preset's name, or an architecture and an encoder, to a network that may be used.
+"""From a spec to a network that may be used, and the `Segmenter` around it: uint8 in, logits out.
 
-Builds through segmentation_models_pytorch (smp) and timm. The table of presets is in presets.py. Knows nothing of what
-pixels mean (segmenter.py), of files (weights.py, package.py) or of training. Importing this module does not import
-torch; building a network does.
-
-Builds a network with segmentation_models_pytorch (smp), then mends what costs accuracy or speed silently.
-
-Our own encoder (pyramid.py) is joined to smp's decoders here, since smp finds encoders only in its own table; and so is
-one that gets a stem beside it, for the decoder must know of it. What may be built is decided in catalog.py.
-
-Normalisation and network in one module: uint8 in, logits out, so that training and prediction agree.
+Builds with segmentation_models_pytorch (smp) and timm, then mends what costs accuracy or speed silently. Our own
+encoder is joined to smp's decoders here, since smp finds encoders only in its own table; and so is one that gets a stem
+beside it, for the decoder must know of it. Normalisation lives inside the Segmenter, so that training, prediction and
+export agree. Knows nothing of files or of training.
 """
 
 from __future__ import annotations
@@ -19,7 +13,6 @@ import re
 import warnings
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,13 +29,12 @@ from segmentation_models_pytorch.encoders import get_encoder
 from torch import Tensor, nn
 
 from aerialseg.errors import ConfigError, first_line, one_line
-from aerialseg.models.presets import PRESETS, SIZE_MULTIPLE, STEM_SKIP, EncoderArguments, Preset
+from aerialseg.models.presets import PRESETS, SIZE_MULTIPLE, STEM_SKIP, ModelSpec
 from aerialseg.models.pyramid import PyramidEncoder, make_stem, parse_design
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-DEFAULT_PRESET = "unet-r34"
 # What smp and timm decide themselves, or what would let a model file name a checkpoint or a repository to load.
 RESERVED_ARGUMENTS = frozenset(
     {
@@ -56,48 +48,6 @@ JOINED = ("unet", "segformer", "fpn", "upernet")
 SKIPPING = ("unet", "unetplusplus")
 """Architectures whose decoder has a skip at stride 2."""
 STEM_CHANNELS = 32
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSpec:
-    """Everything that decides a network's tensors; `weights` is "imagenet", "none", or a file of encoder weights."""
-
-    preset: str
-    architecture: str
-    encoder: str
-    encoder_arguments: EncoderArguments
-    bands: int
-    weights: str | Path = "none"
-    accept_licence: bool = False
-    """Whether a licence that forbids commercial use was accepted: in the configuration, or by a card that names it."""
-
-
-def resolve(
-    preset: str | None = None,
-    architecture: str | None = None,
-    encoder: str | None = None,
-    *,
-    encoder_arguments: EncoderArguments | None = None,
-    bands: int = 3,
-    weights: str | Path = "none",
-    accept_licence: bool = False,
-) -> ModelSpec:
-    """Return the spec of a preset, or of any smp architecture and encoder; nothing named: the default preset.
-
-    `encoder_arguments` are added to the preset's own. Raises ConfigError for an unknown preset, for half a pair, for a
-    preset together with a pair. `accept_licence` allows encoders whose licence forbids commercial use.
-    """
-    found = _find_preset(preset, architecture, encoder)
-    arguments = {**found.encoder_arguments, **(encoder_arguments or {})}
-    return ModelSpec(found.name, found.architecture, found.encoder, arguments, bands, weights, accept_licence)
-
-
-def licence_of(spec: ModelSpec) -> str:
-    """Return the licence of the spec's encoder and its pretrained weights; "" where none is recorded."""
-    if spec.preset in PRESETS:
-        return PRESETS[spec.preset].licence
-    known = {preset.encoder: preset.licence for preset in PRESETS.values()}
-    return known.get(spec.encoder, "")
 
 
 def build_network(spec: ModelSpec) -> nn.Module:
@@ -190,24 +140,6 @@ def outline(spec: ModelSpec, device: str = "meta") -> nn.Module:
         if device == "cpu":
             raise
         return outline(spec, "cpu").to(device)  # some compute with numbers while they are built
-
-
-def _find_preset(preset: str | None, architecture: str | None, encoder: str | None) -> Preset:
-    if architecture is None and encoder is None:
-        name = preset or DEFAULT_PRESET
-        if name not in PRESETS:
-            raise ConfigError(
-                f"model preset {one_line(name)!r} is unknown, expected one of {', '.join(PRESETS)};"
-                " any other network is named by architecture and encoder"
-            )
-        return PRESETS[name]
-    if preset is not None:
-        raise ConfigError(
-            f"model has both preset {one_line(preset)!r} and architecture or encoder; give one or the other"
-        )
-    if architecture is None or encoder is None:
-        raise ConfigError("model needs architecture and encoder together, for example 'unet' and 'tu-convnext_tiny'")
-    return Preset(f"{architecture.lower()}-{encoder}", architecture.lower(), encoder)
 
 
 def _check_spec(spec: ModelSpec) -> None:

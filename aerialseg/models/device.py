@@ -1,12 +1,8 @@
-"""Where networks run and in which number format, decided once and passed down.
+"""Where networks run and in which number format, decided once and passed down; and what the machine has to run them.
 
 `auto` never falls back to the CPU silently: an NVIDIA card that is there but unusable is an error that names its
-driver, its compute capability and what torch needs.
-
-What the machine has to compute with: torch's view of it, the operating system's view, and one kernel as proof.
-
-Facts only; what follows from them is decided in device.py. `System` is that module's view of `Machine`, so that every
-rule can be tested without a card.
+driver, its compute capability and what torch needs. `Machine` gathers facts only (torch's view, the operating system's,
+and one kernel as proof); what follows from them is decided over `System`, so that every rule is tested without a card.
 """
 
 from __future__ import annotations
@@ -249,7 +245,7 @@ class Gpu:
 
 
 class System(Protocol):
-    """What device.py asks of a machine."""
+    """What the rules for devices ask of a machine."""
 
     def cuda_devices(self) -> tuple[int, str]:
         """Return how many CUDA devices torch can use and, when none, why in its own words (may be empty)."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from aerialseg.models.build import ModelSpec
+    from aerialseg.models.presets import ModelSpec
 
 PREFIX = re.compile(r"((?:\w+\.)*?)encoder\.")
 """What wrappers (DataParallel, Lightning, torch.compile) put before the names of smp's own tensors."""
@@ -93,7 +93,8 @@ def import_model(
     weights, ModelError when tensors are missing, left over, of another shape or not finite, OutputError when `out`
     exists.
     """
-    from aerialseg.models.build import Segmenter, build_network, check_network, licence_of
+    from aerialseg.models.build import Segmenter, build_network, check_network
+    from aerialseg.models.presets import licence_of
     from aerialseg.models.weights import read_tensors
 
     mean, std = pixels.in_grey_levels(spec.bands)
@@ -173,7 +174,7 @@ def _check(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path
 
 
 def _dropped(name: str, spec: ModelSpec) -> bool:
-    """Return whether a tensor is of a part that has no influence and that our networks do without (construction.py)."""
+    """Return whether a tensor is of a part that has no influence and that our networks do without."""
     return spec.architecture == "dpt" and re.match(r"encoder\.model\.(norm|fc_norm|head)\.", name) is not None
 
 

@@ -2,19 +2,12 @@
 
 The families are those of the survey "Efficient Transformers" (Tay et al., arXiv:2009.06732). Every mixer takes maps of
 any size: groups over the edge are padded and their padding masked, nothing is resized; and a sample's result depends
-on that sample alone. Knows nothing of stages (pyramid.py). Recurrence, the survey's remaining family, hands memory from
-one segment of a text to the next and has no meaning for tiles that are independent.
+on that sample alone. Recurrence, the survey's remaining family, hands memory from one segment of a text to the next and
+has no meaning for tiles that are independent. Stages are the pyramid's business.
 
-Inside, queries, keys and values are maps [N, heads, H, W, channels of a head]; a core turns them into one.
-
-Groups of positions and attention inside them: the groundwork of the token mixers (mixers.py).
-
-Maps are [N, heads, H, W, channels of a head]; groups are [N, heads, groups, positions, channels].
-
-Token mixers whose pattern is learned: positions attend to those that a clustering or a sorting puts beside them.
-
-Both work like the cores of mixers.py: maps [N, heads, H, W, channels of a head] in and out. They carry a warning: which
-positions meet is decided by comparisons, so rounding in bfloat16 changes some of it (docs/mixers.md).
+Inside, queries, keys and values are maps [N, heads, H, W, channels of a head], which a core turns into one; groups of
+positions are [N, heads, groups, positions, channels]. Where the pattern is learned (routing, sinkhorn), comparisons
+decide which positions meet, so rounding in bfloat16 changes some of it (docs/mixers.md).
 """
 
 from __future__ import annotations

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from aerialseg.errors import ConfigError, Diverged, ModelError, NoInputError, one_line
 from aerialseg.files import write_bytes
-from aerialseg.models.build import ModelSpec, build_network
-from aerialseg.models.presets import NVIDIA
+from aerialseg.models.presets import NVIDIA, ModelSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -119,7 +118,7 @@ def load_model(path: Path) -> tuple[Segmenter, ModelCard]:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    from aerialseg.models.build import Segmenter
+    from aerialseg.models.build import Segmenter, build_network
 
     file = find_model(path)
     content = _read(file)

@@ -1,13 +1,15 @@
-"""The table of networks by name. Says what they are; how they are built is in catalog.py and construction.py."""
+"""The networks by name: what each is, what it costs, and what a choice of one decides (`ModelSpec`). No torch here."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeAlias
 
-EncoderArguments: TypeAlias = Mapping[str, str | int | float | bool]
+from aerialseg.errors import ConfigError, one_line
 
+EncoderArguments: TypeAlias = Mapping[str, str | int | float | bool]
 SIZE_MULTIPLE = 32
 STEM_SKIP = "stem_skip"
 """The encoder argument that is ours for every encoder: a small convolution gives the skip at stride 2."""
@@ -15,11 +17,19 @@ NO_ATTENTION = "none (convolution)"
 POOLED_KEYS = "memory: pooled keys"
 LINEAR = "kernels: linear attention"
 FULL = "full attention"
-
 OURS = "MIT, no weights"
 SMP = "MIT, weights BSD-3-Clause"
 APACHE = "Apache-2.0"
 NVIDIA = "NVIDIA, non-commercial"
+SWIN, DINO = "tu-swin_tiny_patch4_window7_224", "tu-vit_small_patch14_dinov2"
+ANY_SIZE: EncoderArguments = {"strict_img_size": False}
+ANY_GRID: EncoderArguments = {"dynamic_img_size": True}
+PATCH_16: EncoderArguments = {"dynamic_img_size": True, "patch_size": 16}
+STEM: EncoderArguments = {STEM_SKIP: True}
+WINDOWS: EncoderArguments = {"mixers": "conv,conv,window,full"}
+GLOBAL: EncoderArguments = {"mixers": "global,global,global,full"}
+LINEAR_ONLY: EncoderArguments = {"mixers": "linear"}
+DEFAULT_PRESET = "unet-r34"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +51,6 @@ class Preset:
     """Multiply-adds of one 256 x 256 tile, in units of 1e9: those of convolutions and of products of matrices."""
     encoder_arguments: EncoderArguments = field(default_factory=dict)
 
-
-SWIN, DINO = "tu-swin_tiny_patch4_window7_224", "tu-vit_small_patch14_dinov2"
-ANY_SIZE: EncoderArguments = {"strict_img_size": False}
-ANY_GRID: EncoderArguments = {"dynamic_img_size": True}
-PATCH_16: EncoderArguments = {"dynamic_img_size": True, "patch_size": 16}
-STEM: EncoderArguments = {STEM_SKIP: True}
-WINDOWS: EncoderArguments = {"mixers": "conv,conv,window,full"}
-GLOBAL: EncoderArguments = {"mixers": "global,global,global,full"}
-LINEAR_ONLY: EncoderArguments = {"mixers": "linear"}
 
 PRESETS: Mapping[str, Preset] = {
     preset.name: preset
@@ -109,3 +110,63 @@ PRESETS: Mapping[str, Preset] = {
         Preset("segformer-mit-b5", "segformer", "mit_b5", 32, POOLED_KEYS, NVIDIA, 81_969_089, 16.66),
     )
 }
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """Everything that decides a network's tensors; `weights` is "imagenet", "none", or a file of encoder weights."""
+
+    preset: str
+    architecture: str
+    encoder: str
+    encoder_arguments: EncoderArguments
+    bands: int
+    weights: str | Path = "none"
+    accept_licence: bool = False
+    """Whether a licence that forbids commercial use was accepted: in the configuration, or by a card that names it."""
+
+
+def resolve(
+    preset: str | None = None,
+    architecture: str | None = None,
+    encoder: str | None = None,
+    *,
+    encoder_arguments: EncoderArguments | None = None,
+    bands: int = 3,
+    weights: str | Path = "none",
+    accept_licence: bool = False,
+) -> ModelSpec:
+    """Return the spec of a preset, or of any smp architecture and encoder; nothing named: the default preset.
+
+    `encoder_arguments` are added to the preset's own. Raises ConfigError for an unknown preset, for half a pair, for a
+    preset together with a pair. `accept_licence` allows encoders whose licence forbids commercial use.
+    """
+    found = _find_preset(preset, architecture, encoder)
+    arguments = {**found.encoder_arguments, **(encoder_arguments or {})}
+    return ModelSpec(found.name, found.architecture, found.encoder, arguments, bands, weights, accept_licence)
+
+
+def licence_of(spec: ModelSpec) -> str:
+    """Return the licence of the spec's encoder and its pretrained weights; "" where none is recorded."""
+    if spec.preset in PRESETS:
+        return PRESETS[spec.preset].licence
+    known = {preset.encoder: preset.licence for preset in PRESETS.values()}
+    return known.get(spec.encoder, "")
+
+
+def _find_preset(preset: str | None, architecture: str | None, encoder: str | None) -> Preset:
+    if architecture is None and encoder is None:
+        name = preset or DEFAULT_PRESET
+        if name not in PRESETS:
+            raise ConfigError(
+                f"model preset {one_line(name)!r} is unknown, expected one of {', '.join(PRESETS)};"
+                " any other network is named by architecture and encoder"
+            )
+        return PRESETS[name]
+    if preset is not None:
+        raise ConfigError(
+            f"model has both preset {one_line(preset)!r} and architecture or encoder; give one or the other"
+        )
+    if architecture is None or encoder is None:
+        raise ConfigError("model needs architecture and encoder together, for example 'unet' and 'tu-convnext_tiny'")
+    return Preset(f"{architecture.lower()}-{encoder}", architecture.lower(), encoder)

@@ -3,11 +3,8 @@
 MetaFormer blocks (Yu et al., arXiv:2111.11418): position by a depthwise convolution (Chu et al., arXiv:2102.10882),
 GroupNorm, mixer, GroupNorm, two-layer perceptron; LayerScale (Touvron et al., arXiv:2103.17239) and stochastic depth
 (Huang et al., arXiv:1603.09382). The stem is convolutional (Xiao et al., arXiv:2106.14881) and its half-resolution
-features are a real skip, which most transformer encoders lack and roof edges need. Works under the decoders of
-segmentation_models_pytorch (smp) that construction.py joins it to. What mixes is in mixers.py, what can be chosen in
-design.py.
-
-What the encoder arguments of our own encoder say: four mixers, four depths and a few numbers, checked by name.
+features are a real skip, which most transformer encoders lack and roof edges need. `PyramidDesign` is what the encoder
+arguments may say: four mixers, four depths and a few numbers, checked by name.
 """
 
 from __future__ import annotations

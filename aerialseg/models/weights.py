@@ -34,7 +34,8 @@ INSTEAD = 'set weights = "none", or weights = "FILE" to a local .safetensors or 
 def check_licence(encoder: str) -> None:
     """Raise ConfigError when timm records no permissive licence for the encoder's pretrained weights.
 
-    smp's own ImageNet encoders are ports of permissively licensed weights; `mit_b*` never comes here (catalog.py).
+    smp's own ImageNet encoders are ports of permissively licensed weights; `mit_b*`, whose licence is
+    asked for before, never comes here.
     """
     from timm.models import get_pretrained_cfg
 

@@ -1,6 +1,6 @@
-"""Draws aerial scenes with their building masks: what the demo, the tests and the benchmarks run on.
+"""Draws aerial scenes with their building masks, under Inria's names, georeferencing and folders.
 
-Drawn scenes with Inria's names, georeferencing and folders.
+What the demo, the tests and the benchmarks run on.
 """
 
 from __future__ import annotations

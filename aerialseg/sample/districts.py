@@ -1,6 +1,6 @@
 """What fills a block: house lots, closed fronts around a yard, slabs, halls with car parks, parks, woods.
 
-Buildings: outlines of touching wings (bars, L, T, U, courtyards), roofs, and what stands on them.
+Buildings are outlines of touching wings (bars, L, T, U, courtyards), with roofs and what stands on them.
 """
 
 from __future__ import annotations

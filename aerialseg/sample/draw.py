@@ -1,11 +1,7 @@
-"""Draw a plan on a canvas: blocks and ground, roofs and their truth, cars, crowns.
-
-The growing picture and the geometry of drawing on it: windows, distances to an outline, paint with texture.
+"""Draws a plan on a canvas: blocks and ground, roofs and their truth, cars, crowns, shadows, and what the camera sees.
 
 Arithmetic is limited to what IEEE 754 fixes to the bit (no sine, no exponential, no matrix product), so that a scene
 is the same on every machine.
-
-Sun, shadows and sensor: from a drawn canvas to the numbers a camera delivers.
 """
 
 from __future__ import annotations

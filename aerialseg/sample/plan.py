@@ -1,8 +1,6 @@
-"""What a drawn scene is made of, as plain values, and the dice that throw them.
+"""What a drawn scene is made of, as plain values: the dice that throw them, and the street net of turned, bent blocks.
 
 Everything stands in metres east and south of the scene's middle. Nothing here knows pixels or colours on paper.
-
-The street net of a scene: a turned grid of blocks with one family of streets gently bent.
 """
 
 from __future__ import annotations

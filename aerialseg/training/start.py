@@ -18,17 +18,9 @@ import torch
 from aerialseg.config import TrainConfig
 from aerialseg.errors import ConfigError, ModelError, one_line
 from aerialseg.files import sha256_of
-from aerialseg.models.build import (
-    ModelSpec,
-    Segmenter,
-    build_network,
-    check_network,
-    input_statistics,
-    licence_of,
-    resolve,
-)
+from aerialseg.models.build import Segmenter, build_network, check_network, input_statistics
 from aerialseg.models.package import ModelCard, find_model, load_model, spec_of
-from aerialseg.models.presets import PRESETS, SIZE_MULTIPLE
+from aerialseg.models.presets import PRESETS, SIZE_MULTIPLE, ModelSpec, licence_of, resolve
 from aerialseg.training.data import training_tiles, validation_side, validation_tiles
 
 if TYPE_CHECKING:

@@ -1,17 +1,9 @@
-"""`bench mixers` and `bench presets`: what networks cost and, given tiles, what each learns in equal time.
+"""`bench mixers` and `bench presets`: what networks cost and, given tiles, what they learn in equal time.
 
-Costs are in cost_table.py, trainings in equal_time.py, the picture in cost_plot.py.
-
-What networks cost as tiles grow: one row per network and size; what would take too much is left out and says so.
-
-What networks learn in equal time: each takes the steps that fit into so many minutes on this device.
-
-A trial says how long a step takes (trial.py); reading, validation and start-up are not counted, so that a slow disk
-does not decide between networks. All start from random weights, and train by one configuration.
-
-A picture of cost against tile size: multiply-adds, time and memory, one line for each network.
-
-Shown per million pixels: what grows with the area is level and can be told apart, what grows faster rises.
+A row of costs for each network and size; what would take too much is left out and says so. The picture shows costs per
+million pixels: what grows with the area is level, what grows faster rises. In equal time each network takes the steps
+that fit into so many minutes on this device; reading, validation and start-up are not counted, so that a slow disk does
+not decide between networks. All start from random weights, and train by one configuration.
 """
 
 from __future__ import annotations
@@ -27,10 +19,10 @@ from aerialseg.config.sections import ModelSection
 from aerialseg.errors import BadDataError, ConfigError, Diverged, ResourceError, UsageError, one_line
 from aerialseg.files import locked, prepare_output_folder, refuse_foreign, refuse_input_as_output, staged, write_json
 from aerialseg.geo.tiles.tileset import load_tileset
-from aerialseg.models.build import ModelSpec, check_network, count_network, outline, resolve
+from aerialseg.models.build import check_network, count_network, outline
 from aerialseg.models.device import cpu_name, is_out_of_memory, pick_device, pick_precision
 from aerialseg.models.mixers import MIXERS
-from aerialseg.models.presets import NVIDIA, PRESETS, SIZE_MULTIPLE
+from aerialseg.models.presets import NVIDIA, PRESETS, SIZE_MULTIPLE, ModelSpec, resolve
 from aerialseg.models.pyramid import parse_design
 from aerialseg.workflows.doctor import available_memory
 from aerialseg.workflows.network_cost import Trial, build, measure_apart, measure_here

@@ -2,9 +2,8 @@
 
 Draws scenes, tiles most of them, trains a small network, and maps a scene that was neither trained nor validated on;
 the same network untrained maps it too, to compare. Every step is the verb that users call, with the same files left
-behind; run again, each step keeps what it finds done.
-
-The picture that tells at a glance how good a mask is: scene, truth, prediction, and where the two differ.
+behind; run again, each step keeps what it finds done. A picture tells at a glance how good the mask is: scene, truth,
+prediction, and where the two differ.
 """
 
 from __future__ import annotations

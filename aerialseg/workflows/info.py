@@ -1,10 +1,7 @@
 """Says what a path is: a training run, a model file, a scene or a folder of them, a set of tiles; nothing is changed.
 
-What can be read of a damaged thing is told all the same, beside what is wrong with it.
-
-What `aerialseg info` says of scenes and of sets of tiles; headers are read, and no pixels but a few blocks.
-
-What `aerialseg info` finds: facts with a name, a value for programs and words for people, and what is wrong.
+A `Summary` holds facts with a name, a value for programs and words for people, and what is wrong: what can be read of a
+damaged thing is told all the same. Of rasters headers are read, and no pixels but a few blocks.
 """
 
 from __future__ import annotations

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from aerialseg.errors import first_line
-from aerialseg.models.build import ModelSpec, build_network
+from aerialseg.models.build import build_network
 from aerialseg.models.device import Machine, autocast, is_out_of_memory
+from aerialseg.models.presets import ModelSpec
 from aerialseg.models.pyramid import PyramidEncoder, parse_design
 
 if TYPE_CHECKING:

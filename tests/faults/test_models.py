@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from aerialseg.errors import ModelError
-from aerialseg.models.build import Segmenter, build_network, resolve
+from aerialseg.models.build import Segmenter, build_network
 from aerialseg.models.package import ModelCard, _canonical, _digest, _split, load_model, read_card, save_model
+from aerialseg.models.presets import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -252,7 +252,7 @@ STOPPED = """
 import os, signal, sys
 from pathlib import Path
 from aerialseg.cli import main
-from aerialseg.geo.outlines import footprints, polygons
+from aerialseg.geo.polygons import polygonize, shape
 
 calls = 0
 def counted(*arguments):
@@ -260,8 +260,8 @@ def counted(*arguments):
     calls += 1
     if calls == 2:
         os.kill(os.getpid(), int(sys.argv[1]))
-    return footprints.footprints(*arguments)
-polygons.footprints = counted
+    return shape.footprints(*arguments)
+polygonize.footprints = counted
 sys.exit(main(["polygonize", sys.argv[2], "-o", sys.argv[3]]))
 """
 

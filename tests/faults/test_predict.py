@@ -48,8 +48,9 @@ SIZES = {"one pixel": (1, 1), "sliver": (31, 700), "ragged": (97, 61)}
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
-    from aerialseg.models.build import Segmenter, build_network, resolve
+    from aerialseg.models.build import Segmenter, build_network
     from aerialseg.models.package import ModelCard, save_model
+    from aerialseg.models.presets import resolve
 
     torch.manual_seed(0)
     spec = resolve(architecture="linknet", encoder="tu-lcnet_035", bands=3, weights="none")

@@ -334,7 +334,7 @@ import rasterio
 rasterio.open(sys.argv[1]).close()
 from pathlib import Path
 from aerialseg.errors import BadDataError
-from aerialseg.geo.raster import inspect_scene
+from aerialseg.geo.inspection import inspect_scene
 with rasterio.Env() as env:
     print("VRT" in env.drivers())
 try:
@@ -391,7 +391,8 @@ import numpy as np
 from affine import Affine
 from rasterio.crs import CRS
 from aerialseg.errors import AerialsegError
-from aerialseg.geo.raster import GeoBox, Layer, write_cog, write_geotiff
+from aerialseg.geo.geobox import GeoBox
+from aerialseg.geo.writing import BandMeaning, write_cog, write_geotiff
 
 what, folder = sys.argv[1], Path(sys.argv[2])
 noise = np.random.default_rng(0).integers(0, 255, (1536, 1536), dtype=np.uint8)
@@ -412,7 +413,7 @@ try:
     if what == "tile":
         write_geotiff(folder / "out.tif", noise, box)
     else:
-        write_cog(folder / "out.tif", box, strips, Layer(255))
+        write_cog(folder / "out.tif", box, strips, BandMeaning(255))
 except AerialsegError as error:
     print(error)
     sys.exit(error.exit_code)

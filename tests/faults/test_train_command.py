@@ -19,8 +19,9 @@ import pytest
 import torch
 from small_tiles import NETWORK, settings, write_tileset
 
-from aerialseg.models.build import Segmenter, build_network, resolve
+from aerialseg.models.build import Segmenter, build_network
 from aerialseg.models.package import ModelCard, load_model, save_model
+from aerialseg.models.presets import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -132,14 +133,14 @@ def test_row_27_a_card_that_is_not_there_is_69(train: Any, tmp_path: Path) -> No
 HANGING = """
 import os, sys, time
 from pathlib import Path
-from aerialseg.training import dataset
+from aerialseg.training import cache
 
-def hang(path, window, read=dataset._read_image):
+def hang(path, window, read=cache._read_image):
     if Path(sys.argv[1], "metrics.csv").exists():
         time.sleep(3600)
     return read(path, window)
 
-dataset._read_image = hang
+cache._read_image = hang
 from aerialseg.cli import main
 code = main(sys.argv[2:])
 children = Path(f"/proc/self/task/{os.getpid()}/children").read_text()

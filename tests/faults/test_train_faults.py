@@ -25,7 +25,7 @@ from small_tiles import NETWORK, settings, write_tileset
 import aerialseg.training
 from aerialseg.cli import main
 from aerialseg.geo.tiles.tileset import image_path, load_tileset
-from aerialseg.training import data, loop
+from aerialseg.training import cache, loop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -112,14 +112,14 @@ def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(
 def test_a_read_that_hangs_ends_with_71(
     run: Any, tiles: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, release = data._read_image, threading.Event()
+    read, release = cache._read_image, threading.Event()
 
     def hang(path: Path, window: Any) -> Any:
         if "city3" in path.name:
             release.wait(60)
         return read(path, window)
 
-    monkeypatch.setattr(data, "_read_image", hang)
+    monkeypatch.setattr(cache, "_read_image", hang)
     began = time.monotonic()
     code, _, err = run("train", *arguments(tiles, tmp_path / "run", config, "--set", "data.timeout_s=1"))
     release.set()
@@ -150,7 +150,7 @@ def stop_in_a_fork(words: list[str], ready: Callable[[], bool]) -> tuple[int, fl
 def test_a_stop_during_a_read_that_hangs_saves_within_10_s(
     run: Any, tiles: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, hanging, folder = data._read_image, tmp_path / "hanging", tmp_path / "run"
+    read, hanging, folder = cache._read_image, tmp_path / "hanging", tmp_path / "run"
 
     def hang(path: Path, window: Any) -> Any:
         if (folder / "metrics.csv").exists():
@@ -160,7 +160,7 @@ def test_a_stop_during_a_read_that_hangs_saves_within_10_s(
 
     words = arguments(tiles, folder, config, "--set", "schedule.epochs=4")
     with monkeypatch.context() as patch:
-        patch.setattr(data, "_read_image", hang)
+        patch.setattr(cache, "_read_image", hang)
         code, seconds, err = stop_in_a_fork(words, hanging.exists)
     assert code == 143 and seconds < 10
     assert "saved after step" in err and "error: stopped by SIGTERM" in err
@@ -195,7 +195,7 @@ def test_a_reader_that_hangs_for_ever_cannot_keep_the_process() -> None:
 
 def test_training_starts_no_processes_that_could_be_lost_or_need_shared_memory() -> None:
     for module in Path(aerialseg.training.__file__).parent.glob("*.py"):
-        if module.stem == "provenance":  # asks git for the revision, once
+        if module.stem == "start":  # asks git for the revision, once
             continue
         names = {
             name
@@ -344,8 +344,9 @@ def test_a_model_of_another_program_cannot_be_fine_tuned(run: Any, tiles: Path, 
 def test_numbers_that_overflow_end_with_4_naming_step_and_tiles(
     run: Any, tiles: Path, config: Path, tmp_path: Path
 ) -> None:
-    from aerialseg.models.build import Segmenter, build_network, resolve
+    from aerialseg.models.build import Segmenter, build_network
     from aerialseg.models.package import ModelCard, save_model
+    from aerialseg.models.presets import resolve
 
     spec = resolve(None, NETWORK["architecture"], NETWORK["encoder"], bands=3)
     values = {"mean": (90.0,) * 3, "std": (1e-37,) * 3}  # pixels of 1e39: infinite from the first layer on

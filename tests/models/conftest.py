@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 def segmenter() -> Segmenter:
     import torch
 
-    from aerialseg.models.build import Segmenter, build_network, resolve
+    from aerialseg.models.build import Segmenter, build_network
+    from aerialseg.models.presets import resolve
 
     torch.manual_seed(0)
     return Segmenter(build_network(resolve(None, "unet", "tu-test_efficientnet")), (90.0, 95.5, 100.1), (40.0, 41, 42))

@@ -13,7 +13,8 @@ from torch import nn
 
 from aerialseg.errors import ConfigError
 from aerialseg.models import build
-from aerialseg.models.build import ModelSpec, build_network, check_network, resolve
+from aerialseg.models.build import build_network, check_network
+from aerialseg.models.presets import ModelSpec, resolve
 
 SMALL = "tu-test_convnext"  # timm's own test network; like most transformers it has no half-resolution features
 
@@ -140,6 +141,6 @@ def test_an_empty_skip_leaves_autocast_alone() -> None:
 
 
 def test_importing_the_table_does_not_import_torch() -> None:
-    code = "import sys, aerialseg.models.catalog, aerialseg.models.package; print('torch' in sys.modules)"
+    code = "import sys, aerialseg.models.presets, aerialseg.models.package; print('torch' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "False"

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from aerialseg.config.sections import ModelSection
 from aerialseg.errors import ConfigError, ModelError
-from aerialseg.models.build import Segmenter, build_network, check_network, count_network, licence_of, outline, resolve
+from aerialseg.models.build import Segmenter, build_network, check_network, count_network, outline
 from aerialseg.models.package import ModelCard, load_model, save_model
-from aerialseg.models.presets import NVIDIA, PRESETS, SMP
+from aerialseg.models.presets import NVIDIA, PRESETS, SMP, licence_of, resolve
 
 TRANSFORMERS = [name for name, preset in PRESETS.items() if preset.attention != "none (convolution)"]
 SLOW = ("segformer-mit-b1", "segformer-mit-b2", "segformer-mit-b3", "segformer-mit-b4", "segformer-mit-b5")

@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from aerialseg.errors import ModelError, UsageError
-from aerialseg.models.build import resolve
 from aerialseg.models.importing import Normalisation, PredictDefaults, import_model
 from aerialseg.models.package import load_model, read_card
+from aerialseg.models.presets import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable

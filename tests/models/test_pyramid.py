@@ -15,9 +15,10 @@ from safetensors.torch import save_file
 from aerialseg.config import load_config, to_toml
 from aerialseg.config.sections import ModelSection
 from aerialseg.errors import ConfigError
-from aerialseg.models.build import ModelSpec, Segmenter, build_network, check_network, input_statistics, resolve
+from aerialseg.models.build import Segmenter, build_network, check_network, input_statistics
 from aerialseg.models.mixers import MIXERS
 from aerialseg.models.package import ModelCard, load_model, save_model
+from aerialseg.models.presets import ModelSpec, resolve
 from aerialseg.models.pyramid import PyramidDesign, PyramidEncoder, Scale, parse_design
 
 DECODERS = ("unet", "segformer", "fpn", "upernet")

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from aerialseg.errors import ConfigError
-from aerialseg.models.build import Segmenter, build_network, check_network, count_network, outline, resolve
+from aerialseg.models.build import Segmenter, build_network, check_network, count_network, outline
 from aerialseg.models.package import load_model, save_model
+from aerialseg.models.presets import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 
 from aerialseg.errors import ConfigError, ModelError, NoInputError
 from aerialseg.models import weights
-from aerialseg.models.build import build_network, input_statistics, resolve
+from aerialseg.models.build import build_network, input_statistics
+from aerialseg.models.presets import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from aerialseg.geo.inspection import Access, BandRule, inspect_scene
-from aerialseg.models.build import Segmenter, build_network, resolve
+from aerialseg.models.build import Segmenter, build_network
 from aerialseg.models.package import ModelCard, save_model
+from aerialseg.models.presets import resolve
 from aerialseg.prediction.engine import predict_scene
 from aerialseg.prediction.lattice import ScenePlacement
 from aerialseg.prediction.network import EngineSettings, Forward

@@ -14,8 +14,9 @@ import torch
 from known_networks import Counting, plain
 
 from aerialseg.errors import DeviceError
-from aerialseg.models.build import Segmenter, build_network, resolve
+from aerialseg.models.build import Segmenter, build_network
 from aerialseg.models.device import compile_error
+from aerialseg.models.presets import resolve
 from aerialseg.prediction import network as forward
 from aerialseg.prediction.network import EngineSettings, Forward
 
@@ -78,8 +79,8 @@ def test_compiled_and_eager_probabilities_agree(
 @pytest.mark.slow
 def test_a_machine_without_a_compiler_says_so(tmp_path: Path) -> None:
     code = (
-        "import torch; from aerialseg.prediction.forward import EngineSettings, Forward;"
-        "from aerialseg.models.segmenter import Segmenter;"
+        "import torch; from aerialseg.prediction.network import EngineSettings, Forward;"
+        "from aerialseg.models.build import Segmenter;"
         "net = torch.nn.Conv2d(3, 1, 3, padding=1);"
         "Forward(Segmenter(net, [0.0] * 3, [1.0] * 3), EngineSettings(64, 0, 1, torch.device('cpu'), compile=True))"
     )

@@ -28,11 +28,12 @@ MEASURE = """
 import json, sys
 from pathlib import Path
 import torch
-from aerialseg.geo.raster import inspect_scene
-from aerialseg.prediction.canvas import make_canvases
-from aerialseg.prediction.engine import peak_bytes, predict_scene
-from aerialseg.prediction.forward import EngineSettings, Forward
-from aerialseg.models.segmenter import Segmenter
+from aerialseg.geo.inspection import inspect_scene
+from aerialseg.prediction.lattice import place_scenes
+from aerialseg.prediction.engine import predict_scene
+from aerialseg.prediction.estimate import peak_bytes
+from aerialseg.prediction.network import EngineSettings, Forward
+from aerialseg.models.build import Segmenter
 
 class First(torch.nn.Module):
     def forward(self, pixels):
@@ -50,7 +51,7 @@ paths, chosen = json.loads(sys.argv[1])
 gsd_m = chosen.pop("gsd_m", None)
 settings = EngineSettings(512, 0.25, 4, torch.device("cpu"), **chosen)
 sources = [inspect_scene(Path(path)) for path in paths]
-canvas = list(make_canvases(sources, neighbours=True, gsd_m=gsd_m).values())[0]
+canvas = list(place_scenes(sources, neighbours=True, gsd_m=gsd_m).values())[0]
 forward = Forward(Segmenter(First(), [0.0] * 3, [1.0] * 3), settings)
 Path("/proc/self/clear_refs").write_text("5")
 before = memory("VmRSS")

@@ -15,8 +15,9 @@ from torch import nn
 from aerialseg.config.sections import DistilSection
 from aerialseg.errors import BadDataError, ConfigError, ModelError, Stopped, UsageError
 from aerialseg.geo.tiles.tileset import load_tileset, read_manifest, write_manifest
-from aerialseg.models.build import Segmenter, build_network, resolve
+from aerialseg.models.build import Segmenter, build_network
 from aerialseg.models.package import ModelCard, load_model, read_card, save_model
+from aerialseg.models.presets import resolve
 from aerialseg.training import distillation, loop
 from aerialseg.training.data import TileReader
 from aerialseg.training.distillation import distillation_loss, load_teacher

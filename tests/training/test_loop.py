@@ -19,8 +19,9 @@ from aerialseg.counts import ScoreHistogram
 from aerialseg.errors import BadDataError, ConfigError, Diverged, ModelError, ResourceError, Stopped
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.tiles.tileset import TileSet, load_tileset, write_index
-from aerialseg.models.build import Segmenter, build_network, resolve
+from aerialseg.models.build import Segmenter, build_network
 from aerialseg.models.package import load_model, read_card, save_model
+from aerialseg.models.presets import resolve
 from aerialseg.progress import Silent
 from aerialseg.training import loop
 from aerialseg.training.data import TileReader

@@ -28,7 +28,7 @@ from torch import nn
 from aerialseg.cli import main
 from aerialseg.errors import BadDataError, ConfigError, UsageError
 from aerialseg.models.build import Segmenter
-from aerialseg.training import data, loop, start
+from aerialseg.training import cache, loop, start
 from aerialseg.training.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
@@ -208,14 +208,14 @@ def test_a_process_that_is_killed_ends_the_others(train: Any, words: Any, tmp_pa
 def test_a_tile_that_one_process_cannot_read_ends_both_with_its_error(
     train: Any, words: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = data._read_image
+    read = cache._read_image
 
     def fail(path: Path, window: Any) -> Any:
         if os.environ["RANK"] == "1" and (tmp_path / "run" / "metrics.csv").exists():
             raise BadDataError(f"{path}: damaged")
         return read(path, window)
 
-    monkeypatch.setattr(data, "_read_image", fail)
+    monkeypatch.setattr(cache, "_read_image", fail)
     ended = train(words("run", "schedule.epochs=50"))
     assert ended.codes == [65, 65] and len(ended.errors) == 1 and ended.errors[0].endswith(": damaged"), ended.err
 
