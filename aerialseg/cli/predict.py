@@ -106,8 +106,9 @@ def predict(
     from aerialseg.geo.polygons.polygonize import PolygonOptions
     from aerialseg.geo.scenes import find_scenes
     from aerialseg.prediction.checks import is_ours
-    from aerialseg.prediction.multi_gpu import predict_anywhere
-    from aerialseg.prediction.options import PredictOptions
+    from aerialseg.prediction.multi_gpu import predict_on_all_gpus
+    from aerialseg.prediction.options import ALL_GPUS, PredictOptions
+    from aerialseg.prediction.run import predict_scenes
 
     access = Access(allow_ungeoreferenced, max_pixels)
     chosen = PredictOptions(
@@ -118,7 +119,8 @@ def predict(
         rule=band_rule(bands, scale), access=access, shard=shard_of(shard), overwrite=overwrite, fail_fast=fail_fast,
     )  # fmt: skip
     with console_progress() as progress:
-        report = predict_anywhere(find_scenes(scenes, ours=partial(is_ours, out=out)), model, out, chosen, progress)
+        work = find_scenes(scenes, ours=partial(is_ours, out=out)), model, out, chosen, progress
+        report = predict_on_all_gpus(*work) if device == ALL_GPUS else predict_scenes(*work)
     if as_json:
         print_json(report.to_json())
     else:

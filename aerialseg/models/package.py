@@ -110,8 +110,22 @@ def save_model(path: Path, segmenter: Segmenter, card: ModelCard) -> None:
     write_bytes(path, b"".join((len(header).to_bytes(8, "little"), header, data)))
 
 
-def load_model(path: Path) -> tuple[Segmenter, ModelCard]:
-    """Read a model file, or a run folder's model; the Segmenter is on the CPU and in eval mode.
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """A model file as it was read, once: what its hash and its card tell of is what `load_model` then loads."""
+
+    path: Path
+    card: ModelCard
+    content: bytes = field(repr=False)
+
+    @property
+    def sha256(self) -> str:
+        """The hash of the whole file."""
+        return hashlib.sha256(self.content).hexdigest()
+
+
+def load_model(model: Path | ModelFile) -> tuple[Segmenter, ModelCard]:
+    """Load a model file, or a run folder's model; the Segmenter is on the CPU and in eval mode.
 
     Raises NoInputError when there is none and ModelError when it is damaged, foreign or of another make.
     """
@@ -120,16 +134,15 @@ def load_model(path: Path) -> tuple[Segmenter, ModelCard]:
 
     from aerialseg.models.build import Segmenter, build_network
 
-    file = find_model(path)
-    content = _read(file)
-    card = _verified_card(file, content)
+    read = model if isinstance(model, ModelFile) else read_model(model)
+    file, card = read.path, read.card
     try:
         network = build_network(spec_of(card))
     except ConfigError as error:
         raise ModelError(f"{one_line(file)}: {error}") from error
     segmenter = Segmenter(network, card.mean, card.std)
     try:
-        tensors = load(content)
+        tensors = load(read.content)
     except SafetensorError as error:
         raise ModelError(f"{one_line(file)}: its tensors are damaged: {one_line(str(error))}; {AGAIN}") from error
     _check_tensors(file, segmenter.state_dict(), tensors, card)
@@ -137,10 +150,19 @@ def load_model(path: Path) -> tuple[Segmenter, ModelCard]:
     return segmenter.eval(), card
 
 
+def read_model(path: Path) -> ModelFile:
+    """Read and verify a model file, or a run folder's model, without torch; raises as `load_model` does."""
+    file = find_model(path)
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{one_line(file)}: cannot be read: {error.strerror}") from error
+    return ModelFile(file, _verified_card(file, content), content)
+
+
 def read_card(path: Path) -> ModelCard:
     """Read and verify a model file's card without torch; raises as `load_model` does."""
-    file = find_model(path)
-    return _verified_card(file, _read(file))
+    return read_model(path).card
 
 
 def spec_of(card: ModelCard) -> ModelSpec:
@@ -158,13 +180,6 @@ def find_model(path: Path) -> Path:
             f"{one_line(file)}: no such model; give a .safetensors file or a run folder of aerialseg train"
         )
     return file
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise ModelError(f"{one_line(file)}: cannot be read: {error.strerror}") from error
 
 
 def _split(file: Path, content: bytes) -> tuple[dict[str, Any], memoryview]:

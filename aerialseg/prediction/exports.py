@@ -1,6 +1,5 @@
-"""What is made of all scenes of a run together, once they are predicted: polygons, mosaics, STAC, a QGIS project.
-
-What a run leaves behind beside its rasters, so that they are found and look right: mosaics, STAC, a QGIS project.
+"""What is made of all scenes of a run together, so that they are found and look right: polygons, mosaics, STAC, a QGIS
+project.
 
 Everything here follows from the rasters' headers, the scenes and the model card; pixels are not read. The same entries
 give the same bytes, files that are right already are not touched, and what a user has changed stays.
@@ -19,8 +18,8 @@ from aerialseg.counts import QUANTA
 from aerialseg.errors import AerialsegError, UsageError, one_line
 from aerialseg.files import refuse_foreign, refuse_input_as_output
 from aerialseg.geo.geobox import GeoBox
-from aerialseg.geo.measures import MEASURES, kind_of
 from aerialseg.geo.opening import open_raster
+from aerialseg.geo.outputs import MEASURE_FOLDERS, PROBABILITY, kind_of
 from aerialseg.geo.polygons.formats import read_mark
 from aerialseg.geo.polygons.polygonize import MaskLayer, write_buildings
 from aerialseg.geo.qgis.project import MapGroup, MapLayer, was_ours, write_project
@@ -63,7 +62,7 @@ def check_products(options: PredictOptions, out: Path, inputs: Collection[Path],
     an input stands in the way, be it a mosaic of the scenes.
     """
     if options.shard is None:
-        paths = collection_paths(out, boxes, probability="probability" in options.measures)
+        paths = collection_paths(out, boxes, probability=PROBABILITY in options.outputs)
         refuse_input_as_output([*inputs, *(path for path in paths if _shows(path, inputs))], paths)
         refuse_strangers(paths, overwrite=options.overwrite)
         if options.polygons:
@@ -229,7 +228,7 @@ def _note_others(out: Path, entries: Sequence[Entry], progress: Progress) -> Non
     known = {path.absolute() for entry in entries for path in (entry.mask, entry.scene)}
     others = []
     for place, folders, files in os.walk(out):
-        measures = MEASURES if Path(place) == out else ()
+        measures = MEASURE_FOLDERS if Path(place) == out else ()
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in measures)
         for path in (Path(place, name) for name in sorted(files) if name.endswith(".tif") and name[0] != "."):
             progress.advance(0)

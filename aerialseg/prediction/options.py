@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 from aerialseg.errors import UsageError, one_line
 from aerialseg.geo.inspection import Access, BandRule
+from aerialseg.geo.outputs import DISAGREEMENT, MASK, OUTPUTS, PROBABILITY, Output
 from aerialseg.geo.polygons.polygonize import PolygonOptions
 from aerialseg.geo.windows import Blend
-from aerialseg.prediction.network import Symmetry
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 ALL_GPUS = "cuda:all"
+Symmetry = Literal["none", "flips", "d4"]
+"""`flips`: as it is, upside down, left for right, and both; `d4`: these four, and the same after a quarter turn."""
 T = TypeVar("T")
 
 
@@ -68,9 +70,15 @@ class PredictOptions:
     fail_fast: bool = False
 
     @property
-    def measures(self) -> tuple[str, ...]:
-        """Which rasters are written beside the mask."""
-        return ("probability",) * (self.probability or self.polygons) + ("disagreement",) * self.disagreement
+    def outputs(self) -> tuple[Output, ...]:
+        """Which rasters are written of each scene, in their order."""
+        chosen = {PROBABILITY: self.probability or self.polygons, DISAGREEMENT: self.disagreement, MASK: True}
+        return tuple(output for output in OUTPUTS if chosen[output])
+
+    @property
+    def planes(self) -> int:
+        """How many planes the engine blends for them."""
+        return 1 + max(output.plane for output in self.outputs)
 
     def __post_init__(self) -> None:
         if self.shaping != PolygonOptions() and not self.polygons:

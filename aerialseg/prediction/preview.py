@@ -19,8 +19,8 @@ import numpy as np
 from aerialseg.counts import NODATA
 from aerialseg.errors import AerialsegError, BadDataError, NoInputError, Stopped, UsageError, one_line
 from aerialseg.files import locked, prepare_output_folder, refuse_foreign, refuse_input_as_output, sweep
-from aerialseg.geo.measures import is_of_another_run, left_out_note
 from aerialseg.geo.opening import open_raster
+from aerialseg.geo.outputs import is_of_another_run, left_out_note
 from aerialseg.geo.qgis.styles import shown_bands
 from aerialseg.geo.resampling import block_mean, small_shape
 from aerialseg.prediction.checks import REPORT

@@ -25,7 +25,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
@@ -76,6 +75,8 @@ class WindowBatch:
     @classmethod
     def empty(cls, count: int, bands: int, size: int, *, pinned: bool) -> WindowBatch:
         """Return a buffer for `count` windows; pinned memory crosses to a CUDA device without a copy on the way."""
+        import torch
+
         return cls(
             torch.empty((count, bands, size, size), dtype=torch.uint8, pin_memory=pinned),
             torch.empty((count, size, size), dtype=torch.bool, pin_memory=pinned),

@@ -10,7 +10,7 @@ import rasterio
 from aerialseg.errors import BadDataError, NoInputError, UsageError
 from aerialseg.evaluation.pairs import check_pairs, pair_predictions, pair_scenes
 from aerialseg.geo.inspection import Access
-from aerialseg.geo.measures import KEY
+from aerialseg.geo.outputs import KEY
 from aerialseg.geo.scenes import find_scenes
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from known_networks import Counting, Neighbourhood, PixelRule, certain, plain, s
 
 from aerialseg.errors import BadDataError
 from aerialseg.geo.inspection import inspect_scene
-from aerialseg.prediction.engine import count_windows, predict_scene
-from aerialseg.prediction.lattice import ScenePlacement, place_scenes
+from aerialseg.prediction.engine import predict_scene
+from aerialseg.prediction.lattice import Lattice, ScenePlacement, place_scenes
 from aerialseg.prediction.network import EngineSettings, Forward
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def test_ragged_pieces_equal_the_whole_at_any_settings(
     if nodata:
         pixels[:, height // 4 : height // 2, width // 3 :] = 0
     profile = {"nodata": 0} if nodata else {}
-    chosen = {"overlap": overlap, "blend": blend, "disagreement": True}
+    chosen = {"overlap": overlap, "blend": blend, "planes": 2}
     kept: list[Any] = []
     source = inspect_scene(scene_file(folder / "whole.tif", pixels, **profile))
     whole = stream(
@@ -145,7 +145,7 @@ def test_a_piece_runs_the_windows_that_touch_it_alone(
             for side, axis in zip((rows, cols), starts, strict=True)
         ]
         assert len(network.sizes) == touching[0] * touching[1]
-        assert count_windows(canvas, EngineSettings(64, 0.25, 1, torch.device("cpu"))) == len(network.sizes)
+        assert Lattice.of(canvas, 64, 0.25).count == len(network.sizes)
         network.sizes.clear()
         stream(canvas.source.path, plain(network), canvas=canvas, batch=100)
         assert network.sizes == [20]  # the group's windows: a network answers to its batch's size
@@ -217,7 +217,7 @@ def test_a_run_that_goes_on_at_any_strip_gives_the_same_bytes_and_runs_less(
         canvas = ScenePlacement.alone(source, chosen.get("gsd_m"))
     path, strips = canvas.source.path, []
     network = Counting()
-    options = {"canvas": canvas, "overlap": overlap, "disagreement": True, "batch": 1}
+    options = {"canvas": canvas, "overlap": overlap, "planes": 2, "batch": 1}
     whole = stream(path, standardised(Neighbourhood()), strips=strips, **options)
     stream(path, plain(network), **options)
     everything = len(network.sizes)
@@ -246,4 +246,4 @@ def test_nothing_is_run_when_every_strip_is_done(tmp_path: Path, scene_file: Cal
 
         streamed = predict_scene(Forward(plain(PixelRule()), settings), canvas, sink(), skip=128)
         assert (streamed.windows, streamed.run, sent) == (0, 0, [])
-        assert count_windows(canvas, settings) == (9 if gsd_m is None else 4)
+        assert Lattice.of(canvas, 64, 0.25).count == (9 if gsd_m is None else 4)

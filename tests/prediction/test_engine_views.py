@@ -91,7 +91,7 @@ def test_disagreement_is_twice_the_weighted_deviation_of_the_windows(
         most[place] = np.maximum(most[place], weight[inside])
     expected = 2 * np.sqrt(np.maximum(square - mean**2, 0))
     strips: list[Any] = []
-    quanta = stream(path, segmenter, overlap=overlap, blend=blend, disagreement=True, strips=strips)
+    quanta = stream(path, segmenter, overlap=overlap, blend=blend, planes=2, strips=strips)
     found = np.concatenate([disagreement for _, _, disagreement in strips])
     assert (found[blank] == 255).all()
     assert np.abs(found - 254 * expected)[~blank].max() <= 0.6
@@ -105,7 +105,7 @@ def test_windows_that_agree_disagree_nowhere(
 ) -> None:
     for overlap in (0.25, 0.5, 0.75):
         strips: list[Any] = []
-        stream(scene_file(tmp_path / "s.tif", size=(300, 97)), plain(PixelRule()), overlap=overlap, disagreement=True,
+        stream(scene_file(tmp_path / "s.tif", size=(300, 97)), plain(PixelRule()), overlap=overlap, planes=2,
                strips=strips)  # fmt: skip
         assert all((disagreement == 0).all() for _, _, disagreement in strips)
 

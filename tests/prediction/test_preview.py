@@ -14,7 +14,7 @@ from PIL import Image
 from small_run import CARD, HASH, HEIGHT, ODD_NAMES, WIDTH, labels_of, write_run
 
 from aerialseg.errors import BadDataError, NoInputError, OutputError, Stopped, UsageError
-from aerialseg.geo.measures import KEY
+from aerialseg.geo.outputs import KEY
 from aerialseg.prediction.exports import write_collection
 from aerialseg.prediction.pictures import CAPTION, GAP, OUTLINE
 from aerialseg.prediction.preview import SHEET, write_previews

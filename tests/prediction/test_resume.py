@@ -55,7 +55,7 @@ def tall(tmp_path: Path, scene_file: Callable[..., Path]) -> Path:
     return tmp_path / "scenes"
 
 
-def run(scenes: Path, model: Path, out: Path, progress: Any = None, **options: Any) -> PredictReport:
+def run(scenes: Path, model: Path, out: Path, progress: Any = Silent(), **options: Any) -> PredictReport:
     chosen = PredictOptions(**{"batch": 1, "device": "cpu", **options})
     return predict_scenes(find_scenes([scenes]), model, out, chosen, progress)
 

@@ -23,7 +23,7 @@ from aerialseg.errors import BadDataError, NoInputError, OutputError, UsageError
 from aerialseg.files import TEMPORARY, locked, prepare_output_folder, refuse_foreign, refuse_input_as_output, staged
 from aerialseg.geo.digest import content_digest
 from aerialseg.geo.labels import decide_rule
-from aerialseg.geo.measures import is_of_another_run, kind_of, left_out_note
+from aerialseg.geo.outputs import is_of_another_run, kind_of, left_out_note
 from aerialseg.geo.polygons.formats import SUFFIXES, create_buildings, read_mark, require_writer
 from aerialseg.geo.polygons.patchwork import MAX_PIXELS, group_masks, piece_of
 from aerialseg.geo.polygons.shape import MetricFrame, ShapeCounts, Shaping, footprints

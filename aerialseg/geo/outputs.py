@@ -1,21 +1,51 @@
-"""Which rasters measure something (a probability, a disagreement) instead of saying building or not, and whose."""
+"""The rasters that `predict` writes for a scene: what each is called, where it lies, and what its values mean.
+
+A new one is a value here, a plane that the engine blends, and a flag; every loop over a scene's files takes it from
+OUTPUTS. Those that do not say building or not (a probability, a disagreement) are measures.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from aerialseg.counts import NODATA, QUANTA
 from aerialseg.errors import AerialsegError, one_line
 from aerialseg.geo.opening import open_raster
+from aerialseg.geo.writing import BandMeaning
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-PROBABILITY = "probability"
-FORMER_FOLDERS = {"disagreement": "agreement"}
-"""Where earlier versions kept rasters."""
-MEASURES = frozenset((PROBABILITY, *FORMER_FOLDERS, *FORMER_FOLDERS.values()))
-"""The folders in which `predict` keeps what does not say building or not."""
+    from aerialseg.geo.vrt import Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A raster on a scene's grid, uint8."""
+
+    name: str
+    """What report.json calls it."""
+    folder: str
+    """Below the folder of a run; empty for the masks, which lie in it."""
+    plane: int
+    """Which of the planes that the engine blends it is made from."""
+    layer: BandMeaning
+    style: Kind | None
+    """How mosaics and the QGIS project show it; they leave out what has none."""
+
+
+_SHARE = BandMeaning(NODATA, "average", scale=1 / QUANTA)
+PROBABILITY = Output("probability", "probability", 0, _SHARE, "probability")
+DISAGREEMENT = Output("disagreement", "disagreement", 1, _SHARE, None)
+"""0 where the windows over a pixel agree, 1 where half of them say 0 and half 1."""
+MASK = Output("mask", "", 0, BandMeaning(NODATA), "mask")
+OUTPUTS = (PROBABILITY, DISAGREEMENT, MASK)
+"""In the order in which they are written: where a mask stands, all of its scene's outputs do."""
+FORMER_FOLDERS = {DISAGREEMENT.folder: "agreement"}
+"""Where earlier versions kept an output."""
+MEASURE_FOLDERS = frozenset((*(output.folder for output in OUTPUTS if output.folder), *FORMER_FOLDERS.values()))
 KEY = "AERIALSEG_KEY"
 """The metadata item that every raster of `predict` carries."""
 
