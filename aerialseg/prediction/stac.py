@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from aerialseg.geo.geobox import GeoBox
+    from aerialseg.geo.qgis.project import MapLayer
+    from aerialseg.geo.vrt import MosaicPart
     from aerialseg.models.package import ModelCard
 
 UNKNOWN = (datetime(1900, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC))
@@ -54,14 +56,17 @@ PROJECTION, CLASSIFICATION, MLM = map(EXTENSION.format, ("projection/v2.0.0", "c
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """A scene and its outputs, as an item describes them."""
+    """A scene and its outputs, as an item, a mosaic and a map describe them."""
 
     name: str
     scene: Path
-    mask: Path
-    probability: Path | None
+    mask: MosaicPart
+    probability: MosaicPart | None
     box: GeoBox
+    """The scene's grid."""
     taken: datetime | None
+    picture: MapLayer
+    """The scene as a map shows it."""
 
     @property
     def identifier(self) -> str:
@@ -118,10 +123,10 @@ def _item(folder: Path, sheet: Sheet) -> dict[str, Any]:
         stac_extensions=[PROJECTION, CLASSIFICATION],
         collection=COLLECTION,
     )
-    item.add_asset("mask", _mask_asset(folder, sheet.mask))
+    item.add_asset("mask", _mask_asset(folder, sheet.mask.path))
     if sheet.probability is not None:
         what = "Probability of building; stored as 0 to 254, 255 nodata"
-        item.add_asset("probability", _asset(folder, sheet.probability, "Probability", what, COG, "data"))
+        item.add_asset("probability", _asset(folder, sheet.probability.path, "Probability", what, COG, "data"))
         item.assets["probability"].extra_fields |= GRID
     source = MEDIA.get(sheet.scene.suffix.lower(), "image/tiff")
     item.add_asset("scene", _asset(folder, sheet.scene, "Scene", "What the mask was made from", source, "source"))
