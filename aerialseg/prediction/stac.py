@@ -100,11 +100,8 @@ def describe(
     values = {folder / ITEMS / f"{sheet.identifier}.json": _item(folder / ITEMS, sheet) for sheet in sheets}
     values[folder / "model.json"] = _model(card, model_hash)
     values[folder / "collection.json"] = _collection(folder, sheets, extras)
-    return {path: _json({**value, "aerialseg:seal": BLANK}) for path, value in values.items()}
-
-
-def _json(value: dict[str, Any]) -> bytes:
-    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+    sealed = {path: {**value, "aerialseg:seal": BLANK} for path, value in values.items()}
+    return {path: f"{json.dumps(value, indent=2, allow_nan=False)}\n".encode() for path, value in sealed.items()}
 
 
 def _item(folder: Path, sheet: Sheet) -> dict[str, Any]:
@@ -123,7 +120,13 @@ def _item(folder: Path, sheet: Sheet) -> dict[str, Any]:
         stac_extensions=[PROJECTION, CLASSIFICATION],
         collection=COLLECTION,
     )
-    item.add_asset("mask", _mask_asset(folder, sheet.mask.path))
+    classes = [
+        {"value": entry.value, "name": entry.label, "description": entry.label, "color_hint": entry.hex[1:].upper()}
+        for entry in MASK_CLASSES
+    ]
+    what = "0 background, 1 building, 255 nodata"
+    item.add_asset("mask", _asset(folder, sheet.mask.path, "Building mask", what, COG, "data"))
+    item.assets["mask"].extra_fields |= {**GRID, "classification:classes": classes}
     if sheet.probability is not None:
         what = "Probability of building; stored as 0 to 254, 255 nodata"
         item.add_asset("probability", _asset(folder, sheet.probability.path, "Probability", what, COG, "data"))
@@ -149,16 +152,6 @@ def _projection(box: GeoBox) -> dict[str, Any]:
     wkt = {} if code is not None else {"proj:wkt2": box.crs.to_wkt(version="WKT2_2019")}
     grid = {"proj:transform": [t.a, t.b, t.c, t.d, t.e, t.f], "proj:bbox": list(box.bounds)}
     return {"proj:code": code, **wkt, **shape, **grid}
-
-
-def _mask_asset(folder: Path, path: Path) -> Any:
-    classes = [
-        {"value": item.value, "name": item.label, "description": item.label, "color_hint": item.hex[1:].upper()}
-        for item in MASK_CLASSES
-    ]
-    asset = _asset(folder, path, "Building mask", "0 background, 1 building, 255 nodata", COG, "data")
-    asset.extra_fields |= {**GRID, "classification:classes": classes}
-    return asset
 
 
 def _asset(folder: Path, path: Path, title: str, description: str, media: str, role: str) -> Any:
