@@ -11,7 +11,15 @@ from pathlib import Path
 
 
 class AerialsegError(Exception):
-    """A failure with a clear cause outside the program; `exit_code` follows BSD sysexits where one fits."""
+    """A failure with a clear cause outside the program; `exit_code` follows BSD sysexits where one fits.
+
+    Example:
+        >>> try:
+        ...     aerialseg.find_scenes(["nowhere"])
+        ... except aerialseg.AerialsegError as error:
+        ...     print(error.exit_code, error)
+        66 nowhere: no such file or folder
+    """
 
     exit_code = 1
 

@@ -1,4 +1,4 @@
-"""What the program promises about files: whole or absent, never over the user's own, never through a link.
+"""What the program promises about files: whole or absent, never over an input, never through a link.
 
 Every output is written under a temporary name in its own folder, flushed to the disk and renamed. Temporary names
 start with `TEMPORARY`, so that what a killed run left behind can be recognised and swept.
@@ -30,6 +30,9 @@ SHARING_S, POLL_S = 60.0, 0.1
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LOCKLESS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """What network disks answer that are mounted without locks."""
+DIGEST = "aerialseg-sha256:"
+PLACEHOLDER = DIGEST + "0" * 64
+"""Stands in a file's content where the digest of its own bytes is to be embedded (see `aerialseg.geo.ownership`)."""
 
 
 @contextmanager
@@ -145,35 +148,27 @@ def refuse_input_as_output(inputs: Iterable[Path], outputs: Iterable[Path]) -> N
                 )
 
 
-def refuse_foreign(path: Path, *, ours: bool, overwrite: bool) -> None:
-    """Raise OutputError when `path` exists, was not written by this program, and `overwrite` was not asked for."""
-    if os.path.lexists(path) and not ours and not overwrite:
-        raise OutputError(
-            f"{one_line(path)}: exists and was not written by aerialseg; give another folder with -o, or --overwrite"
-        )
-
-
 @contextmanager
 def locked(
     folder: Path,
     *,
     shared: bool = False,
-    when_alone: Callable[[], object] = lambda: None,
+    on_exclusive: Callable[[], object] = lambda: None,
     waiting: Callable[[], object] | None = None,
 ) -> Iterator[bool]:
     """Hold a writer's place in `folder`, with others that share it or alone; yield whether nobody else was there.
 
-    If so, `when_alone` was called before anybody else could come. Raises OutputError when a living process holds the
-    place otherwise: after SHARING_S for a sharer, since another one may be alone while it sweeps a slow disk; at once
-    for others, unless `waiting` is given: then not before it is free. `waiting` is called ten times a second in every
-    wait. The kernel drops the lock with its process, so a killed run never leaves one behind.
+    If so, `on_exclusive` was called before anybody else could come. Raises OutputError when a living process holds the
+    place otherwise: after SHARING_S for a shared lock, since another run may be alone while it sweeps a slow disk;
+    at once for an exclusive one, unless `waiting` is given: then not before it is free. `waiting` is called ten times a
+    second in every wait. The kernel drops the lock with its process, so a killed run never leaves one behind.
     """
     with _output_errors(folder / LOCK):
         stream = (folder / LOCK).open("a")
     with stream:
         alone = _lock(stream, fcntl.LOCK_EX)
         if alone:
-            when_alone()
+            on_exclusive()
         held, deadline = alone and not shared, time.monotonic() + SHARING_S
         while shared and not (held := _lock(stream, fcntl.LOCK_SH)) and time.monotonic() < deadline:
             if waiting is not None:

@@ -6,7 +6,22 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Told by a verb, from the main thread, at points where stopping loses nothing."""
+    """What a verb tells, from the main thread, at points where stopping loses nothing.
+
+    Any object with these four methods will do; an error that `advance` raises ends the work there.
+
+    Example:
+        >>> class Lines:
+        ...     def start(self, label, total, unit): print(label, total, unit)
+        ...     def advance(self, amount=1, note=""): pass
+        ...     def say(self, line): print(line)
+        ...     def finish(self): pass
+        >>> scenes = aerialseg.find_scenes(["scenes"])
+        >>> options = aerialseg.TilingOptions(size=128, split="0.5")
+        >>> report = aerialseg.tile_scenes(scenes, Path("tiles/town"), options, Lines())
+        checking 2 scene
+        comparing 2 scene
+    """
 
     def start(self, label: str, total: float, unit: str) -> None:
         """Begin a piece of work of `total` units ("Mpx", "tile", "step")."""

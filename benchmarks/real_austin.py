@@ -62,7 +62,7 @@ CHANGES: dict[str, dict[str, object]] = {
     AS_IT_IS: {},
     "augment medium": {"data.augment": "medium"},
     "augment light": {"data.augment": "light"},
-    "wear 0": {"data.wear": 0.0},
+    "degrade 0": {"data.degrade": 0.0},
     "no ema": {"run.ema": 0.0},
     "sampling balanced": {"data.sampling": "balanced"},
     "dice 0": {"loss.dice": 0.0},

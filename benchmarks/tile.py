@@ -119,8 +119,8 @@ def measure(work: Path, scenes: int, side: int, size: int, threads: int, rounds:
     out, plain, raw = work / "out", work / "plain", work / "raw"
     best = {"tile": np.inf, "rerun": np.inf, "codec": np.inf, "bytes": np.inf}
     for _ in range(rounds):
-        best["tile"] = min(best["tile"], timed(lambda: tile_scenes(given, options, out), out))
-        best["rerun"] = min(best["rerun"], timed(lambda: tile_scenes(given, options, out)))
+        best["tile"] = min(best["tile"], timed(lambda: tile_scenes(given, out, options), out))
+        best["rerun"] = min(best["rerun"], timed(lambda: tile_scenes(given, out, options)))
         best["codec"] = min(best["codec"], timed(lambda: floor_of_codec(jobs, plain, threads), plain))
         best["bytes"] = min(best["bytes"], timed(lambda: floor_of_bytes(jobs, out, raw), raw))
     mpx = sum(job.box.height * job.box.width for job in jobs) / 1e6

@@ -11,7 +11,7 @@ import rasterio
 from affine import Affine
 
 from aerialseg.errors import Stopped
-from aerialseg.geo.qgis.styles import write_mask_sidecars
+from aerialseg.geo.styles import write_mask_sidecars
 from aerialseg.models.package import ModelCard
 from aerialseg.prediction.checks import Run
 from aerialseg.prediction.exports import write_collection

@@ -284,3 +284,114 @@ def test_a_shape_over_its_limits_is_named_and_ends_with_one(tmp_path: Path) -> N
     done = script("shape.py", *options, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["figures"]["modules"] == 5
+
+
+@pytest.fixture
+def sides(tmp_path: Path) -> tuple[Path, Path]:
+    """Return two folders of the same files, by two runs: only what a clock, a host or chance decides differs."""
+    import sqlite3
+
+    for side, seconds in (("base", 1.5), ("tree", 22.25)):
+        folder = tmp_path / side
+        (folder / "out").mkdir(parents=True)
+        report = {"aerialseg": "0.1.0", "totals": {"done": 2, "seconds": seconds}, "scenes": {"a": {"valid": 9}}}
+        (folder / "out" / "report.json").write_text(json.dumps(report))
+        (folder / "metrics.csv").write_text(f"epoch,iou,seconds,images_per_s\n1,0.5,{seconds},{seconds}\n")
+        start = {"time": f"2026-01-01T00:00:{seconds}", "command": [f"/{side}/__main__.py", "train"], "seed": 0}
+        (folder / "run.json").write_text(json.dumps({"id": side, "tiles": {"folder": side}, "starts": [start]}))
+        (folder / "tile.stdout").write_text(f"tiles: 3 scenes cut, 0.2 Mpx in {seconds} s, {seconds} Mpx/s\n")
+        (folder / "mask.tif").write_bytes(b"II*\0mask")
+        (folder / ".aerialseg-lock").touch()
+        with sqlite3.connect(folder / "buildings.gpkg") as database:
+            database.execute("CREATE TABLE buildings (fid INTEGER, area REAL)")
+            database.executemany("INSERT INTO buildings VALUES (?, ?)", [(n, n / 2) for n in range(200)])
+            database.execute("DELETE FROM buildings WHERE fid >= 100")
+        database.close()
+        if side == "tree":
+            with sqlite3.connect(folder / "buildings.gpkg", isolation_level=None) as database:
+                database.execute("VACUUM")
+            database.close()
+    return tmp_path / "base", tmp_path / "tree"
+
+
+def test_times_and_places_of_a_run_are_no_difference(sides: tuple[Path, Path]) -> None:
+    from same_files import compare_folders
+
+    assert all((sides[0] / name).read_bytes() != (sides[1] / name).read_bytes() for name in ("run.json", "tile.stdout"))
+    assert (sides[0] / "buildings.gpkg").read_bytes() != (sides[1] / "buildings.gpkg").read_bytes()
+    assert compare_folders(*sides) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "told"),
+    [
+        ("mask.tif", "mask", "Mask", "cannot be read"),
+        ("out/report.json", '"valid": 9', '"valid": 8', "scenes.a.valid: 9 -> 8"),
+        ("out/report.json", '"valid"', '"pixels"', "scenes.a: ['valid'] -> ['pixels']"),
+        ("metrics.csv", "0.5", "0.6", "0.iou: '0.5' -> '0.6'"),
+        ("run.json", '"seed": 0', '"seed": 1', "starts.0.seed: 0 -> 1"),
+        ("tile.stdout", "3 scenes", "2 scenes", "2 scenes"),
+    ],
+)
+def test_anything_else_is(sides: tuple[Path, Path], name: str, old: str, new: str, told: str) -> None:
+    from same_files import compare_folders
+
+    path = sides[1] / name
+    path.write_bytes(path.read_bytes().replace(old.encode(), new.encode()))
+    (found,) = compare_folders(*sides).items()
+    assert found[0] == name
+    assert told in found[1].lower()
+
+
+def test_rows_of_a_table_and_files_that_are_missing_or_new_are_differences(sides: tuple[Path, Path]) -> None:
+    import sqlite3
+
+    from same_files import compare_folders
+
+    with sqlite3.connect(sides[1] / "buildings.gpkg") as database:
+        database.execute("UPDATE buildings SET area = 7 WHERE fid = 3")
+    database.close()
+    (sides[1] / "metrics.csv").rename(sides[1] / "scores.csv")
+    found = compare_folders(*sides)
+    assert set(found) == {"buildings.gpkg", "metrics.csv", "scores.csv"}
+    assert (found["metrics.csv"], found["scores.csv"]) == ("missing", "new")
+
+
+def test_a_difference_that_is_meant_is_asked_for(sides: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    import same_files
+
+    for side, name, byte in ((sides[0], "agreement", 254), (sides[1], "disagreement", 0)):
+        (side / name).mkdir()
+        (side / name / "a.tif").write_bytes(bytes([byte]))
+    inverted = same_files.Expected(
+        r"disagreement/\1.tif", lambda old, new: old.read_bytes()[0] == 254 - new.read_bytes()[0], "inverted"
+    )
+    assert len(same_files.compare_folders(*sides)) == 2
+    monkeypatch.setitem(same_files.EXPECTED, r"agreement/(.*)\.tif", inverted)
+    assert same_files.compare_folders(*sides) == {}
+    (sides[1] / "disagreement" / "a.tif").write_bytes(bytes([3]))
+    assert same_files.compare_folders(*sides) == {"agreement/a.tif": "disagreement/a.tif is not as expected: inverted"}
+
+
+def test_a_checkpoint_and_a_training_cache_are_compared_without_times(tmp_path: Path) -> None:
+    import struct
+
+    import torch
+    from same_files import compare_files
+
+    def write(side: str, seconds: float, weight: float, crc: int) -> Path:
+        folder = tmp_path / side
+        folder.mkdir(exist_ok=True)
+        state = {
+            "model": {"w": torch.tensor([weight, 0.0])},
+            "standing": {"records": [{"seconds": seconds, "iou": 0.5}]},
+        }
+        torch.save({"format": 1, "digest": str(seconds), "state": state}, folder / "last.ckpt")
+        table = json.dumps({"tiles": [["a", f"7:{seconds}", crc]]}).encode()
+        (folder / "all.tiles").write_bytes(b"pixels" + table + struct.pack("<Q32s", len(table), bytes(32)))
+        return folder
+
+    base, later, other = write("base", 1.0, 0.25, 5), write("later", 2.0, 0.25, 5), write("other", 1.0, 0.5, 6)
+    for name, told in (("last.ckpt", "model.w: "), ("all.tiles", "1.tiles.0.1: 5 -> 6")):
+        assert compare_files(base / name, later / name) is None
+        assert (compare_files(base / name, other / name) or "").startswith(told)

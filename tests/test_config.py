@@ -52,7 +52,7 @@ def test_the_help_of_train_names_every_shipped_configuration(capsys: pytest.Capt
 def test_options_that_came_later_change_no_shipped_training() -> None:
     for name in ("demo", "inria", "segformer", "small"):
         config = load_config(name)
-        strengths = (config.data.flips, config.data.scale, config.data.colour, config.data.wear)
+        strengths = (config.data.flips, config.data.scale, config.data.colour, config.data.degrade)
         medium, strong = (True, 0.25, 0.2, 0.0), (True, 0.4, 0.35, 0.25)
         assert strengths == {"demo": (False, 0.0, 0.0, 0.0), "small": strong}.get(name, medium)
         loss, optimizer, schedule = config.loss, config.optimizer, config.schedule
@@ -63,7 +63,7 @@ def test_options_that_came_later_change_no_shipped_training() -> None:
 
 def test_a_level_of_augmentation_is_a_word_and_may_be_overridden(tmp_path: Path) -> None:
     strong = load_config("small", ("data.augment=strong", "data.colour=0.05")).data
-    assert (strong.scale, strong.colour) == (0.4, 0.05) and strong.wear > 0
+    assert (strong.scale, strong.colour) == (0.4, 0.05) and strong.degrade > 0
     assert load_config(write(tmp_path, to_toml(load_config("small", ("data.augment=strong",))))).data.scale == 0.4
     with pytest.raises(ConfigError, match=r"--set data.augment: input should be 'light', 'medium' or 'strong'"):
         load_config("small", ("data.augment=mild",))
@@ -74,7 +74,11 @@ def test_a_level_named_by_an_override_takes_the_place_of_what_the_file_sets(tmp_
     path = tmp_path / "config.toml"
     path.write_text(to_toml(load_config("small", ["data.augment=light"])))
     data = load_config(path, ["data.augment=strong", "data.colour=0.5"]).data
-    assert (data.scale, data.wear, data.colour) == (STRENGTHS["strong"]["scale"], STRENGTHS["strong"]["wear"], 0.5)
+    assert (data.scale, data.degrade, data.colour) == (
+        STRENGTHS["strong"]["scale"],
+        STRENGTHS["strong"]["degrade"],
+        0.5,
+    )
     path.write_text("data = 3\n[model]\npreset = 'unet-r18'\n")
     with pytest.raises(ConfigError, match="data"):
         load_config(path, ["data.augment=strong"])
@@ -178,3 +182,19 @@ def test_every_key_is_explained_where_it_is_declared() -> None:
         }
     assert len(keys) == sum(len(f.annotation.model_fields) for f in TrainConfig.model_fields.values())
     assert keys - explained == set()
+
+
+def test_the_old_name_of_degrade_still_counts_wherever_it_stands(tmp_path: Path) -> None:
+    """A config.toml, a checkpoint or a command line of before calls it `wear`."""
+    path = tmp_path / "old.toml"
+    path.write_text('[model]\npreset = "unet-r18"\n[data]\nwear = 0.5\n')
+    assert load_config(path).data.degrade == 0.5
+    assert load_config(path, ["data.degrade=0.75"]).data.degrade == 0.75
+    assert load_config(path, ["data.wear=0.25"]).data.degrade == 0.25
+    assert load_config(path, ["data.augment=light"]).data.degrade == STRENGTHS["light"]["degrade"]
+    saved = load_config(path).model_dump()
+    saved["data"]["wear"] = saved["data"].pop("degrade")
+    assert TrainConfig.model_validate(saved) == load_config(path)
+    path.write_text('[model]\npreset = "unet-r18"\n[data]\nwear = 0.5\ndegrade = 0.1\n')
+    with pytest.raises(ConfigError, match="wear"):
+        load_config(path)

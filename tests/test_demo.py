@@ -12,6 +12,7 @@ import rasterio
 from PIL import Image
 
 from aerialseg.counts import Confusion
+from aerialseg.drawing import FLAT_FOUND, INVENTED, MISSED
 from aerialseg.errors import OutputError, Stopped
 from aerialseg.geo.tiles.tileset import load_tileset
 from aerialseg.models.build import Segmenter, build_network
@@ -19,7 +20,7 @@ from aerialseg.models.package import ModelCard, load_model, read_card, save_mode
 from aerialseg.models.presets import licence_of, resolve
 from aerialseg.progress import Silent
 from aerialseg.workflows import bench_train, demo
-from aerialseg.workflows.demo import FOUND, INVENTED, MISSED, DemoPicture, draw_picture
+from aerialseg.workflows.demo import DemoPicture, draw_picture
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -153,9 +154,10 @@ def test_a_step_takes_all_of_its_batches(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_other_peoples_results_are_not_replaced(tmp_path: Path) -> None:
-    (tmp_path / "report.json").write_text('{"mine": 1}')
-    with pytest.raises(OutputError, match=r"report\.json: exists and was not written by aerialseg"):
-        demo.run_demo(tmp_path)
+    for content in ("[" * 200_000, '{"mine": 1}'):
+        (tmp_path / "report.json").write_text(content)
+        with pytest.raises(OutputError, match=r"report\.json: exists and was not written by aerialseg"):
+            demo.run_demo(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
 
 
@@ -167,7 +169,7 @@ def test_the_picture_shows_what_was_found_missed_and_invented(tmp_path: Path) ->
     draw_picture(tmp_path / "p.png", "x", DemoPicture(pixels, truth, prediction, np.ones_like(truth)))
     picture = np.asarray(Image.open(tmp_path / "p.png").convert("RGB")).astype(int)
     errors = picture[:, 3 * picture.shape[1] // 4 :]
-    areas = {c: int((np.abs(errors - np.array(c)).max(axis=2) < 6).sum()) for c in (FOUND, MISSED, INVENTED)}
+    areas = {c: int((np.abs(errors - np.array(c)).max(axis=2) < 6).sum()) for c in (FLAT_FOUND, MISSED, INVENTED)}
     for area in areas.values():
         assert 0.9 * 100 * 200 < area < 1.15 * 100 * 200 + 500  # a panel of 500 px and a swatch in the legend
 

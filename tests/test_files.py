@@ -90,7 +90,7 @@ from aerialseg import files
 def sweep():
     print("sweeping", flush=True)
     sys.stdin.readline()
-with files.locked(Path(sys.argv[1]), shared=sys.argv[2] == "shared", when_alone=sweep):
+with files.locked(Path(sys.argv[1]), shared=sys.argv[2] == "shared", on_exclusive=sweep):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -263,16 +263,6 @@ def test_an_output_that_is_an_input_is_refused(tmp_path: Path, alias: str) -> No
     with pytest.raises(UsageError, match="overwrite the input"):
         files.refuse_input_as_output([scene], [output])
     files.refuse_input_as_output([scene], [tmp_path / "other.tif"])
-
-
-def test_a_strangers_file_is_refused_unless_overwriting(tmp_path: Path) -> None:
-    path = tmp_path / "mask.tif"
-    files.refuse_foreign(path, ours=False, overwrite=False)
-    path.write_text("theirs")
-    with pytest.raises(OutputError, match="--overwrite"):
-        files.refuse_foreign(path, ours=False, overwrite=False)
-    files.refuse_foreign(path, ours=True, overwrite=False)
-    files.refuse_foreign(path, ours=False, overwrite=True)
 
 
 def test_a_file_where_the_folder_should_be_is_an_output_error(tmp_path: Path) -> None:

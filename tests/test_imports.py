@@ -15,16 +15,16 @@ import aerialseg
 PACKAGE = Path(aerialseg.__file__).parent
 LAYERS = (
     {"errors"},
-    {"counts", "config", "files", "progress"},
+    {"counts", "config", "files", "progress", "values"},
     {"geo"},
-    {"models"},
+    {"models", "drawing"},
     {"sample", "training", "prediction", "evaluation"},
     {"workflows"},
     {"cli"},
 )
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
 VERBS = LAYERS[4]
-HOMES = {"typer": {"cli"}, "pydantic": {"config"}, "albumentations": {"training/data"}}
+HOMES = {"typer": {"cli"}, "pydantic": {"config", "values"}, "albumentations": {"training/data"}}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -1,8 +1,7 @@
-"""The command line: Typer lives in this package and nowhere else; one file per command.
+"""The command line: one file a command, and `main`, the one place where errors become exit codes.
 
-`main` is the one place where errors become exit codes.
-
-The list of commands, each loaded when it is called for: `aerialseg --help` imports no torch and no GDAL.
+Typer lives in this package and nowhere else. What a command does is loaded when it is called: `aerialseg --help`
+imports no torch and no GDAL.
 """
 
 from __future__ import annotations

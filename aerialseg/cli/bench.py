@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aerialseg.cli.options import Assignments, Config, Device, Precision, ResultAsJson, TilesFolder, whole_numbers
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from aerialseg.workflows.bench_networks import Candidate, Findings, Row
+    from aerialseg.workflows.bench_networks import BenchOptions, Budget, Candidate, Findings
 
 bench = typer.Typer(help="Measure on this machine what networks cost, and whether training waits for its data.")
 
@@ -20,8 +22,6 @@ Only = Annotated[
 ]
 Sizes = Annotated[str, typer.Option(metavar="PX,PX", help="Sides of the tiles.")]
 Batch = Annotated[int, typer.Option(metavar="N", help="Tiles per pass; memory is that of all of them.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
-Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
 Limit = Annotated[
     float, typer.Option(metavar="S", help="Leave out sizes at which a pass would probably take longer, in seconds.")
 ]
@@ -33,7 +33,7 @@ Minutes = Annotated[
     float | None,
     typer.Option(metavar="M", help="With --tiles: how long each one's steps take together.", show_default="5"),
 ]
-Config = Annotated[
+Training = Annotated[
     str | None,
     typer.Option("-c", "--config", help="With --tiles: how they train; its network is replaced.", show_default="small"),
 ]
@@ -56,7 +56,7 @@ def mixers(
     limit: Limit = 60.0,
     tiles: Tiles = None,
     minutes: Minutes = None,
-    config: Config = None,
+    config: Training = None,
     out: Out = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -72,12 +72,11 @@ def mixers(
       aerialseg bench mixers --only window --only conv,conv,window,full -o bench/mixers
       aerialseg bench mixers --tiles tiles/inria --minutes 5 -o bench/mixers
     """
-    from aerialseg.workflows.bench_networks import mixer_contestants
+    from aerialseg.workflows.bench_networks import BenchOptions, mixer_contestants
 
-    _bench(
-        mixer_contestants(only or ()), sizes=sizes, batch=batch, device=device, precision=precision, limit=limit,
-        tiles=tiles, minutes=minutes, config=config, out=out, overwrite=overwrite, as_json=as_json,
-    )  # fmt: skip
+    chosen = BenchOptions(whole_numbers("--sizes", sizes) or (), batch, device, precision, limit)
+    budget = _budget(tiles, minutes, config)
+    _bench(mixer_contestants(only or ()), chosen, budget, out=out, overwrite=overwrite, as_json=as_json)
 
 
 @bench.command()
@@ -90,7 +89,7 @@ def presets(
     limit: Limit = 60.0,
     tiles: Tiles = None,
     minutes: Minutes = None,
-    config: Config = None,
+    config: Training = None,
     out: Out = None,
     overwrite: Overwrite = False,
     accept_licence: Annotated[
@@ -108,26 +107,21 @@ def presets(
       aerialseg bench presets --device cuda --batch 8 -o bench/presets
       aerialseg bench presets --only unet-pvt2-b2 --only unet-pvt2-b2-stem --tiles tiles/inria -o bench/stem
     """
-    from aerialseg.workflows.bench_networks import preset_contestants
+    from aerialseg.workflows.bench_networks import BenchOptions, preset_contestants
 
-    _bench(
-        preset_contestants(only or (), accept_licence=accept_licence),
-        sizes=sizes, batch=batch, device=device, precision=precision, limit=limit,
-        tiles=tiles, minutes=minutes, config=config, out=out, overwrite=overwrite, as_json=as_json,
-    )  # fmt: skip
+    candidates = preset_contestants(only or (), accept_licence=accept_licence)
+    chosen = BenchOptions(whole_numbers("--sizes", sizes) or (), batch, device, precision, limit)
+    _bench(candidates, chosen, _budget(tiles, minutes, config), out=out, overwrite=overwrite, as_json=as_json)
 
 
 @bench.command()
 def train(
-    tiles: Annotated[Path, typer.Argument(help="A folder made by aerialseg tile.", show_default=False)],
-    config: Annotated[str, typer.Option("-c", "--config", help="A TOML file, or the name of a shipped one.")] = "inria",
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change one value, as data.batch=4; may be repeated."),
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    tiles: TilesFolder,
+    config: Config = "inria",
+    assignments: Assignments = None,
+    device: Device = "auto",
     seconds: Annotated[float, typer.Option(help="About how long each rate is measured.", min=0.01)] = 20.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: ResultAsJson = False,
 ) -> None:
     """Measure whether training waits for its data, and where the time of a step goes.
 
@@ -148,62 +142,52 @@ def train(
     print_json(report.to_json()) if as_json else typer.echo(report.summary())
 
 
+def _budget(tiles: Path | None, minutes: float | None, config: str | None) -> Budget | None:
+    """Return how long the networks train on `tiles`; None without any. Raises UsageError for options that need them."""
+    from aerialseg.config import load_config
+    from aerialseg.errors import UsageError
+    from aerialseg.workflows.bench_networks import Budget
+
+    if tiles is None and (minutes is not None or config is not None):
+        raise UsageError("--minutes and --config are about training on --tiles; give it too")
+    return None if tiles is None else Budget(tiles, 5.0 if minutes is None else minutes, load_config(config or "small"))
+
+
 def _bench(
-    contestants: Sequence[Candidate],
+    candidates: Sequence[Candidate],
+    chosen: BenchOptions,
+    budget: Budget | None,
     *,
-    sizes: str,
-    batch: int,
-    device: str,
-    precision: str,
-    limit: float,
-    tiles: Path | None,
-    minutes: float | None,
-    config: str | None,
     out: Path | None,
     overwrite: bool,
     as_json: bool,
 ) -> None:
     """Do what both commands do."""
     from aerialseg.cli.console import console_progress, print_json
-    from aerialseg.cli.options import whole_numbers
-    from aerialseg.config import load_config
-    from aerialseg.errors import UsageError
-    from aerialseg.workflows.bench_networks import BenchOptions, Budget, bench_networks
+    from aerialseg.workflows.bench_networks import bench_networks
 
-    if tiles is None and (minutes is not None or config is not None):
-        raise UsageError("--minutes and --config are about training on --tiles; give it too")
-    options = BenchOptions(whole_numbers("--sizes", sizes) or (), batch, device, precision, limit)
-    minutes = 5.0 if minutes is None else minutes
-    budget = None if tiles is None else Budget(tiles, minutes, load_config(config or "small"))
     with console_progress() as progress:
-        found = bench_networks(contestants, options, progress, budget=budget, out=out, overwrite=overwrite)
-    if as_json:
-        print_json(found.to_json())
-    else:
-        _print(found)
+        found = bench_networks(candidates, chosen, progress, budget=budget, out=out, overwrite=overwrite)
+    print_json(found.to_json()) if as_json else _print(found)
 
 
 def _print(found: Findings) -> None:
     from aerialseg.cli.console import print_table
 
+    def time_and_memory(seconds: float | None, taken: int | None) -> list[str]:
+        return ["" if seconds is None else f"{1e3 * seconds:,.1f}", "" if taken is None else f"{taken / 1e6:,.0f}"]
+
     machine = "{name}, {device}, {precision}, {batch} tiles per pass".format(**found.machine)
     columns = ["", "M params", "px", "GMACs", "ms", "MB", "ms, backward too", "MB", "note"]
-    print_table(f"Cost per tile: {machine}", columns, [_cells(row) for row in found.rows])
+    rows = []
+    for row in found.rows:
+        size = [f"{row.parameters / 1e6:.2f}", str(row.size), "" if row.gmacs is None else f"{row.gmacs:,.2f}"]
+        forward = time_and_memory(row.forward_s, row.forward_bytes)
+        rows.append([row.name, *size, *forward, *time_and_memory(row.train_s, row.train_bytes), row.note])
+    print_table(f"Cost per tile: {machine}", columns, rows)
     if found.accuracy:
         rows = [
             [item.name, "" if item.iou is None else f"{item.iou:.3f}", f"{item.steps:,}", item.note]
             for item in found.accuracy
         ]
         print_table("After training for equal time", ["", "validation IoU", "steps", "note"], rows)
-
-
-def _cells(row: Row) -> list[str]:
-    times = [row.forward_s, row.train_s]
-    sizes = [row.forward_bytes, row.train_bytes]
-    count = "" if row.gmacs is None else f"{row.gmacs:,.2f}"
-    measured = [
-        text
-        for seconds, taken in zip(times, sizes, strict=True)
-        for text in ("" if seconds is None else f"{1e3 * seconds:,.1f}", "" if taken is None else f"{taken / 1e6:,.0f}")
-    ]
-    return [row.name, f"{row.parameters / 1e6:.2f}", str(row.size), count, *measured, row.note]

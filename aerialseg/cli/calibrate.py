@@ -7,16 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aerialseg.cli.options import (
-    AllowUngeoreferenced,
-    BuildingValues,
-    IgnoreValues,
-    LabelledArea,
-    MaskPattern,
-    MaskThreshold,
-    MaxPixels,
-    Where,
-)
+from aerialseg.cli import options
 
 if TYPE_CHECKING:
     from aerialseg.workflows.calibrate import CalibrateReport
@@ -32,17 +23,17 @@ def calibrate(
         list[str] | None,
         typer.Option("--masks", help="Their true masks, or vector files.", show_default="beside the scenes"),
     ] = None,
-    mask_pattern: MaskPattern = None,
-    building_values: BuildingValues = None,
-    ignore_values: IgnoreValues = None,
-    mask_threshold: MaskThreshold = None,
-    where: Where = None,
-    labelled_area: LabelledArea = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    allow_ungeoreferenced: AllowUngeoreferenced = False,
-    max_pixels: MaxPixels = 1e10,
+    mask_pattern: options.MaskPattern = None,
+    building_values: options.BuildingValues = None,
+    ignore_values: options.IgnoreValues = None,
+    mask_threshold: options.MaskThreshold = None,
+    where: options.Where = None,
+    labelled_area: options.LabelledArea = None,
+    device: options.Device = "auto",
+    allow_ungeoreferenced: options.AllowUngeoreferenced = False,
+    max_pixels: options.MaxPixels = 1e10,
     overwrite: Annotated[bool, typer.Option("-f", "--overwrite", help="Replace the new file if it exists.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    as_json: options.ReportAsJson = False,
 ) -> None:
     """Fit a model's temperature and threshold to scenes with masks, and write them into a new model file.
 
@@ -56,7 +47,6 @@ def calibrate(
       aerialseg calibrate runs/unet --scenes 'val/images/austin*.tif' --masks val/gt -o austin.safetensors
     """
     from aerialseg.cli.console import console_progress, print_json
-    from aerialseg.cli.options import mask_rule
     from aerialseg.evaluation.scores import EvaluateOptions
     from aerialseg.geo.inspection import Access
     from aerialseg.geo.labels import find_labels
@@ -64,22 +54,23 @@ def calibrate(
     from aerialseg.prediction.options import PredictOptions
     from aerialseg.workflows.calibrate import CalibrateOptions, calibrate_model
 
-    rule, access = mask_rule(building_values, ignore_values, mask_threshold), Access(allow_ungeoreferenced, max_pixels)
+    rule = options.mask_rule(building_values, ignore_values, mask_threshold)
+    access = Access(allow_ungeoreferenced, max_pixels)
     truth = EvaluateOptions(rule, access, where=where, labelled_area=labelled_area)
-    chosen, vectors = find_labels(find_scenes(scenes), masks or (), mask_pattern)
-    options = CalibrateOptions(truth, vectors, overwrite, PredictOptions(device=device, access=access))
+    found, vectors = find_labels(find_scenes(scenes), masks or (), mask_pattern)
+    chosen = CalibrateOptions(truth, vectors, overwrite, PredictOptions(device=device, access=access))
     with console_progress() as progress:
-        report = calibrate_model(chosen, model, out, options, progress)
+        report = calibrate_model(found, model, out, chosen, progress)
     print_json(report.to_json()) if as_json else _print(report)
 
 
 def _print(report: CalibrateReport) -> None:
-    from aerialseg.cli.console import print_table
+    from aerialseg.cli.console import number, print_table
     from aerialseg.errors import one_line
 
     rows = []
     for name, judged in (("before", report.before), ("after", report.after)):
         values = (judged.threshold, judged.temperature, judged.iou, judged.log_loss, judged.calibration_error)
-        rows.append([name, *("-" if value != value else f"{value:.4f}" for value in values)])
+        rows.append([name, *map(number, values)])
     title = f"{one_line(report.out)}, from {report.scenes} {'scene' if report.scenes == 1 else 'scenes'}"
     print_table(title, ["", "threshold", "temperature", "iou", "log loss", "calibration error"], rows)

@@ -7,17 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aerialseg.cli.options import (
-    AllowUngeoreferenced,
-    BuildingValues,
-    IgnoreValues,
-    LabelledArea,
-    MaskPattern,
-    Masks,
-    MaskThreshold,
-    MaxPixels,
-    Where,
-)
+from aerialseg.cli import options
 
 if TYPE_CHECKING:
     from aerialseg.evaluation.comparison import Comparison
@@ -27,15 +17,15 @@ def compare(
     context: typer.Context,
     run_a: Annotated[str, typer.Argument(help="Predicted masks of one run: a folder or file.", show_default=False)],
     run_b: Annotated[str, typer.Argument(help="Predicted masks of the other run.", show_default=False)],
-    masks: Masks,
-    mask_pattern: MaskPattern = None,
-    building_values: BuildingValues = None,
-    ignore_values: IgnoreValues = None,
-    mask_threshold: MaskThreshold = None,
-    where: Where = None,
-    labelled_area: LabelledArea = None,
-    allow_ungeoreferenced: AllowUngeoreferenced = False,
-    max_pixels: MaxPixels = 1e10,
+    masks: options.Masks,
+    mask_pattern: options.MaskPattern = None,
+    building_values: options.BuildingValues = None,
+    ignore_values: options.IgnoreValues = None,
+    mask_threshold: options.MaskThreshold = None,
+    where: options.Where = None,
+    labelled_area: options.LabelledArea = None,
+    allow_ungeoreferenced: options.AllowUngeoreferenced = False,
+    max_pixels: options.MaxPixels = 1e10,
     report: Annotated[Path | None, typer.Option(help="Write a page: comparison.html.", show_default=False)] = None,
     overwrite: Annotated[
         bool, typer.Option("-f", "--overwrite", help="Replace a file of other origin at --report.")
@@ -53,37 +43,33 @@ def compare(
       aerialseg compare a/ b/ --masks gt/ --report comparison.html
     """
     from aerialseg.cli.console import console_progress, print_json
-    from aerialseg.cli.options import command_line, mask_rule
     from aerialseg.evaluation.comparison import check_comparison, compare_runs, write_comparison
     from aerialseg.evaluation.pairs import pair_predictions
     from aerialseg.evaluation.scores import EvaluateOptions
     from aerialseg.geo.inspection import Access
 
-    rule, access = mask_rule(building_values, ignore_values, mask_threshold), Access(allow_ungeoreferenced, max_pixels)
-    options = EvaluateOptions(rule, access, details=True, where=where, labelled_area=labelled_area)
+    rule = options.mask_rule(building_values, ignore_values, mask_threshold)
+    access = Access(allow_ungeoreferenced, max_pixels)
+    chosen = EvaluateOptions(rule, access, details=True, where=where, labelled_area=labelled_area)
     a, b = (pair_predictions([run], masks, mask_pattern).pairs for run in (run_a, run_b))
     read = [Path(given) for given in masks] + ([] if labelled_area is None else [labelled_area])
     check_comparison(report, [*a, *b], read, overwrite=overwrite)
     with console_progress() as progress:
-        compared = compare_runs(a, b, options, progress)
+        compared = compare_runs(a, b, chosen, progress)
     if report is not None:
-        write_comparison(report, compared, (run_a, run_b), command_line(context))
+        write_comparison(report, compared, (run_a, run_b), options.command_line(context))
     print_json(compared.to_json()) if as_json else _print(compared)
 
 
 def _print(compared: Comparison) -> None:
-    from aerialseg.cli.console import print_table
+    from aerialseg.cli.console import number, print_table
 
     rows = []
     for found in compared.differences:
         interval = "-" if found.interval is None else f"{found.interval[0]:+.4f} to {found.interval[1]:+.4f}"
-        values = [*map(_number, (found.a, found.b)), _number(found.difference, "+.4f"), interval, found.verdict]
+        values = [*map(number, (found.a, found.b)), number(found.difference, "+.4f"), interval, found.verdict]
         rows.append([found.score, *values, str(found.better_a), str(found.better_b)])
     many = len(compared.a.results)
     title = f"{many} {'scene' if many == 1 else 'scenes'}; the difference is B - A"
     columns = ["", "A", "B", "B - A", "95 % of the draws", "better", "scenes A wins", "scenes B wins"]
     print_table(title, columns, rows)
-
-
-def _number(value: float, form: str = ".4f") -> str:
-    return "-" if value != value else format(value, form)

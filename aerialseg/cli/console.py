@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from aerialseg.errors import Stopped, StorageError
+from aerialseg.values import to_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -177,8 +178,8 @@ def _failed_result(error: OSError) -> BaseException:
 
 
 def print_json(value: Any) -> None:
-    """Print `value` as JSON on stdout; NaN becomes null."""
-    print(json.dumps(_without_nan(value), indent=2))  # noqa: T201
+    """Print a dataclass, or plain values with some inside, as JSON on stdout; what is not finite becomes null."""
+    print(json.dumps(to_values(value), indent=2))  # noqa: T201
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
@@ -194,16 +195,13 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     _console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
+def number(value: float, form: str = ".4f", unit: str = "") -> str:
+    """Return a number as a table shows it; one that is not defined is a dash."""
+    return "-" if value != value else f"{value:{form}}{unit}"
+
+
 def _is_number(text: str) -> bool:
     return text.strip(" -+%").replace(",", "").replace(".", "", 1).isdigit() or text in ("", "-", "nan")
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and value != value else value
 
 
 def _console(**settings: Any) -> Console:

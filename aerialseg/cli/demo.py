@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aerialseg.cli.options import Device, ReportAsJson
+
 if TYPE_CHECKING:
     from aerialseg.workflows.demo import DemoReport
 
@@ -20,8 +22,8 @@ def demo(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change one value of the training, as run.precision=fp32."),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    device: Device = "auto",
+    as_json: ReportAsJson = False,
 ) -> None:
     """Draw scenes, tile them, train a small network, map a scene it has never seen, and score the mask.
 
@@ -32,36 +34,28 @@ def demo(
       aerialseg demo
       aerialseg demo -o /tmp/demo --minutes 10 --set schedule.epochs=10
     """
-    from aerialseg.cli.console import console_progress, print_json, print_table
+    from aerialseg.cli.console import console_progress, print_json
     from aerialseg.workflows.demo import run_demo
 
     with console_progress() as progress:
         report = run_demo(out, minutes=minutes, device=device, overrides=assignments or (), progress=progress)
-    if as_json:
-        print_json(report.to_json())
-        return
-    print_table(
-        f"Held-out scene {report.scene.name}", ["model", "IoU", "precision", "recall", "accuracy"], _rows(report)
-    )
-    for line in _paths(report):
-        typer.echo(line)
+    print_json(report.to_json()) if as_json else _print(report)
 
 
-def _rows(report: DemoReport) -> list[list[str]]:
-    both = (("trained", report.held_out), ("untrained", report.untrained))
-    names = ("iou", "precision", "recall", "accuracy")
-    return [[label, *(f"{getattr(counts, name):.3f}" for name in names)] for label, counts in both]
-
-
-def _paths(report: DemoReport) -> list[str]:
+def _print(report: DemoReport) -> None:
+    from aerialseg.cli.console import print_table
     from aerialseg.errors import one_line
 
-    seconds = report.seconds
+    names, seconds = ("iou", "precision", "recall", "accuracy"), report.seconds
+    both = (("trained", report.held_out), ("untrained", report.untrained))
+    rows = [[label, *(f"{getattr(counts, name):.3f}" for name in names)] for label, counts in both]
+    print_table(f"Held-out scene {report.scene.name}", ["model", "IoU", "precision", "recall", "accuracy"], rows)
+    typer.echo(f"{seconds['total']:.0f} s in all, {seconds['train']:.0f} s of it training on {report.training.device}")
     places = (("picture", report.picture), ("model", report.training.model), ("mask", report.mask),
               ("report", report.out / "report.json"))  # fmt: skip
-    return [
-        f"{seconds['total']:.0f} s in all, {seconds['train']:.0f} s of it training on {report.training.device}",
-        *(f"{label + ':':9}{one_line(path)}" for label, path in places),
+    for label, path in places:
+        typer.echo(f"{label + ':':9}{one_line(path)}")
+    typer.echo(
         f"in QGIS: drag {one_line(report.scene.image)}, then {one_line(report.mask)}, onto the map;"
-        " buildings appear coloured over the scene",
-    ]
+        " buildings appear coloured over the scene"
+    )

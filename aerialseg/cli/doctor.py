@@ -22,15 +22,13 @@ def doctor(
       aerialseg doctor
       aerialseg doctor /mnt/scratch --json
     """
-    from dataclasses import asdict
-
     from aerialseg.cli.console import print_json, print_table
     from aerialseg.workflows.doctor import examine, require_all
 
     findings = examine(folder)
     if as_json:
         ok = all(finding.state != "missing" for finding in findings)
-        print_json({"ok": ok, "findings": [asdict(finding) for finding in findings]})
+        print_json({"ok": ok, "findings": findings})
     else:
         rows = [[item.topic, item.name, item.found, item.state, item.advice] for item in findings]
         print_table("aerialseg doctor", ["", "what", "found", "state", "advice"], rows)

@@ -1,7 +1,4 @@
-"""`aerialseg evaluate`: scores of predicted masks against true ones.
-
-The tables of `evaluate`: scores by scene, city and overall, buildings by size, intervals, polygons.
-"""
+"""`aerialseg evaluate`: scores of predicted masks against true ones, and the tables that show them."""
 
 from __future__ import annotations
 
@@ -10,17 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aerialseg.cli.options import (
-    AllowUngeoreferenced,
-    BuildingValues,
-    IgnoreValues,
-    LabelledArea,
-    MaskPattern,
-    Masks,
-    MaskThreshold,
-    MaxPixels,
-    Where,
-)
+from aerialseg.cli import options
 
 if TYPE_CHECKING:
     from aerialseg.evaluation.polygons import PolygonScores
@@ -48,15 +35,15 @@ def evaluate(
     predictions: Annotated[
         list[str], typer.Argument(help="Predicted masks: files, folders or globs.", show_default=False)
     ],
-    masks: Masks,
-    mask_pattern: MaskPattern = None,
-    building_values: BuildingValues = None,
-    ignore_values: IgnoreValues = None,
-    mask_threshold: MaskThreshold = None,
-    where: Where = None,
-    labelled_area: LabelledArea = None,
-    allow_ungeoreferenced: AllowUngeoreferenced = False,
-    max_pixels: MaxPixels = 1e10,
+    masks: options.Masks,
+    mask_pattern: options.MaskPattern = None,
+    building_values: options.BuildingValues = None,
+    ignore_values: options.IgnoreValues = None,
+    mask_threshold: options.MaskThreshold = None,
+    where: options.Where = None,
+    labelled_area: options.LabelledArea = None,
+    allow_ungeoreferenced: options.AllowUngeoreferenced = False,
+    max_pixels: options.MaxPixels = 1e10,
     pixels_only: Annotated[
         bool, typer.Option("--pixels-only", help="Leave out outlines, objects and probabilities; takes less time.")
     ] = False,
@@ -115,21 +102,27 @@ def evaluate(
       aerialseg evaluate out --masks AerialImageDataset --report report.html --scenes AerialImageDataset/train/images
     """
     from aerialseg.cli.console import console_progress, print_json
-    from aerialseg.cli.options import command_line, mask_rule
     from aerialseg.evaluation import run
     from aerialseg.evaluation.pairs import pair_predictions
     from aerialseg.evaluation.scores import EvaluateOptions
     from aerialseg.geo.inspection import Access
 
-    rule, access = mask_rule(building_values, ignore_values, mask_threshold), Access(allow_ungeoreferenced, max_pixels)
-    options = EvaluateOptions(rule, access, not pixels_only, where, labelled_area, filtered)
+    rule = options.mask_rule(building_values, ignore_values, mask_threshold)
+    access = Access(allow_ungeoreferenced, max_pixels)
+    chosen = EvaluateOptions(rule, access, not pixels_only, where, labelled_area, filtered)
     extras = run.Extras(
-        polygons, trained_on, report, errors, tuple(scenes or ()), overwrite=overwrite, command=command_line(context)
+        polygons,
+        trained_on,
+        report,
+        errors,
+        tuple(scenes or ()),
+        overwrite=overwrite,
+        command=options.command_line(context),
     )
     pairing = pair_predictions(predictions, masks, mask_pattern)
     with console_progress() as progress:
         _say_unused(pairing.unused, progress)
-        found = run.evaluate(pairing.pairs, options, extras, [Path(given) for given in masks], progress)
+        found = run.evaluate(pairing.pairs, chosen, extras, [Path(given) for given in masks], progress)
     print_json(found.to_json() | {"unused_masks": list(pairing.unused)}) if as_json else print_scores(found)
 
 
@@ -142,34 +135,22 @@ def _say_unused(names: tuple[str, ...], progress: Progress, most: int = 5) -> No
         progress.say(f"{len(names)} of the masks have no prediction and do not count: {named}")
 
 
-def _print_polygons(drawn: PolygonScores) -> None:
-    from aerialseg.cli.console import print_table
-
-    columns = ["true", "predicted", "matched", "f1", "iou", "C-IoU", "PoLiS", "max tangent angle", "vertex ratio"]
-    values = (drawn.f1, drawn.iou, drawn.c_iou)
-    counts = [f"{count:,}" for count in (drawn.true, drawn.predicted, drawn.matched)]
-    metres, angle = _number(drawn.polis_m, ".2f", " m"), _number(drawn.max_tangent_angle_deg, ".1f", " deg")
-    row = [*counts, *map(_number, values), metres, angle, _number(drawn.vertex_ratio, ".2f")]
-    left_out = (drawn.true_left_out, drawn.predicted_left_out)
-    note = (
-        "; {:,} true and {:,} predicted ones lie not wholly on known ground".format(*left_out) if any(left_out) else ""
-    )
-    print_table(f"Polygons, matched one to one at IoU 0.5{note}", columns, [row])
-
-
 def print_scores(report: EvaluationReport) -> None:
     """Print scenes, cities and overall, buildings by size, intervals, and polygons."""
-    from aerialseg.cli.console import print_table
+    from aerialseg.cli.console import number, print_table
     from aerialseg.counts import SCORES
+    from aerialseg.errors import one_line
     from aerialseg.evaluation.results import FEW
 
     everything = report.everything
     columns = {name: name for name in (*SCORES, "building_fraction")} if everything.objects is None else COLUMNS
     scenes = {result.name: result.counts for result in report.results}
     groups = [("scene", scenes), ("city", report.by_city), ("", {"overall": everything})]
-    rows = [
-        _row(f"{kind} {name}".strip(), counts, columns) for kind, members in groups for name, counts in members.items()
-    ]
+    rows = []
+    for kind, members in groups:
+        for name, counts in members.items():
+            scores = counts.scores()
+            rows.append([one_line(f"{kind} {name}".strip()), *(number(scores[column]) for column in columns)])
     many = len(report.results)
     filtered = "FILTERED, not comparable: " if any(line.startswith("filtered: ") for line in report.warnings) else ""
     title = f"{filtered}{many} {'scene' if many == 1 else 'scenes'}, pooled over {report.overall.pixels:,} pixels"
@@ -190,14 +171,23 @@ def print_scores(report: EvaluationReport) -> None:
         _print_polygons(report.polygons)
 
 
-def _row(name: str, counts: Counts, columns: dict[str, str]) -> list[str]:
-    from aerialseg.errors import one_line
+def _print_polygons(drawn: PolygonScores) -> None:
+    from aerialseg.cli.console import number, print_table
 
-    scores = counts.scores()
-    return [one_line(name), *(_number(scores[column]) for column in columns)]
+    columns = ["true", "predicted", "matched", "f1", "iou", "C-IoU", "PoLiS", "max tangent angle", "vertex ratio"]
+    values = (drawn.f1, drawn.iou, drawn.c_iou)
+    counts = [f"{count:,}" for count in (drawn.true, drawn.predicted, drawn.matched)]
+    metres, angle = number(drawn.polis_m, ".2f", " m"), number(drawn.max_tangent_angle_deg, ".1f", " deg")
+    row = [*counts, *map(number, values), metres, angle, number(drawn.vertex_ratio, ".2f")]
+    left_out = (drawn.true_left_out, drawn.predicted_left_out)
+    note = (
+        "; {:,} true and {:,} predicted ones lie not wholly on known ground".format(*left_out) if any(left_out) else ""
+    )
+    print_table(f"Polygons, matched one to one at IoU 0.5{note}", columns, [row])
 
 
 def _by_size(counts: Counts) -> list[list[str]]:
+    from aerialseg.cli.console import number
     from aerialseg.evaluation.objects import SIZES, ObjectCounts
 
     objects = counts.objects or ObjectCounts()
@@ -206,11 +196,7 @@ def _by_size(counts: Counts) -> list[list[str]]:
         part = objects.of_size(index)
         true, predicted = part.true[index], part.predicted[index]
         if size != "unsized" or true or predicted:
-            rows.append([meaning, f"{true:,}", f"{part.found[index]:,}", _number(part.recall), f"{predicted:,}",
-                         _number(part.precision), _number(part.f1)])  # fmt: skip
-    found = [f"{sum(objects.true):,}", f"{sum(objects.found):,}", _number(objects.recall)]
-    return [*rows, ["all", *found, f"{sum(objects.predicted):,}", _number(objects.precision), _number(objects.f1)]]
-
-
-def _number(score: float, form: str = ".4f", unit: str = "") -> str:
-    return "-" if score != score else f"{score:{form}}{unit}"
+            rows.append([meaning, f"{true:,}", f"{part.found[index]:,}", number(part.recall), f"{predicted:,}",
+                         number(part.precision), number(part.f1)])  # fmt: skip
+    found = [f"{sum(objects.true):,}", f"{sum(objects.found):,}", number(objects.recall)]
+    return [*rows, ["all", *found, f"{sum(objects.predicted):,}", number(objects.precision), number(objects.f1)]]

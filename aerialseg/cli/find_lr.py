@@ -7,16 +7,15 @@ from typing import Annotated
 
 import typer
 
+from aerialseg.cli.options import Assignments, Config, Device, TilesFolder
+
 
 def find_lr(
-    tiles: Annotated[Path, typer.Argument(help="A folder made by aerialseg tile.", show_default=False)],
-    config: Annotated[str, typer.Option("-c", "--config", help="A TOML file, or the name of a shipped one.")] = "inria",
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change one value, as data.batch=4; may be repeated."),
-    ] = None,
+    tiles: TilesFolder,
+    config: Config = "inria",
+    assignments: Assignments = None,
     plot: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw loss by learning rate here.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    device: Device = "auto",
     overwrite: Annotated[bool, typer.Option("-f", "--overwrite", help="Replace the picture if it exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print rates, losses and suggestion as JSON.")] = False,
 ) -> None:

@@ -52,13 +52,12 @@ def import_(
       aerialseg import nir.safetensors -o nir.safetensors --preset segformer-pvt2-b0 --bands 4 --white 255 --mean 90 \\
         --std 40
     """
-    from dataclasses import asdict
-
     from aerialseg.cli.console import console_progress, print_json
     from aerialseg.cli.options import named_values, numbers
     from aerialseg.errors import one_line
     from aerialseg.models.importing import Normalisation, PredictDefaults, import_model
     from aerialseg.models.presets import resolve
+    from aerialseg.values import to_values
 
     pixels = Normalisation(numbers("--mean", mean), numbers("--std", std), int(white))
     habits = PredictDefaults(gsd, threshold, tile_size, overlap)
@@ -69,6 +68,6 @@ def import_(
         for note in notes:
             progress.say(note)
     if as_json:
-        print_json({"model": str(out), **asdict(card), "notes": notes})
+        print_json({"model": out, **to_values(card), "notes": notes})
     else:
         typer.echo(f"{one_line(out)}: {card.preset} for {card.bands} bands, tiles of {card.tile_size} px")

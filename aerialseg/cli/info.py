@@ -31,10 +31,10 @@ def info(
     from aerialseg.workflows.info import look_at
 
     refuse_remote(thing)
-    account = look_at(thing)
+    summary = look_at(thing)
     if as_json:
-        print_json(account.to_json())
+        print_json(summary.to_json())
     else:
-        print_table(f"{account.kind} {one_line(thing)}", ["what", "found"], account.rows())
-    if account.problems:
-        raise account.problems[0]
+        print_table(f"{summary.kind} {one_line(thing)}", ["what", "found"], summary.rows())
+    if summary.problems:
+        raise summary.problems[0]

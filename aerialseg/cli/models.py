@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from aerialseg.models.presets import Preset
 
 
 def models(as_json: Annotated[bool, typer.Option("--json", help="Print the presets as JSON.")] = False) -> None:
@@ -22,22 +19,17 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print the prese
       aerialseg models --json
       aerialseg train tiles/inria -c inria -o runs/b2 --set model.preset=segformer-pvt2-b2
     """
-    from dataclasses import asdict
-
     from aerialseg.cli.console import print_json, print_table
     from aerialseg.models.presets import DEFAULT_PRESET, PRESETS
+    from aerialseg.values import to_values
 
     if as_json:
-        print_json([{**asdict(preset), "default": name == DEFAULT_PRESET} for name, preset in PRESETS.items()])
+        print_json([{**to_values(preset), "default": name == DEFAULT_PRESET} for name, preset in PRESETS.items()])
         return
+    rows = []
+    for preset in PRESETS.values():
+        name = f"{preset.name} (default)" if preset.name == DEFAULT_PRESET else preset.name
+        size = [f"{preset.parameters or 0:,}", f"{preset.gmacs or 0:.1f}", f"n x {preset.size_multiple}"]
+        rows.append([name, preset.encoder, *size, preset.attention, preset.licence])
     columns = ["preset", "encoder", "parameters", "GMACs", "tiles", "attention", "licence"]
-    print_table(
-        "Networks by name", columns, [_row(preset, preset.name == DEFAULT_PRESET) for preset in PRESETS.values()]
-    )
-
-
-def _row(preset: Preset, default: bool) -> list[str]:
-    name = f"{preset.name} (default)" if default else preset.name
-    size = f"n x {preset.size_multiple}"
-    parameters, cost = f"{preset.parameters or 0:,}", f"{preset.gmacs or 0:.1f}"
-    return [name, preset.encoder, parameters, cost, size, preset.attention, preset.licence]
+    print_table("Networks by name", columns, rows)

@@ -1,8 +1,6 @@
-"""What the text of an option means, where several commands take the same one.
+"""Options that several commands take: how each is called and explained, and what its text means.
 
-The options by which evaluate, compare and calibrate are told what is true, and what they mean.
-
-The command that is running, as a shell takes it: what a page shows under "How to reproduce".
+Here they are declared once, by Annotated types for the commands' parameters; a default stands with the command.
 """
 
 from __future__ import annotations
@@ -20,12 +18,26 @@ from aerialseg.errors import UsageError, one_line
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import typer
-
     from aerialseg.geo.inspection import BandRule
     from aerialseg.geo.labels import MaskRule
     from aerialseg.prediction.options import Shard
 
+ReportAsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
+ResultAsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+PathsAsJson = Annotated[bool, typer.Option("--json", help="Print the paths as JSON.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
+FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first scene that fails.")]
+
+# What is trained: train, find-lr, bench train.
+TilesFolder = Annotated[Path, typer.Argument(help="A folder made by aerialseg tile.", show_default=False)]
+Config = Annotated[str, typer.Option("-c", "--config", help="A TOML file, or the name of a shipped one.")]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one value, as data.batch=4; may be repeated."),
+]
+
+# What is true: evaluate, compare, calibrate.
 Masks = Annotated[
     list[str],
     typer.Option(
@@ -57,6 +69,49 @@ AllowUngeoreferenced = Annotated[
 ]
 MaxPixels = Annotated[float, typer.Option(help="Refuse rasters with more pixels than this.", show_default="1e10")]
 
+# How scenes become masks: predict and plan; some for tile and calibrate too.
+Model = Annotated[
+    Path, typer.Option("-m", "--model", help="A model file, or the folder of a training run.", show_default=False)
+]
+WindowSize = Annotated[
+    int | None,
+    typer.Option(
+        "--window", help="Height and width of the windows, in pixels.", show_default="the model's", metavar="PX"
+    ),
+]
+Overlap = Annotated[
+    float | None,
+    typer.Option(help="Share of a window that its neighbour covers too, 0 to 0.75.", show_default="the model's: 0.25"),
+]
+Tta = Annotated[Literal["none", "flips", "d4"], typer.Option(help="Average over 4 mirrored windows, or 8 also turned.")]
+Gsd = Annotated[
+    str, typer.Option(help="Metres per pixel to run at; auto: the model's, where a scene differs by over 10 %; keep.")
+]
+Neighbours = Annotated[
+    Literal["auto", "off"], typer.Option(help="auto: scenes that touch see into each other, so that no seam shows.")
+]
+Batch = Annotated[str, typer.Option(help="Windows that run together, or auto.")]
+AllDevices = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, cuda:all or mps.")]
+Compiled = Annotated[bool, typer.Option("--compile", help="Translate the network first: pays on many scenes.")]
+Probability = Annotated[bool, typer.Option("--probability", help="Write probability rasters too: 0 to 254 for 0 to 1.")]
+Disagreement = Annotated[
+    bool, typer.Option("--disagreement", help="Write where overlapping windows disagree: 0 to 254 for 0 to 1.")
+]
+Bands = Annotated[
+    str | None, typer.Option(help="Bands to use, in the model's order, as 1,2,3.", show_default="the model's")
+]
+Scale = Annotated[str | None, typer.Option(help="Values that become 0 and 255, as 0:2047.", show_default="the model's")]
+Unplaced = Annotated[
+    bool, typer.Option("--allow-ungeoreferenced", help="Take scenes that have no place on the ground.")
+]
+ScenePixels = Annotated[
+    float, typer.Option("--max-pixels", help="Refuse scenes with more pixels than this.", show_default="1e10")
+]
+ShardText = Annotated[
+    str | None,
+    typer.Option("--shard", help="Predict the I-th of N parts of the scenes; parts may share a folder.", metavar="I/N"),
+]
+
 
 def _say_new_name(asked: bool) -> bool:
     if asked:
@@ -64,9 +119,6 @@ def _say_new_name(asked: bool) -> bool:
     return asked
 
 
-Disagreement = Annotated[
-    bool, typer.Option("--disagreement", help="Write where overlapping windows disagree: 0 to 254 for 0 to 1.")
-]
 Agreement = Annotated[bool, typer.Option("--agreement", hidden=True, callback=_say_new_name)]
 """What `--disagreement` was called once."""
 
@@ -75,7 +127,14 @@ def band_rule(bands: str | None, scale: str | None) -> BandRule:
     """Return what `--bands 1,2,3` and `--scale LO:HI` ask for; raises UsageError for anything else."""
     from aerialseg.geo.inspection import BandRule
 
-    return BandRule(whole_numbers("--bands", bands), _range(scale))
+    chosen = whole_numbers("--bands", bands)
+    if scale is None:
+        return BandRule(chosen)
+    try:
+        low, high = map(float, scale.split(":"))
+    except ValueError as error:
+        raise UsageError(f"--scale {one_line(scale)}: give two numbers LO:HI, as 0:2047") from error
+    return BandRule(chosen, (low, high))
 
 
 def whole_numbers(option: str, text: str | None) -> tuple[int, ...] | None:
@@ -144,16 +203,6 @@ def shard_of(text: str | None) -> Shard | None:
     if not (number.isdecimal() and count.isdecimal()):
         raise UsageError(f"--shard {one_line(text)}: give the part and how many there are, as 1/4")
     return Shard(int(number), int(count))
-
-
-def _range(text: str | None) -> tuple[float, float] | None:
-    if text is None:
-        return None
-    try:
-        low, high = map(float, text.split(":"))
-    except ValueError as error:
-        raise UsageError(f"--scale {one_line(text)}: give two numbers LO:HI, as 0:2047") from error
-    return low, high
 
 
 def mask_rule(building_values: str | None, ignore_values: str | None, mask_threshold: int | None) -> MaskRule:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from aerialseg.cli.options import ReportAsJson
+
 
 def polygonize(
     masks: Annotated[
@@ -34,7 +36,7 @@ def polygonize(
     overwrite: Annotated[
         bool, typer.Option("-f", "--overwrite", help="Write again what is done; replace a file of other origin.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    as_json: ReportAsJson = False,
 ) -> None:
     """Draw building polygons from masks: one file over all of them, each building whole across touching masks.
 
@@ -53,7 +55,4 @@ def polygonize(
     options = PolygonOptions(min_area_m2, crs, simplify, regularise)
     with console_progress() as progress:
         report = polygonize_masks(masks, out, options, progress, probability=probability, overwrite=overwrite)
-    if as_json:
-        print_json(report.to_json())
-    else:
-        typer.echo(report.line())
+    print_json(report.to_json()) if as_json else typer.echo(report.line())

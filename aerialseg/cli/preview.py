@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from aerialseg.cli.options import PathsAsJson
+
 
 def preview(
     predicted: Annotated[Path, typer.Argument(help="A folder that predict wrote.", show_default=False)],
@@ -16,7 +18,7 @@ def preview(
     ] = None,
     size: Annotated[int, typer.Option(help="The longer side of a scene, in pixels.", min=64, max=8192)] = 1024,
     overwrite: Annotated[bool, typer.Option("-f", "--overwrite", help="Replace pictures of other origin.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the paths as JSON.")] = False,
+    as_json: PathsAsJson = False,
 ) -> None:
     """Draw each scene with its mask's outline and probability as a PNG, and all of them on one contact sheet.
 
@@ -35,5 +37,4 @@ def preview(
     target = out or whole.with_name(f"{whole.name}-preview")
     with console_progress() as progress:
         *pictures, sheet = write_previews(predicted, target, size=size, overwrite=overwrite, progress=progress)
-    found = {"sheet": str(sheet), "pictures": [str(picture) for picture in pictures]}
-    print_json(found) if as_json else typer.echo(sheet)
+    print_json({"sheet": sheet, "pictures": pictures}) if as_json else typer.echo(sheet)

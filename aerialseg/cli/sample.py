@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from aerialseg.cli.options import PathsAsJson
+
 
 def sample(
     out: Annotated[
@@ -19,7 +21,7 @@ def sample(
         bool,
         typer.Option("-f", "--overwrite", help="Replace files of others, and scenes drawn with another size or seed."),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the paths as JSON.")] = False,
+    as_json: PathsAsJson = False,
 ) -> None:
     """Draw aerial scenes and their building masks, georeferenced and laid out like the Inria dataset.
 
@@ -37,7 +39,7 @@ def sample(
     with console_progress() as progress:
         paths = write_sample(out, scenes, size, seed, overwrite=overwrite, progress=progress)
     if as_json:
-        print_json({"images": [str(path) for path in paths]})
+        print_json({"images": paths})
         return
     for path in paths:
         typer.echo(path)

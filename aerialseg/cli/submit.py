@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aerialseg.cli.options import ResultAsJson
+
 if TYPE_CHECKING:
-    from aerialseg.evaluation.submission import Expected, Submission
+    from aerialseg.evaluation.submission import Submission
 
 
 def submit(
@@ -27,7 +29,7 @@ def submit(
         bool, typer.Option("--eight-bit", help="Write 0/255 in 8 bits a pixel, not 1 bit (CCITT Group 4).")
     ] = False,
     overwrite: Annotated[bool, typer.Option("-f", "--overwrite", help="Replace the zip if it exists.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: ResultAsJson = False,
 ) -> None:
     """Write the Inria benchmark's submission: 180 masks in one flat zip, checked for all that is refused there.
 
@@ -37,10 +39,10 @@ def submit(
       aerialseg submit submission.zip --check
     """
     from aerialseg.cli.console import console_progress, print_json
-    from aerialseg.evaluation.submission import check_submission, write_submission
+    from aerialseg.evaluation.submission import Expected, check_submission, write_submission
 
     _check_options(predictions, out, check=check, writing=eight_bit or overwrite)
-    expected = _expected(test_root)
+    expected = Expected.of_benchmark() if test_root is None else Expected.of_folder(test_root)
     with console_progress() as progress:
         if out is None:
             progress.start("check", len(expected.sizes), "mask")
@@ -51,7 +53,9 @@ def submit(
             done = write_submission(predictions, out, expected, "8-bit" if eight_bit else "1-bit", progress)
             for warning in done.warnings:
                 progress.say(f"warning: {warning}")
-    print_json(_plain(done)) if as_json else typer.echo(_line(done, "checked" if check else "written and checked"))
+    shown = {"path": done.path, "files": done.files, "form": done.form, "bytes": done.size,
+             "building_fraction": done.building, "warnings": done.warnings}  # fmt: skip
+    print_json(shown) if as_json else typer.echo(_line(done, "checked" if check else "written and checked"))
 
 
 def _check_options(predictions: list[str], out: Path | None, *, check: bool, writing: bool) -> None:
@@ -65,19 +69,14 @@ def _check_options(predictions: list[str], out: Path | None, *, check: bool, wri
         raise UsageError("give the zip to write with --out submission.zip, or --check to check one")
 
 
-def _expected(test_root: Path | None) -> Expected:
-    from aerialseg.evaluation.submission import Expected
-
-    return Expected.of_benchmark() if test_root is None else Expected.of_folder(test_root)
-
-
 def _refuse(out: Path, read: list[str], *, overwrite: bool) -> None:
-    from aerialseg.files import prepare_output_folder, refuse_foreign, refuse_input_as_output
+    from aerialseg.files import prepare_output_folder, refuse_input_as_output
+    from aerialseg.geo.ownership import check_overwrite
     from aerialseg.geo.scenes import find_scenes
 
     refuse_input_as_output([scene.image for given in read for scene in find_scenes([given])], [out])
     prepare_output_folder(out.parent)
-    refuse_foreign(out, ours=False, overwrite=overwrite)
+    check_overwrite(out, overwrite=overwrite)
 
 
 def _line(done: Submission, what: str) -> str:
@@ -85,8 +84,3 @@ def _line(done: Submission, what: str) -> str:
 
     size = f"{done.form}, {done.size / 1e6:,.1f} MB"
     return f"{one_line(done.path)}: {done.files} masks {what}, {size}, {done.building:.2%} building"
-
-
-def _plain(done: Submission) -> dict[str, object]:
-    return {"path": str(done.path), "files": done.files, "form": done.form, "bytes": done.size,
-            "building_fraction": done.building, "warnings": list(done.warnings)}  # fmt: skip

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aerialseg.cli.options import FailFast, ReportAsJson, Unplaced
+
 if TYPE_CHECKING:
     from aerialseg.geo.tiles.build import TilingReport
 
@@ -68,23 +70,21 @@ def tile(
     mask_threshold: Annotated[
         int | None, typer.Option(help="For anti-aliased masks: this value and above is building, as 128.")
     ] = None,
-    allow_ungeoreferenced: Annotated[
-        bool, typer.Option("--allow-ungeoreferenced", help="Take scenes that have no place on the ground.")
-    ] = False,
+    allow_ungeoreferenced: Unplaced = False,
     max_pixels: Annotated[float, typer.Option(help="Refuse scenes with more pixels.", show_default="1e10")] = 1e10,
     threads: Annotated[int | None, typer.Option(help="Threads.", show_default="processors + 2, 16 at most")] = None,
     index_only: Annotated[
         bool,
         typer.Option("--index-only", help="Write no pixels: training reads them from the scenes, which have to stay."),
     ] = False,
-    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first scene that fails.")] = False,
+    fail_fast: FailFast = False,
     overwrite: Annotated[
         bool,
         typer.Option(
             "-f", "--overwrite", help="Make all tiles anew, forget edits in index.gpkg, use a foreign folder."
         ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    as_json: ReportAsJson = False,
 ) -> None:
     """Cut scenes and their masks or polygons into tiles for training.
 
@@ -117,7 +117,7 @@ def tile(
         index_only, keep_unlabelled,
     )  # fmt: skip
     with console_progress() as progress:
-        report = tile_scenes(found, options, out or _default_folder(scenes[0]), progress)
+        report = tile_scenes(found, out or _default_folder(scenes[0]), options, progress)
         progress.say(report.summary())
     print_json(report.to_json()) if as_json else _print(report)
     if report.failures:

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aerialseg.cli.options import Device, ResultAsJson, TilesFolder
+
 if TYPE_CHECKING:
     from aerialseg.training.report import TrainReport
 
 
 def train(
-    tiles: Annotated[Path, typer.Argument(help="A folder made by aerialseg tile.", show_default=False)],
+    tiles: TilesFolder,
     out: Annotated[Path, typer.Option("-o", "--out", help="The run's folder.", show_default=False)],
     config: Annotated[
         str | None,
@@ -36,14 +38,14 @@ def train(
             "--teacher", metavar="MODEL", help="Learn this model's probabilities too, also on unlabelled ground."
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    device: Device = "auto",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where a run stopped; begin one where there is none.")
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("-f", "--overwrite", help="Begin anew in a folder that holds a run.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: ResultAsJson = False,
 ) -> None:
     """Train a segmenter on tiles, by the split drawn in their index.gpkg.
 
@@ -73,7 +75,7 @@ def train(
     begun = out / "config.toml"
     named = config or (begun if resume and begun.is_file() else "inria")
     with join_ranks() as ranks, console_progress(quiet=not ranks.first) as progress:
-        with ranks.together():
+        with ranks.fail_together():
             chosen = load_config(named, assignments or [])
 
         from aerialseg.training.loop import train as train_network
@@ -83,16 +85,7 @@ def train(
         report = train_network(tiles, chosen, out, options=options, progress=progress, ranks=ranks)
     if not ranks.first:
         return
-    if as_json:
-        print_json(_values(report))
-    else:
-        typer.echo(_sentence(report))
-
-
-def _values(report: TrainReport) -> dict[str, object]:
-    from dataclasses import asdict
-
-    return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(report).items()}
+    print_json(report) if as_json else typer.echo(_sentence(report))
 
 
 def _sentence(report: TrainReport) -> str:

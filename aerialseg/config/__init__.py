@@ -1,11 +1,7 @@
-"""What is trained and how: TOML files to frozen, checked values.
+"""What is trained and how: TOML files to frozen, checked values, and in one line what is wrong with a file.
 
-pydantic lives in this package and nowhere else. The file says what is trained, the flags which files and where.
-Nothing here knows what a preset is or whether a device can hold the batch: models/ and training/ check that.
-
-What is wrong with a configuration, in one line: which line of the file or which override, what, and how many more.
-
-Knows pydantic's complaints as plain dicts; its neighbours have the values they are about.
+The file says what is trained, the flags which files and where. Nothing here knows what a preset is or whether a device
+can hold the batch: models/ and training/ check that.
 """
 
 from __future__ import annotations
@@ -15,7 +11,7 @@ import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -29,18 +25,22 @@ from aerialseg.config.sections import (
     RunSection,
     ScheduleSection,
     Section,
+    renamed,
 )
 from aerialseg.errors import ConfigError, one_line
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
 
 LARGEST_FILE = 100_000
 """Bytes; ours have fewer than 2,000, and a tile or a model given by mistake has millions."""
 
 
 class TrainConfig(Section):
-    """A complete description of a training; `load_config` makes it from a file."""
+    """A complete description of a training; `load_config` makes it from a file. Frozen; its sections are its fields.
+
+    Example:
+        >>> config = aerialseg.load_config("inria")
+        >>> config.data.crop, config.schedule.epochs > 0
+        (512, True)
+    """
 
     model: ModelSection
     data: DataSection = DataSection()
@@ -56,6 +56,11 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> TrainConfi
 
     A value of an override is TOML, or else taken as text: `model.weights=none`. Raises ConfigError naming the file, the
     line and the key.
+
+    Example:
+        >>> config = aerialseg.load_config("small", ["schedule.epochs=20", "data.batch=4"])
+        >>> config.schedule.epochs, config.data.batch
+        (20, 4)
     """
     path = _find(source)
     text = _read(path)
@@ -63,14 +68,14 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> TrainConfi
         values, written = tomllib.loads(text), tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a plain ValueError
         raise ConfigError(f"{one_line(path)}: not valid TOML: {one_line(str(error) or 'nested too deeply')}") from error
-    overridden = [_apply(values, override) for override in overrides]
+    if isinstance(values.get("data"), dict):
+        values["data"] = renamed(values["data"])
+    overridden = [_apply(values, override.replace("data.wear=", "data.degrade=", 1)) for override in overrides]
     _drop_what_overrides_replace(values, overridden)
     try:
         return TrainConfig.model_validate(values)
     except ValidationError as error:
-        problems = error.errors(include_url=False)
-        alone = [problem["loc"] for problem in _problems(written)]
-        raise ConfigError(explain(path, text, problems, overridden, alone, _known_keys())) from error
+        raise ConfigError(_explain(path, text, error.errors(include_url=False), written, overridden)) from error
 
 
 def shipped_configs() -> dict[str, Path]:
@@ -161,56 +166,20 @@ def _parse_value(text: str) -> Any:
     return parsed["value"] if len(parsed) == 1 else text
 
 
-def _problems(values: dict[str, Any]) -> list[Any]:
-    """Return what pydantic says is wrong with the values."""
-    try:
-        TrainConfig.model_validate(values)
-    except ValidationError as error:
-        return list(error.errors(include_url=False))
-    return []
-
-
-def _known_keys() -> dict[str, list[str]]:
-    """Return the keys of each section, and those of the file under ""."""
-    known = {"": sorted(TrainConfig.model_fields)}
-    for name, field in TrainConfig.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            known[name] = sorted(field.annotation.model_fields)
-    return known
-
-
-def _assignments(table: dict[str, Any]) -> list[str]:
-    scalars = {key: value for key, value in table.items() if not isinstance(value, dict)}
-    return [f"{_key(key)} = {_value(value)}" for key, value in scalars.items()]
-
-
-def _key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _value(key)
-
-
-def _value(value: str | int | float | bool) -> str:
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return str(value).lower() if isinstance(value, bool) else repr(value)
-
-
-def explain(
-    path: Path,
-    text: str,
-    problems: Sequence[Any],
-    overridden: Sequence[str],
-    alone: Collection[Any],
-    known: Mapping[str, Sequence[str]],
-) -> str:
-    """Return one line for the first of the problems of a file with the content `text`.
+def _explain(path: Path, text: str, problems: Sequence[Any], written: dict[str, Any], overridden: Sequence[str]) -> str:
+    """Return one line for the first of the problems, as pydantic names them, of a file with the content `text`.
 
     What is wrong comes before what is missing: the misspelt key is often the missing one. `overridden` are the keys of
-    overrides: they are to blame for what is not wrong in the file alone, whose problems lie at `alone`. `known` are the
-    keys of each section, and of the file under "".
+    overrides: they are to blame for what is not wrong in the file alone, whose values are `written`.
     """
     first = min(problems, key=lambda problem: problem["type"] == "missing")
     keys = [str(part) for part in first["loc"]]
     dotted = ".".join(keys[:3] if keys[:2] == ["model", "encoder_arguments"] else keys[:2])
+    alone: list[Any] = []
+    try:
+        TrainConfig.model_validate(written)
+    except ValidationError as error:
+        alone = [problem["loc"] for problem in error.errors(include_url=False)]
     inside = () if first["loc"] in alone else tuple(key for key in overridden if key.startswith(f"{dotted}."))
     if dotted in overridden:
         place = f"--set {one_line(dotted)}"
@@ -220,12 +189,15 @@ def explain(
         line = _line_of(text, dotted)
         place = f"{one_line(path)}: " + (f"line {line}: {one_line(dotted)}" if line else one_line(dotted or "the file"))
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return f"{place}: {_complaint(first, known.get('.'.join(keys[:-1]), ()))}{more}"
+    return f"{place}: {_complaint(first)}{more}"
 
 
-def _complaint(problem: Any, known: Sequence[str]) -> str:
+def _complaint(problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
-        return f"unknown key; known here: {', '.join(known)}"
+        kind: Any = TrainConfig
+        for section in problem["loc"][:-1]:
+            kind = TrainConfig.model_fields[section].annotation
+        return f"unknown key; known here: {', '.join(sorted(kind.model_fields))}"
     if problem["type"] == "missing":
         return "missing"
     reason = str(problem["msg"]).removeprefix("Value error, ")
@@ -246,3 +218,15 @@ def _line_of(text: str, dotted: str) -> int | None:
         elif assignment and ".".join(filter(None, (section, assignment[1].strip("\"'")))) == dotted:
             return number
     return found
+
+
+def _assignments(table: dict[str, Any]) -> list[str]:
+    bare = re.compile(r"[A-Za-z0-9_-]+")
+    scalars = {key: value for key, value in table.items() if not isinstance(value, dict)}
+    return [f"{key if bare.fullmatch(key) else _value(key)} = {_value(value)}" for key, value in scalars.items()]
+
+
+def _value(value: str | int | float | bool) -> str:
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return str(value).lower() if isinstance(value, bool) else repr(value)

@@ -1,8 +1,7 @@
-"""What the sections of a configuration are made of: their common base and the ranges of their numbers.
+"""The sections of a configuration, each with its keys, their ranges and defaults.
 
-`[model]` and `[data]`: which network is trained, and what it sees of the tiles.
-
-`[loss]`, `[optimizer]`, `[schedule]` and `[run]`: how the network learns.
+`[model]` and `[data]`: which network is trained, and what it sees of the tiles. `[loss]`, `[distil]`, `[optimizer]`,
+`[schedule]` and `[run]`: how it learns. Files and overrides are read by `aerialseg.config`.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(ge=0.0, le=100.0)]
 Count = Annotated[int, Field(ge=0, le=10_000_000)]
 STRENGTHS: dict[str, dict[str, bool | float]] = {
-    "light": {"flips": True, "scale": 0.1, "colour": 0.1, "wear": 0.0},
-    "medium": {"flips": True, "scale": 0.25, "colour": 0.2, "wear": 0.0},
-    "strong": {"flips": True, "scale": 0.4, "colour": 0.35, "wear": 0.25},
+    "light": {"flips": True, "scale": 0.1, "colour": 0.1, "degrade": 0.0},
+    "medium": {"flips": True, "scale": 0.25, "colour": 0.2, "degrade": 0.0},
+    "strong": {"flips": True, "scale": 0.4, "colour": 0.35, "degrade": 0.25},
 }
 """What each level of `data.augment` sets."""
 
@@ -83,7 +82,7 @@ class DataSection(Section):
     """Zoom by a factor from 1 - scale to 1 + scale."""
     colour: Share = 0.2
     """Strength of brightness, contrast, hue and saturation changes."""
-    wear: Share = 0.0
+    degrade: Share = 0.0
     """How often each of blur, noise and a change of gamma strikes, as of a worse camera, haze or a low sun."""
     cache: str = Field("auto", min_length=1)
     """Where tiles are kept as bytes that need no decoding: "auto" is a folder in that of the tiles, "off" nowhere."""
@@ -95,9 +94,16 @@ class DataSection(Section):
     @model_validator(mode="before")
     @classmethod
     def _fill_in_strengths(cls, values: Any) -> Any:
-        """Take what the level of augmentation says for what is not given."""
-        level = values.get("augment", "medium") if isinstance(values, dict) else None
+        """Take what the level of augmentation says for what is not given, and the old name of a key for its new one."""
+        if not isinstance(values, dict):
+            return values
+        values, level = renamed(values), values.get("augment", "medium")
         return {**STRENGTHS[level], **values} if isinstance(level, str) and level in STRENGTHS else values
+
+
+def renamed(data: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of [data] with `degrade` for `wear`, as files written before 0.2 call it."""
+    return {"degrade" if key == "wear" and "degrade" not in data else key: value for key, value in data.items()}
 
 
 class LossSection(Section):

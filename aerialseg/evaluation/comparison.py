@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aerialseg.errors import BadDataError, UsageError, one_line
-from aerialseg.evaluation.report import check_report_path, escaped, frame, number, versus_chart
+from aerialseg.evaluation.report import check_report_path, number, render
 from aerialseg.evaluation.results import FEW, EvaluationReport, Interval, SceneScore, resampled
 from aerialseg.evaluation.scores import EvaluateOptions, evaluate_pairs
 from aerialseg.files import refuse_input_as_output, write_text
@@ -175,7 +175,7 @@ def _known(value: float) -> float | None:
 
 
 def check_comparison(path: Path | None, pairs: Sequence[Pair], read: Sequence[Path], *, overwrite: bool) -> None:
-    """Raise before any counting when the page cannot be written, or would replace what is read or a stranger's file."""
+    """Raise before any counting when the page cannot be written, or would replace what is read or a foreign file."""
     if path is not None:
         refuse_input_as_output(read, [path])
         check_report_path(path, pairs, overwrite=overwrite)
@@ -189,42 +189,24 @@ def write_comparison(path: Path, compared: Comparison, names: tuple[str, str], c
 
 
 def render_comparison(compared: Comparison, names: tuple[str, str], command: str = "") -> str:
-    """Return the page as HTML5; `names` are what A and B are called."""
-    many = len(compared.a.results)
-    title = f"Two runs over {many} {'scene' if many == 1 else 'scenes'}, compared"
-    a, b = (escaped(name) for name in names)
-    intro = f"<p><b>A</b> is {a}, <b>B</b> is {b}. Differences are B minus A; both runs share every draw of scenes.</p>"
-    warnings = "".join(f"<li>{escaped(line)}</li>" for line in compared.warnings)
-    notes = f"<section><h2>Take note</h2><ul>{warnings}</ul></section>" if warnings else ""
-    table = "".join(map(_row, compared.differences))
-    columns = ("A", "B", "B &minus; A", "95 % of the draws", "better", "scenes A wins", "scenes B wins")
-    heads = "".join(f'<th scope="col">{column}</th>' for column in columns)
-    overall = f'<div class="scroll"><table><thead><tr><td></td>{heads}</tr></thead><tbody>{table}</tbody></table></div>'
-    again = f"<section><h2>How to reproduce</h2><pre>{escaped(command)}</pre></section>" if command else ""
-    return frame(title, f"{intro}{notes}<section><h2>Overall</h2>{overall}</section>{_scenes(compared)}{again}")
-
-
-def _row(found: Difference) -> str:
-    interval = "&ndash;" if found.interval is None else f"{found.interval[0]:+.4f} to {found.interval[1]:+.4f}"
-    label = found.score.replace("_", " ").replace("iou", "IoU")
-    cells = (number(found.a), number(found.b), number(found.difference, sign="+"), interval, found.verdict,
-             f"{found.better_a:,}", f"{found.better_b:,}")  # fmt: skip
-    return f'<tr><th scope="row">{label}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
-
-
-def _scenes(compared: Comparison) -> str:
-    """Return a chart of both IoUs, and the scenes from A's greatest lead to B's."""
-    pairs = [(one.name, one.confusion.iou, two.confusion.iou)
-             for one, two in zip(compared.a.results, compared.b.results, strict=True)]  # fmt: skip
-    known = sorted((pair for pair in pairs if pair[1] == pair[1] and pair[2] == pair[2]), key=lambda p: p[2] - p[1])
-    rows = "".join(
-        f'<tr><th scope="row">{escaped(name)}</th><td>{a:.4f}</td><td>{b:.4f}</td><td>{b - a:+.4f}</td></tr>'
-        for name, a, b in known
+    """Return the page as HTML5; `names` are what A and B are called. Scenes go from A's greatest lead to B's."""
+    many, both = len(compared.a.results), zip(compared.a.results, compared.b.results, strict=True)
+    scenes = [(one.name, one.confusion.iou, two.confusion.iou) for one, two in both]
+    known = [scene for scene in scenes if scene[1] == scene[1] and scene[2] == scene[2]]
+    return render(
+        "comparison.html.j2",
+        title=f"Two runs over {many} {'scene' if many == 1 else 'scenes'}, compared",
+        a=names[0],
+        b=names[1],
+        warnings=compared.warnings,
+        scores=[_row(found) for found in compared.differences],
+        scenes=sorted(known, key=lambda scene: scene[2] - scene[1]),
+        command=command,
     )
-    heads = "<td></td><th>IoU of A</th><th>IoU of B</th><th>B &minus; A</th>"
-    table = f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
-    chart = versus_chart([(a, b, escaped(name)) for name, a, b in known])
-    caption = "<figcaption>A dot above the diagonal is a scene that B wins.</figcaption>"
-    return (
-        f'<section><h2>Scene by scene</h2><div class="charts"><figure>{chart}{caption}</figure>{table}</div></section>'
-    )
+
+
+def _row(found: Difference) -> tuple[str, list[str]]:
+    interval = number(float("nan")) if found.interval is None else "{:+.4f} to {:+.4f}".format(*found.interval)
+    cells = [number(found.a), number(found.b), number(found.difference, sign="+"), interval, found.verdict,
+             f"{found.better_a:,}", f"{found.better_b:,}"]  # fmt: skip
+    return found.score.replace("_", " ").replace("iou", "IoU"), cells

@@ -20,23 +20,23 @@ from affine import Affine
 from pyproj import CRS, Transformer
 
 from aerialseg.counts import NODATA
-from aerialseg.errors import AerialsegError, UsageError, one_line
+from aerialseg.drawing import FOUND, INVENTED, MISSED
+from aerialseg.errors import UsageError, one_line
 from aerialseg.evaluation.counting import Rules, open_pair
 from aerialseg.evaluation.objects import ObjectCounter
-from aerialseg.evaluation.pictures import INVENTED, MISSED
 from aerialseg.files import (
     locked,
     prepare_output_folder,
-    refuse_foreign,
     refuse_input_as_output,
     require_space,
     staged,
     sweep,
 )
 from aerialseg.geo.geobox import GeoBox
+from aerialseg.geo.geopackage import write_table, writing_vectors
 from aerialseg.geo.opening import open_raster, without_warnings
-from aerialseg.geo.polygons.formats import writing_vectors
-from aerialseg.geo.qgis.styles import MaskClass, write_mask_sidecars
+from aerialseg.geo.ownership import ERRORS_TAG, check_overwrite
+from aerialseg.geo.styles import MaskClass, write_mask_sidecars
 from aerialseg.geo.tiles.tileset import common_crs
 from aerialseg.geo.writing import BandMeaning, write_cog
 
@@ -51,12 +51,11 @@ if TYPE_CHECKING:
     from aerialseg.evaluation.pairs import Pair
     from aerialseg.progress import Progress
 
-TAG = "AERIALSEG_ERRORS"
 BUILDINGS = "errors.gpkg"
 KINDS = ("missed", "invented")
 CLASSES = (
     MaskClass(0, "background, rightly", (0, 0, 0, 0)),
-    MaskClass(1, "found", (232, 232, 226, 255)),
+    MaskClass(1, "found", (*FOUND, 255)),
     MaskClass(2, "missed", (*MISSED, 255)),
     MaskClass(3, "invented", (*INVENTED, 255)),
 )
@@ -105,7 +104,7 @@ def error_path(folder: Path, name: str) -> Path:
 
 
 def check_error_folder(folder: Path, pairs: Sequence[Pair], *, overwrite: bool) -> None:
-    """Raise before any counting when the files cannot be written, or would replace inputs or strangers' files."""
+    """Raise before any counting when the files cannot be written, or would replace inputs or foreign files."""
     inputs = [path for pair in pairs for path in pair.files]
     outputs = [error_path(folder, pair.name) for pair in pairs]
     refuse_input_as_output(inputs, [*outputs, folder / BUILDINGS])
@@ -113,8 +112,8 @@ def check_error_folder(folder: Path, pairs: Sequence[Pair], *, overwrite: bool) 
         prepare_output_folder(parent)
     for path in outputs:
         for file in (path, path.with_suffix(".qml"), path.with_name(f"{path.name}.aux.xml")):
-            refuse_foreign(file, ours=_is_ours(path), overwrite=overwrite)
-    refuse_foreign(folder / BUILDINGS, ours=_is_our_package(folder / BUILDINGS), overwrite=overwrite)
+            check_overwrite(file, "error map", overwrite=overwrite, marked=path)
+    check_overwrite(folder / BUILDINGS, "error buildings", overwrite=overwrite)
 
 
 def write_error_maps(folder: Path, pairs: Sequence[Pair], rules: Rules, progress: Progress) -> dict[str, int]:
@@ -163,7 +162,7 @@ def _write_pair(
             progress.advance(0)
         objects.finish()
     require_space(final.parent, int(BYTES * box.height * box.width))
-    write_cog(final, box, partial(_read_classes, pair, rules, progress), BandMeaning(NODATA), tags={TAG: "1"})
+    write_cog(final, box, partial(_read_classes, pair, rules, progress), BandMeaning(NODATA), tags={ERRORS_TAG: "1"})
     write_mask_sidecars(final, replace=True, classes=CLASSES, meaning="errors")
 
 
@@ -212,36 +211,9 @@ def _outline(runs: Runs, stride: int, transform: Affine) -> shapely.Geometry:
 
 def _write_buildings(path: Path, found: dict[str, _Found], crs: CRS | None) -> None:
     """Write both layers; equal errors make equal bytes."""
-    with staged(path) as temporary:
-        temporary.unlink()  # GDAL wants to create the file itself
-        with writing_vectors(path):
-            for kind in KINDS:
-                _write_layer(temporary, kind, found[kind], None if crs is None else crs.to_wkt())
-
-
-def _write_layer(path: Path, kind: str, found: _Found, crs: str | None) -> None:
-    from pyogrio.raw import write
-
-    columns = [np.array(found.scenes, dtype=object), np.array(found.areas_m2, dtype=np.float64)]
-    first = kind == KINDS[0]
-    write(
-        path, shapely.to_wkb(np.array(found.shapes, dtype=object)), columns, ["scene", "area_m2"], layer=kind,
-        driver="GPKG", geometry_type="Polygon", crs=crs, append=not first,
-        dataset_options={"VERSION": "1.3"} if first else None, layer_options={"DESCRIPTION": TAG},
-    )  # fmt: skip
-
-
-def _is_ours(path: Path) -> bool:
-    try:
-        with open_raster(path) as dataset:
-            return TAG in dataset.tags()
-    except AerialsegError:
-        return False
-
-
-def _is_our_package(path: Path) -> bool:
-    try:
-        with path.open("rb") as stream:
-            return TAG.encode() in stream.read(2**20)
-    except OSError:
-        return False
+    wkt = None if crs is None else crs.to_wkt()
+    with staged(path) as temporary, writing_vectors(path):
+        for kind in KINDS:
+            outlines = shapely.to_wkb(np.array(found[kind].shapes, dtype=object))
+            columns = {"scene": np.array(found[kind].scenes, dtype=object), "area_m2": np.array(found[kind].areas_m2)}
+            write_table(temporary, kind, outlines, columns, wkt, ERRORS_TAG)

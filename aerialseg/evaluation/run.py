@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from aerialseg.errors import UsageError, one_line
 from aerialseg.evaluation.error_maps import BUILDINGS, check_error_folder, error_path, write_error_maps
-from aerialseg.evaluation.leaks import find_leaks
 from aerialseg.evaluation.polygons import AreaOfInterest, score_polygons
 from aerialseg.evaluation.report import PageOptions, check_claims, check_report_path, write_report
 from aerialseg.evaluation.scores import EvaluateOptions, decide_rules, evaluate_pairs
 from aerialseg.files import refuse_input_as_output
 from aerialseg.geo.scenes import find_scenes
+from aerialseg.geo.tiles.tileset import find_leaks
 from aerialseg.geo.vectors import read_layer
 
 if TYPE_CHECKING:
@@ -55,7 +55,8 @@ def evaluate(
     Raises UsageError for options that contradict each other, and what the parts of the work raise.
     """
     _check(pairs, options, extras, read)
-    leaks = [] if extras.trained_on is None else find_leaks(extras.trained_on, pairs)
+    scenes = [(pair.name, pair.prediction) for pair in pairs]
+    leaks = [] if extras.trained_on is None else find_leaks(extras.trained_on, scenes)
     drawn = None if extras.polygons is None else read_layer(extras.polygons, empty_ok=True)
     found = evaluate_pairs(pairs, options, progress)
     if drawn is not None:

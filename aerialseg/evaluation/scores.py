@@ -44,7 +44,12 @@ UNPREDICTED_SAID = 0.01
 
 @dataclass(frozen=True, slots=True)
 class EvaluateOptions:
-    """What the truth's files mean, what is permitted, and what is counted."""
+    """What the truth's files mean, what is permitted, and what is counted; raises UsageError for a contradiction.
+
+    Example:
+        >>> aerialseg.EvaluateOptions(details=True).details
+        True
+    """
 
     rule: MaskRule = field(default_factory=MaskRule)
     """For true masks; predictions hold 0 and 1, or 0 and 255."""
@@ -69,14 +74,25 @@ def evaluate_scenes(
     scenes: Sequence[Scene],
     predictions: Path,
     options: EvaluateOptions | None = None,
-    progress: Progress | None = None,
+    progress: Progress = Silent(),
 ) -> EvaluationReport:
-    """Score what `predict` wrote into the folder `predictions` for `scenes`, each with its mask."""
+    """Score what `predict` wrote into the folder `predictions` for `scenes`, each with its mask.
+
+    Pixels are counted by the official rule of the Inria data set and summed before anything is divided; ground without
+    data in prediction or truth is not counted. Raises NoInputError for a scene without a prediction or a mask,
+    BadDataError when the two do not lie on one grid, UsageError, and what `progress` raises.
+
+    Example:
+        >>> scenes = aerialseg.find_scenes(["scenes"])
+        >>> report = aerialseg.evaluate_scenes(scenes, Path("out"))
+        >>> report.overall.pixels
+        131072
+    """
     return evaluate_pairs(pair_scenes(scenes, predictions), options, progress)
 
 
 def evaluate_pairs(
-    pairs: Sequence[Pair], options: EvaluateOptions | None = None, progress: Progress | None = None
+    pairs: Sequence[Pair], options: EvaluateOptions | None = None, progress: Progress = Silent()
 ) -> EvaluationReport:
     """Count every pair.
 
@@ -84,7 +100,7 @@ def evaluate_pairs(
     faults, but then there is no score: over the rest it would not be the score that was asked for. Raises the first
     fault in the pairs' order and says the others.
     """
-    options, progress = options or EvaluateOptions(), progress or Silent()
+    options = options or EvaluateOptions()
     warnings, faults = check_pairs(pairs, options.access)
     _raise_first(faults, progress)
     rules, doubts = decide_rules(pairs, options)

@@ -1,11 +1,12 @@
-"""Which scenes are pieces of one raster: they share an edge or a corner on one pixel grid, and nothing else.
+"""Which rasters lie side by side on one pixel grid, and where each then stands: neighbours are found, groups flooded.
 
-Integers and grids only; no file is opened. Scenes are looked at as `inspect_scene` described them.
+What counts as lying together is the caller's to say: `predict` takes scenes that share an edge or a corner and nothing
+else, `polygonize` takes masks that overlap or share a side. Integers and grids only; no file is opened.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,12 +19,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
     from aerialseg.geo.inspection import Source
 
-GRID_TOLERANCE = 0.01
-"""Pixels by which two neighbours' corners may miss each other's grid: transforms are written with finite digits."""
+    Place = tuple[int, int]
+    """The row and column of a raster's first pixel on another's grid."""
+
+SCENE_TOLERANCE = 0.01
+"""Pixels by which two scenes' corners may miss each other's grid: transforms are written with finite digits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,79 +100,85 @@ def find_groups(sources: Sequence[Source]) -> list[Group]:
     """
     alike: dict[object, list[Source]] = defaultdict(list)
     for index, source in enumerate(sources):
-        alike[_kind_of(source) if source.box.georeferenced and source.box.usable else index].append(source)
-    return [group for members in alike.values() for group in _connected(members)]
+        box = source.box
+        crs = box.crs.to_wkt() if box.crs is not None else ""
+        kind = crs, source.bands, source.dtype, source.scale
+        alike[kind if box.georeferenced and box.usable else index].append(source)
+    return [group for members in alike.values() for group in _group_alike(members)]
 
 
-def _kind_of(source: Source) -> object:
-    """Return what scenes must share to be pieces of one raster, but for their grids."""
-    crs = source.box.crs.to_wkt() if source.box.crs is not None else ""
-    return crs, source.bands, source.dtype, source.scale
+def connect_grids(
+    boxes: Sequence[GeoBox], tolerance: float, *, corners: bool, overlaps: bool
+) -> tuple[list[dict[int, Place]], set[int]]:
+    """Return usable grids of one CRS in groups, {index: place from the group's top-left}, and which overlap another.
 
-
-def _connected(sources: Sequence[Source]) -> list[Group]:
-    """Group the scenes by touching; each is placed from the neighbour through which it was reached."""
-    bounds = np.array([_reach(source.box) for source in sources])
-    around = [_touching(sources, index, bounds) for index in range(len(sources))]
-    overlapping = {index for index, (_, overlaps) in enumerate(around) if overlaps}
-    folders: dict[Path, list[Source]] = defaultdict(list)
-    for source in sources:
-        folders[source.path.absolute().parent].append(source)
-    if overlapping and len(folders) > 1:
-        return [group for members in folders.values() for group in _connected(members)]
+    Linked are grids whose corners lie on whole pixels of each other, to `tolerance` pixels, and that share a side; with
+    `corners` also those that share one corner only. Grids that overlap are linked, too, with `overlaps`; without it
+    they stay alone. Chains may drift, as map tiles in degrees do, whose pixels grow towards the equator: a place is
+    counted from the neighbour through which a grid was reached, not from the whole group's origin.
+    """
+    around, overlapping = _neighbours(boxes, tolerance, corners=corners)
+    alone = set() if overlaps else overlapping
     placed: set[int] = set()
     groups = []
-    for index in range(len(sources)):
-        if index in placed:
+    for first in range(len(boxes)):
+        if first in placed:
             continue
-        places, waiting = {index: (0, 0)}, [index]
+        places, waiting = {first: (0, 0)}, deque([first])
         while waiting:
-            here = waiting.pop()
-            for other, (row, col) in around[here][0].items() if here not in overlapping else ():
-                if other not in places and other not in overlapping:
+            here = waiting.popleft()
+            for other, (row, col) in around[here].items() if here not in alone else ():
+                if other not in places and other not in alone:
                     places[other] = places[here][0] + row, places[here][1] + col
                     waiting.append(other)
         placed |= places.keys()
         top, left = (min(place[axis] for place in places.values()) for axis in range(2))
-        members = [Placed(sources[one], row - top, col - left) for one, (row, col) in places.items()]
+        groups.append({index: (row - top, col - left) for index, (row, col) in places.items()})
+    return groups, overlapping
+
+
+def _group_alike(sources: Sequence[Source]) -> list[Group]:
+    """Group scenes that are read alike by touching."""
+    connected, overlapping = connect_grids(
+        [source.box for source in sources], SCENE_TOLERANCE, corners=True, overlaps=False
+    )
+    folders: dict[Path, list[Source]] = defaultdict(list)
+    for source in sources:
+        folders[source.path.absolute().parent].append(source)
+    if overlapping and len(folders) > 1:
+        return [group for members in folders.values() for group in _group_alike(members)]
+    groups = []
+    for places in connected:
+        members = [Placed(sources[index], row, col) for index, (row, col) in places.items()]
         groups.append(Group(tuple(sorted(members, key=lambda member: (member.row, member.col)))))
     return groups
 
 
+def _neighbours(boxes: Sequence[GeoBox], tolerance: float, *, corners: bool) -> tuple[list[dict[int, Place]], set[int]]:
+    """Return for every grid the places of those that overlap or touch it, and which grids overlap another."""
+    around: list[dict[int, Place]] = [{} for _ in boxes]
+    overlapping: set[int] = set()
+    west, south, east, north = np.array([_reach(box) for box in boxes]).reshape(-1, 4).T
+    for one, own in enumerate(boxes):
+        near = (west <= east[one]) & (east >= west[one]) & (south <= north[one]) & (north >= south[one])
+        # Measured on the grid of the one that comes first, so that two grids think the same of each other.
+        for other in (np.flatnonzero(near[one + 1 :]) + one + 1).tolist():
+            box = boxes[other]
+            row, col = map(round, own.offset_to(box))
+            moved = GeoBox(box.height, box.width, own.transform @ Affine.translation(col, row), box.crs)
+            if moved.largest_shift(box) > tolerance:
+                continue
+            rows = min(row + box.height, own.height) - max(row, 0)
+            cols = min(col + box.width, own.width) - max(col, 0)
+            if min(rows, cols) > 0:
+                overlapping |= {one, other}
+            if min(rows, cols) >= 0 and (corners or max(rows, cols) > 0):
+                around[one][other], around[other][one] = (row, col), (-row, -col)
+    return around, overlapping
+
+
 def _reach(box: GeoBox) -> tuple[float, float, float, float]:
-    """Return the bounds of a scene and a pixel more on each side."""
+    """Return the bounds of a grid and a pixel more on each side."""
     t, (west, south, east, north) = box.transform, box.bounds
     across, down = abs(t.a) + abs(t.b), abs(t.d) + abs(t.e)
     return west - across, south - down, east + across, north + down
-
-
-def _touching(
-    sources: Sequence[Source], index: int, bounds: NDArray[np.float64]
-) -> tuple[dict[int, tuple[int, int]], bool]:
-    """Return the (row, col) of the scenes that share an edge or a corner with scene `index`, and if any overlaps it."""
-    west, south, east, north = bounds.T
-    near = (west <= east[index]) & (east >= west[index]) & (south <= north[index]) & (north >= south[index])
-    own = sources[index].box
-    found, overlaps = {}, False
-    for other in np.flatnonzero(near).tolist():
-        box = sources[other].box
-        # Measured on the grid of the one that comes first, so that two scenes think the same of each other.
-        place = _place(own, box) if index < other else _place(box, own)
-        if other == index or place is None:
-            continue
-        row, col = place if index < other else (-place[0], -place[1])
-        gap = max(max(row, 0) - min(row + box.height, own.height), max(col, 0) - min(col + box.width, own.width))
-        overlaps |= gap < 0
-        if gap == 0:
-            found[other] = row, col
-    return found, overlaps
-
-
-def _place(box: GeoBox, other: GeoBox) -> tuple[int, int] | None:
-    """Return where, in (rows, cols), the first pixel of `other` stands on the grid of `box`; None when beside it."""
-    offset = box.offset_to(other)
-    row, col = map(round, offset)
-    moved = box.transform @ Affine.translation(col, row)
-    if GeoBox(other.height, other.width, moved, box.crs).largest_shift(other) > GRID_TOLERANCE:
-        return None
-    return row, col

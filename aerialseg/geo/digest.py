@@ -1,6 +1,7 @@
-"""A digest of what a file says, side files included: how "is it done already?" is decided, never by times.
+"""A digest of what a raster or vector file says, side files included: how "is it done?" is decided, never by times.
 
-What a GDAL `.aux.xml` says of a raster, without what looking at the raster in a GIS adds to it.
+Of a GDAL `.aux.xml` counts what it says of the raster, without what looking at the raster in a GIS adds to it. What the
+pixels or polygons mean is not known here.
 """
 
 from __future__ import annotations
@@ -55,7 +56,12 @@ def content_stamp(path: Path) -> str:
 
 def side_files(path: Path) -> list[Path]:
     """Return the files beside a raster or vector file that GDAL reads with it."""
-    suffixes = [form for suffix in REPLACED.get(path.suffix.lower(), ()) for form in _spellings(suffix)]
+    # As programs write a suffix: .tfw, .TFW and, beside an upper-case name, .TFw.
+    suffixes = [
+        form
+        for suffix in REPLACED.get(path.suffix.lower(), ())
+        for form in (suffix, suffix.upper(), suffix[:-1].upper() + suffix[-1])
+    ]
     beside = [*(path.with_name(path.name + suffix) for suffix in APPENDED), *map(path.with_suffix, suffixes)]
     # Not Path.is_file: beside a name of 255 bytes it raises "File name too long" instead of answering.
     return [file for file in beside if os.path.isfile(file)]  # noqa: PTH113
@@ -72,11 +78,6 @@ def _beside(path: Path, look: Callable[[Path], str]) -> list[str]:
     found = [(file, pam_digest(file) if file.name.endswith(PAM) else look(file)) for file in side_files(path)]
     # Once each: a file system that ignores case finds one file under all of its spellings.
     return list(dict.fromkeys(f"{file.suffix.lower()} {said}" for file, said in found if said is not None))
-
-
-def _spellings(suffix: str) -> tuple[str, str, str]:
-    """Return a suffix in the ways programs write it: .tfw, .TFW and, beside an upper-case name, .TFw."""
-    return suffix, suffix.upper(), suffix[:-1].upper() + suffix[-1]
 
 
 def pam_digest(path: Path) -> str | None:

@@ -16,6 +16,8 @@ from rasterio.crs import CRS
 from rasterio.errors import CRSError
 from rasterio.warp import transform as reproject_points
 
+from aerialseg.errors import BadDataError
+
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
     from rasterio.windows import Window
@@ -28,6 +30,8 @@ EARTH_ECCENTRICITY2 = 0.00669437999014
 """WGS 84; other ellipsoids differ by less than 0.02 %."""
 TRUE_SCALE_TOLERANCE = 0.01
 """A projection whose metres are off by more (Web Mercator away from the equator) is measured on the ellipsoid."""
+GSD_TOLERANCE = 0.1
+"""The share by which a ground sample distance may differ from what a network has learned on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,11 @@ class GeoBox:
     def usable(self) -> bool:
         """Whether every pixel has a place of its own: six finite numbers, and a pixel has an area."""
         return all(map(math.isfinite, self.transform)) and self.transform.determinant != 0
+
+    def require_usable(self, name: str) -> None:
+        """Raise BadDataError, about the file called `name`, when pixels have no place of their own."""
+        if not self.usable:
+            raise BadDataError(f"{name}: its transform gives pixels no place or no area: gdal_translate -a_ullr ...")
 
     @property
     def bounds(self) -> BoundingBox:
@@ -127,6 +136,13 @@ class GeoBox:
         rows = lons[2] - lons[0], lats[2] - lats[0]
         local = Affine(columns[0], rows[0], 0, columns[1], rows[1], 0)
         return _ellipsoidal_gsd_m(local, math.pi / 180, lats[0])
+
+
+def gsd_differs(gsd_m: float | None, expected_m: float | None) -> bool:
+    """Return whether a known ground sample distance is another one to a network than the known one it expects."""
+    if not gsd_m or not expected_m:
+        return False
+    return abs(gsd_m / expected_m - 1) > GSD_TOLERANCE
 
 
 def _at(transform: Affine, x: float, y: float) -> tuple[float, float]:

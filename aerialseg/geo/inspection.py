@@ -22,8 +22,6 @@ from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.opening import is_tiff, open_raster, raster_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from rasterio.io import DatasetReader
 
 MAX_BLOCK_BYTES = 1 << 30
@@ -42,7 +40,14 @@ BGR = (ColorInterp.blue, ColorInterp.green, ColorInterp.red)
 
 @dataclass(frozen=True, slots=True)
 class BandRule:
-    """How a scene's bands become uint8 pixels: which bands, in which order, and which values become 0 and 255."""
+    """How a scene's bands become uint8 pixels: which bands, in which order, and which values become 0 and 255.
+
+    Raises UsageError for a band below 1 and for a scale that is not two rising, finite numbers.
+
+    Example:
+        >>> aerialseg.BandRule(bands=(4, 1, 2), scale=(0, 2047))
+        BandRule(bands=(4, 1, 2), scale=(0, 2047))
+    """
 
     bands: tuple[int, ...] | None = None
     """Counted from 1, repeats allowed; None takes all but alpha."""
@@ -59,7 +64,12 @@ class BandRule:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What the user permits."""
+    """What the user permits; raises UsageError for a number of pixels below 1.
+
+    Example:
+        >>> aerialseg.Access(allow_ungeoreferenced=True)
+        Access(allow_ungeoreferenced=True, max_pixels=10000000000.0)
+    """
 
     allow_ungeoreferenced: bool = False
     max_pixels: float = 1e10
@@ -67,6 +77,15 @@ class Access:
     def __post_init__(self) -> None:
         if not self.max_pixels >= 1:
             raise UsageError(f"--max-pixels {self.max_pixels:g}: give a number of pixels, such as 1e10")
+
+    def require_size(self, height: int, width: int, name: str, kind: str) -> None:
+        """Raise BadDataError when a raster, such as a scene, has more pixels than permitted; `name` is its file's."""
+        pixels = height * width
+        if pixels > self.max_pixels:
+            raise BadDataError(
+                f"{name}: {height}x{width} is {pixels:.3g} pixels, more than --max-pixels {self.max_pixels:g}; raise it"
+                f" if the {kind} is really that large"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +114,9 @@ def inspect_scene(
     rule, access = rule or BandRule(), access or Access()
     with open_raster(path) as dataset:
         name = one_line(path)
-        _check_size(dataset, name, access.max_pixels)
-        alpha = _alpha_band(dataset)
+        _check_size(dataset, name, access)
+        colours = dataset.colorinterp
+        alpha = colours.index(ColorInterp.alpha) + 1 if ColorInterp.alpha in colours else None
         bands = rule.bands or tuple(band for band in dataset.indexes if band != alpha)
         _check_colours(dataset, name, rule)
         dtype = _check_bands(dataset, name, bands, rule, expected_bands)
@@ -106,13 +126,8 @@ def inspect_scene(
         return Source(path, box, bands, dtype, rule.scale, has_mask, warnings)
 
 
-def _check_size(dataset: DatasetReader, name: str, max_pixels: float) -> None:
-    pixels = dataset.height * dataset.width
-    if pixels > max_pixels:
-        raise BadDataError(
-            f"{name}: {dataset.height}x{dataset.width} is {pixels:.3g} pixels, more than --max-pixels {max_pixels:g};"
-            " raise it if the scene is really that large"
-        )
+def _check_size(dataset: DatasetReader, name: str, access: Access) -> None:
+    access.require_size(dataset.height, dataset.width, name, "scene")
     interleaved = dataset.count if str(dataset.interleaving).endswith("pixel") else 1
     rows, cols = dataset.block_shapes[0]
     block_bytes = rows * cols * interleaved * np.dtype(dataset.dtypes[0]).itemsize
@@ -130,7 +145,8 @@ def _check_colours(dataset: DatasetReader, name: str, rule: BandRule) -> None:
     structure = dataset.tags(ns="IMAGE_STRUCTURE")
     space = structure.get("SOURCE_COLOR_SPACE", "YCbCr")
     if space != "YCbCr" or NOT_RGB & set(colours):
-        raise BadDataError(f"{name}: its colours are stored as {_space(space, colours)}: convert the scene to RGB")
+        stored = space if space != "YCbCr" else ", ".join(colour.name for colour in colours)
+        raise BadDataError(f"{name}: its colours are stored as {stored}: convert the scene to RGB")
     if structure.get("MINISWHITE") == "YES":
         raise BadDataError(f"{name}: its values are inverted (0 is white): convert it so that 0 is black")
     if rule.bands is None and tuple(colours[:3]) == BGR:
@@ -160,8 +176,7 @@ def _check_bands(
 
 def _check_place(box: GeoBox, name: str, access: Access) -> list[str]:
     """Return a warning when a scene without a place on the ground was permitted; raises when it was not."""
-    if not box.usable:
-        raise BadDataError(f"{name}: its transform gives pixels no place or no area: gdal_translate -a_ullr ...")
+    box.require_usable(name)
     if box.georeferenced:
         return []
     if box.gcps:
@@ -205,11 +220,6 @@ def _sparse_blocks(dataset: DatasetReader) -> int:
     return 0 if written[0] and not any(written[1:]) and dataset.block_shapes[0][0] == 1 else written.count(False)
 
 
-def _alpha_band(dataset: DatasetReader) -> int | None:
-    colours = dataset.colorinterp
-    return colours.index(ColorInterp.alpha) + 1 if ColorInterp.alpha in colours else None
-
-
 def _check_mask(
     dataset: DatasetReader, path: Path, alpha: int | None, bands: tuple[int, ...], *, chosen: bool
 ) -> tuple[bool, list[str]]:
@@ -242,10 +252,6 @@ def _looks_like_data(dataset: DatasetReader, path: Path, alpha: int) -> bool:
         between += int(np.count_nonzero((values > 0) & (values < opaque)))
         total += values.size
     return between > ALPHA_DATA_SHARE * total
-
-
-def _space(space: str, colours: Sequence[ColorInterp]) -> str:
-    return space if space != "YCbCr" else ", ".join(colour.name for colour in colours)
 
 
 def _listed(bands: tuple[int, ...]) -> str:

@@ -1,12 +1,10 @@
-"""Where the labels of a set come from, and how a window of a scene's is read: 0 background, 1 building, 255 unlabelled.
+"""Labels of scenes: where they come from, what the values of masks mean, and how a window of them is read.
 
-Labels are either masks, one raster per scene on the scene's own pixels, or polygons, which are burned window by window.
-
-What a building mask's values mean, decided once for a whole set of masks.
-
-A mask has one band. Declared nodata (value, alpha or mask band) is ground nobody labelled; of the rest, 0 is background
-and 1 or 255 is building, whichever the set uses. Other values need a word from the user. Deciding looks at a sample of
-each file; reading is strict, so that a value the sample missed stops the work instead of being taken for background.
+Labels are either masks, one raster per scene on the scene's own pixels, or polygons, which are burned window by window;
+they are read as 0 background, 1 building, 255 unlabelled. A mask has one band. Declared nodata (value, alpha or mask
+band) is ground nobody labelled; of the rest, 0 is background and 1 or 255 is building, whichever the set uses. Other
+values need a word from the user. That is decided once for a whole set of masks, from a sample of each file; reading is
+strict, so that a value the sample missed stops the work instead of being taken for background.
 """
 
 from __future__ import annotations
@@ -205,7 +203,14 @@ def _within(area: Overlay | None, window: Window, values: NDArray[np.uint8]) -> 
 
 @dataclass(frozen=True, slots=True)
 class MaskRule:
-    """What the user says about the masks; all defaults mean: look at the values and decide."""
+    """What the user says about the masks; all defaults mean: look at the values and decide.
+
+    Raises UsageError for values that contradict each other.
+
+    Example:
+        >>> aerialseg.MaskRule(building_values=(1, 6), ignore_values=(255,))
+        MaskRule(building_values=(1, 6), ignore_values=(255,), threshold=None)
+    """
 
     building_values: tuple[int, ...] | None = None
     """These are building and every other value is background."""
@@ -294,12 +299,8 @@ def mask_box(path: Path, access: Access | None = None) -> GeoBox:
     access = access or Access()
     with open_raster(path) as mask:
         box = GeoBox.of(mask)
-    name, pixels = one_line(path), box.height * box.width
-    if pixels > access.max_pixels:
-        raise BadDataError(
-            f"{name}: {box.height}x{box.width} is {pixels:.3g} pixels, more than --max-pixels {access.max_pixels:g};"
-            " raise it if the mask is really that large"
-        )
+    name = one_line(path)
+    access.require_size(box.height, box.width, name, "mask")
     if not box.georeferenced and not access.allow_ungeoreferenced:
         raise BadDataError(
             f"{name}: has no georeferencing: gdal_translate -a_srs EPSG:... -a_ullr ..., or compare pixel by pixel"

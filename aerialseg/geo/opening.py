@@ -2,12 +2,9 @@
 
 A file is opened by its local path alone, by drivers from an allow-list, without the overview files beside it; remote
 paths, driver-prefixed strings and virtual formats are refused before GDAL sees them (see `aerialseg.geo` for the rest).
-Errors of rasterio, of GDAL and of the operating system become one line that names the file.
-
-Calls into rasterio that work on rasters in memory: burning and warping arrays.
-
-Such a call sets Python's warning filters while it runs. They belong to the whole process, and threads that open files
-meanwhile rely on them, so all of them take turns.
+Errors of rasterio, of GDAL and of the operating system become one line that names the file. Calls into rasterio that
+burn or warp arrays in memory set Python's warning filters while they run; these belong to the whole process, and
+threads that open files meanwhile rely on them, so all such calls take turns.
 """
 
 from __future__ import annotations

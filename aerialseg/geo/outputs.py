@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aerialseg.counts import NODATA, QUANTA
-from aerialseg.errors import AerialsegError, one_line
+from aerialseg.errors import one_line
 from aerialseg.geo.opening import open_raster
+from aerialseg.geo.ownership import PREDICTION_TAG, mark_of, read_tags
 from aerialseg.geo.writing import BandMeaning
 
 if TYPE_CHECKING:
@@ -46,28 +47,23 @@ OUTPUTS = (PROBABILITY, DISAGREEMENT, MASK)
 FORMER_FOLDERS = {DISAGREEMENT.folder: "agreement"}
 """Where earlier versions kept an output."""
 MEASURE_FOLDERS = frozenset((*(output.folder for output in OUTPUTS if output.folder), *FORMER_FOLDERS.values()))
-KEY = "AERIALSEG_KEY"
-"""The metadata item that every raster of `predict` carries."""
 
 
 def kind_of(path: Path) -> str | None:
     """Return "mask" or "measure" for a raster that `predict` wrote, wherever it lies; None for any other file."""
-    try:
-        with open_raster(path) as dataset:
-            if not dataset.tags().get(KEY):
-                return None
-            return "measure" if any(scale != 1 for scale in dataset.scales) else "mask"
-    except AerialsegError:
+    if not mark_of(path, "prediction"):
         return None
+    with open_raster(path) as dataset:
+        return "measure" if any(scale != 1 for scale in dataset.scales) else "mask"
 
 
 def is_of_another_run(measure: Path, mask: Path) -> bool:
     """Return whether `predict` made a mask from other things, such as another model, than the measure of its name.
 
-    Never of a stranger's mask, which has no key, nor when one cannot be read: whoever reads it next says so.
+    Never of a foreign mask, which has no key, nor when one cannot be read: whoever reads it next says so.
     """
-    made_from = _key_of(mask)
-    return bool(made_from) and _key_of(measure) not in (made_from, None)
+    made_from, tags = mark_of(mask, "prediction"), read_tags(measure)
+    return bool(made_from) and tags is not None and tags.get(PREDICTION_TAG) != made_from
 
 
 def left_out_note(measures: Sequence[Path]) -> str:
@@ -77,12 +73,3 @@ def left_out_note(measures: Sequence[Path]) -> str:
         f"{one_line(measures[0])}{more}: made with another model or options than its mask, and left out;"
         " run predict --probability again to have it anew"
     )
-
-
-def _key_of(path: Path) -> str | None:
-    """Return the key that a raster carries: "" for a stranger's, None for one that cannot be read."""
-    try:
-        with open_raster(path) as dataset:
-            return str(dataset.tags().get(KEY, ""))
-    except AerialsegError:
-        return None

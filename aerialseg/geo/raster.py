@@ -1,7 +1,6 @@
 """Reading a scene's pixels as a network wants them: a window of chosen bands as uint8, and where they are valid.
 
-This module is also the door to the rest of the raster layer: opening (`opening`), checking (`inspection`), the grid
-(`geobox`) and writing (`writing`) are imported from here by everything outside `aerialseg.geo`.
+Which bands and values those are was decided when the scene was checked (`Source`); files are opened elsewhere.
 """
 
 from __future__ import annotations
@@ -49,11 +48,11 @@ def read_window_into(
     if values.dtype.kind == "f":
         valid &= np.isfinite(values).all(axis=0)
     if not direct:
-        pixels[:] = values if source.scale is None else _scaled(values, source.scale)
+        pixels[:] = values if source.scale is None else scaled(values, source.scale)
 
 
-def _scaled(values: NDArray[np.generic], scale: tuple[float, float]) -> NDArray[np.uint8]:
-    """Map lo..hi to 0..255, rounded and clipped; NaN becomes 0."""
+def scaled(values: NDArray[np.generic], scale: tuple[float, float]) -> NDArray[np.uint8]:
+    """Map lo..hi to 0..255, rounded and clipped; NaN becomes 0. The values may be of any type, the result is uint8."""
     lo, hi = scale
     exact = np.float32 if values.dtype.itemsize <= 2 or values.dtype == np.float32 else np.float64
     scaled = np.subtract(values, lo, dtype=exact)

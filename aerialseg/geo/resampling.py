@@ -1,14 +1,11 @@
-"""Reading a scene at another ground sample distance, window by window.
+"""Reading a raster with other pixels than it has: at another ground sample distance, or shrunk to a small picture.
 
-The new grid keeps the scene's CRS, origin and orientation; only its pixels are larger or smaller. Areas are averaged
-when pixels grow and interpolated linearly when they shrink, over valid pixels alone. Both are done along rows and then
-along columns, with weights that depend on a pixel's place in the grid alone: however a raster is cut into windows, or
-into scenes, its pixels come out the same to the last bit, which GDAL's warp does not promise.
-
-Looking at a large raster small: the mean of every cell of a coarse grid, read once from top to bottom.
-
-Overviews are not used: those beside a file may hold anything (see `aerialseg.geo.opening`). Memory does not grow with
-the raster, only with its blocks and the small picture.
+A grid at another ground sample distance keeps the scene's CRS, origin and orientation; only its pixels are larger or
+smaller. Areas are averaged when pixels grow and interpolated linearly when they shrink, over valid pixels alone. Both
+are done along rows and then along columns, with weights that depend on a pixel's place in the grid alone: however a
+raster is cut into windows, or into scenes, its pixels come out the same to the last bit, which GDAL's warp does not
+promise. A small picture is the mean of every cell of a coarse grid, read once from top to bottom. Overviews are not
+used: those beside a file may hold anything (see `aerialseg.geo.opening`).
 """
 
 from __future__ import annotations
@@ -34,7 +31,7 @@ if TYPE_CHECKING:
 
 Reader = Callable[[Window], "tuple[NDArray[np.uint8], NDArray[np.bool_]]"]
 """Reads a window inside a grid: pixels (bands, rows, cols) and which of them are valid (rows, cols)."""
-CHUNK_ROWS = 64
+ROWS_AT_ONCE = 64
 """Rows that are in memory as float32 at a time."""
 NEGLIGIBLE = 1e-3
 MAJORITY = 0.5 - 1e-6
@@ -113,8 +110,8 @@ def _read_rescaled(
     enough = np.empty(values.shape[1:], dtype=np.bool_)
     whole = bool(valid.all())
     pixels = pixels if whole else np.where(valid, pixels, 0)
-    for start in range(0, len(enough), CHUNK_ROWS):
-        chunk = slice(start, start + CHUNK_ROWS)
+    for start in range(0, len(enough), ROWS_AT_ONCE):
+        chunk = slice(start, start + ROWS_AT_ONCE)
         sums = _weighted(pixels, rows, cols, chunk)
         enough[chunk] = True
         if not whole:
@@ -175,29 +172,34 @@ def block_mean(
             if sums is None:
                 sums = np.zeros((len(layers), height, width))
             rows, cols = (slice(*bounds) for bounds in window.toranges())
-            summed = _summed(_summed(layers, col_cells[cols], 2), row_cells[rows], 1)
-            first_row, first_col = row_cells[rows.start], col_cells[cols.start]
-            place = np.s_[:, first_row : first_row + summed.shape[1], first_col : first_col + summed.shape[2]]
-            sums[place] += summed
+            add_cells(sums, layers, row_cells[rows], col_cells[cols])
             advance(layers[0].size / 1e6)
-    counts = np.bincount(row_cells)[:, np.newaxis] * np.bincount(col_cells)
-    return np.zeros((0, height, width)) if sums is None else sums / counts
+    return np.zeros((0, height, width)) if sums is None else sums / cell_sizes(row_cells, col_cells)
 
 
 def shrink(layers: NDArray[Any], shape: tuple[int, int]) -> NDArray[np.float64]:
     """Return the cell means of an array (layers, rows, cols) in memory."""
     rows, cols = (np.arange(n) * m // n for n, m in zip(layers.shape[1:], shape, strict=True))
-    counts = np.bincount(rows)[:, np.newaxis] * np.bincount(cols)
-    means: NDArray[np.float64] = _summed(_summed(layers, cols, 2), rows, 1) / counts
+    sums = np.zeros((len(layers), *shape))
+    add_cells(sums, layers, rows, cols)
+    means: NDArray[np.float64] = sums / cell_sizes(rows, cols)
     return means
 
 
-def _summed(layers: NDArray[Any], cells: NDArray[np.int64], axis: int) -> NDArray[Any]:
-    """Sum neighbouring rows or columns that fall into one cell; whole numbers stay whole.
+def cell_sizes(rows: NDArray[np.int64], cols: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return how many pixels each cell has, given the cell that each row and column of a raster falls into."""
+    sizes: NDArray[np.int64] = np.outer(np.bincount(rows), np.bincount(cols))
+    return sizes
 
-    numpy makes a copy of the type of the sums first, so bytes are summed in 32 bits: 16 million pixels of 255 fit.
+
+def add_cells(sums: NDArray[Any], layers: NDArray[Any], rows: NDArray[np.int64], cols: NDArray[np.int64]) -> None:
+    """Add an array (layers, rows, cols) to the sums of its cells, in place.
+
+    `rows` and `cols` say which row and column of `sums` each of the array's falls into: each into that of the one
+    before it or into the next. Floats are summed in the type of `sums`, whole numbers as such: numpy makes a copy of
+    the type of the sums first, so bytes are summed in 32 bits, and 16 million pixels of 255 fit.
     """
-    starts = np.flatnonzero(np.diff(cells, prepend=-1))
-    kind = np.float64 if layers.dtype.kind == "f" else np.uint32 if layers.dtype.itemsize == 1 else np.int64
-    summed: NDArray[Any] = np.add.reduceat(layers, starts, axis=axis, dtype=kind)
-    return summed
+    for axis, cells in ((2, cols), (1, rows)):
+        kind = sums.dtype if layers.dtype.kind == "f" else np.uint32 if layers.dtype.itemsize == 1 else np.int64
+        layers = np.add.reduceat(layers, np.flatnonzero(np.diff(cells, prepend=-1)), axis=axis, dtype=kind)
+    sums[:, rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1] += layers

@@ -1,12 +1,9 @@
-"""Finding scenes: what the user's files, folders, globs and data set roots mean, and what each scene is called.
+"""Scenes: which rasters a user's files, folders, globs and data set roots mean, their names, masks and splits.
 
 A scene's name is its path below the folder given, without suffix, with "/"; outputs mirror it. A mosaic, `.vrt`, stands
-for its scenes where it is named; in a folder it is passed over. Only names are looked at here, and what a mosaic says;
-whether a file is a usable raster is for `aerialseg.geo.raster.inspect_scene` to say.
-
-Which mask belongs to which scene, and whether both lie on one grid.
-
-Which scenes train and which validate: whole scenes only, by number, by name or by share.
+for its scenes where it is named; in a folder it is passed over. Masks pair by name, or by ground when there is one for
+all. Scenes train or validate as a whole, by number, by name or by share. Names are looked at here, what a mosaic says,
+and grids where they have to agree; whether a file is a usable raster is for `aerialseg.geo.inspection` to say.
 """
 
 from __future__ import annotations
@@ -30,33 +27,39 @@ from aerialseg.geo.opening import open_raster, refuse_remote
 from aerialseg.geo.vrt import mosaic_sources
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from aerialseg.geo.inspection import Source
 
+Split = Literal["train", "val"]
 SUFFIXES = frozenset((".tif", ".tiff", ".jp2", ".j2k", ".png", ".jpg", ".jpeg"))
 MOSAIC = ".vrt"
 ROOTS = ("", "AerialImageDataset", "data", "raw")
 """Where Inria's `train/images` stands below what users point at."""
 MASK_FOLDERS = ("gt", "masks", "labels")
-_CITY = re.compile(r"(?P<city>\D*[^\W\d])(?P<number>\d+)")
+NAMED_MISSING = 5
 EXACT_SHIFT = 0.01
 TOLERATED_SHIFT = 0.5
 """In pixels, at the worst corner; half a pixel is the difference between pixel-is-area and pixel-is-point."""
-NAMED_MISSING = 5
-Side = Literal["train", "val"]
 INRIA_CITIES = frozenset(
     ("austin", "chicago", "kitsap", "tyrol-w", "vienna", "bellingham", "bloomington", "innsbruck", "sfo", "tyrol-e")
 )
 INRIA_VALIDATION = range(1, 6)
 """The data set's authors validate on scenes 1 to 5 of every city."""
 AUTO_SHARE = 0.2
+_CITY = re.compile(r"(?P<city>\D*[^\W\d])(?P<number>\d+)")
 _RANGE = re.compile(r"(?P<city>.*\D)(?P<first>\d+)-(?P<last>\d+)")
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A source raster, perhaps with its mask."""
+    """A source raster, perhaps with its mask.
+
+    Example:
+        >>> scene = aerialseg.Scene("austin1", Path("images/austin1.tif"), mask=Path("gt/austin1.tif"))
+        >>> scene.city, scene.number
+        ('austin', 1)
+    """
 
     name: str
     """The path below the folder given, without suffix: unique among the scenes, also without regard to case."""
@@ -83,6 +86,10 @@ def find_scenes(inputs: Sequence[str | Path], ours: Callable[[Path], bool] | Non
     run among its scenes; they are passed over. Raises UsageError when two scenes would share an output name or a path
     is remote, BadDataError for a name that is not UTF-8 and for a `.vrt` that is more than a mosaic of files below its
     folder, NoInputError when nothing is found.
+
+    Example:
+        >>> [scene.name for scene in aerialseg.find_scenes(["scenes"])]
+        ['austin6', 'vienna1']
     """
     scenes: dict[Path, Scene] = {}
     for given in inputs:
@@ -93,7 +100,15 @@ def find_scenes(inputs: Sequence[str | Path], ours: Callable[[Path], bool] | Non
         if inputs and not scenes:
             raise NoInputError(f"{one_line(inputs[0])}: holds nothing but what aerialseg wrote; give the scenes")
     once = {(scene.name, scene.image.resolve()): scene for scene in reversed(scenes.values())}
-    _refuse_collisions(once.values())
+    taken: dict[str, Scene] = {}
+    for scene in once.values():
+        # As a file system sees it that ignores case or normalises Unicode.
+        other = taken.setdefault(unicodedata.normalize("NFC", scene.name).casefold(), scene)
+        if other is not scene:
+            raise UsageError(
+                f"{one_line(other.image)} and {one_line(scene.image)}: both would be called {one_line(scene.name)};"
+                " give the folder that holds both, or rename one"
+            )
     return tuple(sorted(once.values(), key=lambda scene: natural_key(scene.name)))
 
 
@@ -104,6 +119,11 @@ def pair_masks(
 
     Scenes that turn out to be another scene's mask are left out. Raises BadDataError naming scenes without a mask;
     labelled `partly`, one mask is enough.
+
+    Example:
+        >>> scenes = aerialseg.find_scenes(["scenes/train/images"])
+        >>> [str(scene.mask) for scene in aerialseg.pair_masks(scenes, ["scenes/train/gt"])]
+        ['scenes/train/gt/austin6.tif', 'scenes/train/gt/vienna1.tif']
     """
     candidates: list[Scene] = []
     for given in masks:
@@ -131,7 +151,10 @@ def _scenes_of(given: str | Path) -> Iterator[Scene]:
     path = Path(given)
     if path.is_dir():
         layout = _layout(path)
-        found = _in_folder(path) if layout is None else _in_layout(*layout)
+        found = _in_folder(path if layout is None else layout[0])
+        if layout is not None and layout[1] is not None:
+            masks = pair_by_name(found, _in_folder(layout[1]), None)
+            found = [replace(scene, mask=masks.get(scene.name)) for scene in found]
     elif not os.path.lexists(path) and glob.has_magic(str(given)):
         found = _of_glob(str(given))
     elif os.path.lexists(path):
@@ -190,12 +213,6 @@ def _mask_folder(folder: Path) -> Path | None:
     return next((folder / name for name in MASK_FOLDERS if (folder / name).is_dir()), None)
 
 
-def _in_layout(images: Path, masks: Path | None) -> list[Scene]:
-    scenes = _in_folder(images)
-    found = pair_by_name(scenes, _in_folder(masks), None) if masks is not None else {}
-    return [Scene(scene.name, scene.image, found.get(scene.name)) for scene in scenes]
-
-
 def _of_glob(pattern: str) -> list[Scene]:
     """Return what a pattern matches, named from the last folder before its first wildcard.
 
@@ -218,31 +235,21 @@ def _scene(path: Path, base: Path) -> Scene:
     return Scene(path.relative_to(base).with_suffix("").as_posix(), path)
 
 
-def _refuse_collisions(scenes: Iterable[Scene]) -> None:
-    """Raise when two outputs would share a name, on a file system that ignores case or normalises Unicode too."""
-    taken: dict[str, Scene] = {}
-    for scene in scenes:
-        key = unicodedata.normalize("NFC", scene.name).casefold()
-        if key in taken:
-            raise UsageError(
-                f"{one_line(taken[key].image)} and {one_line(scene.image)}: both would be called"
-                f" {one_line(scene.name)}; give the folder that holds both, or rename one"
-            )
-        taken[key] = scene
-
-
 def pair_by_name(scenes: Sequence[Scene], masks: Sequence[Scene], pattern: str | None) -> dict[str, Path]:
     """Return scene name -> mask file, by relative stem, else by the bare stem where it is unique on both sides.
 
     `pattern`, such as "{stem}_label", says how the mask's stem is made from the scene's; a suffix in it must agree.
     """
+    if pattern is not None and "{stem}" not in pattern:
+        raise UsageError(f"--mask-pattern {pattern}: must hold {{stem}}, for example '{{stem}}_label.tif'")
+    suffix = "" if pattern is None else Path(pattern.replace("{stem}", "stem")).suffix
     by_name = {mask.name: mask.image for mask in masks}
     by_stem = _unique_stems(masks)
     own_stems = _unique_stems(scenes)
     found = {}
     for scene in scenes:
         folder, _, stem = scene.name.rpartition("/")
-        wanted, suffix = _wanted(stem, pattern)
+        wanted = stem if pattern is None else pattern.replace("{stem}", stem).removesuffix(suffix)
         mask = by_name.get(f"{folder}/{wanted}" if folder else wanted)
         if mask is None and stem in own_stems:
             mask = by_stem.get(wanted)
@@ -260,8 +267,12 @@ def pair_by_ground(scenes: Sequence[Scene], mask: Path) -> dict[str, Path]:
     found = {}
     for scene in scenes:
         with open_raster(scene.image) as dataset:
-            if _overlap(GeoBox.of(dataset), box):
-                found[scene.name] = mask
+            other = GeoBox.of(dataset)
+        if not (box.georeferenced and other.georeferenced) or box.crs != other.crs:
+            continue
+        a, b = other.bounds, box.bounds
+        if a.left < b.right and b.left < a.right and a.bottom < b.top and b.bottom < a.top:
+            found[scene.name] = mask
     return found
 
 
@@ -295,8 +306,7 @@ def check_same_grid(first: Source | GeoBox, second: Source | GeoBox, names: tupl
     other = second if isinstance(second, GeoBox) else second.box
     here, there = (one_line(str(name)) for name in names)
     for name, box in ((here, one), (there, other)):
-        if not box.usable:
-            raise BadDataError(f"{name}: its transform gives pixels no place or no area: gdal_translate -a_ullr ...")
+        box.require_usable(name)
     grids = f"{here} is {one.describe()}; {there} is {other.describe()}"
     same_size = (one.height, one.width) == (other.height, other.width)
     if not (one.georeferenced and other.georeferenced):
@@ -316,17 +326,6 @@ def check_same_grid(first: Source | GeoBox, second: Source | GeoBox, names: tupl
     return None if shift <= EXACT_SHIFT else f"{there}: lies {shift:.2f} px off {here} ({offset}); taken pixel by pixel"
 
 
-def _wanted(stem: str, pattern: str | None) -> tuple[str, str]:
-    """Return the stem of the wanted mask, and its suffix when the pattern has one."""
-    if pattern is None:
-        return stem, ""
-    if "{stem}" not in pattern:
-        raise UsageError(f"--mask-pattern {pattern}: must hold {{stem}}, for example '{{stem}}_label.tif'")
-    name = pattern.replace("{stem}", stem)
-    suffix = Path(pattern.replace("{stem}", "stem")).suffix
-    return name.removesuffix(suffix), suffix
-
-
 def _unique_stems(scenes: Sequence[Scene]) -> dict[str, Path]:
     """Return stem -> file for the stems that occur once."""
     counts = Counter(scene.name.rpartition("/")[2] for scene in scenes)
@@ -334,52 +333,47 @@ def _unique_stems(scenes: Sequence[Scene]) -> dict[str, Path]:
     return {stem: image for stem, image in stems if counts[stem] == 1}
 
 
-def _overlap(one: GeoBox, other: GeoBox) -> bool:
-    if not (one.georeferenced and other.georeferenced) or one.crs != other.crs:
-        return False
-    a, b = one.bounds, other.bounds
-    return bool(a.left < b.right and b.left < a.right and a.bottom < b.top and b.bottom < a.top)
+def split_scenes(scenes: Sequence[Scene], spec: str) -> dict[str, Split]:
+    """Return scene name -> split, by "inria", "val=austin1-5,tyrol-w1,vienna*", a share such as "0.2", or "auto".
 
-
-def split_scenes(scenes: Sequence[Scene], spec: str) -> dict[str, Side]:
-    """Return scene name -> side, by "inria", "val=austin1-5,tyrol-w1,vienna*", a share such as "0.2", or "auto".
-
-    "auto" is Inria's rule when every scene is one of Inria's and both sides get some, else a share of 0.2. A share is
+    "auto" is Inria's rule when every scene is one of Inria's and both splits get some, else a share of 0.2. A share is
     taken evenly from the cities, the same scenes every time. Raises UsageError when the spec is not understood, when an
-    item of it matches no scene, or when a side stays empty.
+    item of it matches no scene, or when a split stays empty.
     """
     if spec == "auto":
         inria = all(scene.city in INRIA_CITIES for scene in scenes)
-        sides = _by_number(scenes) if inria else {}
-        if len(set(sides.values())) < 2:
-            sides = _by_share(scenes, AUTO_SHARE)
+        splits = _by_number(scenes) if inria else {}
+        if len(set(splits.values())) < 2:
+            splits = _by_share(scenes, AUTO_SHARE)
     elif spec == "inria":
-        sides = _by_number(scenes)
+        splits = _by_number(scenes)
     elif spec.startswith("val="):
-        sides = _by_name(scenes, spec.removeprefix("val="))
+        items = spec.removeprefix("val=")
+        splits = {scene.name: "train" for scene in scenes}
+        for item in filter(None, map(str.strip, items.split(","))):
+            chosen = [scene.name for scene in scenes if _matches(scene, item)]
+            if not chosen:
+                raise UsageError(f"--split val={items}: no scene matches {item}")
+            splits.update(dict.fromkeys(chosen, "val"))
     else:
-        sides = _by_share(scenes, _share(spec))
-    for side in ("train", "val"):
-        if side not in sides.values():
-            raise UsageError(f"--split {spec}: no scene is left to {side}; choose another split, or blocks=N")
-    return sides
+        try:
+            share = float(spec)
+        except ValueError:
+            share = math.nan
+        if not 0 < share < 1:
+            raise UsageError(f"--split {spec}: give auto, inria, val=NAMES, blocks=N or a share between 0 and 1")
+        splits = _by_share(scenes, share)
+    for split in ("train", "val"):
+        if split not in splits.values():
+            raise UsageError(f"--split {spec}: no scene is left to {split}; choose another split, or blocks=N")
+    return splits
 
 
-def _by_number(scenes: Sequence[Scene]) -> dict[str, Side]:
+def _by_number(scenes: Sequence[Scene]) -> dict[str, Split]:
     for scene in scenes:
         if scene.number is None:
             raise UsageError(f"--split inria: {scene.name} is not named <city><number>; use val=NAMES or a share")
     return {scene.name: "val" if scene.number in INRIA_VALIDATION else "train" for scene in scenes}
-
-
-def _by_name(scenes: Sequence[Scene], items: str) -> dict[str, Side]:
-    sides: dict[str, Side] = {scene.name: "train" for scene in scenes}
-    for item in filter(None, map(str.strip, items.split(","))):
-        chosen = [scene for scene in scenes if _matches(scene, item)]
-        if not chosen:
-            raise UsageError(f"--split val={items}: no scene matches {item}")
-        sides.update({scene.name: "val" for scene in chosen})
-    return sides
 
 
 def _matches(scene: Scene, item: str) -> bool:
@@ -393,17 +387,7 @@ def _matches(scene: Scene, item: str) -> bool:
     return int(span["first"]) <= scene.number <= int(span["last"])
 
 
-def _share(spec: str) -> float:
-    try:
-        share = float(spec)
-    except ValueError:
-        share = math.nan
-    if not 0 < share < 1:
-        raise UsageError(f"--split {spec}: give auto, inria, val=NAMES, blocks=N or a share between 0 and 1")
-    return share
-
-
-def _by_share(scenes: Sequence[Scene], share: float) -> dict[str, Side]:
+def _by_share(scenes: Sequence[Scene], share: float) -> dict[str, Split]:
     """Order every city by a hash of the names, spread the cities evenly over one line, and take its beginning."""
     if len(scenes) < 2:
         raise UsageError("one scene cannot be split by scenes; use --split blocks=N")

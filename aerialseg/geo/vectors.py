@@ -115,26 +115,6 @@ def overlay(layers: Iterable[VectorLayer], box: GeoBox) -> Overlay:
     shapes: list[Shapes] = [np.empty(0, dtype=object)]
     hulls: list[Any] = []
     for layer in layers:
-        way = _Way.between(layer, box)
-        near = layer.shapes[np.sort(layer.tree.query(way.around(box)))]
-        moved = way.move(near)
-        shapes.append(moved[shapely.intersects(moved, frame)])
-        hulls.extend(way.move(np.array([layer.hull])))
-    found = np.concatenate(shapes)
-    covered = shapely.union_all(hulls).intersection(frame).area / frame.area
-    return Overlay(found, shapely.STRtree(found), covered)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Way:
-    """How coordinates get from a layer's CRS to a raster's pixels."""
-
-    layer: VectorLayer
-    to_crs: Transformer
-    to_pixels: Affine
-
-    @classmethod
-    def between(cls, layer: VectorLayer, box: GeoBox) -> _Way:
         name = one_line(layer.path)
         if not box.georeferenced or box.crs is None:
             raise BadDataError(f"{name}: polygons cannot be placed on a scene that has no CRS and transform")
@@ -142,31 +122,36 @@ class _Way:
             to_crs = Transformer.from_crs(layer.crs, CRS.from_wkt(box.crs.to_wkt()), always_xy=True)
         except ProjError as error:
             raise BadDataError(f"{name}: no way from its CRS to the scene's: {one_line(str(error))}") from error
-        return cls(layer, to_crs, ~box.transform)
+        near = layer.shapes[np.sort(layer.tree.query(_around(box, layer, to_crs)))]
+        moved = _moved(near, to_crs, ~box.transform)
+        shapes.append(moved[shapely.intersects(moved, frame)])
+        hulls.extend(_moved(np.array([layer.hull]), to_crs, ~box.transform))
+    found = np.concatenate(shapes)
+    covered = shapely.union_all(hulls).intersection(frame).area / frame.area
+    return Overlay(found, shapely.STRtree(found), covered)
 
-    def move(self, shapes: Shapes) -> Shapes:
-        """Return the shapes in pixel coordinates, without those that have no place there."""
-        moved = shapely.transform(shapes, self._points)
-        placed: Shapes = moved[np.isfinite(shapely.bounds(moved)).all(axis=-1)]
-        return placed
 
-    def around(self, box: GeoBox) -> shapely.Polygon:
-        """Return a rectangle in the layer's CRS that holds the raster; all of the layer where that is unclear."""
-        corners = np.array([box.transform @ (x, y) for x in (0, box.width) for y in (0, box.height)])
-        ground = (*corners.min(axis=0), *corners.max(axis=0))
-        west, south, east, north = self.to_crs.transform_bounds(*ground, direction="INVERSE")
-        if not np.isfinite([west, south, east, north]).all() or west > east:  # a pole or the 180th meridian
-            return self.layer.hull.envelope
-        margin = 0.01 * max(east - west, north - south)
-        return shapely.box(west - margin, south - margin, east + margin, north + margin)
+def _around(box: GeoBox, layer: VectorLayer, to_crs: Transformer) -> shapely.Polygon:
+    """Return a rectangle in the layer's CRS that holds the raster; all of the layer where that is unclear."""
+    corners = np.array([box.transform @ (x, y) for x in (0, box.width) for y in (0, box.height)])
+    ground = (*corners.min(axis=0), *corners.max(axis=0))
+    west, south, east, north = to_crs.transform_bounds(*ground, direction="INVERSE")
+    if not np.isfinite([west, south, east, north]).all() or west > east:  # a pole or the 180th meridian
+        return layer.hull.envelope
+    margin = 0.01 * max(east - west, north - south)
+    return shapely.box(west - margin, south - margin, east + margin, north + margin)
 
-    def _points(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
-        x, y = self.to_crs.transform(points[:, 0], points[:, 1])
-        grid = self.to_pixels
-        moved: NDArray[np.float64] = np.stack(
-            [grid.a * x + grid.b * y + grid.c, grid.d * x + grid.e * y + grid.f], axis=1
-        )
-        return moved
+
+def _moved(shapes: Shapes, to_crs: Transformer, grid: Affine) -> Shapes:
+    """Return shapes of a layer in pixel coordinates, without those that have no place there."""
+
+    def move(points: NDArray[np.float64]) -> NDArray[np.float64]:
+        x, y = to_crs.transform(points[:, 0], points[:, 1])
+        return np.stack([grid.a * x + grid.b * y + grid.c, grid.d * x + grid.e * y + grid.f], axis=1)
+
+    moved = shapely.transform(shapes, move)
+    placed: Shapes = moved[np.isfinite(shapely.bounds(moved)).all(axis=-1)]
+    return placed
 
 
 def _check_format(path: Path) -> str:
@@ -194,7 +179,8 @@ def _read_geometry(path: Path, driver: str, where: str | None) -> tuple[dict[str
 
     name = one_line(path)
     try:
-        layers = [layer for layer, kind in pyogrio.list_layers(path) if _may_hold_polygons(kind)]
+        wanted = ("Polygon", "Surface", "Collection", "Unknown")
+        layers = [layer for layer, kind in pyogrio.list_layers(path) if kind and any(word in kind for word in wanted)]
         if len(layers) != 1:
             found = one_line(", ".join(layers) or "none")
             raise BadDataError(f"{name}: layers that can hold polygons: {found}; keep exactly one in a file")
@@ -206,10 +192,6 @@ def _read_geometry(path: Path, driver: str, where: str | None) -> tuple[dict[str
         advice = "check --where" if where else "check the file"
         raise BadDataError(f"{name}: cannot be read: {one_line(str(error))}; {advice}") from error
     return dict(meta), geometry
-
-
-def _may_hold_polygons(kind: str | None) -> bool:
-    return kind is not None and any(word in kind for word in ("Polygon", "Surface", "Collection", "Unknown"))
 
 
 def _only_polygons(path: Path, shapes: Shapes) -> tuple[Shapes, tuple[str, ...]]:

@@ -5,9 +5,8 @@ the VRT's own folder, each whole and unscaled at its own place, the same in ever
 and QGIS's "Build virtual raster" write. Anything else is refused before a file that it names is touched. Where pixels
 lie, and which of them are nodata, is what the rasters themselves say.
 
-Mosaics over masks or probabilities, as GDAL virtual rasters with relative paths: one layer in QGIS for all scenes.
-
-They are written here as text; the process itself has no VRT driver, on purpose. A mosaic holds rasters of one CRS, one
+Mosaics over masks or probabilities are composed here, too, as text with relative paths: one layer in QGIS for all
+scenes. The process itself has no VRT driver, on purpose. A mosaic holds rasters of one CRS, one
 resolution and no rotation, each moved to the nearest pixel of the first one's grid.
 """
 
@@ -25,11 +24,11 @@ from xml.sax.saxutils import escape
 
 from aerialseg.counts import NODATA
 from aerialseg.errors import AerialsegError, BadDataError, NoInputError, UsageError, one_line
+from aerialseg.files import PLACEHOLDER
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.opening import open_raster, refuse_remote
-from aerialseg.geo.qgis.project import crs_code
-from aerialseg.geo.qgis.sealed import BLANK, origin_of, write_sealed
-from aerialseg.geo.qgis.styles import MASK_CLASSES
+from aerialseg.geo.project import crs_code
+from aerialseg.geo.styles import MASK_CLASSES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -94,7 +93,13 @@ def mosaic_sources(path: Path) -> tuple[Path, ...]:
     for number, found in sources.items():
         if set(found) != set(first):
             raise _refusal(path, "its bands come from different files or places, where each should hold all files")
-        _require_order(path, number, found)
+        for placed in found:
+            mask = number.startswith("mask") and placed.band.startswith("mask")
+            if placed.band not in (number, CONSTANT) and not mask:
+                raise BadDataError(
+                    f"{one_line(path)}: its band {number} is band {one_line(placed.band)} of {one_line(placed.name)},"
+                    " expected the same order; give the scenes themselves, with --bands"
+                )
     folder = path.resolve().parent
     shown = folder if path.is_symlink() else path.parent
     places: dict[Path, tuple[float, ...]] = {}
@@ -170,17 +175,6 @@ def _sources_of(path: Path, band: Element) -> list[_Placed]:
     return [_placed(path, part, constant=constant) for part in sources]
 
 
-def _require_order(path: Path, number: str, sources: list[_Placed]) -> None:
-    """Raise unless a band consists of the sources' band of the same number, or a mask of theirs."""
-    for placed in sources:
-        mask = number.startswith("mask") and placed.band.startswith("mask")
-        if placed.band not in (number, CONSTANT) and not mask:
-            raise BadDataError(
-                f"{one_line(path)}: its band {number} is band {one_line(placed.band)} of {one_line(placed.name)},"
-                " expected the same order; give the scenes themselves, with --bands"
-            )
-
-
 def _placed(path: Path, source: Element, *, constant: bool) -> _Placed:
     """Return where a source is placed; raises unless it is whole and unscaled."""
     _only(path, source, {"resampling"}, SOURCE_PARTS | (SCALING if constant else set()))
@@ -192,9 +186,14 @@ def _placed(path: Path, source: Element, *, constant: bool) -> _Placed:
     taken, target = _rectangle(path, source, "SrcRect", name), _rectangle(path, source, "DstRect", name)
     if not _equal(taken[2:], target[2:]):
         raise _refusal(path, f"resamples {one_line(name)}: {_size(taken)} becomes {_size(target)}")
-    whole = _whole(path, source, name)
-    if whole is not None and not _equal(taken, whole):
-        raise _refusal(path, f"shows only a part of {one_line(name)}: {_size(taken)} of {_size(whole)}")
+    properties = source.find("SourceProperties")
+    if properties is not None:
+        try:
+            whole = 0.0, 0.0, float(properties.get("RasterXSize", "")), float(properties.get("RasterYSize", ""))
+        except ValueError as error:
+            raise _refusal(path, f"does not say how large {one_line(name)} is") from error
+        if not _equal(taken, whole):
+            raise _refusal(path, f"shows only a part of {one_line(name)}: {_size(taken)} of {_size(whole)}")
     if min(taken[2:]) < 1 or not _equal(taken[:2], (0.0, 0.0)):
         raise _refusal(path, f"shows only a part of {one_line(name)}")
     relative = (file.get("relativeToVRT") or "0").strip() == "1"
@@ -213,16 +212,6 @@ def _rectangle(path: Path, source: Element, tag: str, name: str) -> tuple[float,
     except ValueError as error:
         raise _refusal(path, f"has a {tag} without four numbers") from error
     return col, row, width, height
-
-
-def _whole(path: Path, source: Element, name: str) -> tuple[float, float, float, float] | None:
-    properties = source.find("SourceProperties")
-    if properties is None:
-        return None
-    try:
-        return 0.0, 0.0, float(properties.get("RasterXSize", "")), float(properties.get("RasterYSize", ""))
-    except ValueError as error:
-        raise _refusal(path, f"does not say how large {one_line(name)} is") from error
 
 
 def _inside(path: Path, folder: Path, placed: _Placed) -> Path:
@@ -249,7 +238,8 @@ def _inside(path: Path, folder: Path, placed: _Placed) -> Path:
 def _only(path: Path, element: Element, attributes: set[str], parts: set[str]) -> None:
     """Raise for an attribute or a child that a plain mosaic does not have."""
     for name in sorted(set(element.attrib) - attributes):
-        raise _refusal(path, f'is more than a plain mosaic: {element.tag} {one_line(name)}="{_short(element, name)}"')
+        value = one_line(element.get(name, ""))[:40]
+        raise _refusal(path, f'is more than a plain mosaic: {element.tag} {one_line(name)}="{value}"')
     for part in element:
         if part.tag not in parts:
             raise _refusal(path, f"is more than a plain mosaic: it has <{one_line(str(part.tag))[:40]}>")
@@ -257,10 +247,6 @@ def _only(path: Path, element: Element, attributes: set[str], parts: set[str]) -
 
 def _equal(first: tuple[float, ...], second: tuple[float, ...]) -> bool:
     return all(abs(a - b) <= _WHOLE for a, b in zip(first, second, strict=True))
-
-
-def _short(element: Element, name: str) -> str:
-    return one_line(element.get(name, ""))[:40]
 
 
 def _size(rectangle: tuple[float, ...]) -> str:
@@ -298,32 +284,25 @@ class Mosaic:
 
     path: Path
     parts: tuple[MosaicPart, ...]
+    content: bytes
+    """Of the file, with PLACEHOLDER where the digest of its bytes is to be embedded."""
 
 
-def write_mosaics(
-    folder: Path, parts: Sequence[MosaicPart], kind: Kind, say: Callable[[str], None], *, overwrite: bool = False
+def compose_mosaics(
+    folder: Path, parts: Sequence[MosaicPart], kind: Kind, say: Callable[[str], None]
 ) -> tuple[Mosaic, ...]:
-    """Write a mosaic for each CRS into `folder`, and return those that stand there now.
+    """Return a mosaic for each CRS, to be written into `folder`; `say` is told what is left out and why.
 
-    With one CRS it is mosaic.vrt, else mosaic-EPSG-26914.vrt and so on; mosaics of ours that no longer apply are
-    removed. `say` is told what is left out and why. Raises OutputError for a stranger's file in the way, which
-    `overwrite` replaces.
+    With one CRS it is mosaic.vrt, else mosaic-EPSG-26914.vrt and so on.
     """
     groups = _groups([part for part in parts if _is_nameable(folder, part, say)], say)
     names = [SINGLE] if len(groups) == 1 else [_name(group[0].box) for group in groups]
-    wanted: dict[Path, tuple[str, Mosaic]] = {}
-    for name, group in zip(names, groups, strict=True):
-        text = _text(folder, group, kind, say)
-        if text is not None:
-            wanted[folder / name] = text, Mosaic(folder / name, tuple(group))
-    for stale in sorted(folder.glob("mosaic*.vrt")):
-        if (stale not in wanted and origin_of(stale) == "ours") or _only_measured(stale):
-            stale.unlink()
-    for path, (text, _) in wanted.items():
-        note = write_sealed(path, text.encode(), overwrite=overwrite)
-        if note is not None:
-            say(note)
-    return tuple(mosaic for _, mosaic in wanted.values())
+    texts = [_text(folder, group, kind, say) for group in groups]
+    return tuple(
+        Mosaic(folder / name, tuple(group), text.encode())
+        for name, group, text in zip(names, groups, texts, strict=True)
+        if text is not None
+    )
 
 
 def mosaic_names(boxes: Iterable[GeoBox]) -> tuple[str, ...]:
@@ -332,10 +311,8 @@ def mosaic_names(boxes: Iterable[GeoBox]) -> tuple[str, ...]:
     return SINGLE, *(map(_name, found.values()) if len(found) > 1 else ())
 
 
-def _only_measured(path: Path) -> bool:
-    """Return whether GDAL has rewritten a mosaic of ours to keep statistics in it, and nothing else has changed."""
-    if origin_of(path) != "edited":
-        return False
+def shows_what_was_written(path: Path) -> bool:
+    """Return whether a mosaic of ours shows what it did at first; GDAL rewrites one to keep statistics in it."""
     try:
         root = parse_vrt(path)
     except AerialsegError:
@@ -433,7 +410,7 @@ def _text(folder: Path, parts: Sequence[MosaicPart], kind: Kind, say: Callable[[
             f'<VRTDataset rasterXSize="{width}" rasterYSize="{height}">\n',
             f"  <SRS>{escape(_wkt(parts[0].box))}</SRS>\n",
             f"  <GeoTransform>{', '.join(repr(float(number)) for number in corner)}</GeoTransform>\n",
-            f'  <Metadata>\n    <MDI key="AERIALSEG_SEAL">{BLANK}</MDI>\n',
+            f'  <Metadata>\n    <MDI key="AERIALSEG_SEAL">{PLACEHOLDER}</MDI>\n',
             f'    <MDI key="{CONTENT}">{CONTENT}</MDI>\n  </Metadata>\n',
             '  <VRTRasterBand dataType="Byte" band="1">\n',
             _description(kind, parts[0].scale),

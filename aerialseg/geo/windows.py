@@ -1,14 +1,11 @@
-"""How overlapping windows become one raster: where they stand, how much each counts, which rows are finished when.
+"""Windows over a raster: where they stand, which of them owns each pixel, how much each counts, what is done when.
 
-Windows stand on a product grid, so the weight of a pixel is the product of a row weight and a column weight. If each
-axis' weights sum to one, so do their products: no weight raster is kept and nothing is divided at the end. This module
-knows integers and weights only; pixels, files and devices are other modules' business.
-
-Which windows cover a raster, and which of them owns each pixel: integers only, no pixels and no files.
-
-Windows stand `step` pixels apart. The last of each row and column moves back until it lies inside the raster; where
-the raster is smaller than a window, the one window runs over its edge and the caller pads. Where windows overlap, the
-border of their cores is half-way, so that every pixel of the raster has exactly one owner.
+Integers and weights only; pixels, files and devices are other modules' business. A `TileGrid` cuts a raster apart: its
+windows stand `step` pixels apart, the last of each row and column moves back until it lies inside the raster, and where
+windows overlap, the border of their cores is half-way, so that every pixel has exactly one owner. An `Axis` puts
+overlapping windows together again: they stand on a product grid, so the weight of a pixel is the product of a row
+weight and a column weight. If each axis' weights sum to one, so do their products: no weight raster is kept and nothing
+is divided at the end.
 """
 
 from __future__ import annotations
@@ -90,7 +87,10 @@ def blend_weights(axis: Axis, kind: Blend = "hann", windows: range | None = None
         owners = [np.clip((start + within - margin) // axis.step, 0, axis.count - 1) for start in starts]
         shares = [owner == index for index, owner in zip(windows, owners, strict=True)]
     else:
-        shape = _fading(axis.size, kind)
+        # Unscaled; offset by half a pixel, so that it is symmetric and nowhere zero.
+        centres = np.arange(axis.size) + 0.5
+        hann = kind == "hann"
+        shape = np.sin(np.pi * centres / axis.size) ** 2 if hann else np.minimum(centres, axis.size - centres)
         reach = (axis.size - 1) // axis.step
         around = range(max(0, windows.start - reach), min(axis.count, windows.stop + reach))
         origin = around.start * axis.step
@@ -111,12 +111,6 @@ def reflected(start: int, stop: int, length: int) -> NDArray[np.intp]:
         return np.zeros(stop - start, dtype=np.intp)
     phase = np.arange(start, stop) % (2 * length - 2)
     return np.minimum(phase, 2 * length - 2 - phase)
-
-
-def _fading(size: int, kind: Literal["hann", "linear"]) -> NDArray[np.float64]:
-    """Return an unscaled window; offset by half a pixel, so that it is symmetric and nowhere zero."""
-    centres = np.arange(size) + 0.5
-    return np.sin(np.pi * centres / size) ** 2 if kind == "hann" else np.minimum(centres, size - centres)
 
 
 @dataclass(frozen=True, slots=True)

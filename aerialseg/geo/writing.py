@@ -2,11 +2,8 @@
 
 Profiles are built from scratch; of the scene only size, transform, CRS and ground control points are taken over. A file
 gets its final name only after it was closed, opened again and compared with what should be in it: a GeoTIFF whose
-writer died opens cleanly and reads as zeros, and GDAL does not always report a full disk.
-
-Overviews of classes: each pixel of a smaller raster is what most of the four below it are.
-
-GDAL's own `mode` takes more time than all the rest of a mask's COG; for two by two pixels it is a few comparisons.
+writer died opens cleanly and reads as zeros, and GDAL does not always report a full disk. Overviews of classes are made
+here: each pixel is what most of the four below it are, for which GDAL's own `mode` takes more time than all the rest.
 """
 
 from __future__ import annotations
@@ -31,7 +28,6 @@ from aerialseg.geo.opening import create_raster, open_raster, write_error, writi
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
-    from contextlib import AbstractContextManager
 
     from numpy.typing import NDArray
     from rasterio.io import DatasetReader, DatasetWriter
@@ -109,16 +105,14 @@ def write_cog(
         with writing_errors(path, needed):
             _write_plain(plain, box, strips(), layer, tags or {})
         with staged(path) as staging:
-            with writing_errors(path, needed), _overviews(plain, layer), open_raster(plain, overviews=True) as source:
+            # Overviews of classes the COG takes over; those of measurements it makes itself.
+            classes = layer.resampling == "mode"
+            overviews = with_overviews(plain, layer.nodata, COG_BLOCK) if classes else nullcontext()
+            with writing_errors(path, needed), overviews, open_raster(plain, overviews=True) as source:
                 rasterio.shutil.copy(source, staging, driver="COG", BIGTIFF="IF_SAFER", **options)
             with writing_errors(path, needed), open_raster(staging) as copy:
                 placed, same = _has_place(copy, box), _holds(copy, strips())
             _require_intact(path, same=same, placed=placed)
-
-
-def _overviews(plain: Path, layer: BandMeaning) -> AbstractContextManager[None]:
-    """Make overviews of classes, which the COG takes over; those of measurements it makes itself."""
-    return with_overviews(plain, layer.nodata, COG_BLOCK) if layer.resampling == "mode" else nullcontext()
 
 
 def _write_plain(

@@ -10,8 +10,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from aerialseg.errors import ConfigError, Diverged, ModelError, NoInputError, one_line
 from aerialseg.files import write_bytes
 from aerialseg.models.presets import NVIDIA, ModelSpec
+from aerialseg.values import from_values, parse_json, to_values
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +36,16 @@ PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCard:
-    """What a model was trained as, and all that prediction needs beside the weights."""
+    """What a model was trained as, and all that prediction needs beside the weights.
+
+    `preset`, `architecture` and `encoder` name the network; for a module of your own, see `Model`, they are what you
+    call it. Raises ValueError for values that do not fit each other.
+
+    Example:
+        >>> card = aerialseg.load_model("runs/town").card
+        >>> card.architecture, card.bands, card.gsd_m
+        ('linknet', 3, 0.3)
+    """
 
     format: int = FORMAT
     preset: str
@@ -93,6 +101,11 @@ def save_model(path: Path, segmenter: Segmenter, card: ModelCard) -> None:
 
     Raises Diverged when a weight is not finite, OutputError or StorageError when the file cannot be written.
     """
+    write_bytes(path, model_bytes(path, segmenter, card))
+
+
+def model_bytes(path: Path, segmenter: Segmenter, card: ModelCard) -> bytes:
+    """Return what `save_model` writes; `path` is named when a weight is not finite, which raises Diverged."""
     import torch
     from safetensors.torch import save
 
@@ -104,50 +117,54 @@ def save_model(path: Path, segmenter: Segmenter, card: ModelCard) -> None:
         raise ValueError("the card's mean and std differ from the segmenter's")
     plain = save(tensors)
     entries, data = _split(path, plain)
-    described = {**_to_json(card), "digest": _digest(_to_json(card), entries, data)}
+    values = to_values(card)
+    described = {**values, "digest": _digest(values, entries, data)}
     header = json.dumps({"__metadata__": {KEY: _canonical(described)}, **entries}, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
-    write_bytes(path, b"".join((len(header).to_bytes(8, "little"), header, data)))
+    return b"".join((len(header).to_bytes(8, "little"), header, data))
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """A model file as it was read, once: what its hash and its card tell of is what `load_model` then loads."""
+    """A model file as it was read, once: what its digest and its card tell of is what is run, whatever comes after."""
 
     path: Path
     card: ModelCard
     content: bytes = field(repr=False)
 
-    @property
-    def sha256(self) -> str:
-        """The hash of the whole file."""
+    def digest(self) -> str:
+        """Return the SHA-256 of the whole file."""
         return hashlib.sha256(self.content).hexdigest()
 
+    def segmenter(self) -> Segmenter:
+        """Return the network with its weights, on the CPU and in eval mode; raises as `load_model` does."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load
 
-def load_model(model: Path | ModelFile) -> tuple[Segmenter, ModelCard]:
-    """Load a model file, or a run folder's model; the Segmenter is on the CPU and in eval mode.
+        from aerialseg.models.build import Segmenter, build_network
+
+        try:
+            network = build_network(spec_of(self.card))
+        except ConfigError as error:
+            raise ModelError(f"{one_line(self.path)}: {error}") from error
+        segmenter = Segmenter(network, self.card.mean, self.card.std)
+        try:
+            tensors = load(self.content)
+        except SafetensorError as error:
+            name = one_line(self.path)
+            raise ModelError(f"{name}: its tensors are damaged: {one_line(str(error))}; {AGAIN}") from error
+        _check_tensors(self.path, segmenter.state_dict(), tensors, self.card)
+        segmenter.load_state_dict(tensors)
+        return segmenter.eval()
+
+
+def load_model(path: Path) -> tuple[Segmenter, ModelCard]:
+    """Read a model file, or a run folder's model; the Segmenter is on the CPU and in eval mode.
 
     Raises NoInputError when there is none and ModelError when it is damaged, foreign or of another make.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    from aerialseg.models.build import Segmenter, build_network
-
-    read = model if isinstance(model, ModelFile) else read_model(model)
-    file, card = read.path, read.card
-    try:
-        network = build_network(spec_of(card))
-    except ConfigError as error:
-        raise ModelError(f"{one_line(file)}: {error}") from error
-    segmenter = Segmenter(network, card.mean, card.std)
-    try:
-        tensors = load(read.content)
-    except SafetensorError as error:
-        raise ModelError(f"{one_line(file)}: its tensors are damaged: {one_line(str(error))}; {AGAIN}") from error
-    _check_tensors(file, segmenter.state_dict(), tensors, card)
-    segmenter.load_state_dict(tensors)
-    return segmenter.eval(), card
+    read = read_model(path)
+    return read.segmenter(), read.card
 
 
 def read_model(path: Path) -> ModelFile:
@@ -199,7 +216,7 @@ def _split(file: Path, content: bytes) -> tuple[dict[str, Any], memoryview]:
     if len(content) < 8 + length:
         raise ModelError(f"{name}: is truncated: {len(content)} bytes, its header alone needs {8 + length}; {AGAIN}")
     try:
-        header = json.loads(content[8 : 8 + length])
+        header = parse_json(content[8 : 8 + length])
         ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
         expected = 8 + length + max(ends, default=0)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
@@ -218,7 +235,7 @@ def _verified_card(file: Path, content: bytes) -> ModelCard:
             " aerialseg train wrote (encoder weights go into the training configuration: model.weights)"
         )
     try:
-        described = json.loads(metadata[KEY])
+        described = parse_json(metadata[KEY])
         version = described["format"]
         if version != FORMAT:
             raise ModelError(
@@ -232,8 +249,10 @@ def _verified_card(file: Path, content: bytes) -> ModelCard:
     if digest != found:
         raise ModelError(f"{one_line(file)}: is damaged: SHA-256 is {found[:16]}, expected {str(digest)[:16]}; {AGAIN}")
     try:
-        return _from_json(described)
-    except (ValueError, TypeError) as error:
+        if unknown := sorted(described.keys() - {field.name for field in dataclasses.fields(ModelCard)}):
+            raise ValueError(f"its card has unknown fields {unknown}")
+        return from_values(ModelCard, described)
+    except ValueError as error:
         raise ModelError(f"{one_line(file)}: this model cannot be used: {one_line(str(error))}") from error
 
 
@@ -250,37 +269,6 @@ def _digest(described: dict[str, Any], entries: dict[str, Any], data: memoryview
 
 def _canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-
-
-def _to_json(card: ModelCard) -> dict[str, Any]:
-    """Return the card as JSON keeps it: lists for tuples, text for keys, null for a score that is not a number."""
-    value: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(card)), parse_constant=lambda _: None)
-    return value
-
-
-def _from_json(described: dict[str, Any]) -> ModelCard:
-    """Build the card; raises ValueError or TypeError for unknown, missing or wrongly typed fields."""
-    hints = typing.get_type_hints(ModelCard)
-    unknown = sorted(set(described) - set(hints))
-    if unknown:
-        raise ValueError(f"its card has unknown fields {unknown}")
-    return ModelCard(**{name: _typed(name, value, hints[name]) for name, value in described.items()})
-
-
-def _typed(name: str, value: Any, hint: Any) -> Any:
-    """Return `value` as the field's type wants it."""
-    if isinstance(hint, types.UnionType):
-        options = typing.get_args(hint)
-        return None if value is None else _typed(name, value, next(o for o in options if o is not types.NoneType))
-    origin = typing.get_origin(hint)
-    if origin is tuple and isinstance(value, list):
-        return tuple(_typed(name, item, typing.get_args(hint)[0]) for item in value)
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    plain = origin or hint
-    if isinstance(value, plain) and not (isinstance(value, bool) and plain is int):
-        return value
-    raise TypeError(f"its card's {name} is {str(value)[:60]!r}, expected {getattr(hint, '__name__', hint)}")
 
 
 def _check_tensors(file: Path, wanted: dict[str, Tensor], given: dict[str, Tensor], card: ModelCard) -> None:

@@ -6,22 +6,19 @@ noted of them, is `run`'s business.
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from aerialseg.errors import AerialsegError, BadDataError, Stopped, UsageError, one_line
-from aerialseg.files import output_error, refuse_foreign, sha256_of
+from aerialseg.files import output_error, sha256_of
 from aerialseg.geo.digest import content_digest
 from aerialseg.geo.inspection import BandRule, inspect_scene
-from aerialseg.geo.outputs import FORMER_FOLDERS, KEY, MASK, Output
-from aerialseg.geo.qgis.styles import write_mask_sidecars
-from aerialseg.models.presets import PRESETS, SIZE_MULTIPLE
+from aerialseg.geo.outputs import FORMER_FOLDERS, MASK, Output
+from aerialseg.geo.ownership import check_overwrite, mark_of, owner_of, read_tags
+from aerialseg.geo.styles import write_mask_sidecars
 from aerialseg.prediction.lattice import place_scenes
-from aerialseg.prediction.outputs import COUNTS, SceneFiles, done_key, read_tags, reads_to_the_end, with_side_files
-from aerialseg.prediction.pictures import is_our_png
+from aerialseg.prediction.outputs import COUNTS, SceneFiles, done_key, reads_to_the_end, with_side_files
 from aerialseg.prediction.report import SceneResult
 
 if TYPE_CHECKING:
@@ -48,7 +45,8 @@ REPORT = "report.json"
 class Run:
     """What is fixed for a run."""
 
-    model: Path
+    model: Path | None
+    """The file; None for a model in memory."""
     model_hash: str
     card: ModelCard
     out: Path
@@ -193,15 +191,6 @@ def disk_bytes(options: PredictOptions, pixels: Sequence[int], device: str) -> i
     return int(finished + (options.planes + finishing * (options.planes + PLAIN_BYTES)) * max(pixels, default=0))
 
 
-def check_window(run: Run) -> None:
-    """Raise UsageError when the network cannot take the window that was asked for."""
-    preset = PRESETS.get(run.card.preset)
-    multiple = SIZE_MULTIPLE if preset is None else preset.size_multiple
-    if run.window != run.card.tile_size and run.window % multiple:
-        below = max(multiple, run.window // multiple * multiple)
-        raise UsageError(f"--window {run.window}: {run.card.preset} takes multiples of {multiple}, for example {below}")
-
-
 def done_before(run: Run, job: SceneJob) -> SceneResult | None:
     """Return the scene's result when its outputs were made from the same bytes and parameters, else None.
 
@@ -209,11 +198,11 @@ def done_before(run: Run, job: SceneJob) -> SceneResult | None:
     folder comes into its own. Raises OutputError and StorageError.
     """
     there = [_find_output(run.out, output, path) for output, path in job.files.items()]
-    tags = [read_tags(path) for path in there]
-    if not all(tags) or not all(map(reads_to_the_end, there)):
+    keys = {mark_of(path, "prediction") for path in there}
+    if None in keys or not all(map(reads_to_the_end, there)):
         return None
-    key = run.key(job.placement)
-    if any(tag[KEY] != key for tag in tags):
+    key, tags = run.key(job.placement), read_tags(job.files[MASK])
+    if keys != {key} or tags is None:
         return None
     for former, path in zip(there, job.files.values(), strict=True):
         if former != path:
@@ -223,7 +212,7 @@ def done_before(run: Run, job: SceneJob) -> SceneResult | None:
                 raise output_error(path, error) from error
     write_mask_sidecars(job.files[MASK])
     hashes = {output.name: sha256_of(path) for output, path in job.files.items()}
-    valid, building = (int(tags[-1][name]) for name in COUNTS)
+    valid, building = (int(tags[name]) for name in COUNTS)
     known = {"key": key, "scene": run.digest(job.scene.image)}
     return job.result.finished("skipped", job.files, (valid, building), known | hashes)
 
@@ -253,30 +242,19 @@ def report_name(shard: Shard | None) -> str:
 
 def is_output_in(image: Path, out: Path) -> bool:
     """Return whether a scene is an output of an earlier run in the same place: `predict data -o data/out`, twice."""
-    return image.resolve().is_relative_to(out.resolve()) and bool(read_tags(image))
+    return image.resolve().is_relative_to(out.resolve()) and mark_of(image, "prediction") is not None
 
 
 def is_ours(image: Path, out: Path) -> bool:
     """Return whether a picture is no scene but what an earlier run wrote: an output in `out`, or a preview anywhere."""
-    return is_output_in(image, out) or (image.suffix.lower() == ".png" and is_our_png(image))
+    return is_output_in(image, out) or (image.suffix.lower() == ".png" and owner_of(image, "preview") == "ours")
 
 
-def refuse_foreign_report(path: Path, *, overwrite: bool) -> None:
-    """Raise OutputError when a file of another origin stands where the report would go."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        value = None
-    ours = isinstance(value, dict) and "aerialseg" in value and value.get("command") == "predict"
-    refuse_foreign(path, ours=ours, overwrite=overwrite)
-
-
-def refuse_foreign_rasters(files: SceneFiles, *, overwrite: bool) -> bool:
-    """Raise OutputError for a raster in the way that is not ours; with `overwrite` return whether there is one."""
-    foreign = [path for path in files.values() if os.path.lexists(path) and not read_tags(path)]
-    for path in foreign:
-        refuse_foreign(path, ours=False, overwrite=overwrite)
-    return bool(foreign)
+def check_rasters(files: SceneFiles, *, overwrite: bool) -> bool:
+    """Raise OutputError for a foreign raster in the way; with `overwrite` return whether there is one."""
+    for path in files.values():
+        check_overwrite(path, "prediction", overwrite=overwrite)
+    return any(owner_of(path, "prediction") == "foreign" for path in files.values())
 
 
 def stamp_of(path: Path) -> tuple[int, int]:

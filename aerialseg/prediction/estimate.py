@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aerialseg.errors import NoInputError, one_line
-from aerialseg.geo.resampling import CHUNK_ROWS as RESAMPLED_ROWS
+from aerialseg.geo.resampling import ROWS_AT_ONCE
 from aerialseg.models.package import read_model
-from aerialseg.prediction.checks import Run, check_scenes, check_window, disk_bytes
+from aerialseg.prediction.checks import Run, check_scenes, disk_bytes
 from aerialseg.prediction.lattice import CHUNK_ROWS, Lattice
-from aerialseg.prediction.options import ALL_GPUS, PredictOptions
+from aerialseg.prediction.options import ALL_GPUS, PredictOptions, check_window
 from aerialseg.prediction.reading import BANDS, READ_DEPTH, WRITE_DEPTH, WindowBatch, is_read_twice
 from aerialseg.prediction.run import find_device, load_forward
 from aerialseg.progress import Silent
@@ -102,8 +102,8 @@ def estimate(
         from aerialseg.models.device import every_gpu
 
         options = dataclasses.replace(options, device=every_gpu()[0])
-    run = Run(read.path, read.sha256, read.card, out, options, progress)
-    check_window(run)
+    run = Run(read.path, read.digest(), read.card, out, options, progress)
+    check_window(run.card, run.window)
     found, failures = check_scenes(run, scenes)
     if not found:
         raise NoInputError(f"no scene can be predicted; first: {next(iter(failures.values()))}")
@@ -190,7 +190,7 @@ def _reading(placement: ScenePlacement, lattice: Lattice, bands: int) -> int:
         each += bands + 1
     total += rows * cols * each
     if placement.factor != 1:
-        total += 5 * FLOAT * bands * RESAMPLED_ROWS * (cols + lattice.padded)
+        total += 5 * FLOAT * bands * ROWS_AT_ONCE * (cols + lattice.padded)
         total += lattice.size * lattice.padded * (bands + 1)
     return total
 

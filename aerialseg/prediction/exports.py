@@ -7,7 +7,6 @@ give the same bytes, files that are right already are not touched, and what a us
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,28 +14,22 @@ from urllib.parse import unquote
 
 from aerialseg.counts import QUANTA
 from aerialseg.errors import AerialsegError, UsageError, one_line
-from aerialseg.files import refuse_foreign, refuse_input_as_output
+from aerialseg.files import refuse_input_as_output
 from aerialseg.geo.geobox import GeoBox
+from aerialseg.geo.geopackage import feature_tables
 from aerialseg.geo.opening import open_raster
 from aerialseg.geo.outputs import MASK, MEASURE_FOLDERS, PROBABILITY, kind_of
-from aerialseg.geo.polygons.formats import read_mark
+from aerialseg.geo.ownership import check_overwrite, owner_of, write_owned
 from aerialseg.geo.polygons.polygonize import MaskLayer, write_buildings
-from aerialseg.geo.qgis.project import MapGroup, MapLayer, was_ours, write_project
-from aerialseg.geo.qgis.sealed import origin_of, write_sealed
-from aerialseg.geo.qgis.styles import (
-    building_renderer,
-    mask_pipe,
-    probability_pipe,
-    scene_pipe,
-    write_probability_sidecar,
-)
-from aerialseg.geo.qgis.tables import polygon_tables
+from aerialseg.geo.project import MapGroup, MapLayer, compose_project
 from aerialseg.geo.scenes import MOSAIC
-from aerialseg.geo.vrt import Kind, Mosaic, MosaicPart, mosaic_names, mosaic_sources, write_mosaics
+from aerialseg.geo.styles import building_renderer, mask_pipe, probability_pipe, scene_pipe, write_probability_sidecar
+from aerialseg.geo.vrt import Kind, Mosaic, MosaicPart, compose_mosaics, mosaic_names, mosaic_sources
 from aerialseg.prediction.stac import ITEMS, Sheet, describe, parse_taken
+from aerialseg.values import read_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from aerialseg.prediction.checks import Run
     from aerialseg.prediction.options import PredictOptions
@@ -61,10 +54,9 @@ def check_products(options: PredictOptions, out: Path, inputs: Collection[Path],
     if options.shard is None:
         paths = collection_paths(out, boxes, probability=PROBABILITY in options.outputs)
         refuse_input_as_output([*inputs, *(path for path in paths if _shows(path, inputs))], paths)
-        refuse_strangers(paths, overwrite=options.overwrite)
+        check_collection(paths, overwrite=options.overwrite)
         if options.polygons:
-            target = out / BUILDINGS
-            refuse_foreign(target, ours=read_mark(target) is not None, overwrite=options.overwrite)
+            check_overwrite(out / BUILDINGS, "buildings", overwrite=options.overwrite)
     elif options.polygons:
         raise UsageError("--polygons --shard: the parts know nothing of each other; run once more without --shard")
 
@@ -120,21 +112,26 @@ def write_collection(run: Run, results: Sequence[SceneResult], buildings: Path |
     """Write mosaic*.vrt, stac/ and project.qgz over the finished scenes, and return all that stand there now.
 
     What is left out of a mosaic, and what a user has changed and so stays, is said, a line each. Raises what
-    `open_raster` raises, OutputError for a stranger's file in the way unless the run overwrites, StorageError when the
+    `open_raster` raises, OutputError for a foreign file in the way unless the run overwrites, StorageError when the
     disk is full, and Stopped.
     """
     out, say, overwrite = run.out, run.progress.say, run.options.overwrite
     sheets = [_sheet(result, run.progress) for result in results]
     parts = [sheet.probability for sheet in sheets if sheet.probability is not None]
     boxes = [sheet.mask.box for sheet in sheets]
-    refuse_strangers(collection_paths(out, boxes, probability=bool(parts)), overwrite=overwrite)
+    check_collection(collection_paths(out, boxes, probability=bool(parts)), overwrite=overwrite)
     masks = write_mosaics(out, [sheet.mask for sheet in sheets], "mask", say, overwrite=overwrite)
     likely = write_mosaics(out / PROBABILITY.folder, parts, "probability", say, overwrite=overwrite)
     for path, scale in [(p.path, p.scale) for p in parts] + [(m.path, m.parts[0].scale) for m in likely]:
         write_probability_sidecar(path, scale)
     extras = {mosaic.path.stem: mosaic.path for mosaic in masks} | ({"buildings": buildings} if buildings else {})
     stac = describe(out / STAC, sheets, card=run.card, model_hash=run.model_hash, extras=extras)
-    _write_all(out / STAC / ITEMS, stac, run.progress, overwrite=overwrite)
+    for path, content in stac.items():
+        run.progress.advance(0)
+        _write(path, content, say, overwrite=overwrite)
+    for path in sorted(set((out / STAC / ITEMS).glob("*.json")).difference(stac)):
+        if owner_of(path, "collection") == "ours" and not _mask_in(path).is_file():
+            path.unlink()
     _note_others(out, sheets, run.progress)
     groups = (
         MapGroup("", _polygons(buildings, say)),
@@ -142,7 +139,7 @@ def write_collection(run: Run, results: Sequence[SceneResult], buildings: Path |
         MapGroup("probability", _rasters("probability", sheets, likely), visible=False),
         MapGroup("scenes", tuple(sheet.picture for sheet in sheets)),
     )
-    write_project(out / PROJECT, groups, boxes, say, overwrite=overwrite)
+    _write(out / PROJECT, compose_project(out / PROJECT, groups, boxes, say), say, overwrite=overwrite)
     return *(mosaic.path for mosaic in (*masks, *likely)), *stac, out / PROJECT
 
 
@@ -153,27 +150,45 @@ def collection_paths(out: Path, boxes: Iterable[GeoBox] = (), *, probability: bo
     return *mosaics, out / STAC / "collection.json", out / STAC / "model.json", out / PROJECT
 
 
-def refuse_strangers(paths: Iterable[Path], *, overwrite: bool = False) -> None:
-    """Raise OutputError when a file of another origin stands at one of the `collection_paths`.
+def check_collection(paths: Iterable[Path], *, overwrite: bool = False) -> None:
+    """Raise OutputError when a foreign file stands at one of the `collection_paths`.
 
     For a caller that wants to know before the work begins; `write_collection` asks again.
     """
     for path in paths:
-        refuse_foreign(path, ours=origin_of(path, was_ours) != "foreign", overwrite=overwrite)
+        check_overwrite(path, "collection", overwrite=overwrite)
 
 
-def _write_all(items: Path, contents: Mapping[Path, bytes], progress: Progress, *, overwrite: bool) -> None:
-    """Write the catalogue's files, and remove items of ours whose masks are gone."""
-    for path, content in contents.items():
-        progress.advance(0)
-        note = write_sealed(path, content, overwrite=overwrite)
-        if note is not None:
-            progress.say(note)
-    for path in sorted(set(items.glob("*.json")).difference(contents)):
-        if origin_of(path) == "ours":
-            href = json.loads(path.read_bytes())["assets"]["mask"]["href"]
-            if not Path(os.path.normpath(path.parent / unquote(href))).is_file():
-                path.unlink()
+def write_mosaics(
+    folder: Path, parts: Sequence[MosaicPart], kind: Kind, say: Callable[[str], None], *, overwrite: bool = False
+) -> tuple[Mosaic, ...]:
+    """Write a mosaic for each CRS into `folder`, and return them; those of ours that no longer apply are removed.
+
+    `say` is told what is left out and why. Raises OutputError for a foreign file in the way, which `overwrite`
+    replaces.
+    """
+    mosaics = compose_mosaics(folder, parts, kind, say)
+    for stale in sorted(set(folder.glob("mosaic*.vrt")).difference(mosaic.path for mosaic in mosaics)):
+        if owner_of(stale, "collection") == "ours":
+            stale.unlink()
+    for mosaic in mosaics:
+        _write(mosaic.path, mosaic.content, say, overwrite=overwrite)
+    return mosaics
+
+
+def _write(path: Path, content: bytes, say: Callable[[str], None], *, overwrite: bool) -> None:
+    note = write_owned(path, content, overwrite=overwrite)
+    if note is not None:
+        say(note)
+
+
+def _mask_in(item: Path) -> Path:
+    """Return the mask that an item of ours describes."""
+    try:
+        href = read_json(item)["assets"]["mask"]["href"]
+        return Path(os.path.normpath(item.parent / unquote(href)))
+    except (OSError, ValueError, KeyError, TypeError):
+        return item  # it names no mask and stays where it is
 
 
 def _note_others(out: Path, sheets: Sequence[Sheet], progress: Progress) -> None:
@@ -215,7 +230,7 @@ def _polygons(buildings: Path | None, say: Callable[[str], None]) -> tuple[MapLa
     style = building_renderer()
     return tuple(
         MapLayer(table or "buildings", buildings, crs, style, table, vector=True)
-        for table, crs in polygon_tables(buildings)
+        for table, crs in feature_tables(buildings)
     )
 
 

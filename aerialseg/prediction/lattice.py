@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aerialseg.geo.adjacency import Group, Placed, find_groups
+from aerialseg.geo.geobox import gsd_differs
 from aerialseg.geo.resampling import NEGLIGIBLE
 from aerialseg.geo.windows import Axis, reflected
 
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 CHUNK_ROWS = 128
 """Rows in which a resampled scene's result is brought back to its own grid."""
-GSD_TOLERANCE = 0.1
-"""Share by which a scene's GSD may differ from the model's before it is resampled."""
 REACH = 4096
 """Pixels from which a neighbour may matter, unless said otherwise: twice a window of 2048."""
 
@@ -241,8 +240,7 @@ def place_scenes(
     singles = [Group((Placed(source, 0, 0),)) for source in sources]
     placements = {}
     for group in find_groups(sources) if neighbours else singles:
-        own = group.box.gsd_m
-        wanted = gsd_m if gsd_m is not None and own is not None and abs(own / gsd_m - 1) > GSD_TOLERANCE else None
+        wanted = gsd_m if gsd_differs(group.box.gsd_m, gsd_m) else None
         factor = 1.0 if wanted is None else _factor(group.box, wanted)
         height, width = group.height, group.width
         near = group.within(ceil(reach * factor))

@@ -13,7 +13,7 @@ import torch
 
 from aerialseg.errors import ModelError, ResourceError
 from aerialseg.models.build import Segmenter
-from aerialseg.models.device import autocast, compile_error, is_out_of_memory, translated
+from aerialseg.models.device import autocast, compile_error, is_out_of_memory, pick_precision, translated
 from aerialseg.prediction.lattice import Lattice
 from aerialseg.prediction.reading import WindowBatch
 from aerialseg.progress import Silent
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from aerialseg.geo.windows import Blend
-    from aerialseg.prediction.options import Symmetry
+    from aerialseg.models.package import ModelCard
+    from aerialseg.prediction.options import PredictOptions, Symmetry
     from aerialseg.progress import Progress
 
 
@@ -145,6 +146,26 @@ class Forward:
             if tensor is not None:
                 tensor.record_stream(torch.cuda.current_stream(device))
         return pixels, valid
+
+
+def place_on_device(
+    segmenter: Segmenter, card: ModelCard, options: PredictOptions, device: torch.device, progress: Progress
+) -> Forward:
+    """Return the segmenter on its device, set up by the card and the options; raises DeviceError and UsageError."""
+    size = options.window or card.tile_size
+    settings = EngineSettings(
+        size=size,
+        overlap=card.overlap if options.overlap is None else options.overlap,
+        batch=options.batch or automatic_batch(device, size, options.tta),
+        device=device,
+        precision=pick_precision(options.precision, device),
+        temperature=card.temperature,
+        blend=options.blend,
+        tta=options.tta,
+        planes=options.planes,
+        compile=options.compiled,
+    )
+    return Forward(segmenter, settings, progress)
 
 
 def automatic_batch(device: torch.device, size: int, tta: Symmetry = "none") -> int:

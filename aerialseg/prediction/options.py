@@ -12,9 +12,12 @@ from aerialseg.geo.inspection import Access, BandRule
 from aerialseg.geo.outputs import DISAGREEMENT, MASK, OUTPUTS, PROBABILITY, Output
 from aerialseg.geo.polygons.polygonize import PolygonOptions
 from aerialseg.geo.windows import Blend
+from aerialseg.models.presets import PRESETS, SIZE_MULTIPLE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from aerialseg.models.package import ModelCard
 
 ALL_GPUS = "cuda:all"
 Symmetry = Literal["none", "flips", "d4"]
@@ -40,24 +43,36 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class PredictOptions:
-    """What the user chooses; None leaves it to the model card or to the machine."""
+    """What the user chooses; None leaves it to the model card or to the machine. Raises UsageError for nonsense.
+
+    Example:
+        >>> [output.name for output in aerialseg.PredictOptions(tta="flips", probability=True).outputs]
+        ['probability', 'mask']
+    """
 
     window: int | None = None
     """Height and width of the windows in pixels."""
     overlap: float | None = None
+    """Share of a window that its neighbour covers too, 0 to 0.75."""
     blend: Blend = "hann"
     tta: Symmetry = "none"
+    """Which mirrored and turned windows are run too; their probabilities are averaged."""
     gsd_m: float | Literal["auto", "keep"] = "auto"
     """The GSD at which scenes are run: the model's where a scene differs by more than 10 %, their own, or this one."""
     neighbours: bool = True
     """Whether scenes that touch on one pixel grid see across their common edge."""
     batch: int | None = None
+    """Windows that run together."""
     precision: str = "auto"
+    """Or fp32, bf16, fp16."""
     device: str = "auto"
+    """Or cpu, cuda, cuda:N, mps; for the command alone, cuda:all."""
     compiled: bool = False
     """Whether torch.compile translates the network first."""
     probability: bool = False
+    """Write probability rasters too: 0 to 254 for 0 to 1, 255 nodata."""
     disagreement: bool = False
+    """Likewise, where overlapping windows disagree."""
     polygons: bool = False
     """Draw building polygons of all scenes, too; their mean probability needs the probability rasters."""
     shaping: PolygonOptions = field(default_factory=PolygonOptions)
@@ -96,3 +111,12 @@ class PredictOptions:
         for flag, value, known in (("--blend", self.blend, Blend), ("--tta", self.tta, Symmetry)):
             if value not in get_args(known):
                 raise UsageError(f"{flag} {one_line(value)}: give one of {', '.join(get_args(known))}")
+
+
+def check_window(card: ModelCard, window: int) -> None:
+    """Raise UsageError when the card's network cannot take windows of that size in pixels."""
+    preset = PRESETS.get(card.preset)
+    multiple = SIZE_MULTIPLE if preset is None else preset.size_multiple
+    if window != card.tile_size and window % multiple:
+        below = max(multiple, window // multiple * multiple)
+        raise UsageError(f"--window {window}: {card.preset} takes multiples of {multiple}, for example {below}")

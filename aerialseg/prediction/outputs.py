@@ -2,8 +2,8 @@
 
 While the network runs, finished strips gather in a `ResumeFile`. From it, in a thread of its own, the cloud-optimised
 files are written, verified and given their names, the mask last: where it stands, all of the scene's outputs do. What
-was made from what travels in the file's own metadata, under `geo.outputs.KEY`. Seams are counted on the way: how much a
-scene's probabilities jump where windows begin and end, against everywhere else.
+was made from what travels in the file's own metadata, under `ownership.PREDICTION_TAG`. Seams are counted on the way:
+how much a scene's probabilities jump where windows begin and end, against everywhere else.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from aerialseg.errors import AerialsegError, UsageError, one_line
 from aerialseg.files import sha256_of
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.opening import open_raster, raster_errors
-from aerialseg.geo.outputs import KEY, MASK, Output
-from aerialseg.geo.qgis.styles import write_mask_sidecars
+from aerialseg.geo.outputs import MASK, Output
+from aerialseg.geo.ownership import PREDICTION_TAG
+from aerialseg.geo.styles import write_mask_sidecars
 from aerialseg.geo.writing import write_cog
 from aerialseg.prediction.lattice import Lattice
 
@@ -68,16 +69,6 @@ def done_key(scene: str, parameters: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
-def read_tags(path: Path) -> dict[str, str]:
-    """Return the metadata of a raster that this program wrote; empty for a stranger's file, or none."""
-    try:
-        with open_raster(path) as dataset:
-            tags: dict[str, str] = dataset.tags()
-    except AerialsegError:
-        return {}
-    return tags if KEY in tags else {}
-
-
 def reads_to_the_end(path: Path) -> bool:
     """Return whether the last block of an output can be read: a copy that broke off has its head, and its tags."""
     try:
@@ -105,7 +96,7 @@ def count_pixels(resume_file: ResumeFile, threshold: float, seams: SeamCounter) 
 def output_tags(key: str, model_hash: str, threshold: float, counts: tuple[int, int]) -> dict[str, str]:
     """Return what every output says about itself; `counts` are its valid and its building pixels."""
     return {
-        KEY: key,
+        PREDICTION_TAG: key,
         "AERIALSEG_VERSION": __version__,
         "AERIALSEG_MODEL_SHA256": model_hash,
         "AERIALSEG_THRESHOLD": repr(threshold),
@@ -126,7 +117,7 @@ def finish(
 
     Returns their SHA-256 by the output's name, and warnings. The mask is a function of the quantised probability:
     building where q >= round(254 x threshold). Side files that exist stay, unless `replace_sides`: they may hold a
-    user's changes, or belong to a stranger's raster that is being replaced. Raises what `write_cog` and
+    user's changes, or belong to a foreign raster that is being replaced. Raises what `write_cog` and
     `ResumeFile.strips` raise.
     """
     hashes = {}

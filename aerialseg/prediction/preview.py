@@ -6,39 +6,28 @@ may have been moved. A scene that is gone or cannot be read is drawn grey. Equal
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-import numpy as np
-
-from aerialseg.counts import NODATA
-from aerialseg.errors import AerialsegError, BadDataError, NoInputError, Stopped, UsageError, one_line
-from aerialseg.files import locked, prepare_output_folder, refuse_foreign, refuse_input_as_output, sweep
+from aerialseg.drawing import frame, read_small, save_png, sheet, thumbnail
+from aerialseg.errors import BadDataError, NoInputError, UsageError, one_line
+from aerialseg.files import locked, prepare_output_folder, refuse_input_as_output, sweep
 from aerialseg.geo.opening import open_raster
 from aerialseg.geo.outputs import is_of_another_run, left_out_note
-from aerialseg.geo.qgis.styles import shown_bands
-from aerialseg.geo.resampling import block_mean, small_shape
+from aerialseg.geo.ownership import check_overwrite
 from aerialseg.prediction.checks import REPORT
 from aerialseg.prediction.exports import STAC
-from aerialseg.prediction.pictures import Looks, draw, draw_sheet, draw_thumbnail, is_our_png, save_png
 from aerialseg.prediction.stac import ITEMS, identifier_of
 from aerialseg.progress import Silent
+from aerialseg.values import read_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from numpy.typing import NDArray
-
-    from aerialseg.prediction.pictures import Picture
     from aerialseg.progress import Progress
 
 SHEET = "contact-sheet.png"
-GREY = 150
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +53,16 @@ def write_previews(
     """Write FOLDER/NAME.png for each scene predicted into `out`, and the contact sheet; return them, the sheet last.
 
     `size` is the longer side of a scene in pixels. Raises NoInputError when `out` is no folder of predict's,
-    UsageError where a picture would replace a scene, OutputError for a stranger's picture in the way unless
+    UsageError where a picture would replace a scene, OutputError for a foreign picture in the way unless
     `overwrite`, BadDataError for a mask that cannot be read.
     """
     progress = progress or Silent()
     found = read_predicted(out)
     targets = {item.name: folder / f"{item.name}.png" for item in found}
-    sheet = folder / SHEET
-    if sheet in targets.values():
-        raise UsageError(f"{one_line(sheet)}: a scene has the name of the contact sheet; rename the scene")
-    refuse_input_as_output([path for item in found for path in item.files], [*targets.values(), sheet])
+    contact = folder / SHEET
+    if contact in targets.values():
+        raise UsageError(f"{one_line(contact)}: a scene has the name of the contact sheet; rename the scene")
+    refuse_input_as_output([path for item in found for path in item.files], [*targets.values(), contact])
     left_out = [item.left_out for item in found if item.left_out is not None]
     if left_out:
         progress.say(left_out_note(left_out))
@@ -81,27 +70,27 @@ def write_previews(
         prepare_output_folder(path)
     with locked(folder):
         sweep(folder)
-        for path in (*targets.values(), sheet):
-            refuse_foreign(path, ours=is_our_png(path), overwrite=overwrite)
+        for path in (*targets.values(), contact):
+            check_overwrite(path, "preview", overwrite=overwrite)
         progress.start("preview", sum(map(_mpx, found)), "Mpx")
         thumbnails = []
         for item in found:
-            looks = _look(item, size, progress)
-            save_png(targets[item.name], draw(looks, one_line(item.name)))
-            thumbnails.append((one_line(item.name), draw_thumbnail(looks, len(found))))
+            name, scene = one_line(item.name), read_small(item.scene, item.mask, item.probability, size, progress)
+            save_png(targets[item.name], frame(scene, name))
+            thumbnails.append((name, thumbnail(scene, len(found))))
         progress.finish()
-        save_png(sheet, draw_sheet(thumbnails))
-    return *targets.values(), sheet
+        save_png(contact, sheet(thumbnails))
+    return *targets.values(), contact
 
 
 def read_predicted(out: Path) -> tuple[Predicted, ...]:
     """Return the scenes in report.json whose masks are there; raises NoInputError when there are none."""
     path = out / REPORT
     try:
-        value = json.loads(path.read_bytes())
+        value = read_json(path)
     except OSError as error:
         raise NoInputError(f"{one_line(path)}: not found; give a folder that aerialseg predict wrote") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise BadDataError(f"{one_line(path)}: is not JSON; run aerialseg predict again") from error
     scenes = value.get("scenes") if isinstance(value, dict) and value.get("command") == "predict" else None
     if not isinstance(scenes, dict):
@@ -133,9 +122,9 @@ def _scene_of(out: Path, name: str, entry: dict[str, Any]) -> Path:
     item = out / STAC / ITEMS / f"{identifier_of(name)}.json"
     try:
         if not image.is_file():
-            href = json.loads(item.read_bytes())["assets"]["scene"]["href"]
+            href = read_json(item)["assets"]["scene"]["href"]
             return Path(os.path.normpath(item.parent / unquote(href)))
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError):
         pass  # the scene is named where it was, and cannot be read
     return image
 
@@ -144,46 +133,3 @@ def _mpx(item: Predicted) -> float:
     with open_raster(item.mask) as mask:
         pixels: float = mask.height * mask.width / 1e6
     return pixels * (3 if item.probability is not None else 2)
-
-
-def _look(item: Predicted, size: int, progress: Progress) -> Looks:
-    advance: Callable[[float], None] = progress.advance
-    with open_raster(item.mask) as mask:
-        full = mask.height, mask.width
-    shape = small_shape(*full, size)
-    building, valid = block_mean(item.mask, (1,), shape, _labels, advance)
-    probability = None
-    if item.probability is not None:
-        total, where = block_mean(item.probability, (1,), shape, _quanta, advance)
-        probability = total / np.maximum(where, 1e-9) / 254
-    try:
-        pixels = _pixels(item.scene, full, shape, advance)
-    except Stopped:
-        raise
-    except AerialsegError as error:
-        progress.say(f"warning: {error}; drawn grey")
-        pixels = np.full((*shape, 3), GREY, np.uint8)
-    return Looks(pixels, building, valid, probability)
-
-
-def _labels(values: NDArray[Any]) -> NDArray[Any]:
-    return np.concatenate([values == 1, values != NODATA]).view(np.uint8)
-
-
-def _quanta(values: NDArray[Any]) -> NDArray[Any]:
-    where = values != NODATA
-    return np.concatenate([np.where(where, values, 0), where.astype(np.uint8)])
-
-
-def _pixels(path: Path, full: tuple[int, int], shape: tuple[int, int], advance: Callable[[float], None]) -> Picture:
-    """Return a scene's colours, small; other types than uint8 are stretched between their 2nd and 98th percentiles."""
-    with open_raster(path) as dataset:
-        bands, dtype, found = shown_bands(dataset), np.dtype(dataset.dtypes[0]), (dataset.height, dataset.width)
-    if found != full:
-        raise BadDataError(f"{one_line(path)}: is {found[0]}x{found[1]} now, its mask is {full[0]}x{full[1]}")
-    means = block_mean(path, bands, shape, partial(np.nan_to_num, nan=0.0, posinf=0.0, neginf=0.0), advance)
-    if dtype != np.uint8:
-        low, high = np.percentile(means, (2, 98))
-        means = (means - low) * (255 / max(high - low, 1e-9))
-    colours = np.clip(np.rint(means), 0, 255).astype(np.uint8)
-    return np.ascontiguousarray(np.moveaxis(np.broadcast_to(colours, (3, *shape)), 0, -1))

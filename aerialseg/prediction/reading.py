@@ -33,7 +33,7 @@ from aerialseg.geo.resampling import rescaled
 from aerialseg.prediction.lattice import mirrored
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Sequence
+    from collections.abc import Generator, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
     from queue import SimpleQueue
@@ -96,18 +96,22 @@ class _Band:
 
 
 def read_batches(
-    placement: ScenePlacement, schedule: Schedule, buffers: Sequence[WindowBatch], validity: Validity
+    placement: ScenePlacement,
+    schedule: Schedule,
+    buffers: Sequence[WindowBatch],
+    validity: Validity,
+    fill: FillWindow | None = None,
 ) -> Generator[WindowBatch]:
     """Yield the scene's windows in batches, using `buffers` in turn; windows without a valid pixel are left out.
 
     For every strip of the schedule, in order, `validity` receives which of its pixels are valid, bool [rows, width], or
-    None when all are, before any batch that holds a window of a later row.
+    None when all are, before any batch that holds a window of a later row. `fill` takes the place of the scene's file.
     """
     lattice = schedule.lattice
     path = placement.source.path
     own_validity: AbstractContextManager[DatasetReader | None]  # with a handle of its own: pixels are read with another
     own_validity = open_raster(path) if is_read_twice(placement) else nullcontext()
-    with read_ahead(_bands(placement, lattice), BANDS, "bands") as bands, own_validity as scene:
+    with read_ahead(_bands(placement, lattice, fill), BANDS, "bands") as bands, own_validity as scene:
         places: list[tuple[int, int]] = []
         masked: list[bool] = []
         turn = 0
@@ -163,7 +167,7 @@ def _strip(
     return None if valid.all() else valid
 
 
-def _bands(placement: ScenePlacement, lattice: Lattice) -> Generator[_Band]:
+def _bands(placement: ScenePlacement, lattice: Lattice, given: FillWindow | None) -> Generator[_Band]:
     """Yield the pixels and validity under each row of windows that the scene needs, in BANDS arrays used in turn.
 
     What two rows share is copied from the one before, the rest is read.
@@ -172,7 +176,7 @@ def _bands(placement: ScenePlacement, lattice: Lattice) -> Generator[_Band]:
     pixels = np.empty((BANDS, len(placement.source.bands), *shape), dtype=np.uint8)
     valid = np.empty((BANDS, *shape), dtype=np.bool_)
     kept = 0
-    with open_window_reader(placement) as fill:
+    with open_window_reader(placement) if given is None else nullcontext(given) as fill:
         for row in lattice.down:
             top, this, last = row * lattice.rows.step, row % BANDS, (row - 1) % BANDS
             pixels[this, :, :kept] = pixels[last, :, lattice.size - kept :]
@@ -313,8 +317,8 @@ def write_behind(sink: Generator[None, T | None], depth: int, name: str = "write
     """Yield a function that hands an item to `sink` and returns while it is still being written.
 
     It waits once `depth` items are pending, so `depth` + 1 buffers used in turn are never filled while in use. When the
-    block ends well the sink receives None and finishes; when it fails the sink is closed at its `yield`, as if by an
-    error there.
+    block ends well the sink receives None and finishes; when it fails the sink receives what was handed over before and
+    is closed at its `yield`, as if by an error there.
     """
     thread = ThreadPoolExecutor(1, name)
     pending: deque[Future[None]] = deque([thread.submit(next, sink)])
@@ -330,7 +334,7 @@ def write_behind(sink: Generator[None, T | None], depth: int, name: str = "write
         while pending:
             pending.popleft().result()
     finally:
-        _close(thread, sink, pending)
+        _close(thread, sink, ())
 
 
 def in_background(work: Callable[[], T], name: str) -> Future[T]:
@@ -355,7 +359,7 @@ def _send(sink: Generator[None, T | None], item: T | None) -> None:
             raise RuntimeError("the sink finished before its input did") from None
 
 
-def _close(thread: ThreadPoolExecutor, generator: Generator[Any, Any], pending: deque[Future[Any]]) -> None:
+def _close(thread: ThreadPoolExecutor, generator: Generator[Any, Any], pending: Iterable[Future[Any]]) -> None:
     """Cancel what has not begun, wait for what has, and close the generator in the thread that ran it."""
     for future in pending:
         future.cancel()

@@ -20,7 +20,13 @@ Status = Literal["done", "skipped", "failed", "not started"]
 
 @dataclass(frozen=True, slots=True)
 class SceneResult:
-    """What became of one scene; `skipped` means that its outputs were there already, made from the same bytes."""
+    """What became of one scene; `skipped` means that its outputs were there already, made from the same bytes.
+
+    Example:
+        >>> report = aerialseg.predict_scenes(aerialseg.find_scenes(["scenes"]), Path("runs/town"), Path("out"))
+        >>> [(scene.name, scene.height, scene.width, scene.gsd_m) for scene in report.scenes]
+        [('austin6', 256, 256, 0.3), ('vienna1', 256, 256, 0.3)]
+    """
 
     name: str
     image: Path
@@ -104,7 +110,14 @@ class SceneResult:
 
 @dataclass(frozen=True, slots=True)
 class PredictReport:
-    """A run over all scenes, in their order."""
+    """A run over all scenes, in their order.
+
+    Example:
+        >>> scenes = aerialseg.find_scenes(["scenes"])
+        >>> report = aerialseg.predict_scenes(scenes, Path("runs/town"), Path("out"))
+        >>> report.of("failed"), report.model["threshold"] < 1
+        ((), True)
+    """
 
     out: Path
     model: dict[str, Any]

@@ -8,7 +8,6 @@ torch is imported here, once it is known that there is work. What decides that i
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import time
@@ -29,30 +28,31 @@ from aerialseg.files import (
     write_json,
 )
 from aerialseg.geo.outputs import MASK, OUTPUTS
-from aerialseg.models.package import ModelFile, find_model, load_model, read_model
+from aerialseg.geo.ownership import check_overwrite
+from aerialseg.models.package import find_model, read_model
+from aerialseg.prediction.arrays import Model
 from aerialseg.prediction.checks import (
     REPORT,
     Run,
     SceneJob,
+    check_rasters,
     check_scenes,
-    check_window,
     disk_bytes,
     done_before,
     every_output,
     finishers,
     is_output_in,
-    refuse_foreign_rasters,
-    refuse_foreign_report,
     report_name,
     stamps_of,
 )
 from aerialseg.prediction.exports import check_products, make_products
-from aerialseg.prediction.options import PredictOptions
+from aerialseg.prediction.options import PredictOptions, check_window
 from aerialseg.prediction.outputs import SceneFiles, SeamCounter, count_pixels, finish, output_tags, scene_files
 from aerialseg.prediction.reading import in_background
 from aerialseg.prediction.report import PredictReport, SceneResult
 from aerialseg.prediction.resume import ResumeFile, forget_resume_file, resume_path
 from aerialseg.progress import Silent
+from aerialseg.values import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     import torch
 
     from aerialseg.geo.scenes import Scene
+    from aerialseg.models.package import ModelFile
     from aerialseg.prediction.lattice import ScenePlacement
     from aerialseg.prediction.network import Forward
     from aerialseg.progress import Progress
@@ -72,7 +73,7 @@ POLL_S, PATIENCE_S = 0.2, 5.0
 
 def predict_scenes(
     scenes: Sequence[Scene],
-    model: Path,
+    model: Path | Model,
     out: Path,
     options: PredictOptions = PredictOptions(),
     progress: Progress = Silent(),
@@ -80,28 +81,36 @@ def predict_scenes(
 ) -> PredictReport:
     """Write a mask for every scene below `out`, and report.json; what is done already is left as it is.
 
+    `model` is a file, a run's folder, or a `Model` in memory; equal cards and weights are the same model.
     `known` are results of other processes a moment ago, by the scene's name, for the report: scenes that failed there
     are not tried, and those that they finished are not overwritten.
     A scene that fails is reported and the next one is tried: see `PredictReport.raise_failures`. Raises UsageError when
     an output would be an input, OutputError when outputs cannot be written or are not ours, ModelError, DeviceError,
     StorageError when the disk is full, and Stopped; the same call then goes on behind the last finished rows.
+
+    Example:
+        >>> scenes = aerialseg.find_scenes(["scenes"])
+        >>> report = aerialseg.predict_scenes(scenes, Path("runs/town"), Path("out"))
+        >>> report.raise_failures()
+        >>> [str(scene.outputs["mask"]) for scene in report.scenes]
+        ['out/austin6.tif', 'out/vienna1.tif']
     """
-    model = find_model(model)
+    file = None if isinstance(model, Model) else find_model(model)
     scenes = [scene for scene in scenes if not is_output_in(scene.image, out)]
     if not scenes:
         raise NoInputError(f"{one_line(out)}: no scene to predict; what was given are masks that predict wrote here")
-    inputs = [model, *(scene.image for scene in scenes)]
+    inputs = [*([] if file is None else [file]), *(scene.image for scene in scenes)]
     files = _prepare_files(scenes, inputs, out, options)
     unfinished = {resume_path(out, scene.name) for scene in scenes}
     waiting = None if options.shard is None else partial(progress.advance, 0)
-    with locked(out, shared=options.shard is not None, when_alone=partial(sweep, out, unfinished), waiting=waiting):
-        refuse_foreign_report(out / report_name(options.shard), overwrite=options.overwrite)
-        read = read_model(model)
-        run = Run(model, read.sha256, read.card, out, options, progress)
-        check_window(run)
+    with locked(out, shared=options.shard is not None, on_exclusive=partial(sweep, out, unfinished), waiting=waiting):
+        check_overwrite(out / report_name(options.shard), "predict report", overwrite=options.overwrite)
+        read = model if isinstance(model, Model) else read_model(model)
+        run = Run(file, read.digest(), read.card, out, options, progress)
+        check_window(run.card, run.window)
         mine = scenes if options.shard is None else options.shard.of(scenes)
         for scene in mine:
-            refuse_foreign_rasters(files[scene.name], overwrite=options.overwrite)
+            check_rasters(files[scene.name], overwrite=options.overwrite)
         placements, failures = check_scenes(run, scenes if options.neighbours else mine)
         check_products(options, out, inputs, [placement.source.box for placement in placements.values()])
         log = RunLog(run, mine, known or {})
@@ -111,7 +120,7 @@ def predict_scenes(
                 device = find_device(run)
                 require_space(out, disk_bytes(options, [job.pixels for job in jobs], device.type))
                 forward = load_forward(run, read, device)
-                del read
+                del read  # the bytes of the file; the network has its own
                 with _finishing(log, jobs, forward) as finisher:
                     for job in jobs:
                         _predict_scene(log, job, forward, finisher)
@@ -178,11 +187,11 @@ def _measured_before(out: Path) -> dict[tuple[str, str], dict[str, Any]]:
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for path in (*sorted(out.glob("report-*-of-*.json")), out / REPORT):
         try:
-            for name, entry in json.loads(path.read_bytes())["scenes"].items():
+            for name, entry in read_json(path)["scenes"].items():
                 known = {item: entry[item] for item in ("seconds", "seam_index") if entry.get(item) is not None}
                 if all(isinstance(value, float) and 0 <= value < math.inf for value in known.values()):
                     found.setdefault((name, entry["hashes"].get("key")), {}).update(known)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
             continue  # it was damaged, or is not ours
     return found
 
@@ -197,28 +206,14 @@ def find_device(run: Run) -> torch.device:
     return pick_device(run.options.device)
 
 
-def load_forward(run: Run, model: ModelFile, device: torch.device) -> Forward:
-    """Build the run's network on the device; raises DeviceError, ModelError and Stopped."""
-    from aerialseg.models.device import pick_precision
-    from aerialseg.prediction.network import EngineSettings, Forward, automatic_batch
+def load_forward(run: Run, model: Model | ModelFile, device: torch.device) -> Forward:
+    """Put the run's network on the device; raises DeviceError, ModelError and Stopped."""
+    from aerialseg.prediction.network import place_on_device
 
     run.progress.advance(0)
-    precision = pick_precision(run.options.precision, device)
-    segmenter, card = load_model(model)
+    segmenter = model.segmenter()
     run.progress.advance(0)
-    settings = EngineSettings(
-        size=run.window,
-        overlap=run.overlap,
-        batch=run.options.batch or automatic_batch(device, run.window, run.options.tta),
-        device=device,
-        precision=precision,
-        temperature=card.temperature,
-        blend=run.options.blend,
-        tta=run.options.tta,
-        planes=run.options.planes,
-        compile=run.options.compiled,
-    )
-    return Forward(segmenter, settings, run.progress)
+    return place_on_device(segmenter, run.card, run.options, device, run.progress)
 
 
 @contextmanager
@@ -327,7 +322,7 @@ def _finish(
             raise BadDataError(f"{one_line(image)}: changed while it was predicted; run again")
         counts = count_pixels(resume_file, threshold, seams)
         tags = output_tags(key, run.model_hash, threshold, counts)
-        foreign = refuse_foreign_rasters(job.files, overwrite=run.options.overwrite)
+        foreign = check_rasters(job.files, overwrite=run.options.overwrite)
         hashes, warnings = finish(resume_file, job.files, job.box, tags, threshold=threshold, replace_sides=foreign)
         resume_file.remove()
     except AerialsegError as error:
@@ -376,7 +371,7 @@ class RunLog:
         """Write report.json and return it."""
         run = self.run
         card = {name: getattr(run.card, name) for name in ("preset", "threshold", "temperature", "gsd_m")}
-        model = {"path": str(run.model), "sha256": run.model_hash, **card}
+        model = {"path": None if run.model is None else str(run.model), "sha256": run.model_hash, **card}
         rasters = [output.name for output in OUTPUTS if output != MASK]
         asked = {name: getattr(run.options, name) for name in (*rasters, "polygons", "neighbours", "compiled")}
         settings = {**run.parameters, **asked, **self.settings}

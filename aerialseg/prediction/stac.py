@@ -1,8 +1,10 @@
 """The STAC catalogue of a run: an item for each scene, one for the model, and the collection that lists them.
 
-STAC 1.1 with the extensions projection, classification and MLM. All links are relative and percent-encoded. Equal runs
-give equal bytes: an item's time is the scene's own TIFFTAG_DATETIME, taken as UTC; a scene without one has no datetime
-and an interval that says "unknown", `UNKNOWN`. https://github.com/radiantearth/stac-spec, https://github.com/stac-extensions
+STAC 1.1 with the extensions projection, classification and MLM, whose fields are written as their specifications have
+them: pystac's own classes follow the version that is installed, and take one scaling for all of a model's bands. All
+links are relative and percent-encoded. Equal runs give equal bytes: an item's time is the scene's own
+TIFFTAG_DATETIME, taken as UTC; a scene without one has no datetime and an interval that says "unknown", `UNKNOWN`.
+https://github.com/radiantearth/stac-spec, https://github.com/stac-extensions
 """
 
 from __future__ import annotations
@@ -17,16 +19,16 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from aerialseg.errors import one_line
-from aerialseg.geo.qgis.project import around, crs_code, footprint, relative_to, rounded
-from aerialseg.geo.qgis.sealed import BLANK
-from aerialseg.geo.qgis.styles import MASK_CLASSES
+from aerialseg.files import PLACEHOLDER
+from aerialseg.geo.project import around, crs_code, footprint, relative_to, rounded
+from aerialseg.geo.styles import MASK_CLASSES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from aerialseg.geo.geobox import GeoBox
-    from aerialseg.geo.qgis.project import MapLayer
+    from aerialseg.geo.project import MapLayer
     from aerialseg.geo.vrt import MosaicPart
     from aerialseg.models.package import ModelCard
 
@@ -93,15 +95,15 @@ def parse_taken(tag: str | None) -> datetime | None:
 def describe(
     folder: Path, sheets: Sequence[Sheet], *, card: ModelCard, model_hash: str, extras: Mapping[str, Path]
 ) -> dict[Path, bytes]:
-    """Return what belongs into `folder`: items/ID.json, model.json and collection.json, each with room for a seal.
+    """Return what belongs into `folder`: items/ID.json, model.json and collection.json, each with room for a digest.
 
     `extras` are files over all scenes, which the collection names.
     """
     values = {folder / ITEMS / f"{sheet.identifier}.json": _item(folder / ITEMS, sheet) for sheet in sheets}
     values[folder / "model.json"] = _model(card, model_hash)
     values[folder / "collection.json"] = _collection(folder, sheets, extras)
-    sealed = {path: {**value, "aerialseg:seal": BLANK} for path, value in values.items()}
-    return {path: f"{json.dumps(value, indent=2, allow_nan=False)}\n".encode() for path, value in sealed.items()}
+    sealed = {path: {**value, "aerialseg:seal": PLACEHOLDER} for path, value in values.items()}
+    return {path: (json.dumps(value, indent=2, allow_nan=False) + "\n").encode() for path, value in sealed.items()}
 
 
 def _item(folder: Path, sheet: Sheet) -> dict[str, Any]:
@@ -120,26 +122,18 @@ def _item(folder: Path, sheet: Sheet) -> dict[str, Any]:
         stac_extensions=[PROJECTION, CLASSIFICATION],
         collection=COLLECTION,
     )
-    classes = [
-        {"value": entry.value, "name": entry.label, "description": entry.label, "color_hint": entry.hex[1:].upper()}
-        for entry in MASK_CLASSES
-    ]
-    what = "0 background, 1 building, 255 nodata"
-    item.add_asset("mask", _asset(folder, sheet.mask.path, "Building mask", what, COG, "data"))
-    item.assets["mask"].extra_fields |= {**GRID, "classification:classes": classes}
+    item.add_asset(
+        "mask", _asset(folder, sheet.mask.path, "Building mask", "0 background, 1 building, 255 nodata", COG)
+    )
+    item.assets["mask"].extra_fields |= {**GRID, "classification:classes": _classes(coloured=True)}
     if sheet.probability is not None:
         what = "Probability of building; stored as 0 to 254, 255 nodata"
-        item.add_asset("probability", _asset(folder, sheet.probability.path, "Probability", what, COG, "data"))
+        item.add_asset("probability", _asset(folder, sheet.probability.path, "Probability", what, COG))
         item.assets["probability"].extra_fields |= GRID
     source = MEDIA.get(sheet.scene.suffix.lower(), "image/tiff")
     item.add_asset("scene", _asset(folder, sheet.scene, "Scene", "What the mask was made from", source, "source"))
-    for rel, target, title in (
-        ("root", "../collection.json", None),
-        ("parent", "../collection.json", None),
-        ("collection", "../collection.json", None),
-        ("derived_from", "../model.json", "Model"),
-    ):
-        item.add_link(pystac.Link(rel, target, "application/json", title))
+    _link_collection(item, "../collection.json")
+    item.add_link(pystac.Link("derived_from", "../model.json", "application/json", "Model"))
     return _plain(item)
 
 
@@ -154,41 +148,34 @@ def _projection(box: GeoBox) -> dict[str, Any]:
     return {"proj:code": code, **wkt, **shape, **grid}
 
 
-def _asset(folder: Path, path: Path, title: str, description: str, media: str, role: str) -> Any:
+def _classes(*, coloured: bool = False) -> list[dict[str, Any]]:
+    classes: list[dict[str, Any]] = []
+    for item in MASK_CLASSES:
+        colour = {"color_hint": item.hex[1:].upper()} if coloured else {}
+        classes.append({"value": item.value, "name": item.label, "description": item.label, **colour})
+    return classes
+
+
+def _asset(folder: Path, path: Path, title: str, description: str, media: str, role: str = "data") -> Any:
     import pystac
 
     return pystac.Asset(quote(relative_to(path, folder)), title, description, media, [role])
 
 
+def _link_collection(item: Any, collection: str) -> None:
+    import pystac
+
+    for rel in ("root", "parent", "collection"):
+        item.add_link(pystac.Link(rel, collection, "application/json"))
+
+
 def _model(card: ModelCard, model_hash: str) -> dict[str, Any]:
-    """Return the model's item.
+    """Return the model's item: what it is called, takes and gives.
 
     Its weights are named by their digest (RFC 6920), for the file itself stays where the user has it.
     """
     import pystac
 
-    properties = {"title": "Model", **_machine_learning(card)}
-    item = pystac.Item(
-        "aerialseg-model", None, None, None, properties, *UNKNOWN,
-        stac_extensions=[MLM, CLASSIFICATION], collection=COLLECTION,
-    )  # fmt: skip
-    digest = base64.urlsafe_b64encode(bytes.fromhex(model_hash)).decode().rstrip("=")
-    what = f"The model file with SHA-256 {model_hash}"
-    # STAC's own schema allows an item's bands only where an asset has some too; MLM wants the item's.
-    fields = {"mlm:artifact_type": "safetensors.torch.save_file", "bands": properties["bands"]}
-    item.add_asset(
-        "model",
-        pystac.Asset(
-            f"ni:///sha-256;{digest}", "Weights and card", what, "application/octet-stream", ["mlm:model"], fields
-        ),
-    )
-    for rel in ("root", "parent", "collection"):
-        item.add_link(pystac.Link(rel, "./collection.json", "application/json"))
-    return _plain(item)
-
-
-def _machine_learning(card: ModelCard) -> dict[str, Any]:
-    """Return what the MLM extension wants to know: what the model is called, what it takes and what it gives."""
     bands = [f"band{index}" for index in (card.band_indexes or range(1, card.bands + 1))]
     size = card.tile_size
     source = {
@@ -203,9 +190,9 @@ def _machine_learning(card: ModelCard) -> dict[str, Any]:
         "data_type": "float32",
     }
     tasks = ["semantic-segmentation"]
-    classes = [{"value": item.value, "name": item.label, "description": item.label} for item in MASK_CLASSES]
-    output = {"name": "building logit", "tasks": tasks, "result": result, "classification:classes": classes}
-    return {
+    output = {"name": "building logit", "tasks": tasks, "result": result, "classification:classes": _classes()}
+    properties = {
+        "title": "Model",
         "mlm:name": re.sub(r"[^A-Za-z0-9_.-]+", "-", f"aerialseg-{card.preset or card.architecture}").strip("-_."),
         "mlm:architecture": f"{card.architecture} with {card.encoder}",
         "mlm:tasks": tasks,
@@ -216,6 +203,22 @@ def _machine_learning(card: ModelCard) -> dict[str, Any]:
         "bands": [{"name": name} for name in dict.fromkeys(bands)],
         **({"gsd": card.gsd_m} if card.gsd_m else {}),
     }
+    item = pystac.Item(
+        "aerialseg-model", None, None, None, properties, *UNKNOWN,
+        stac_extensions=[MLM, CLASSIFICATION], collection=COLLECTION,
+    )  # fmt: skip
+    digest = base64.urlsafe_b64encode(bytes.fromhex(model_hash)).decode().rstrip("=")
+    what = f"The model file with SHA-256 {model_hash}"
+    # STAC's own schema allows an item's bands only where an asset has some too; MLM wants the item's.
+    fields = {"mlm:artifact_type": "safetensors.torch.save_file", "bands": properties["bands"]}
+    item.add_asset(
+        "model",
+        pystac.Asset(
+            f"ni:///sha-256;{digest}", "Weights and card", what, "application/octet-stream", ["mlm:model"], fields
+        ),
+    )
+    _link_collection(item, "./collection.json")
+    return _plain(item)
 
 
 def _collection(folder: Path, sheets: Sequence[Sheet], extras: Mapping[str, Path]) -> dict[str, Any]:
@@ -233,7 +236,7 @@ def _collection(folder: Path, sheets: Sequence[Sheet], extras: Mapping[str, Path
     )
     for name, path in extras.items():
         media = MEDIA.get(path.suffix.lower(), "application/octet-stream")
-        collection.add_asset(name, _asset(folder, path, name.capitalize(), "Over all scenes", media, "data"))
+        collection.add_asset(name, _asset(folder, path, name.capitalize(), "Over all scenes", media))
     collection.clear_links()
     collection.add_link(pystac.Link("root", "./collection.json", "application/json"))
     collection.add_link(pystac.Link("item", "./model.json", "application/geo+json", "Model"))

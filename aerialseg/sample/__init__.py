@@ -12,10 +12,10 @@ import numpy as np
 from affine import Affine
 from rasterio.crs import CRS
 
-from aerialseg.errors import AerialsegError, OutputError, UsageError, one_line
-from aerialseg.files import prepare_output_folder, refuse_foreign
+from aerialseg.errors import OutputError, UsageError, one_line
+from aerialseg.files import prepare_output_folder
 from aerialseg.geo.geobox import GeoBox
-from aerialseg.geo.opening import open_raster
+from aerialseg.geo.ownership import SAMPLE_TAG, check_overwrite, mark_of
 from aerialseg.geo.writing import write_geotiff
 from aerialseg.progress import Progress, Silent
 from aerialseg.sample.districts import ASPHALT, CONCRETE, DRY, GRASS, fill_block, street_furniture, vary
@@ -38,7 +38,7 @@ SPACING_M = 1800.0
 ORDER = (6, 1, 7, 8, 2, 9, 10, 3, 11, 12, 4, 13, 14, 5, *range(15, 37))
 """Scene numbers in the order of drawing: Inria's rule validates 1 to 5 and trains on the rest."""
 MOST = 2 * len(ORDER)
-TAG, VERSION = "AERIALSEG_SAMPLE", 1
+VERSION = 1
 """The TIFF tag that says what a file was drawn as, and the version of the drawing, which changes with its pixels."""
 
 
@@ -134,7 +134,7 @@ def write_sample(
     seed: int = 0,
     *,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = Silent(),
 ) -> list[Path]:
     """Draw scenes under `out`/train/images, their masks (0 and 255) under `out`/train/gt; return the pictures' paths.
 
@@ -144,14 +144,13 @@ def write_sample(
     """
     wanted = sample_scenes(scenes) if isinstance(scenes, int) else scenes
     images, masks = out / "train" / "images", out / "train" / "gt"
-    progress = progress or Silent()
     for folder in (images, masks):
         prepare_output_folder(folder)
     todo = []
     for city, number in wanted:
         drawn_as = f"{city}{number}, {size} px, seed {seed}"
         mark = f"{drawn_as}, version {VERSION}"
-        found = [_mark(folder / f"{city}{number}.tif") for folder in (images, masks)]
+        found = [mark_of(folder / f"{city}{number}.tif", "sample") for folder in (images, masks)]
         for folder, old in zip((images, masks), found, strict=True):
             _refuse_other(folder / f"{city}{number}.tif", old, drawn_as, overwrite=overwrite)
         if found != [mark, mark]:
@@ -159,7 +158,7 @@ def write_sample(
     progress.start("draw", len(todo), "scene")
     for city, number, mark in todo:
         picture, building = draw_scene(seed, city, size, number)
-        box, tags = scene_box(city, number, size), {TAG: mark}
+        box, tags = scene_box(city, number, size), {SAMPLE_TAG: mark}
         write_geotiff(images / f"{city}{number}.tif", picture, box, tags=tags)
         write_geotiff(masks / f"{city}{number}.tif", building * np.uint8(255), box, tags=tags)
         progress.advance(1, f"{city}{number}")
@@ -169,21 +168,9 @@ def write_sample(
 
 def _refuse_other(path: Path, old: str | None, drawn_as: str, *, overwrite: bool) -> None:
     """Raise OutputError when a file, with the mark `old`, would be replaced that was not drawn as this one will be."""
-    refuse_foreign(path, ours=old is not None, overwrite=overwrite)
+    check_overwrite(path, "sample", overwrite=overwrite)
     if old is not None and not overwrite and not old.startswith(f"{drawn_as}, "):
         raise OutputError(
             f"{one_line(path)}: was drawn as {one_line(old)}, and is asked for as {drawn_as}; give another folder, or"
             " --overwrite"
         )
-
-
-def _mark(path: Path) -> str | None:
-    """Return what a raster says it was drawn as; None when it is absent or not one of ours."""
-    if not path.is_file():
-        return None
-    try:
-        with open_raster(path) as dataset:
-            mark: str | None = dataset.tags().get(TAG)
-            return mark
-    except AerialsegError:
-        return None

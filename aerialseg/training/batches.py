@@ -11,7 +11,7 @@ import contextlib
 import time
 from collections import deque
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -135,23 +135,24 @@ def stream_batches(
     waited for the step that used it). Errors of `read` are raised here, in the order of the items; ResourceError when
     a batch takes longer than the timeout. `still_waiting` is called twice a second meanwhile, and may raise.
     """
-    free = deque(_Buffer(layout) for _ in range(AHEAD + 1))
-    waiting: deque[tuple[_Buffer, Sequence[Item], list[Future[None]]]] = deque()
+    free = deque(_allocate(layout) for _ in range(AHEAD + 1))
+    waiting: deque[tuple[Batch, Sequence[Item], list[Future[None]]]] = deque()
     source = iter(groups)
     try:
         while True:
             while free and (group := next(source, None)) is not None:
-                buffer = free.popleft()
-                calls = [readers.submit(_fill, buffer, slot, read, item) for slot, item in enumerate(group)]
-                waiting.append((buffer, group, calls))
+                batch = free.popleft()
+                calls = [readers.submit(_fill, batch, slot, read, item) for slot, item in enumerate(group)]
+                waiting.append((batch, group, calls))
             if not waiting:
                 return
-            buffer, group, calls = waiting[0]
+            batch, group, calls = waiting[0]
             wait_for(group, calls, timeout_s, still_waiting)
-            buffer.ignore_from(len(group))
-            yield buffer.as_batch(tuple(item.name for item in group))
+            rest = slice(len(group), None)
+            batch.pixels[rest], batch.target[rest], batch.valid[rest] = 0, 255, False
+            yield replace(batch, names=tuple(item.name for item in group))
             waiting.popleft()
-            free.append(buffer)
+            free.append(batch)
     finally:
         for _, _, calls in waiting:
             for call in calls:
@@ -174,28 +175,21 @@ def wait_for(
         call.result()
 
 
-def _fill(buffer: _Buffer, slot: int, read: Callable[[Item], Arrays], item: Item) -> None:
-    buffer.pixels[slot], buffer.target[slot], buffer.valid[slot] = read(item)
+def _allocate(layout: BatchLayout) -> Batch:
+    """Return the memory of a batch; what is in it is undefined."""
+    shape = (layout.size, layout.height, layout.width)
+    pixels, target, valid = (
+        torch.empty(*sizes, dtype=kind, pin_memory=layout.pinned)
+        for sizes, kind in (((*shape, layout.bands), torch.uint8), (shape, torch.uint8), (shape, torch.bool))
+    )
+    return Batch(pixels.permute(0, 3, 1, 2), target, valid, ())
 
 
-class _Buffer:
-    """One batch's memory, as numpy for the readers and as torch for the network."""
-
-    def __init__(self, layout: BatchLayout) -> None:
-        shape = (layout.size, layout.height, layout.width)
-        tensors = [
-            torch.empty(*sizes, dtype=kind, pin_memory=layout.pinned)
-            for sizes, kind in (((*shape, layout.bands), torch.uint8), (shape, torch.uint8), (shape, torch.bool))
-        ]
-        self._tensors = tensors
-        self.pixels, self.target, self.valid = (tensor.numpy() for tensor in tensors)
-
-    def ignore_from(self, slot: int) -> None:
-        self.pixels[slot:], self.target[slot:], self.valid[slot:] = 0, 255, False
-
-    def as_batch(self, names: tuple[str, ...]) -> Batch:
-        pixels, target, valid = self._tensors
-        return Batch(pixels.permute(0, 3, 1, 2), target, valid, names)
+def _fill(batch: Batch, slot: int, read: Callable[[Item], Arrays], item: Item) -> None:
+    pixels, target, valid = read(item)
+    batch.pixels[slot].permute(1, 2, 0).numpy()[:] = pixels
+    batch.target[slot].numpy()[:] = target
+    batch.valid[slot].numpy()[:] = valid
 
 
 @contextlib.contextmanager

@@ -1,14 +1,14 @@
-"""All tiles of a set in one file, as bytes that need no decoding, mapped into memory: what training reads.
+"""Where a set's tiles are read from in training: their own files, or all of them in one file that needs no decoding.
 
-A record per tile, one after the other: its pixels [size, size, bands], then its labels [size, size]: 0, 1 and 255 as in
-the masks, and 254 where there is no data. The table of the tiles comes last, with each record's checksum, and a SHA-256
-of that table, so a file that was cut short has none. The file is written under a temporary name and looked through from
-end to end whenever it is opened (about 4 GB/s a thread): what cannot be proved whole is not used.
+The file is mapped into memory. A record per tile, one after the other: its pixels [size, size, bands], then its labels
+[size, size]: 0, 1 and 255 as in the masks, and 254 where there is no data. The table of the tiles comes last, with each
+record's checksum, and a SHA-256 of that table, so a file that was cut short has none. It is written under a temporary
+name and looked through from end to end whenever it is opened (about 4 GB/s a thread): what cannot be proved whole is
+not used.
 
-Where a set's tiles are read from in training: their own files, or a cache, which is made here when there is none.
-
-A cache makes training faster and changes nothing else, so what keeps it from being made is told in a line and the files
-are read. Two trainings that begin together make it once: the second one waits.
+A cache makes training faster and changes nothing else, so what keeps it from being made is told in a line and the tiles
+are read. Two trainings that begin together make it once: the second one waits. What cuts tiles from scenes is imported
+only for sets made with --index-only, whose tiles are in no files.
 """
 
 from __future__ import annotations
@@ -34,10 +34,9 @@ from aerialseg.errors import BadDataError, ConfigError, NoInputError, OutputErro
 from aerialseg.files import locked, prepare_output_folder, require_space, staged, sweep
 from aerialseg.geo.digest import content_stamp, file_stamp
 from aerialseg.geo.opening import open_raster, raster_errors
-from aerialseg.geo.tiles.cut import padded, read_tiles, rows_of
-from aerialseg.geo.tiles.sources import check_unchanged, plan_again, source_files
 from aerialseg.training.batches import wait_for
 from aerialseg.training.losses import IGNORE
+from aerialseg.values import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -80,12 +79,11 @@ class Contents:
 
 @dataclass(frozen=True, slots=True)
 class ReadJob:
-    """Tiles that are read together, by one thread."""
+    """What one thread reads, or reads and writes, at once."""
 
     name: str
     """For messages."""
-    read: Callable[[], Generator[tuple[str, Arrays], None, None]]
-    """Yields tiles' names and their pixels [size, size, bands], target and valid [size, size]."""
+    call: Callable[[], Any]
 
 
 class TileCache:
@@ -109,128 +107,6 @@ class TileCache:
         valid = labels != NODATA
         target = labels if valid.all() else labels | ~valid  # 254 | 1 is 255: ignored
         return self._pixels[place], target, valid
-
-
-def open_cache(
-    path: Path, wanted: Contents, readers: Readers, *, timeout_s: float, progress: Progress
-) -> TileCache | str:
-    """Map the file if it holds what is wanted and every byte is as it was written, or return why not."""
-    if not path.is_file():
-        return "is not there"
-    try:
-        with path.open("rb") as stream:
-            table = _read_table(stream.fileno())
-            held = {name: stamp for name, stamp, _ in table["tiles"]}
-            expected = [FORMAT, wanted.digest, wanted.size, wanted.bands]
-            if [table[key] for key in ("format", "digest", "size", "bands")] == expected and (
-                wanted.stamps.items() <= held.items()
-            ):
-                pieces = [_Check(path, number, wanted.record, crc) for number, (_, _, crc) in enumerate(table["tiles"])]
-                for _ in read_all("checking", pieces, readers, timeout_s=timeout_s, progress=progress):
-                    pass
-                view = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-                return TileCache(view, held, wanted)
-    except (ReadError, ValueError, KeyError, TypeError, OSError) as error:
-        return f"is damaged: {one_line(str(error))}"
-    return "holds other tiles"
-
-
-def write_cache(
-    path: Path, contents: Contents, pieces: Sequence[ReadJob], readers: Readers, *, timeout_s: float, progress: Progress
-) -> None:
-    """Write the tiles of all pieces, read by the threads of `readers`; raises what `Piece.read` and `staged` raise."""
-    numbers = {name: number for number, name in enumerate(contents.stamps)}
-    with staged(path) as temporary:
-        writes = [_Write(temporary, numbers, piece) for piece in pieces]
-        sums = {
-            name: crc
-            for written in read_all("packing", writes, readers, timeout_s=timeout_s, progress=progress)
-            for name, crc in written.items()
-        }
-        table = {
-            "format": FORMAT, "digest": contents.digest, "size": contents.size, "bands": contents.bands,
-            "tiles": [[name, stamp, sums[name]] for name, stamp in contents.stamps.items()],
-        }  # fmt: skip
-        text = json.dumps(table).encode()
-        with temporary.open("ab") as stream:
-            stream.write(text + TAIL.pack(len(text), hashlib.sha256(text).digest()))
-
-
-def read_all(
-    label: str, calls: Sequence[_Check | _Write], readers: Readers, *, timeout_s: float, progress: Progress
-) -> Generator[Any, None, None]:
-    """Run calls in the threads of `readers` and yield their results in order; a stop is heard meanwhile."""
-    futures = [readers.submit(call) for call in calls]
-    progress.start(label, len(calls), "piece")
-    try:
-        for call, future in zip(calls, futures, strict=True):
-            wait_for([call], [future], timeout_s, lambda: progress.advance(0))
-            yield future.result()
-            progress.advance(1, call.name)
-    finally:
-        for future in futures:
-            future.cancel()
-    progress.finish()
-
-
-@dataclass(frozen=True, slots=True)
-class _Check:
-    """Reads one record and compares it with its checksum: an I/O error comes as one, which the map would not give."""
-
-    path: Path
-    number: int
-    record: int
-    crc: int
-
-    @property
-    def name(self) -> str:
-        return str(self.path)
-
-    def __call__(self) -> None:
-        with self.path.open("rb", buffering=0) as stream:
-            content = os.pread(stream.fileno(), self.record, self.number * self.record)
-        if len(content) != self.record or crc32(content) != self.crc:
-            raise ReadError(f"tile {self.number + 1} is not as it was written")
-
-
-@dataclass(frozen=True, slots=True)
-class _Write:
-    """Puts the tiles of one piece in their places and returns their checksums.
-
-    It opens the file itself: after a stop the name is gone, and nothing is written anywhere.
-    """
-
-    path: Path
-    numbers: Mapping[str, int]
-    piece: ReadJob
-
-    @property
-    def name(self) -> str:
-        return self.piece.name
-
-    def __call__(self) -> dict[str, int]:
-        sums = {}
-        with self.path.open("rb+") as stream, closing(self.piece.read()) as tiles:
-            for name, (pixels, target, valid) in tiles:
-                content = pixels.tobytes() + np.where(valid, target, np.uint8(NODATA)).tobytes()
-                stream.seek(self.numbers[name] * len(content))
-                stream.write(content)
-                sums[name] = crc32(content)
-        return sums
-
-
-def _read_table(descriptor: int) -> dict[str, Any]:
-    """Return the table at the end of a cache; raises ValueError when it is not whole or not where it should be."""
-    size = os.fstat(descriptor).st_size
-    length, digest = TAIL.unpack(os.pread(descriptor, TAIL.size, max(0, size - TAIL.size)).rjust(TAIL.size, b"\0"))
-    begin = size - TAIL.size - length
-    text = os.pread(descriptor, length, begin) if begin >= 0 else b""
-    if hashlib.sha256(text).digest() != digest:
-        raise ValueError("its end is missing")
-    table: dict[str, Any] = json.loads(text)
-    if begin != len(table["tiles"]) * table["size"] ** 2 * (table["bands"] + 1):
-        raise ValueError("its length is not that of its tiles")
-    return table
 
 
 def open_tiles(tiles: TileSet, section: DataSection, readers: Readers, progress: Progress) -> TileCache | None:
@@ -258,8 +134,8 @@ def open_tiles(tiles: TileSet, section: DataSection, readers: Readers, progress:
             require_space(path.parent, needed)
             tiles_in_all = f"{len(contents.stamps):,} tiles, {needed / 1e6:,.0f} MB"
             progress.say(f"{one_line(path)}: {found}; packing {tiles_in_all}, once")
-            pieces = pieces_of_files(tiles) if tiles.sources is None else pieces_of_scenes(tiles)
-            write_cache(path, contents, pieces, readers, timeout_s=section.timeout_s, progress=progress)
+            reads = read_files(tiles) if tiles.sources is None else read_scenes(tiles)
+            write_cache(path, contents, reads, readers, timeout_s=section.timeout_s, progress=progress)
         if isinstance(found := find(), TileCache):
             return found
         raise StorageError(f"{one_line(path)}: {found}, though just written")
@@ -291,11 +167,83 @@ def stamps(tiles: TileSet) -> dict[str, str]:
     """
     if tiles.sources is None:
         return {tile.name: _stamp(file_stamp, tiles.image_path(tile), tiles.mask_path(tile)) for tile in tiles.tiles}
+    from aerialseg.geo.tiles.sources import source_files
+
     by_scene = {scene: _stamp(content_stamp, *paths) for scene, paths in source_files(tiles).items()}
     return {tile.name: by_scene[tile.scene] for tile in tiles.tiles}
 
 
-def pieces_of_files(tiles: TileSet) -> list[ReadJob]:
+def open_cache(
+    path: Path, wanted: Contents, readers: Readers, *, timeout_s: float, progress: Progress
+) -> TileCache | str:
+    """Map the file if it holds what is wanted and every byte is as it was written, or return why not."""
+    if not path.is_file():
+        return "is not there"
+    try:
+        with path.open("rb") as stream:
+            table = _read_table(stream.fileno())
+            held = {name: stamp for name, stamp, _ in table["tiles"]}
+            expected = [FORMAT, wanted.digest, wanted.size, wanted.bands]
+            if [table[key] for key in ("format", "digest", "size", "bands")] == expected and (
+                wanted.stamps.items() <= held.items()
+            ):
+                crcs = [crc for _, _, crc in table["tiles"]]
+                jobs = [
+                    ReadJob(str(path), partial(_check_record, path, number, wanted.record, crc))
+                    for number, crc in enumerate(crcs)
+                ]
+                for _ in read_all("checking", jobs, readers, timeout_s=timeout_s, progress=progress):
+                    pass
+                view = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+                return TileCache(view, held, wanted)
+    except (ReadError, ValueError, KeyError, TypeError, OSError) as error:
+        return f"is damaged: {one_line(str(error))}"
+    return "holds other tiles"
+
+
+def write_cache(
+    path: Path, contents: Contents, reads: Sequence[ReadJob], readers: Readers, *, timeout_s: float, progress: Progress
+) -> None:
+    """Write the tiles of all `reads`, which the threads of `readers` do; raises what they and `staged` raise.
+
+    Each call of `reads` returns a generator of tiles' names and their pixels [size, size, bands], target and valid
+    [size, size].
+    """
+    numbers = {name: number for number, name in enumerate(contents.stamps)}
+    with staged(path) as temporary:
+        writes = [ReadJob(job.name, partial(_write_records, temporary, numbers, job.call)) for job in reads]
+        sums = {
+            name: crc
+            for written in read_all("packing", writes, readers, timeout_s=timeout_s, progress=progress)
+            for name, crc in written.items()
+        }
+        table = {
+            "format": FORMAT, "digest": contents.digest, "size": contents.size, "bands": contents.bands,
+            "tiles": [[name, stamp, sums[name]] for name, stamp in contents.stamps.items()],
+        }  # fmt: skip
+        text = json.dumps(table).encode()
+        with temporary.open("ab") as stream:
+            stream.write(text + TAIL.pack(len(text), hashlib.sha256(text).digest()))
+
+
+def read_all(
+    label: str, jobs: Sequence[ReadJob], readers: Readers, *, timeout_s: float, progress: Progress
+) -> Generator[Any, None, None]:
+    """Run the calls of `jobs` in the threads of `readers` and yield their results in order; a stop may come between."""
+    futures = [readers.submit(job.call) for job in jobs]
+    progress.start(label, len(jobs), "piece")
+    try:
+        for job, future in zip(jobs, futures, strict=True):
+            wait_for([job], [future], timeout_s, lambda: progress.advance(0))
+            yield future.result()
+            progress.advance(1, job.name)
+    finally:
+        for future in futures:
+            future.cancel()
+    progress.finish()
+
+
+def read_files(tiles: TileSet) -> list[ReadJob]:
     """Return the reading of every tile from its two files."""
     whole = Window(0, 0, tiles.size, tiles.size)
 
@@ -305,11 +253,14 @@ def pieces_of_files(tiles: TileSet) -> list[ReadJob]:
     return [ReadJob(tile.name, partial(read, tile)) for tile in tiles.tiles]
 
 
-def pieces_of_scenes(tiles: TileSet) -> list[ReadJob]:
+def read_scenes(tiles: TileSet) -> list[ReadJob]:
     """Return the reading of all tiles from their scenes, row by row; the first of a scene checks that it is unchanged.
 
     Raises BadDataError or NoInputError naming a scene that cannot be read any more.
     """
+    from aerialseg.geo.tiles.cut import padded, read_tiles, rows_of
+    from aerialseg.geo.tiles.sources import check_unchanged, plan_again
+
     names = {tile.name for tile in tiles.tiles}
 
     def read(job: TileJob, row: Sequence[PlannedTile], first: bool) -> Generator[tuple[str, Arrays], None, None]:
@@ -327,13 +278,6 @@ def pieces_of_scenes(tiles: TileSet) -> list[ReadJob]:
     ]
 
 
-def _stamp(look: Callable[[Path], str], *paths: Path) -> str:
-    try:
-        return " ".join(map(look, paths))
-    except OSError as error:
-        raise NoInputError(f"{one_line(error.filename)}: {error.strerror}; run aerialseg tile again") from error
-
-
 def read_square(tiles: TileSet, tile: TileRecord, window: Window) -> Arrays:
     """Read a window of a tile's files: pixels [rows, cols, bands], target and valid [rows, cols].
 
@@ -344,6 +288,52 @@ def read_square(tiles: TileSet, tile: TileRecord, window: Window) -> Arrays:
     target = _read_mask(tiles.mask_path(tile), window)
     target[~valid] = IGNORE
     return pixels, target, valid
+
+
+def _stamp(look: Callable[[Path], str], *paths: Path) -> str:
+    try:
+        return " ".join(map(look, paths))
+    except OSError as error:
+        raise NoInputError(f"{one_line(error.filename)}: {error.strerror}; run aerialseg tile again") from error
+
+
+def _read_table(descriptor: int) -> dict[str, Any]:
+    """Return the table at the end of a cache; raises ValueError when it is not whole or not where it should be."""
+    size = os.fstat(descriptor).st_size
+    length, digest = TAIL.unpack(os.pread(descriptor, TAIL.size, max(0, size - TAIL.size)).rjust(TAIL.size, b"\0"))
+    begin = size - TAIL.size - length
+    text = os.pread(descriptor, length, begin) if begin >= 0 else b""
+    if hashlib.sha256(text).digest() != digest:
+        raise ValueError("its end is missing")
+    table: dict[str, Any] = parse_json(text)
+    if begin != len(table["tiles"]) * table["size"] ** 2 * (table["bands"] + 1):
+        raise ValueError("its length is not that of its tiles")
+    return table
+
+
+def _check_record(path: Path, number: int, size: int, crc: int) -> None:
+    """Read one record and compare it with its checksum: an I/O error comes as one, which the map would not give."""
+    with path.open("rb", buffering=0) as stream:
+        content = os.pread(stream.fileno(), size, number * size)
+    if len(content) != size or crc32(content) != crc:
+        raise ReadError(f"tile {number + 1} is not as it was written")
+
+
+def _write_records(
+    path: Path, numbers: Mapping[str, int], read: Callable[[], Generator[tuple[str, Arrays], None, None]]
+) -> dict[str, int]:
+    """Put the tiles that `read` yields in their places, `numbers`, and return their checksums.
+
+    The file is opened here: after a stop the name is gone, and nothing is written anywhere.
+    """
+    sums = {}
+    with path.open("rb+") as stream, closing(read()) as tiles:
+        for name, (pixels, target, valid) in tiles:
+            content = pixels.tobytes() + np.where(valid, target, np.uint8(NODATA)).tobytes()
+            stream.seek(numbers[name] * len(content))
+            stream.write(content)
+            sums[name] = crc32(content)
+    return sums
 
 
 def _read_image(path: Path, window: Window) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:

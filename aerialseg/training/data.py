@@ -1,16 +1,9 @@
-"""What is changed at random in a training crop: orientation, colour, wear. albumentations lives here and nowhere else.
+"""What the network sees: crops of tiles, drawn and augmented at random, and whole tiles for validation.
 
-Zooming is decided by what window the dataset reads (dataset.py); here that window is only resized.
-Every call is seeded, so the result depends on (run seed, epoch, sample), never on which thread came first.
-
-What is read for training: crops of tiles, and whole tiles for validation. Which ones, sampling.py says.
-
-No pixels are kept in memory between epochs.
-
-Which crops are drawn: an epoch is a list of samples, tiles in proportion to their weight, places at random.
-
-The list is drawn from (seed, epoch) alone, and what happens to sample k from (seed, epoch, k). So the order of threads,
-a stop and a resume change nothing. No pixels here.
+An epoch is a list of samples, tiles in proportion to their weight, places at random. The list is drawn from (seed,
+epoch) alone, and what happens to sample k from (seed, epoch, k), never from which thread came first: so the order of
+threads, a stop and a resume change nothing. Zooming is decided by how large a window is read; augmentation resizes it,
+turns it, and changes its colours. albumentations lives here and nowhere else. No pixels are kept between epochs.
 """
 
 from __future__ import annotations
@@ -51,13 +44,8 @@ class Augmentation:
 
     def __init__(self, section: DataSection, bands: int) -> None:
         cv2.setNumThreads(0)  # the readers are the parallelism; OpenCV's own pool would fight them and torch
-        steps: list[Any] = [albumentations.D4(p=1.0)] if section.flips else []
-        if section.colour > 0:
-            steps += _colour_steps(section.colour, bands)
-        if section.wear > 0:
-            steps += _wear_steps(section.wear)
         self._crop = section.crop
-        self._chain = albumentations.Compose(steps)
+        self._chain = albumentations.Compose(_steps(section, bands))
 
     def __call__(
         self, pixels: NDArray[np.uint8], target: NDArray[np.uint8], valid: NDArray[np.bool_], seed: int
@@ -86,30 +74,6 @@ def resize_pixels(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     planes = [pixels[..., first : first + 4] for first in range(0, pixels.shape[2], 4)]
     resized = [cv2.resize(np.ascontiguousarray(plane), (side, side), interpolation=method) for plane in planes]
     return np.concatenate([plane.reshape(side, side, -1) for plane in resized], axis=2).astype(np.uint8, copy=False)
-
-
-def _colour_steps(strength: float, bands: int) -> list[Any]:
-    """Return the colour changes: hue and saturation exist for three bands only, gain and offset for any number.
-
-    Brightness moves by up to half the strength times 255; more than that drowns dark and bright roofs alike.
-    """
-    steps: list[Any] = [albumentations.RandomBrightnessContrast(strength / 2, strength, p=0.8)]
-    if bands == 3:
-        hue, saturation, value = round(30 * strength), round(120 * strength), 0
-        steps.append(albumentations.HueSaturationValue(hue, saturation, value, p=0.5))
-    return steps
-
-
-def _wear_steps(share: float) -> list[Any]:
-    """Return blur, gamma and noise for any number of bands, each striking with probability `share`.
-
-    The noise is the same in all bands: drawn for each alone it takes 15 ms a crop of 512 px instead of 4.
-    """
-    return [
-        albumentations.Blur((3, 5), p=share),
-        albumentations.RandomGamma((60, 160), p=share),
-        albumentations.GaussNoise((0.01, 0.04), per_channel=False, p=share),
-    ]
 
 
 class TileReader:
@@ -155,13 +119,13 @@ class TileReader:
         return pixels, target, valid
 
 
-def training_tiles(tiles: TileSet, section: DataSection, *, taught: bool = False) -> tuple[TileRecord, ...]:
+def training_tiles(tiles: TileSet, section: DataSection, *, use_unlabelled: bool = False) -> tuple[TileRecord, ...]:
     """Return the tiles to train on; raises BadDataError when there are none.
 
-    They are the labelled ones, or, `taught` by a teacher, all, whose ground counts alike whether labelled or not.
+    They are the labelled ones, or with `use_unlabelled`, as a teacher needs them, all: their ground counts alike.
     """
     candidates = tiles.tiles if section.train_on == "all" else tiles.of_split("train")
-    if taught:
+    if use_unlabelled:
         chosen = tuple(replace(tile, building=tile.building * tile.valid, valid=1.0) for tile in candidates)
     else:
         chosen = tuple(tile for tile in candidates if tile.valid > 0)
@@ -267,3 +231,24 @@ def labelled_area(tile: TileRecord) -> float:
 def steps_to_cover(tiles: Sequence[TileRecord], section: DataSection) -> int:
     """Return how many steps show the labelled area of `tiles` about once."""
     return max(1, math.ceil(sum(map(labelled_area, tiles)) / (section.crop**2 * section.batch)))
+
+
+def _steps(section: DataSection, bands: int) -> list[Any]:
+    """Return the changes: hue and saturation exist for three bands only, everything else for any number.
+
+    Brightness moves by up to half the strength times 255; more than that drowns dark and bright roofs alike. The noise
+    is the same in all bands: drawn for each alone it takes 15 ms a crop of 512 px instead of 4.
+    """
+    colour, share = section.colour, section.degrade
+    steps: list[Any] = [albumentations.D4(p=1.0)] if section.flips else []
+    if colour > 0:
+        steps.append(albumentations.RandomBrightnessContrast(colour / 2, colour, p=0.8))
+    if colour > 0 and bands == 3:
+        steps.append(albumentations.HueSaturationValue(round(30 * colour), round(120 * colour), 0, p=0.5))
+    if share > 0:
+        steps += [
+            albumentations.Blur((3, 5), p=share),
+            albumentations.RandomGamma((60, 160), p=share),
+            albumentations.GaussNoise((0.01, 0.04), per_channel=False, p=share),
+        ]
+    return steps

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from torch.utils.tensorboard import SummaryWriter
-
 METRICS = "metrics.csv"
 CURVES = "curves.png"
 EVENTS = "events.out.tfevents.*"
@@ -89,13 +87,6 @@ def scalars(record: EpochRecord) -> dict[str, float]:
     shown = {name: value for name, value in asdict(record).items() if name not in ("epoch", "step")}
     groups = {name: "validation" if name in SCORES else "training" for name in shown}
     return {f"{groups[name]}/{name}": value for name, value in shown.items() if not math.isnan(value)}
-
-
-def open_events(run: Path, step: int) -> SummaryWriter:
-    """Return a writer of TensorBoard events into the run folder; events past `step` of an earlier process are void."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(run), purge_step=step + 1)
 
 
 def _cell(value: float) -> str:

@@ -67,7 +67,7 @@ class TrainJob:
     teacher: Teacher | None = None
 
     @property
-    def judged(self) -> Segmenter:
+    def eval_model(self) -> Segmenter:
         """The weights that are validated and saved."""
         return self.model if self.average is None else self.average
 
@@ -87,7 +87,7 @@ class TrainJob:
         They are read ahead across epochs.
         """
         section, first = self.config.data, step * self.config.optimizer.accumulate
-        share = self.ranks.share(section.batch)
+        share = self.ranks.local_batch(section.batch)
         groups = self.sampler.groups(epoch, first, self.config.schedule.epochs, share)
         return self._stream(groups, self.reader.crop, self._layout(share.stop - share.start, section.crop))
 
@@ -117,26 +117,29 @@ class TrainJob:
 
 def build_job(
     run: Path,
-    tiles: TileSet,
     start: Start,
     *,
     device: torch.device,
     readers: Readers,
-    progress: Progress | None = None,
+    progress: Progress = Silent(),
     ranks: Ranks = ALONE,
 ) -> TrainJob:
     """Put the network on its device and everything else around it; all of `ranks` come here at once."""
-    config, progress = start.config, progress or Silent()
-    chosen = training_tiles(tiles, config.data, taught=start.teacher is not None)
+    config, tiles = start.config, start.tiles
+    chosen = training_tiles(tiles, config.data, use_unlabelled=start.teacher is not None)
     parts = config.optimizer.accumulate
     steps = config.schedule.steps_per_epoch or math.ceil(steps_to_cover(chosen, config.data) / parts)
-    with ranks.together():
+    with ranks.fail_together():
         precision = pick_precision(config.run.precision, device)
-        model = _place_network(start, device, ranks)
+        if config.run.checkpoint_activations:
+            enable_gradient_checkpointing(start.segmenter)
+        model = start.segmenter.to(device).to(memory_format=torch.channels_last).train()
+        if ranks.world > 1 and device.type == "cuda":  # on a processor torch has none, and announce() says so
+            model = convert_sync_batchnorm(model)
     fabric = build_fabric(device, precision, ranks)
     average = copy.deepcopy(model).eval().requires_grad_(False) if config.run.ema > 0 else None
     forward, optimizer = fabric.setup(model, build_optimizer(model, config.optimizer))
-    with ranks.together():
+    with ranks.fail_together():
         cache = open_tiles(tiles, config.data, readers, progress)
     return TrainJob(
         run=run,
@@ -157,16 +160,6 @@ def build_job(
         ranks=ranks,
         teacher=None if start.teacher is None else start.teacher.to(device),
     )
-
-
-def _place_network(start: Start, device: torch.device, ranks: Ranks) -> Segmenter:
-    """Return the network on its device, ready to be trained."""
-    if start.config.run.checkpoint_activations:
-        enable_gradient_checkpointing(start.segmenter)
-    model = start.segmenter.to(device).to(memory_format=torch.channels_last).train()
-    if ranks.world > 1 and device.type == "cuda":  # on a processor torch has none, and announce() says so
-        model = convert_sync_batchnorm(model)
-    return model
 
 
 def build_fabric(device: torch.device, precision: str, ranks: Ranks = ALONE) -> Fabric:

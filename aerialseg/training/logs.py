@@ -1,9 +1,8 @@
 """Where a run's numbers go beside metrics.csv: TensorBoard always, MLflow and Weights & Biases when asked for.
 
 All of them write below the run folder and call nobody; their own programs show or send it later. A logger that fails is
-left out from then on, with one line: a training is worth more than its log, and metrics.csv has every number.
-
-A few validation tiles as people judge them: scene, truth and probability side by side.
+left out from then on, with one line: a training is worth more than its log, and metrics.csv has every number. A few
+validation tiles are shown as people judge them: scene, truth and probability side by side.
 """
 
 from __future__ import annotations
@@ -21,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from aerialseg.drawing import as_rgb, beside
 from aerialseg.errors import ConfigError, first_line, one_line
-from aerialseg.training.history import open_events, scalars
+from aerialseg.training.history import scalars
 from aerialseg.training.losses import IGNORE
 from aerialseg.training.run_folder import read_run
 
@@ -94,7 +94,14 @@ def open_loggers(job: TrainJob, step: int, say: Callable[[str], None]) -> Iterat
 
     try:
         run_id = read_run(job.run).get("id") or secrets.token_hex(8)
-        live.extend(_open(name, job, run_id) for name in job.config.run.loggers)
+        for name in job.config.run.loggers:
+            os.environ.update({key: value for key, value in SILENCE.items() if key not in os.environ})
+            try:
+                live.append(_open_mlflow(job, run_id) if name == "mlflow" else _open_wandb(job, run_id))
+            except Exception as error:  # other people's programs may raise anything
+                raise ConfigError(
+                    f"{one_line(job.run)}: {name} cannot be started: {first_line(error)}; take it out of run.loggers"
+                ) from error
         yield log
     finally:
         for logger in live:
@@ -111,19 +118,11 @@ def _works(logger: Logger, call: Callable[[], object], say: Callable[[str], None
     return True
 
 
-def _open(name: str, job: TrainJob, run_id: str) -> Logger:
-    os.environ.update({key: value for key, value in SILENCE.items() if key not in os.environ})
-    try:
-        return _open_mlflow(job, run_id) if name == "mlflow" else _open_wandb(job, run_id)
-    except Exception as error:  # other people's programs may raise anything
-        raise ConfigError(
-            f"{one_line(job.run)}: {name} cannot be started: {first_line(error)}; take it out of run.loggers"
-        ) from error
-
-
 def _open_tensorboard(job: TrainJob, step: int) -> Logger:
-    """Scalars of every epoch, and pictures of a few validation tiles: scene, truth and probability side by side."""
-    events = open_events(job.run, step)
+    """Scalars of every epoch, and pictures of a few validation tiles; what was written past `step` is void."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    events = SummaryWriter(str(job.run), purge_step=step + 1)
     drawn = time.monotonic()
 
     def write(record: EpochRecord, last: bool) -> None:
@@ -187,7 +186,7 @@ def draw_samples(job: TrainJob) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     The network sees a square of the training crops' size from the middle of a tile. Truth is black, white, and grey
     where there is none.
     """
-    network, side = job.judged.eval(), min(job.config.data.crop, job.reader.validation_side)
+    network, side = job.eval_model.eval(), min(job.config.data.crop, job.reader.validation_side)
     for tile in choose(job.validation):
         pixels, target, valid = (_middle(array, side) for array in job.reader.whole(tile))
         with torch.inference_mode(), job.fabric.autocast():
@@ -206,11 +205,8 @@ def choose(tiles: tuple[TileRecord, ...]) -> tuple[TileRecord, ...]:
 
 def compose(pixels: NDArray[np.uint8], target: NDArray[np.uint8], probability: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return the three beside each other: `pixels` [rows, cols, bands], of which the first three, or one, are shown."""
-    shown = pixels[..., :3] if pixels.shape[2] >= 3 else np.repeat(pixels[..., :1], 3, axis=2)
     truth = np.where(target == IGNORE, np.uint8(UNKNOWN), (target == 1) * np.uint8(255))
-    grey = [np.repeat(array[..., None], 3, axis=2) for array in (truth, probability)]
-    line = np.full((len(pixels), GAP, 3), 255, np.uint8)
-    return np.concatenate([shown, line, grey[0], line, grey[1]], axis=1)
+    return beside([as_rgb(shown) for shown in (pixels, truth[..., None], probability[..., None])], GAP)
 
 
 def _middle(array: NDArray[Any], side: int) -> NDArray[Any]:

@@ -1,26 +1,21 @@
-"""Training, in plain sight: `train` prepares and ends a run, `fit` goes through the epochs, `take_step` is one step.
+"""Training, in plain sight: `train` prepares and ends a run, `fit` goes through the epochs, `train_step` is one step.
 
 A stop (SIGTERM, SIGINT) arrives as Stopped from `progress.advance`, between two steps or while a read takes long; the
 state is saved and the error goes on to the caller. Resumed on the same processor, a run ends with the same weights as
 if it had never stopped.
 
-On several processes (ranks.py) all of them go through the same lines at the same time, each with its share of every
-batch, and the first alone writes. Counters, losses, scores and weights are the same on all.
-
-The gradients of one step: forward, loss and backward of its batches, then clipping.
-
-What an epoch was worth: its record, whether its weights are the best so far, and whether to go on.
-
-Scores the network on whole validation tiles: counts first, one division at the end.
+On several processes (`Ranks`) all of them go through the same lines at the same time, each with its share of every
+batch, and the first alone writes. Counters, losses, scores and weights are the same on all. Scores are counts first,
+one division at the end.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -32,17 +27,16 @@ from aerialseg.models.device import is_out_of_memory, pick_device
 from aerialseg.models.package import FILE_NAME, save_model
 from aerialseg.progress import Progress, Silent
 from aerialseg.training.batches import open_readers
-from aerialseg.training.distillation import distillation_loss, with_teacher
 from aerialseg.training.history import SCORES, EpochRecord, draw_curves, write_metrics
 from aerialseg.training.job import build_job, reading_threads
 from aerialseg.training.logs import check_loggers, open_loggers
-from aerialseg.training.losses import IGNORE, building_loss
+from aerialseg.training.losses import IGNORE, building_loss, distillation_loss
 from aerialseg.training.optimizer import average_decay, learning_rate, set_learning_rate, update_average
 from aerialseg.training.ranks import ALONE, Ranks
 from aerialseg.training.report import announce, epoch_line, report
 from aerialseg.training.run_folder import TrainOptions, begin_run, claimed, open_run, write_start
-from aerialseg.training.start import Teacher, start_again, start_fresh, start_from_model
-from aerialseg.training.state import TrainState, restore, save_checkpoint, snapshot
+from aerialseg.training.start import start_again, start_fresh, start_from_model, with_teacher
+from aerialseg.training.state import TrainState, load_state_dict, save_checkpoint, state_dict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -54,10 +48,9 @@ if TYPE_CHECKING:
     from aerialseg.geo.tiles.tileset import TileSet
     from aerialseg.training.batches import Batch
     from aerialseg.training.job import TrainJob
-    from aerialseg.training.logs import Log
     from aerialseg.training.report import TrainReport
     from aerialseg.training.start import Start
-    from aerialseg.training.state import State
+    from aerialseg.training.state import Checkpoint
 
 SAVE_EVERY_S = 600.0
 """A killed run loses at most this much, or one epoch if that is shorter."""
@@ -72,136 +65,188 @@ HIGHEST_THRESHOLD = (QUANTA - 1) / QUANTA
 CELLS = QUANTA + 1
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What is known of a step that was taken."""
+
+    loss: float
+    norm: float
+    """Of all gradients together, before clipping."""
+    names: tuple[str, ...]
+    """The tiles it learned from."""
+
+
 def train(
     tileset_folder: Path,
     config: TrainConfig,
     run: Path,
     *,
     options: TrainOptions | None = None,
-    progress: Progress | None = None,
+    progress: Progress = Silent(),
     ranks: Ranks = ALONE,
 ) -> TrainReport:
     """Train what `config` says on a set of tiles, into the folder `run`.
 
-    Raises what the parts raise before the first step (see start.py, folder.py, job.py), then: Diverged when loss or
-    gradients are not finite, ResourceError when memory does not suffice or tiles cannot be read in time, Stopped after
-    saving.
+    Before the first step raises NoInputError and BadDataError for tiles that cannot be used, ConfigError for settings
+    that do not fit them, OutputError for a folder that holds another run, DeviceError, and ModelError for weights to
+    start from. Then: Diverged when loss or gradients are not finite, ResourceError when memory does not suffice or
+    tiles cannot be read in time, StorageError when the disk is full, Stopped after saving.
+
+    Example:
+        >>> settings = ["data.crop=128", "schedule.epochs=1", "schedule.steps_per_epoch=2"]
+        >>> config, options = aerialseg.load_config("demo", settings), aerialseg.TrainOptions(resume=True)
+        >>> report = aerialseg.train(Path("tiles/town"), config, Path("runs/town"), options=options)
+        >>> report.steps, str(report.model)
+        (2, 'runs/town/model.safetensors')
     """
-    began = time.monotonic()
-    options, progress = options or TrainOptions(), progress or Silent()
+    began, options = time.monotonic(), options or TrainOptions()
     with ExitStack() as held:
-        with ranks.together():
+        with ranks.fail_together():
             ranks.check_restarts(options.resume and not options.overwrite)
             tiles, device = load_tileset(tileset_folder), pick_device(ranks.device(options.device))
             if ranks.first:
                 check_loggers(config.run.loggers)
                 held.enter_context(claimed(run))
-            state = open_run(run, tiles, config, options, say=progress.say) if ranks.first else None
-        state = ranks.from_first(state)
-        with ranks.together():
-            start = _start(state, tiles, ranks.from_first(config), options, progress)
-            ranks.share(start.config.data.batch)
-        with ranks.together():
+            checkpoint = open_run(run, tiles, config, options, say=progress.say) if ranks.first else None
+        checkpoint = ranks.broadcast(checkpoint)
+        with ranks.fail_together():
+            start = _start(checkpoint, tiles, ranks.broadcast(config), options, progress)
+            ranks.local_batch(start.config.data.batch)
+        with ranks.fail_together():
             ranks.check_alike({"set of tiles": tiles.digest[:12], "kind of device": device.type})
         readers = held.enter_context(open_readers(reading_threads(config.data.threads, ranks.local_world)))
-        job = build_job(run, tiles, start, device=device, readers=readers, progress=progress, ranks=ranks)
-        standing = _standing_of(job, state)
-        complete = standing.finished
+        job = build_job(run, start, device=device, readers=readers, progress=progress, ranks=ranks)
+        if checkpoint is not None:
+            state = load_state_dict(job, checkpoint)
+        else:
+            state = TrainState(threshold=job.config.run.threshold)
+            if ranks.first:
+                begin_run(job.run, job.config)
+        complete = state.finished
         if not complete:
             if ranks.first:
-                write_start(job, standing.taken, options.command)
-            announce(job, standing, progress.say)
-            _fit_in_memory(job, standing, ranks.patient(progress))
-    return report(job, standing, seconds=time.monotonic() - began, complete=complete)
+                write_start(job, state.taken, options.command)
+            announce(job, state, progress.say)
+            with _advice_on_memory(job):
+                fit(job, state, ranks.patient(progress))
+    return report(job, state, seconds=time.monotonic() - began, complete=complete)
 
 
-def fit(job: TrainJob, standing: TrainState, progress: Progress) -> None:
+def fit(job: TrainJob, state: TrainState, progress: Progress) -> None:
     """Train epoch after epoch until the schedule or the patience ends; Stopped is raised again after saving."""
-    batches, first = job.training_batches(standing.epoch, standing.step), job.ranks.first
-    with closing(batches), open_loggers(job, standing.taken, progress.say) if first else nullcontext() as log:
+    steps, epochs = job.steps_per_epoch, job.config.schedule.epochs
+    batches, first = job.training_batches(state.epoch, state.step), job.ranks.first
+    with closing(batches), open_loggers(job, state.taken, progress.say) if first else nullcontext() as log:
         try:
-            while not standing.finished:
-                record = run_epoch(job, standing, batches, progress)
-                standing.records.append(record)
+            while not state.finished:
+                began = saved = time.monotonic()
+                left = steps - state.step
+                progress.start(f"epoch {state.epoch + 1}/{epochs}", left, "step")
+                job.model.train()
+                while state.step < steps:
+                    train_step(job, state, batches)
+                    if time.monotonic() - saved > SAVE_EVERY_S:
+                        save(job, state)
+                        saved = time.monotonic()
+                    progress.advance(1, f"loss {state.mean_loss:.3f}")
+                progress.finish()
+                trained = time.monotonic() - began
+                crops = left * job.config.data.batch * job.config.optimizer.accumulate
+
+                record = score_epoch(job, state, validate(job, progress))
+                save_if_best(job, state, record)
+                state.epoch, state.step, state.loss, state.skipped = state.epoch + 1, 0, 0.0, 0
+                state.finished = should_stop(job, state)
+                rate = crops / trained if crops else math.nan
+                record = replace(record, images_per_s=rate, seconds=time.monotonic() - began)
+                state.records.append(record)
                 if log is not None:
-                    write_down(job, standing, log)
-                progress.say(epoch_line(job, standing, record))
+                    write_metrics(job.run, state.records)
+                    log(record, state.finished)
+                    save(job, state)
+                    if state.finished or record.seconds > WORTH_A_PICTURE_S:
+                        draw_curves(job.run, state.records)
+                progress.say(epoch_line(job, state, record))
         except Stopped:
-            save(job, standing)
-            progress.say(f"saved after step {standing.taken:,}; the same command with --resume goes on from there")
+            save(job, state)
+            progress.say(f"saved after step {state.taken:,}; the same command with --resume goes on from there")
             raise
 
 
-def write_down(job: TrainJob, standing: TrainState, log: Log) -> None:
-    """Write what a run leaves of an epoch, its curves if that is worth the time, and a checkpoint."""
-    record = standing.records[-1]
-    write_metrics(job.run, standing.records)
-    log(record, standing.finished)
-    save(job, standing)
-    if standing.finished or record.seconds > WORTH_A_PICTURE_S:
-        draw_curves(job.run, standing.records)
+def train_step(job: TrainJob, state: TrainState, batches: Iterator[Batch], *, lr: float | None = None) -> Step:
+    """Take one step of the optimizer, counted in `state`; `lr` takes the place of the schedule's learning rate.
 
-
-def save(job: TrainJob, standing: TrainState) -> None:
-    """Write a checkpoint; any process may call this at any time, and only the first one writes."""
-    if job.ranks.first:
-        save_checkpoint(job.run, snapshot(job, standing))
-
-
-def run_epoch(job: TrainJob, standing: TrainState, batches: Iterator[Batch], progress: Progress) -> EpochRecord:
-    """Train what is left of an epoch, validate, keep the model if it is the best so far, and count the epoch."""
-    began, first = time.monotonic(), standing.step
-    train_steps(job, standing, batches, progress)
-    trained = time.monotonic() - began
-    crops = (standing.step - first) * job.config.data.batch * job.config.optimizer.accumulate
-    record = score_epoch(job, standing, validate(job, progress))
-    save_if_best(job, standing, record)
-    standing.epoch, standing.step, standing.loss, standing.skipped = standing.epoch + 1, 0, 0.0, 0
-    standing.finished = should_stop(job, standing)
-    return replace(record, images_per_s=crops / trained if crops else math.nan, seconds=time.monotonic() - began)
-
-
-def train_steps(job: TrainJob, standing: TrainState, batches: Iterator[Batch], progress: Progress) -> None:
-    """Take the steps that are left of the current epoch; a stop comes between two of them."""
-    steps, epochs = job.steps_per_epoch, job.config.schedule.epochs
-    progress.start(f"epoch {standing.epoch + 1}/{epochs}", steps - standing.step, "step")
-    job.model.train()
-    saved = time.monotonic()
-    while standing.step < steps:
-        take_step(job, standing, batches)
-        if time.monotonic() - saved > SAVE_EVERY_S:
-            save(job, standing)
-            saved = time.monotonic()
-        progress.advance(1, f"loss {standing.mean_loss:.3f}")
-    progress.finish()
-
-
-def take_step(job: TrainJob, standing: TrainState, batches: Iterator[Batch]) -> None:
-    """Learning rate, gradients, update, average: one step, counted in `standing`.
-
-    The optimizer is not stepped with a loss or gradients that are not finite: under float16 the scaler lowers its
-    scale instead, otherwise Diverged is raised.
+    Its gradient is that of one batch of all crops of `optimizer.accumulate` batches: each counts by its labelled
+    pixels, which is exact for the losses that are means over pixels. The forward pass alone runs under autocast; the
+    loss is float32. While the encoder is frozen its norms use and keep the statistics they have, and the gradient that
+    is computed for it is thrown away, since processes that train together expect one of every weight. With a loss or
+    gradients that are not finite nothing moves: under float16 the scaler lowers its scale, otherwise Diverged is
+    raised.
     """
-    schedule, step = job.config.schedule, standing.taken
-    set_learning_rate(job.optimizer, learning_rate(step, job.total_steps, job.config.optimizer.lr, schedule))
-    job.ranks.reseed(job.config.run.seed, step)
-    gradients = accumulate_gradients(job, batches, frozen=step < schedule.freeze_steps)
-    finite = _is_finite(job, standing, gradients)
+    config, ranks, device, step = job.config, job.ranks, job.fabric.device, state.taken
+    if lr is None:
+        lr = learning_rate(step, job.total_steps, config.optimizer.lr, config.schedule)
+    set_learning_rate(job.optimizer, lr)
+    ranks.reseed(config.run.seed, step)
+    encoder, frozen = job.model.network.get_submodule("encoder"), step < config.schedule.freeze_steps
+    if encoder.training == frozen:
+        encoder.train(not frozen)
+
+    names: list[str] = []
+    total = labelled = torch.zeros((), device=device)
+    parts = config.optimizer.accumulate
+    for part in range(1, parts + 1):
+        batch = next(batches)
+        names += batch.names
+        batch = batch.to(device)
+        with job.fabric.no_backward_sync(job.forward, enabled=part < parts):
+            logits = job.forward(batch.pixels, batch.valid)
+            loss = building_loss(logits, batch.target, config.loss, ranks.all_reduce_sum)
+            share = ranks.mean((batch.target != IGNORE).float().mean()) if parts > 1 else loss.new_ones(())
+            if job.teacher is not None:  # unlabelled ground teaches too, so batches count alike
+                with torch.no_grad(), job.fabric.autocast():
+                    teacher_logits = job.teacher.segmenter(batch.pixels, batch.valid)
+                softened = teacher_logits / job.teacher.temperature
+                loss = loss + distillation_loss(logits, softened, batch.valid, config.distil, ranks.all_reduce_sum)
+                share = torch.ones_like(share)
+            job.fabric.backward(loss * share)
+        total, labelled = total + loss.detach() * share, labelled + share
+        if part < parts:
+            labelled.item()  # waits for the device: the next batch may be read into this one's memory
+    if frozen:
+        for parameter in encoder.parameters():
+            parameter.grad = None
+    labelled = labelled.clamp(min=LEAST_SHARE)
+    if parts > 1:
+        torch._foreach_div_([x.grad for x in job.model.parameters() if x.grad is not None], labelled)
+    largest = config.optimizer.clip or math.inf
+    norm = job.fabric.clip_gradients(job.forward, job.optimizer, max_norm=largest, error_if_nonfinite=False)
+    mean_loss, length = ranks.mean(torch.stack([total / labelled, norm])).tolist()  # here alone the host waits
+    taken = Step(mean_loss, length, tuple(names))
+
+    finite = _is_finite(job, state, taken)
     job.optimizer.step()
     job.optimizer.zero_grad(set_to_none=True)
     if finite:
-        standing.loss += gradients.loss
+        state.loss += taken.loss
         if job.average is not None:
-            update_average(job.average, job.model, average_decay(step, job.config.run.ema))
-    standing.step, standing.taken = standing.step + 1, step + 1
+            update_average(job.average, job.model, average_decay(step, config.run.ema))
+    state.step, state.taken = state.step + 1, step + 1
+    return taken
+
+
+def save(job: TrainJob, state: TrainState) -> None:
+    """Write a checkpoint; any process may call this at any time, and only the first one writes."""
+    if job.ranks.first:
+        save_checkpoint(job.run, state_dict(job, state))
 
 
 def validate(job: TrainJob, progress: Progress) -> ScoreHistogram | None:
     """Score the averaged weights on the cores of the validation tiles; None when there are none."""
     if not job.validation:
         return None
-    network = job.judged.eval()
-    job.ranks.align_buffers(network)
+    network = job.eval_model.eval()
+    job.ranks.broadcast_buffers(network)
 
     def predict(pixels: Tensor, valid: Tensor) -> Tensor:
         with job.fabric.autocast():
@@ -215,125 +260,14 @@ def validate(job: TrainJob, progress: Progress) -> ScoreHistogram | None:
     return histogram
 
 
-def _is_finite(job: TrainJob, standing: TrainState, gradients: Gradients) -> bool:
-    """Return whether a step may count; raise Diverged when it may not and no loss scaling explains it."""
-    loss, norm = gradients.loss, gradients.norm
-    if math.isfinite(loss) and math.isfinite(norm):
-        standing.skipped_in_a_row = 0
-        return True
-    standing.skipped, standing.skipped_in_a_row = standing.skipped + 1, standing.skipped_in_a_row + 1
-    scaled = bool(job.fabric.strategy.precision.state_dict())
-    if scaled and standing.skipped_in_a_row <= MOST_SKIPPED:
-        return False
-    names = list(dict.fromkeys(name for theirs in job.ranks.collect(gradients.names) for name in theirs))
-    shown = ", ".join(one_line(name) for name in names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    problem = Diverged(
-        f"{one_line(job.run)}: step {standing.taken + 1} (epoch {standing.epoch + 1}): loss is {loss:g}, gradient norm"
-        f" {norm:g}, on tiles {shown}; this step is not saved and the last good model is kept: lower optimizer.lr, look"
-        " at these tiles, or set run.precision=fp32"
-    )
-    with job.ranks.together():  # all of them have the same numbers, and one says so
-        raise problem
-
-
-def _start(
-    state: State | None, tiles: TileSet, config: TrainConfig, options: TrainOptions, progress: Progress
-) -> Start:
-    taught = options.teacher is not None
-    if state is not None:
-        start = start_again(state)
-    elif options.start_from is not None:
-        start = start_from_model(tiles, config, options.start_from, progress.say, taught=taught)
-    else:
-        start = start_fresh(tiles, config, taught=taught)
-    return with_teacher(start, tiles, options.teacher, resumed=state is not None)
-
-
-def _standing_of(job: TrainJob, state: State | None) -> TrainState:
-    """Return where the run stands: at its beginning, which clears the folder, or where its checkpoint says."""
-    if state is not None:
-        return restore(job, state)
-    if job.ranks.first:
-        begin_run(job.run, job.config)
-    return TrainState(threshold=job.config.run.threshold)
-
-
-def _fit_in_memory(job: TrainJob, standing: TrainState, progress: Progress) -> None:
-    """Run `fit`; memory that does not suffice becomes advice, for a smaller batch is another training."""
-    try:
-        fit(job, standing, progress)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        section, world, parts = job.config.data, job.ranks.world, job.config.optimizer.accumulate
-        share, smaller = section.batch // world, "a smaller data.crop"
-        if share > 1:
-            smaller = f"--set data.batch={share // 2 * world} --set optimizer.accumulate={2 * parts}"
-        raise ResourceError(
-            f"{one_line(job.run)}: {job.fabric.device} has too little memory for {share} crops of {section.crop} px"
-            f" with {job.card.preset}; start again with {smaller}, or a smaller network"
-        ) from error
-
-
-@dataclass(frozen=True, slots=True)
-class Gradients:
-    """What is known of a step's gradients; they themselves lie in the network, clipped."""
-
-    loss: float
-    norm: float
-    """Of all of them together, before clipping."""
-    names: tuple[str, ...]
-    """The tiles they come from."""
-
-
-def accumulate_gradients(job: TrainJob, batches: Iterator[Batch], *, frozen: bool = False) -> Gradients:
-    """Take `optimizer.accumulate` batches and leave the gradients of one batch of all their crops in the network.
-
-    Each batch counts by its labelled pixels, so that this is exact for the losses that are means over pixels. A
-    `frozen` encoder gets no gradients, and its norms use and keep the statistics they have; what is computed for it
-    is thrown away, since processes that train together expect a gradient of every weight. The forward pass alone runs
-    under autocast; the loss is float32.
-    """
-    encoder, parts = job.model.network.get_submodule("encoder"), job.config.optimizer.accumulate
-    if encoder.training == frozen:
-        encoder.train(not frozen)
-    names: list[str] = []
-    total = labelled = torch.zeros((), device=job.fabric.device)
-    for part in range(1, parts + 1):
-        batch = next(batches)
-        names += batch.names
-        moved = batch.to(job.fabric.device)
-        with job.fabric.no_backward_sync(job.forward, enabled=part < parts):
-            logits = job.forward(moved.pixels, moved.valid)
-            loss = building_loss(logits, moved.target, job.config.loss, job.ranks.pooled)
-            share = job.ranks.mean((moved.target != IGNORE).float().mean()) if parts > 1 else loss.new_ones(())
-            if job.teacher is not None:  # unlabelled ground teaches too, so batches count alike
-                loss, share = loss + lesson(job, job.teacher, logits, moved), torch.ones_like(share)
-            job.fabric.backward(loss * share)
-        total, labelled = total + loss.detach() * share, labelled + share
-        if part < parts:
-            labelled.item()  # waits for the device: the next batch may be read into this one's memory
-    if frozen:
-        for parameter in encoder.parameters():
-            parameter.grad = None
-    labelled = labelled.clamp(min=LEAST_SHARE)
-    if parts > 1:
-        torch._foreach_div_([x.grad for x in job.model.parameters() if x.grad is not None], labelled)
-    largest = job.config.optimizer.clip or math.inf
-    norm = job.fabric.clip_gradients(job.forward, job.optimizer, max_norm=largest, error_if_nonfinite=False)
-    measured = job.ranks.mean(torch.stack([total / labelled, norm]))
-    value, length = measured.tolist()  # the one place where the host waits for a step
-    return Gradients(value, length, tuple(names))
-
-
-def score_epoch(job: TrainJob, standing: TrainState, histogram: ScoreHistogram | None) -> EpochRecord:
+def score_epoch(job: TrainJob, state: TrainState, histogram: ScoreHistogram | None) -> EpochRecord:
     """Return the record of the epoch just trained: its loss and, with validation, its scores at the best threshold."""
     record = EpochRecord(
-        epoch=standing.epoch + 1,
-        step=standing.taken,
+        epoch=state.epoch + 1,
+        step=state.taken,
         lr=job.optimizer.param_groups[0]["lr"],
-        loss=standing.mean_loss,
-        skipped=standing.skipped,
+        loss=state.mean_loss,
+        skipped=state.skipped,
         threshold=job.config.run.threshold,
     )
     if histogram is None:
@@ -344,16 +278,16 @@ def score_epoch(job: TrainJob, standing: TrainState, histogram: ScoreHistogram |
     return replace(record, iou_at_half=histogram.confusion(0.5).iou, threshold=threshold, **scores)
 
 
-def save_if_best(job: TrainJob, standing: TrainState, record: EpochRecord) -> None:
+def save_if_best(job: TrainJob, state: TrainState, record: EpochRecord) -> None:
     """Save the model when it is the first, the best by validation IoU, or the newest of a run without validation.
 
     All processes keep the record; the first one writes the file.
     """
     iou = 0.0 if math.isnan(record.iou) else record.iou
-    if job.validation and standing.best_iou is not None and iou <= standing.best_iou:
+    if job.validation and state.best_iou is not None and iou <= state.best_iou:
         return
-    standing.best_iou = record.iou if job.validation else None
-    standing.best_epoch, standing.threshold = record.epoch, record.threshold
+    state.best_iou = record.iou if job.validation else None
+    state.best_epoch, state.threshold = record.epoch, record.threshold
     if not job.ranks.first:
         return
     scores = {f"val_{name}": getattr(record, name) for name in SCORES if name != "threshold"}
@@ -361,21 +295,23 @@ def save_if_best(job: TrainJob, standing: TrainState, record: EpochRecord) -> No
         job.card,
         threshold=record.threshold,
         scores={name: value for name, value in scores.items() if not math.isnan(value)},
-        training={**job.card.training, "epoch": record.epoch, "steps": record.step, **_machine(job)},
+        training={
+            **job.card.training,
+            "epoch": record.epoch,
+            "steps": record.step,
+            "device": job.fabric.device.type,
+            "precision": job.precision,
+            "seed": job.config.run.seed,
+        },
     )
-    save_model(job.run / FILE_NAME, job.judged, card)
+    save_model(job.run / FILE_NAME, job.eval_model, card)
 
 
-def should_stop(job: TrainJob, standing: TrainState) -> bool:
+def should_stop(job: TrainJob, state: TrainState) -> bool:
     """Return whether the schedule has ended, or patience: so many epochs in a row without a better IoU."""
     patience = job.config.schedule.patience
-    tired = job.validation and patience and standing.epoch - standing.best_epoch >= patience
-    return standing.epoch >= job.config.schedule.epochs or bool(tired)
-
-
-def _machine(job: TrainJob) -> dict[str, Any]:
-    """Return what the weights depend on beside configuration and tiles."""
-    return {"device": job.fabric.device.type, "precision": job.precision, "seed": job.config.run.seed}
+    tired = job.validation and patience and state.epoch - state.best_epoch >= patience
+    return state.epoch >= job.config.schedule.epochs or bool(tired)
 
 
 def score_tiles(
@@ -398,7 +334,7 @@ def score_tiles(
             counts = count_scores(predict(moved.pixels, moved.valid), moved.target)
         histogram += ScoreHistogram(counts.cpu().numpy().astype(np.int64))
         progress.advance(len(batch.names))
-    return ScoreHistogram(ranks.pooled(torch.from_numpy(histogram.counts)).numpy())
+    return ScoreHistogram(ranks.all_reduce_sum(torch.from_numpy(histogram.counts)).numpy())
 
 
 def count_scores(logits: Tensor, target: Tensor) -> Tensor:
@@ -409,8 +345,53 @@ def count_scores(logits: Tensor, target: Tensor) -> Tensor:
     return torch.bincount(cells[target != IGNORE], minlength=2 * CELLS).reshape(2, CELLS)
 
 
-def lesson(job: TrainJob, teacher: Teacher, logits: Tensor, batch: Batch) -> Tensor:
-    """Return what the teacher adds to the loss of a batch, whose student's `logits` are [N, 1, H, W]."""
-    with torch.no_grad(), job.fabric.autocast():
-        taught = teacher.segmenter(batch.pixels, batch.valid)
-    return distillation_loss(logits, taught / teacher.temperature, batch.valid, job.config.distil, job.ranks.pooled)
+def _is_finite(job: TrainJob, state: TrainState, step: Step) -> bool:
+    """Return whether a step may count; raise Diverged when it may not and no loss scaling explains it."""
+    loss, norm = step.loss, step.norm
+    if math.isfinite(loss) and math.isfinite(norm):
+        state.skipped_in_a_row = 0
+        return True
+    state.skipped, state.skipped_in_a_row = state.skipped + 1, state.skipped_in_a_row + 1
+    scaled = bool(job.fabric.strategy.precision.state_dict())
+    if scaled and state.skipped_in_a_row <= MOST_SKIPPED:
+        return False
+    names = list(dict.fromkeys(name for theirs in job.ranks.all_gather(step.names) for name in theirs))
+    shown = ", ".join(one_line(name) for name in names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    problem = Diverged(
+        f"{one_line(job.run)}: step {state.taken + 1} (epoch {state.epoch + 1}): loss is {loss:g}, gradient norm"
+        f" {norm:g}, on tiles {shown}; this step is not saved and the last good model is kept: lower optimizer.lr, look"
+        " at these tiles, or set run.precision=fp32"
+    )
+    with job.ranks.fail_together():  # all of them have the same numbers, and one says so
+        raise problem
+
+
+def _start(
+    checkpoint: Checkpoint | None, tiles: TileSet, config: TrainConfig, options: TrainOptions, progress: Progress
+) -> Start:
+    use_unlabelled = options.teacher is not None
+    if checkpoint is not None:
+        start = start_again(tiles, checkpoint)
+    elif options.start_from is not None:
+        start = start_from_model(tiles, config, options.start_from, progress.say, use_unlabelled=use_unlabelled)
+    else:
+        start = start_fresh(tiles, config, use_unlabelled=use_unlabelled)
+    return with_teacher(start, options.teacher, resumed=checkpoint is not None)
+
+
+@contextmanager
+def _advice_on_memory(job: TrainJob) -> Iterator[None]:
+    """Turn memory that does not suffice into advice, for a smaller batch is another training."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        section, world, parts = job.config.data, job.ranks.world, job.config.optimizer.accumulate
+        share, smaller = section.batch // world, "a smaller data.crop"
+        if share > 1:
+            smaller = f"--set data.batch={share // 2 * world} --set optimizer.accumulate={2 * parts}"
+        raise ResourceError(
+            f"{one_line(job.run)}: {job.fabric.device} has too little memory for {share} crops of {section.crop} px"
+            f" with {job.card.preset}; start again with {smaller}, or a smaller network"
+        ) from error

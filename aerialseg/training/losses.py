@@ -1,7 +1,10 @@
 """What training minimises: a weighted sum of losses of building against ground, in float32, over labelled pixels only.
 
-Every loss but Lovasz is a ratio of sums over the batch, and each such sum passes through `pooled` before the division:
-whoever trains on several devices adds them up there, and the loss becomes that of the whole batch.
+Every loss but Lovasz is a ratio of sums over the batch, and each such sum passes through `all_reduce` before the
+division: training on several devices adds them up there, and the loss becomes that of the whole batch.
+
+Distillation (Hinton et al., arXiv:1503.02531), for one class: at temperature T both logits are divided by T, and the
+loss is multiplied by T^2, which keeps the size of its gradients.
 """
 
 from __future__ import annotations
@@ -17,19 +20,21 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from aerialseg.config.sections import LossSection
+    from aerialseg.config.sections import DistilSection, LossSection
 
-    Pooling: TypeAlias = Callable[[Tensor], Tensor]
+    AllReduce: TypeAlias = Callable[[Tensor], Tensor]
 
 IGNORE = 255
 """The target value of pixels that teach nothing: no label, or no data in the scene."""
 
 
-def building_loss(logits: Tensor, target: Tensor, weights: LossSection, pooled: Pooling = lambda sums: sums) -> Tensor:
+def building_loss(
+    logits: Tensor, target: Tensor, weights: LossSection, all_reduce: AllReduce = lambda sums: sums
+) -> Tensor:
     """Return the weighted sum of the losses that `weights` asks for as a float32 scalar.
 
     `logits` is [N, 1, H, W] of any float type, `target` uint8 [N, H, W] with 0 background, 1 building and IGNORE.
-    `pooled` takes float32 sums of this batch, a vector, and returns those of all batches that count as one, with
+    `all_reduce` takes float32 sums of this batch, a vector, and returns those of all batches that count as one, with
     gradients. A batch without a labelled pixel gives 0 with gradient 0. Sums are taken in float32: in float16 the sum
     over one 512 px crop already passes that type's largest number, 65,504.
     """
@@ -39,16 +44,16 @@ def building_loss(logits: Tensor, target: Tensor, weights: LossSection, pooled: 
     truth = torch.where(labelled, target, 0).float()
     loss = scores.new_zeros(())
     if weights.bce > 0:
-        loss = loss + weights.bce * _mean(_cross_entropy(scores, truth), labelled, pooled)
+        loss = loss + weights.bce * _mean(_cross_entropy(scores, truth), labelled, all_reduce)
     if weights.dice > 0:
-        loss = loss + weights.dice * _dice(scores, truth, labelled, pooled)
+        loss = loss + weights.dice * _dice(scores, truth, labelled, all_reduce)
     if weights.tversky > 0:
-        loss = loss + weights.tversky * _tversky(scores, truth, labelled, weights.tversky_misses, pooled)
+        loss = loss + weights.tversky * _tversky(scores, truth, labelled, weights.tversky_misses, all_reduce)
     if weights.focal > 0:
-        loss = loss + weights.focal * _mean(_focal(scores, truth, weights.focal_gamma), labelled, pooled)
+        loss = loss + weights.focal * _mean(_focal(scores, truth, weights.focal_gamma), labelled, all_reduce)
     if weights.boundary > 0:
         near = near_edges(target, weights.boundary_px)
-        loss = loss + weights.boundary * _mean(_cross_entropy(scores, truth), near, pooled)
+        loss = loss + weights.boundary * _mean(_cross_entropy(scores, truth), near, all_reduce)
     if weights.lovasz > 0:
         loss = loss + weights.lovasz * _lovasz(scores, truth, labelled)
     return loss
@@ -65,9 +70,9 @@ def near_edges(target: Tensor, reach: int) -> Tensor:
     return seen[0] & seen[1] & (target != IGNORE)
 
 
-def _mean(each: Tensor, counted: Tensor, pooled: Pooling) -> Tensor:
+def _mean(each: Tensor, counted: Tensor, all_reduce: AllReduce) -> Tensor:
     """Average the counted pixels' values."""
-    sums = pooled(torch.stack([torch.where(counted, each, 0.0).sum(), counted.sum().float()]))
+    sums = all_reduce(torch.stack([torch.where(counted, each, 0.0).sum(), counted.sum().float()]))
     return sums[0] / sums[1].clamp(min=1)
 
 
@@ -85,30 +90,30 @@ def _focal(scores: Tensor, truth: Tensor, gamma: float) -> Tensor:
     return torch.exp(-gamma * functional.softplus(signed)) * functional.softplus(-signed)
 
 
-def _overlaps(scores: Tensor, truth: Tensor, labelled: Tensor, pooled: Pooling) -> tuple[Tensor, Tensor, Tensor]:
+def _overlaps(scores: Tensor, truth: Tensor, labelled: Tensor, all_reduce: AllReduce) -> tuple[Tensor, Tensor, Tensor]:
     """Return the sums of probability on buildings, of probability, and of buildings."""
     probability = torch.where(labelled, scores.sigmoid(), 0.0)
-    overlap, predicted, building = pooled(
+    overlap, predicted, building = all_reduce(
         torch.stack([(probability * truth).sum(), probability.sum(), truth.sum()])
     ).unbind()
     return overlap, predicted, building
 
 
-def _dice(scores: Tensor, truth: Tensor, labelled: Tensor, pooled: Pooling) -> Tensor:
-    """Return 1 - Dice, pooled over the batch so that crops without buildings do not each count as a perfect one.
+def _dice(scores: Tensor, truth: Tensor, labelled: Tensor, all_reduce: AllReduce) -> Tensor:
+    """Return 1 - Dice, summed over the batch so that crops without buildings do not each count as a perfect one.
 
     The 1 added above and below the line makes a batch without buildings cost 0 when nothing is found.
     """
-    overlap, predicted, building = _overlaps(scores, truth, labelled, pooled)
+    overlap, predicted, building = _overlaps(scores, truth, labelled, all_reduce)
     return 1.0 - (2.0 * overlap + 1.0) / (predicted + building + 1.0)
 
 
-def _tversky(scores: Tensor, truth: Tensor, labelled: Tensor, misses: float, pooled: Pooling) -> Tensor:
+def _tversky(scores: Tensor, truth: Tensor, labelled: Tensor, misses: float, all_reduce: AllReduce) -> Tensor:
     """Return Dice loss in which missed buildings weigh `misses` and invented ones the rest; Dice itself at 0.5.
 
     Salehi et al., arXiv:1706.05721.
     """
-    overlap, predicted, building = _overlaps(scores, truth, labelled, pooled)
+    overlap, predicted, building = _overlaps(scores, truth, labelled, all_reduce)
     wrong = misses * (building - overlap) + (1.0 - misses) * (predicted - overlap)
     return 1.0 - (overlap + 0.5) / (overlap + wrong + 0.5)
 
@@ -127,3 +132,24 @@ def _lovasz(scores: Tensor, truth: Tensor, labelled: Tensor) -> Tensor:
     union = missed[-1] + torch.arange(1, len(building) + 1, device=missed.device) - missed
     ground = torch.where(union > 1, (missed[-1] - missed) / (union.float() * (union - 1).clamp(min=1)), 1.0)
     return torch.dot(functional.relu(errors), torch.where(building, 1.0 / union, ground))
+
+
+def distillation_loss(
+    logits: Tensor,
+    teacher_logits: Tensor,
+    valid: Tensor,
+    section: DistilSection,
+    all_reduce: AllReduce = lambda sums: sums,
+) -> Tensor:
+    """Return the cross-entropy of `logits` to the teacher's probabilities as a float32 scalar, weighted.
+
+    `logits` and `teacher_logits`, these over the teacher's own temperature, are [N, 1, H, W]; the mean is over `valid`
+    pixels, bool [N, H, W], labelled or not. `all_reduce` is as in `building_loss`.
+    """
+    softness = section.temperature
+    scores = torch.where(valid, logits[:, 0].float(), 0.0) / softness
+    targets = torch.where(valid, teacher_logits[:, 0].float() / softness, 0.0).sigmoid()
+    each = functional.binary_cross_entropy_with_logits(scores, targets, reduction="none")
+    total, count = all_reduce(torch.stack([torch.where(valid, each, 0.0).sum(), valid.sum().float()]))
+    loss: Tensor = section.weight * softness**2 * total / count.clamp(min=1)
+    return loss

@@ -1,11 +1,10 @@
 """One training on several processes, as torchrun starts them: which one this is, and what all of them must agree on.
 
 Every process goes through the same list of batches and takes its share of each; what a step sums over its batch is
-summed over all processes (pooling.py). So a configuration gives the same training on any number of them, up to
-rounding. The first process alone writes files and speaks. An error or a stop on one process ends the work on all of
-them, at the same step, and one says why. A process on its own is `Ranks()`, for which nothing here does anything.
-
-Sums over the batch of all processes, through which gradients flow.
+summed over all processes, with gradients (`all_reduce_sum`). So a configuration gives the same training on any number
+of them, up to rounding. The first process alone writes files and speaks. An error or a stop on one process ends the
+work on all of them, at the same step, and one says why. A process on its own is `Ranks()`, for which nothing here does
+anything.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,7 +51,7 @@ class Ranks:
         """Whether this process writes files and speaks."""
         return self.rank == 0
 
-    def share(self, batch: int) -> slice:
+    def local_batch(self, batch: int) -> slice:
         """Return this process's part of a batch; raises ConfigError when it cannot be cut into equal parts."""
         size, left = divmod(batch, self.world)
         if left:
@@ -75,13 +75,11 @@ class Ranks:
             return wanted
         if wanted not in ("auto", "cpu", "cuda"):
             raise UsageError(f"--device {wanted}: under torchrun every process takes its own; say auto, cpu or cuda")
-        import torch
-
         gpu = wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available())
         return f"cuda:{self.local}" if gpu else wanted
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def fail_together(self) -> Iterator[None]:
         """Run a piece of work that may fail on any process: then it fails on all, and the first that failed says why.
 
         All processes have to come here, and none may wait for another inside, unless it is the first thing it does. A
@@ -92,7 +90,7 @@ class Ranks:
             yield
         except AerialsegError as error:
             problem = error
-        codes = self.gather(0 if problem is None else problem.exit_code)
+        codes = self.all_gather_int(0 if problem is None else problem.exit_code)
         failed = next((rank for rank, code in enumerate(codes) if code), None)
         if problem is not None and failed == self.rank:
             raise problem
@@ -105,40 +103,34 @@ class Ranks:
         """Yield `batches`, of which every process has as many; a stop or a failed read ends them on all at once."""
         with closing(batches):
             while True:
-                with self.together():
+                with self.fail_together():
                     still_waiting()
                     batch = next(batches, None)
                 if batch is None:
                     return
                 yield batch
 
-    def gather(self, value: int) -> list[int]:
+    def all_gather_int(self, value: int) -> list[int]:
         """Return the number of every process, by rank."""
         if self.world == 1:
             return [value]
-        import torch
-
         values = torch.zeros(self.world, dtype=torch.int64)
         values[self.rank] = value
         torch.distributed.all_reduce(values)
         return [int(found) for found in values]
 
-    def collect(self, value: Value) -> list[Value]:
+    def all_gather(self, value: Value) -> list[Value]:
         """Return the value of every process, by rank, whatever it is."""
         if self.world == 1:
             return [value]
-        import torch
-
         values: list[Any] = [None] * self.world
         torch.distributed.all_gather_object(values, value)
         return values
 
-    def from_first(self, value: Value) -> Value:
+    def broadcast(self, value: Value) -> Value:
         """Return the first process's value."""
         if self.world == 1:
             return value
-        import torch
-
         values: list[Any] = [value if self.first else None]
         torch.distributed.broadcast_object_list(values, src=0)
         found: Value = values[0]
@@ -146,7 +138,7 @@ class Ranks:
 
     def check_alike(self, values: Mapping[str, str]) -> None:
         """Raise ConfigError when processes differ in what has to be the same: another machine's files may be older."""
-        everyones = self.collect(dict(values))
+        everyones = self.all_gather(dict(values))
         for rank, theirs in enumerate(everyones):
             for name, value in everyones[0].items():
                 if theirs[name] != value:
@@ -155,22 +147,20 @@ class Ranks:
                         " machines the same files and the same kind of device"
                     )
 
-    def pooled(self, sums: Tensor) -> Tensor:
+    def all_reduce_sum(self, sums: Tensor) -> Tensor:
         """Return the sums over all processes, with gradients that suit gradients which are averaged over them."""
         if self.world == 1:
             return sums
-
-        return pooled_sums(sums)
+        total: Tensor = _AllReduceSum.apply(sums)
+        return total
 
     def mean(self, values: Tensor) -> Tensor:
         """Return the mean over all processes, without gradients."""
-        return self.pooled(values.detach()) / self.world
+        return self.all_reduce_sum(values.detach()) / self.world
 
-    def align_buffers(self, module: nn.Module) -> None:
+    def broadcast_buffers(self, module: nn.Module) -> None:
         """Give `module` the first process's buffers: BatchNorm's running statistics are each process's own."""
         if self.world > 1:
-            import torch
-
             for buffer in module.buffers():
                 torch.distributed.broadcast(buffer, src=0)
 
@@ -180,9 +170,6 @@ class Ranks:
         Otherwise the network would drop the same paths in every share of the batch.
         """
         if not self.first:
-            import numpy as np
-            import torch
-
             torch.manual_seed(int(np.random.SeedSequence((seed, self.rank, step)).generate_state(1)[0]))
 
     def patient(self, progress: Progress) -> Progress:
@@ -222,7 +209,6 @@ def join_ranks() -> Iterator[Ranks]:
     if ranks.world == 1:
         yield ranks
         return
-    import torch
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
@@ -265,7 +251,7 @@ def _parting(ranks: Ranks, store: Any, error: Exception) -> Exception:
     return lost if ranks.first else EndedElsewhere(lost.exit_code)
 
 
-class _Pooled(torch.autograd.Function):
+class _AllReduceSum(torch.autograd.Function):
     """Adds up forward; backward, every process takes the gradient of its own summand, times their number.
 
     DistributedDataParallel averages gradients over the processes, so the factor makes that average the gradient of
@@ -281,9 +267,3 @@ class _Pooled(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> Tensor:
         return gradient * torch.distributed.get_world_size()
-
-
-def pooled_sums(sums: Tensor) -> Tensor:
-    """Return the sums over all processes of `sums`, which all of them have to bring."""
-    total: Tensor = _Pooled.apply(sums)
-    return total

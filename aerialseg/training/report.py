@@ -24,7 +24,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TrainReport:
-    """How a training went."""
+    """How a training went.
+
+    Example:
+        >>> config = aerialseg.load_config("runs/town/config.toml")
+        >>> again = aerialseg.TrainOptions(resume=True)
+        >>> report = aerialseg.train(Path("tiles/town"), config, Path("runs/town"), options=again)
+        >>> report.complete_before, report.epochs, report.best_epoch
+        (True, 1, 1)
+    """
 
     model: Path
     best_iou: float
@@ -45,7 +53,7 @@ class TrainReport:
     """The run was complete when it was called, and nothing was done."""
 
 
-def announce(job: TrainJob, standing: TrainState, say: Callable[[str], None]) -> None:
+def announce(job: TrainJob, state: TrainState, say: Callable[[str], None]) -> None:
     """Say what is about to be trained, on what, and what is missing."""
     config, device = job.config, job.fabric.device
     weights = config.model.weights if job.card.training["started_from"] is None else "a model file"
@@ -62,8 +70,8 @@ def announce(job: TrainJob, standing: TrainState, say: Callable[[str], None]) ->
         say(f"with a teacher, on unlabelled ground too: weight {weight:g}, temperature {temperature:g}")
     elif config.distil != DistilSection():
         say("warning: [distil] is set, but no --teacher is given: learning from labels alone")
-    if standing.taken:
-        say(f"going on after step {standing.taken:,} of {job.total_steps:,}")
+    if state.taken:
+        say(f"going on after step {state.taken:,} of {job.total_steps:,}")
     if job.ranks.world > 1:
         say(f"{job.ranks.world} processes, each with {crops // job.ranks.world} crops of every step")
         if device.type == "cpu" and any(isinstance(module, _BatchNorm) for module in job.model.modules()):
@@ -73,27 +81,27 @@ def announce(job: TrainJob, standing: TrainState, say: Callable[[str], None]) ->
         say(f"no validation tiles ({why}): every epoch's model is saved, with threshold {config.run.threshold:g}")
 
 
-def epoch_line(job: TrainJob, standing: TrainState, record: EpochRecord) -> str:
+def epoch_line(job: TrainJob, state: TrainState, record: EpochRecord) -> str:
     """Return one line on an epoch."""
     line = f"epoch {record.epoch}/{job.config.schedule.epochs}: loss {record.loss:.4f}"
     if job.validation:
-        best = ", best so far" if standing.best_epoch == record.epoch else ""
+        best = ", best so far" if state.best_epoch == record.epoch else ""
         line += f", validation IoU {record.iou:.4f} at threshold {record.threshold:.2f}{best}"
     if record.skipped:
         line += f", {record.skipped} steps skipped by loss scaling"
     return f"{line}, {record.images_per_s:.1f} crops/s, {record.seconds:.0f} s"
 
 
-def report(job: TrainJob, standing: TrainState, *, seconds: float, complete: bool) -> TrainReport:
+def report(job: TrainJob, state: TrainState, *, seconds: float, complete: bool) -> TrainReport:
     """Return how the training went."""
-    rates = [record.images_per_s for record in standing.records if not math.isnan(record.images_per_s)]
+    rates = [record.images_per_s for record in state.records if not math.isnan(record.images_per_s)]
     return TrainReport(
         model=job.run / FILE_NAME,
-        best_iou=math.nan if standing.best_iou is None else standing.best_iou,
-        best_epoch=standing.best_epoch,
-        threshold=standing.threshold,
-        epochs=standing.epoch,
-        steps=standing.taken,
+        best_iou=math.nan if state.best_iou is None else state.best_iou,
+        best_epoch=state.best_epoch,
+        threshold=state.threshold,
+        epochs=state.epoch,
+        steps=state.taken,
         seconds=seconds,
         images_per_s=median(rates) if rates else math.nan,
         device=str(job.fabric.device),

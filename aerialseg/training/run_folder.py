@@ -1,18 +1,14 @@
-"""The run folder: what may be started in it, and what a start has to respect.
+"""The run folder: what may be started in it, what a start has to respect, and what it was made with.
 
 RUN/model.safetensors   the best model so far      RUN/last.ckpt, previous.ckpt   to resume from
 RUN/config.toml         what is being trained      RUN/metrics.csv, curves.png, events.out.tfevents.*
-RUN/run.json            what it is made with
+RUN/run.json            what it is made with: commands, tiles, device, versions, git revision
 
-`run.json`: what a run was made with, so that it can be repeated: commands, tiles, device, versions, git revision.
-
-config.toml beside it says what is trained. Places and times stand here and not in the model file, so that equal
-trainings give equal files.
+Places and times stand in run.json and not in the model file, so that equal trainings give equal files.
 """
 
 from __future__ import annotations
 
-import json
 import secrets
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,37 +23,43 @@ from aerialseg.errors import BadDataError, ConfigError, OutputError, one_line
 from aerialseg.files import (
     locked,
     prepare_output_folder,
-    refuse_foreign,
     refuse_input_as_output,
     sweep,
     write_json,
     write_text,
 )
+from aerialseg.geo.ownership import RUN_COMMENT, check_overwrite, mark_of
 from aerialseg.models.device import cpu_name
 from aerialseg.models.package import FILE_NAME, find_model
 from aerialseg.training.history import CURVES, EVENTS, METRICS
 from aerialseg.training.start import git_revision, versions
 from aerialseg.training.state import LAST, PREVIOUS, load_checkpoint
+from aerialseg.values import from_values, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from aerialseg.geo.tiles.tileset import TileSet
     from aerialseg.training.job import TrainJob
-    from aerialseg.training.state import State
+    from aerialseg.training.state import Checkpoint
 
 CONFIG = "config.toml"
 FREE = ("data.cache:", "data.threads:", "data.timeout_s:", "run.loggers:")
 """Settings that no weight depends on: they may change when a run is resumed."""
-MARK = "# Written by aerialseg train; a training goes on with --resume.\n"
 RUN = "run.json"
 
 
 @dataclass(frozen=True, slots=True)
 class TrainOptions:
-    """What the command line decides beside the configuration."""
+    """What the command line decides beside the configuration.
+
+    Example:
+        >>> aerialseg.TrainOptions(device="cpu", start_from=Path("runs/town")).resume
+        False
+    """
 
     device: str = "auto"
+    """Or cpu, cuda, cuda:N, mps."""
     resume: bool = False
     """Go on from the run's last checkpoint; without one, start."""
     start_from: Path | None = None
@@ -83,7 +85,7 @@ def claimed(run: Path) -> Iterator[None]:
 
 def open_run(
     run: Path, tiles: TileSet, config: TrainConfig, options: TrainOptions, *, say: Callable[[str], None]
-) -> State | None:
+) -> Checkpoint | None:
     """Return the state to go on from, or None when a new training may begin in `run`; changes nothing.
 
     Raises OutputError when the folder holds a run and neither resume nor overwrite was asked for, or files of others;
@@ -103,7 +105,7 @@ def open_run(
         say(f"{one_line(run)}: nothing to resume yet, starting from the beginning")
     models = [find_model(path) for path in (options.start_from, options.teacher) if path is not None]
     refuse_input_as_output([*models, Path(config.model.weights)], [run / FILE_NAME])  # "imagenet" is no such path
-    if options.config is not None and not _is_ours(run):
+    if options.config is not None and mark_of(run / CONFIG, "run") is None:
         refuse_input_as_output([options.config], [run / CONFIG])
     _claim(run, options)
     return None
@@ -114,32 +116,23 @@ def begin_run(run: Path, config: TrainConfig) -> None:
     for pattern in (LAST, PREVIOUS, METRICS, CURVES, EVENTS, RUN):
         for stale in run.glob(pattern):
             stale.unlink()
-    write_text(run / CONFIG, MARK + to_toml(config))
+    write_text(run / CONFIG, RUN_COMMENT + to_toml(config))
 
 
 def _claim(run: Path, options: TrainOptions) -> None:
     """Raise OutputError when the folder holds a run worth keeping, or files that another program wrote."""
-    ours = _is_ours(run)
     kept = any((run / name).exists() for name in (LAST, PREVIOUS, FILE_NAME))
-    if ours and kept and not options.resume and not options.overwrite:
+    if kept and mark_of(run / CONFIG, "run") is not None and not options.resume and not options.overwrite:
         raise OutputError(
             f"{one_line(run)}: holds a run already; go on with --resume, give another folder with -o, or start anew"
             " with --overwrite"
         )
     names = (LAST, PREVIOUS, FILE_NAME, CONFIG, METRICS, CURVES, RUN)
     for path in (*(run / name for name in names), *run.glob(EVENTS)):
-        refuse_foreign(path, ours=ours, overwrite=options.overwrite)
+        check_overwrite(path, "run", overwrite=options.overwrite, marked=run / CONFIG)
 
 
-def _is_ours(run: Path) -> bool:
-    path = run / CONFIG
-    if not path.is_file():
-        return False
-    with path.open("rb") as stream:
-        return stream.read(len(MARK)) == MARK.encode()
-
-
-def _check_unchanged(run: Path, state: State, tiles: TileSet, changed: list[str]) -> None:
+def _check_unchanged(run: Path, state: Checkpoint, tiles: TileSet, changed: list[str]) -> None:
     if changed:
         raise ConfigError(
             f"{one_line(run)}: cannot resume with another configuration ({one_line('; '.join(changed))}); leave -c and"
@@ -178,7 +171,10 @@ def write_start(job: TrainJob, step: int, command: Sequence[str]) -> str:
 def read_run(run: Path) -> dict[str, Any]:
     """Return what run.json says; nothing when it is missing or damaged, for no training depends on it."""
     try:
-        known = json.loads((run / RUN).read_bytes())
-    except (OSError, ValueError):
+        known = from_values(dict[str, Any], read_json(run / RUN))
+        starts = from_values(list[dict[str, Any]], known["starts"])
+        from_values(list[list[str]], [start.get("command", []) for start in starts])
+        from_values(dict[str, Any], known.get("tiles", {}))
+    except (OSError, ValueError, KeyError):
         return {}
-    return known if isinstance(known, dict) and isinstance(known.get("starts"), list) else {}
+    return known

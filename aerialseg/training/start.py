@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from aerialseg.config import TrainConfig
-from aerialseg.errors import ConfigError, ModelError, one_line
+from aerialseg.config.sections import ModelSection
+from aerialseg.errors import BadDataError, ConfigError, ModelError, one_line
 from aerialseg.files import sha256_of
+from aerialseg.geo.geobox import gsd_differs
 from aerialseg.models.build import Segmenter, build_network, check_network, input_statistics
 from aerialseg.models.package import ModelCard, find_model, load_model, spec_of
 from aerialseg.models.presets import PRESETS, SIZE_MULTIPLE, ModelSpec, licence_of, resolve
@@ -30,15 +32,15 @@ if TYPE_CHECKING:
 
 LEAST_SPREAD = 1.0
 """A standard deviation below one grey level counts as one, so that a constant band is not blown up."""
-GSD_TOLERANCE = 0.1
 PACKAGES = ("aerialseg", "segmentation-models-pytorch", "timm", "albumentations", "lightning", "numpy")
 GIT_WAIT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A network to train, and the card of the model that will come of it."""
+    """A network to train, the tiles to train it on, and the card of the model that will come of it."""
 
+    tiles: TileSet
     segmenter: Segmenter
     card: ModelCard
     """Without scores, and with the configured threshold."""
@@ -47,8 +49,8 @@ class Start:
     teacher: Teacher | None = None
 
 
-def start_fresh(tiles: TileSet, config: TrainConfig, *, taught: bool = False) -> Start:
-    """Build the configured network with seeded random or pretrained weights; `taught` is as in `training_tiles`.
+def start_fresh(tiles: TileSet, config: TrainConfig, *, use_unlabelled: bool = False) -> Start:
+    """Build the configured network with random (seeded) or pretrained weights; `training_tiles` says `use_unlabelled`.
 
     Pretrained encoders get the normalisation they were trained with, all others that of the tiles. Raises ConfigError
     for a network that cannot be built or does not take the crop or whole tiles, BadDataError without a training tile;
@@ -65,16 +67,16 @@ def start_fresh(tiles: TileSet, config: TrainConfig, *, taught: bool = False) ->
         weights=section.weights,
         accept_licence=section.accept_licence,
     )
-    _check_fit(spec, tiles, config, taught)
+    _check_fit(spec, tiles, config, use_unlabelled)
     network = build_network(spec)
     mean, std = input_statistics(spec) or (tiles.mean, tuple(max(value, LEAST_SPREAD) for value in tiles.std))
     licence = licence_of(spec)
     card = _describe(spec, tiles, config, mean=mean, std=std, licence=licence, training=_provenance(tiles, config))
-    return Start(Segmenter(network, mean, std), card, config)
+    return Start(tiles, Segmenter(network, mean, std), card, config)
 
 
 def start_from_model(
-    tiles: TileSet, config: TrainConfig, path: Path, say: Callable[[str], None], *, taught: bool = False
+    tiles: TileSet, config: TrainConfig, path: Path, say: Callable[[str], None], *, use_unlabelled: bool = False
 ) -> Start:
     """Continue from a model file or run folder, keeping its network and normalisation.
 
@@ -90,24 +92,29 @@ def start_from_model(
         )
     for difference in _differences(old, tiles, config):
         say(f"{name}: {difference}")
-    config = config.model_copy(update={"model": _section_of(old, config)})
+    named: dict[str, Any] = {"architecture": old.architecture, "encoder": old.encoder}
+    if old.preset in PRESETS and PRESETS[old.preset].encoder == old.encoder:
+        named = {"preset": old.preset}
+    arguments, accepted = dict(old.encoder_arguments), config.model.accept_licence
+    section = ModelSection(**named, encoder_arguments=arguments, weights="none", accept_licence=accepted)
+    config = config.model_copy(update={"model": section})
     spec = spec_of(old)
-    _check_fit(spec, tiles, config, taught)
+    _check_fit(spec, tiles, config, use_unlabelled)
     training = {**_provenance(tiles, config), "started_from": sha256_of(find_model(path))}
     card = _describe(spec, tiles, config, mean=old.mean, std=old.std, licence=old.licence, training=training)
-    return Start(segmenter, card, config)
+    return Start(tiles, segmenter, card, config)
 
 
-def start_again(state: Mapping[str, Any]) -> Start:
-    """Build the network of a checkpoint, without its weights (checkpoint.py and loop.py put those in)."""
-    card = ModelCard(**state["card"])
+def start_again(tiles: TileSet, checkpoint: Mapping[str, Any]) -> Start:
+    """Build the network of a checkpoint, without its weights, which `load_state_dict` puts in."""
+    card = ModelCard(**checkpoint["card"])
     segmenter = Segmenter(build_network(spec_of(card)), card.mean, card.std)
-    return Start(segmenter, card, TrainConfig.model_validate(state["config"]))
+    return Start(tiles, segmenter, card, TrainConfig.model_validate(checkpoint["config"]))
 
 
-def _check_fit(spec: ModelSpec, tiles: TileSet, config: TrainConfig, taught: bool) -> None:
+def _check_fit(spec: ModelSpec, tiles: TileSet, config: TrainConfig, use_unlabelled: bool) -> None:
     """Raise ConfigError when the network does not take crops or validation tiles, BadDataError without tiles."""
-    training_tiles(tiles, config.data, taught=taught)
+    training_tiles(tiles, config.data, use_unlabelled=use_unlabelled)
     crop, multiple = config.data.crop, PRESETS[spec.preset].size_multiple if spec.preset in PRESETS else 1
     if crop % multiple:
         raise ConfigError(
@@ -125,21 +132,12 @@ def _differences(old: ModelCard, tiles: TileSet, config: TrainConfig) -> list[st
         for label, before, now in (("bands", old.band_indexes, tiles.bands), ("value range", old.scale, tiles.scale))
         if before != now
     ]
-    if old.gsd_m and tiles.gsd_m and abs(tiles.gsd_m / old.gsd_m - 1.0) > GSD_TOLERANCE:
+    if gsd_differs(tiles.gsd_m, old.gsd_m):
         lines.append(f"was trained at {old.gsd_m:.3g} m per pixel, the tiles have {tiles.gsd_m:.3g} m")
     wanted = resolve(config.model.preset, config.model.architecture, config.model.encoder)
     if (wanted.architecture, wanted.encoder) != (old.architecture, old.encoder):
         lines.append(f"is {old.preset}, and that is trained, not the configuration's {wanted.preset}")
     return lines
-
-
-def _section_of(card: ModelCard, config: TrainConfig) -> Any:
-    """Return the configuration's [model] as naming the card's network."""
-    known = card.preset in PRESETS and PRESETS[card.preset].encoder == card.encoder
-    named = {"preset": card.preset} if known else {"architecture": card.architecture, "encoder": card.encoder}
-    arguments = dict(card.encoder_arguments)
-    accepted = config.model.accept_licence
-    return type(config.model)(**named, encoder_arguments=arguments, weights="none", accept_licence=accepted)
 
 
 def _provenance(tiles: TileSet, config: TrainConfig) -> dict[str, Any]:
@@ -209,3 +207,52 @@ def git_revision(package: Path = Path(__file__).parent.parent) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None
+
+
+def with_teacher(start: Start, path: Path | None, *, resumed: bool) -> Start:
+    """Return the start with its teacher, whose SHA-256 the card of the model to come names; as it is without one.
+
+    Raises ConfigError and ModelError when a resumed run had another teacher, or none, and what `load_teacher` raises.
+    """
+    known, digest = start.card.training.get("teacher"), None if path is None else sha256_of(find_model(path))
+    if resumed and known != digest:
+        if path is None:
+            raise ConfigError("this run learns from a teacher: go on with the same --teacher MODEL")
+        found = "begun without a teacher" if known is None else f"begun with another teacher (SHA-256 {known[:12]})"
+        raise ModelError(f"{one_line(path)}: the run was {found}; go on with that, or start anew with --overwrite")
+    if path is None:
+        return start
+    card = replace(start.card, training={**start.card.training, "teacher": digest})
+    return replace(start, card=card, teacher=load_teacher(path, start.tiles, start.config))
+
+
+def load_teacher(path: Path, tiles: TileSet, config: TrainConfig) -> Teacher:
+    """Read the teacher, on the CPU, and check that it knows tiles like these.
+
+    Raises ModelError when it takes other bands or another value range, or is damaged, BadDataError when the tiles'
+    pixels are of another size on the ground, ConfigError when it does not take the crops.
+    """
+    segmenter, card = load_model(path)
+    name = one_line(find_model(path))
+    for label, taken, held in (
+        ("bands", _bands_of(card.band_indexes, card.bands), _bands_of(tiles.bands, len(tiles.mean))),
+        ("value range", card.scale, tiles.scale),
+    ):
+        if taken != held:
+            raise ModelError(
+                f"{name}: the teacher takes {label} {taken}, the tiles hold {held}; cut tiles like its own"
+            )
+    if gsd_differs(tiles.gsd_m, card.gsd_m):
+        raise BadDataError(
+            f"{one_line(tiles.folder)}: its pixels are {tiles.gsd_m:.3g} m, the teacher {name} was trained at"
+            f" {card.gsd_m:.3g} m; cut tiles with --gsd {card.gsd_m:.3g}"
+        )
+    try:
+        check_network(spec_of(card), config.data.crop)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: data.crop {config.data.crop}: {error}") from error
+    return Teacher(segmenter.requires_grad_(False).eval(), card.temperature)
+
+
+def _bands_of(indexes: tuple[int, ...] | None, count: int) -> tuple[int, ...]:
+    return indexes or tuple(range(1, count + 1))

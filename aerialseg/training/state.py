@@ -1,9 +1,8 @@
 """How far a training is: the counters, and the whole state as a checkpoint keeps it.
 
-`last.ckpt`: all a run needs to go on as if it had never stopped; and `previous.ckpt`, in case that one is damaged.
-
-Plain tensors, numbers and text in dicts and lists, so torch.load(weights_only=True) reads it and nothing in it can run.
-The format is private to a run in progress; what others use is the model file (models/package.py).
+`last.ckpt` holds all a run needs to go on as if it had never stopped; `previous.ckpt` is there in case that one is
+damaged. Plain tensors, numbers and text in dicts and lists, so torch.load(weights_only=True) reads it and nothing in it
+can run. The format is private to a run in progress; what others use is the model file.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import torch
 from aerialseg.errors import ModelError, first_line, one_line
 from aerialseg.files import staged
 from aerialseg.training.history import EpochRecord
+from aerialseg.values import from_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +29,7 @@ LAST = "last.ckpt"
 PREVIOUS = "previous.ckpt"
 FORMAT = 1
 PLAIN = (type(None), bool, int, float, str)
-State = dict[str, Any]
+Checkpoint = dict[str, Any]
 
 
 @dataclass(slots=True)
@@ -61,14 +61,14 @@ class TrainState:
         return self.loss / max(1, self.step - self.skipped)
 
 
-def snapshot(job: TrainJob, standing: TrainState) -> State:
+def state_dict(job: TrainJob, state: TrainState) -> Checkpoint:
     """Return everything that decides how the run goes on."""
     device = job.fabric.device
     return {
         "config": job.config.model_dump(),
         "tiles": job.tiles.digest,
         "card": asdict(job.card),
-        "standing": asdict(standing),
+        "standing": asdict(state),
         "model": job.model.state_dict(),
         "average": None if job.average is None else job.average.state_dict(),
         "optimizer": job.optimizer.state_dict(),
@@ -78,32 +78,46 @@ def snapshot(job: TrainJob, standing: TrainState) -> State:
     }
 
 
-def restore(job: TrainJob, state: State) -> TrainState:
-    """Put a checkpoint's state into the job's modules and return its counters."""
-    job.model.load_state_dict(state["model"])
+def load_state_dict(job: TrainJob, checkpoint: Checkpoint) -> TrainState:
+    """Put a checkpoint's state into the job's modules and return its counters.
+
+    Raises ModelError when the counters are not those of this version.
+    """
+    try:
+        counters = from_values(TrainState, checkpoint["standing"])
+    except ValueError as error:
+        raise ModelError(
+            f"{one_line(job.run / LAST)}: was written by another version of aerialseg ({error}); start again with"
+            " --overwrite"
+        ) from error
+    job.model.load_state_dict(checkpoint["model"])
     if job.average is not None:
-        job.average.load_state_dict(state["average"])
-    job.optimizer.load_state_dict(state["optimizer"])
-    job.fabric.strategy.precision.load_state_dict(state["precision"])
-    torch.set_rng_state(state["rng"])
-    if job.fabric.device.type == "cuda" and state["device_rng"] is not None:
-        torch.cuda.set_rng_state(state["device_rng"], job.fabric.device)
-    values = dict(state["standing"])
-    records = [EpochRecord(**record) for record in values.pop("records")]
-    return TrainState(**values, records=records)
+        job.average.load_state_dict(checkpoint["average"])
+    job.optimizer.load_state_dict(checkpoint["optimizer"])
+    job.fabric.strategy.precision.load_state_dict(checkpoint["precision"])
+    torch.set_rng_state(checkpoint["rng"])
+    if job.fabric.device.type == "cuda" and checkpoint["device_rng"] is not None:
+        torch.cuda.set_rng_state(checkpoint["device_rng"], job.fabric.device)
+    return counters
 
 
-def save_checkpoint(run: Path, state: State) -> None:
+def save_checkpoint(run: Path, state: Checkpoint) -> None:
     """Write `state` as the run's last checkpoint and keep the one before; at every moment one of the two is whole."""
     last = run / LAST
     content = {"format": FORMAT, "digest": digest_of(state), "state": state}
     with staged(last) as temporary:
-        _write(temporary, content)
+        try:
+            with temporary.open("wb") as stream:  # torch's own writer hides the reason of a full disk
+                torch.save(content, stream)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
         if last.exists():
             last.replace(run / PREVIOUS)
 
 
-def load_checkpoint(run: Path, say: Callable[[str], None]) -> State | None:
+def load_checkpoint(run: Path, say: Callable[[str], None]) -> Checkpoint | None:
     """Return the newest checkpoint that is whole, None when there is none at all.
 
     Tells `say` when the last one is damaged and the previous one is used; raises ModelError when both are.
@@ -131,17 +145,6 @@ def digest_of(state: Any) -> str:
     return digest.hexdigest()
 
 
-def _write(path: Path, content: State) -> None:
-    """Save through a Python file: torch's writer hides the reason of a full disk behind a RuntimeError of its own."""
-    try:
-        with path.open("wb") as stream:
-            torch.save(content, stream)
-    except RuntimeError as error:
-        if isinstance(error.__context__, OSError):
-            raise error.__context__ from error
-        raise
-
-
 def _feed(update: Callable[[Any], None], value: Any) -> None:
     match value:
         case torch.Tensor():
@@ -162,11 +165,11 @@ def _feed(update: Callable[[Any], None], value: Any) -> None:
             raise TypeError(f"a checkpoint holds plain values only, not {type(value)}")
 
 
-def _read(path: Path) -> State:
+def _read(path: Path) -> Checkpoint:
     try:
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # about a stranger's pickle
             content = torch.load(path, map_location="cpu", weights_only=True)
-        state: State = content["state"]
+        state: Checkpoint = content["state"]
         whole = content["format"] == FORMAT and content["digest"] == digest_of(state)
     except Exception as error:  # damaged bytes surface as nearly any type
         raise ModelError(f"{one_line(path)}: damaged: {first_line(error)[:120]}") from error

@@ -17,7 +17,8 @@ import torch
 from aerialseg.config import TrainConfig
 from aerialseg.config.sections import ModelSection
 from aerialseg.errors import BadDataError, ConfigError, Diverged, ResourceError, UsageError, one_line
-from aerialseg.files import locked, prepare_output_folder, refuse_foreign, refuse_input_as_output, staged, write_json
+from aerialseg.files import locked, prepare_output_folder, refuse_input_as_output, staged, write_json
+from aerialseg.geo.ownership import BENCH, check_overwrite, owner_of
 from aerialseg.geo.tiles.tileset import load_tileset
 from aerialseg.models.build import check_network, count_network, outline
 from aerialseg.models.device import cpu_name, is_out_of_memory, pick_device, pick_precision
@@ -37,9 +38,8 @@ if TYPE_CHECKING:
 
 ALL_MIXERS = (*MIXERS, "conv,conv,window,full")
 COSTS, PICTURE, RUNS = "costs.json", "costs.png", "runs"
-MADE_BY = "aerialseg bench"
 GB = 1e9
-COMMAND = ("aerialseg", "bench")
+COMMAND = tuple(BENCH.split())
 """In run.json: by this a run is known to be a bench's."""
 EPOCHS = 8
 """Validations of a training; the best one counts."""
@@ -61,7 +61,7 @@ class Findings:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
-        return {"made_by": MADE_BY, **asdict(self)}
+        return {"made_by": BENCH, **asdict(self)}
 
 
 def mixer_contestants(names: Sequence[str] = ()) -> list[Candidate]:
@@ -127,10 +127,8 @@ def _claim(out: Path, budget: Budget | None, *, overwrite: bool) -> None:
     """Raise UsageError when the tiles would be written into, OutputError when files in the folder are others'."""
     if budget is not None:
         refuse_input_as_output([budget.tiles], [out])
-    path = out / COSTS
-    ours = path.is_file() and f'"made_by": "{MADE_BY}"' in path.read_text(errors="replace")[:200]
     for name in (COSTS, PICTURE):
-        refuse_foreign(out / name, ours=ours, overwrite=overwrite)
+        check_overwrite(out / name, "bench report", overwrite=overwrite, marked=out / COSTS)
 
 
 def _write(out: Path, findings: Findings) -> None:
@@ -306,12 +304,11 @@ def train_in_time(
     A run that a bench began is begun anew; raises OutputError for one of another origin, unless `overwrite`.
     """
     from aerialseg.training.loop import train
-    from aerialseg.training.run_folder import TrainOptions, read_run
+    from aerialseg.training.run_folder import RUN, TrainOptions
 
     try:
         config = _configure(contestant, budget, device)
-        starts = read_run(run).get("starts", [])
-        ours = bool(starts) and all(start.get("command") == [*COMMAND] for start in starts)
+        ours = owner_of(run / RUN, "bench run") == "ours"
         options = TrainOptions(device, overwrite=ours or overwrite, command=COMMAND)
         report = train(budget.tiles, config, run, options=options, progress=progress)
     except (ConfigError, ResourceError, Diverged) as error:

@@ -23,7 +23,7 @@ from aerialseg.models.presets import SIZE_MULTIPLE, resolve
 from aerialseg.training.batches import AHEAD, open_readers
 from aerialseg.training.data import TileReader
 from aerialseg.training.job import TrainJob, build_job, reading_threads
-from aerialseg.training.loop import take_step
+from aerialseg.training.loop import train_step
 from aerialseg.training.losses import building_loss
 from aerialseg.training.start import start_fresh
 from aerialseg.training.state import TrainState
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 PHASES = ("data", "copy", "forward", "backward", "optimizer")
 """Waiting for a batch, moving it to the device, the network, loss and gradients, the update with the average."""
-PLAIN = {"flips": False, "scale": 0.0, "colour": 0.0, "wear": 0.0}
+PLAIN = {"flips": False, "scale": 0.0, "colour": 0.0, "degrade": 0.0}
 """Settings of [data] that leave crops as they are."""
 FOREVER = {"epochs": 100_000, "patience": 0}
 WARM_UP, COUNTED = 1, 2
@@ -106,7 +106,7 @@ def bench_train(folder: Path, config: TrainConfig, *, device: str, seconds: floa
     threads = reading_threads(config.data.threads)
     with open_readers(threads) as readers:
         start = start_fresh(tiles, config)
-        job = build_job(Path(), tiles, start, device=chosen, readers=readers, progress=progress)
+        job = build_job(Path(), start, device=chosen, readers=readers, progress=progress)
         progress.start("measuring", 5, "rate")
         raw = _feed_rate(_plain(job), seconds, progress)
         augmented = _feed_rate(job, seconds, progress)
@@ -142,12 +142,12 @@ def _feed_rate(job: TrainJob, seconds: float, progress: Progress) -> float:
 
 def _step_rates(job: TrainJob, seconds: float, progress: Progress) -> tuple[float, float]:
     """Return steps a second on one batch and with data."""
-    standing, counted = TrainState(), {True: (0, 0.0), False: (0, 0.0)}
+    state, counted = TrainState(), {True: (0, 0.0), False: (0, 0.0)}
     job.model.train()
     with closing(job.training_batches(0, 0)) as batches:
         kept = _kept(next(batches).to(job.fabric.device))
         for fed in (False, True, True, False):
-            steps, spent = _timed(job, standing, batches if fed else repeat(kept), seconds / 2, progress)
+            steps, spent = _timed(job, state, batches if fed else repeat(kept), seconds / 2, progress)
             counted[fed] = counted[fed][0] + steps, counted[fed][1] + spent
     progress.advance(2)
     return (counted[False][0] / counted[False][1], counted[True][0] / counted[True][1])
@@ -162,16 +162,16 @@ def _kept(batch: Batch) -> Batch:
 
 
 def _timed(
-    job: TrainJob, standing: TrainState, batches: Iterator[Batch], seconds: float, progress: Progress
+    job: TrainJob, state: TrainState, batches: Iterator[Batch], seconds: float, progress: Progress
 ) -> tuple[int, float]:
     """Take steps for a while, after some that are not counted: they use up, or leave, what was read ahead."""
     for _ in range(AHEAD + 1):
-        take_step(job, standing, batches)
+        train_step(job, state, batches)
         progress.advance(0)
     _wait_for_device(job)
     steps, began = 0, time.perf_counter()
     while time.perf_counter() - began < seconds:
-        take_step(job, standing, batches)
+        train_step(job, state, batches)
         steps += 1
         progress.advance(0)
     _wait_for_device(job)
@@ -194,14 +194,14 @@ class _Stopwatch:
 
 def _spent(job: TrainJob, seconds: float, progress: Progress) -> dict[str, float]:
     """Return the share of each phase in steps with data."""
-    watch, standing = _Stopwatch(job), TrainState()
+    watch, state = _Stopwatch(job), TrainState()
     hooks = [
         job.forward.register_forward_hook(lambda *_: watch("backward")),
         _inner(job.optimizer).register_step_pre_hook(lambda *_: watch("optimizer")),
     ]
     try:
         with closing(job.training_batches(0, 0)) as batches:
-            _timed(job, standing, _watched(batches, job, watch), seconds, progress)
+            _timed(job, state, _watched(batches, job, watch), seconds, progress)
     finally:
         for hook in hooks:
             hook.remove()

@@ -15,7 +15,8 @@ from aerialseg.errors import BadDataError, one_line
 from aerialseg.evaluation.pairs import pair_scenes
 from aerialseg.evaluation.results import at_limit, calibration_error, fit_temperature, log_loss
 from aerialseg.evaluation.scores import EvaluateOptions, check_truth, count_probabilities
-from aerialseg.files import prepare_output_folder, refuse_foreign, refuse_input_as_output, sha256_of, working_folder
+from aerialseg.files import prepare_output_folder, refuse_input_as_output, sha256_of, working_folder
+from aerialseg.geo.ownership import check_overwrite
 from aerialseg.models.package import find_model, load_model, read_card, save_model
 from aerialseg.prediction.options import PredictOptions
 from aerialseg.prediction.run import predict_scenes
@@ -87,7 +88,7 @@ class CalibrateReport:
 
 
 def calibrate_model(
-    scenes: Sequence[Scene], model: Path, out: Path, options: CalibrateOptions, progress: Progress | None = None
+    scenes: Sequence[Scene], model: Path, out: Path, options: CalibrateOptions, progress: Progress = Silent()
 ) -> CalibrateReport:
     """Write the model at `model` to `out` with the temperature and threshold that suit `scenes`, given their truth.
 
@@ -95,7 +96,7 @@ def calibrate_model(
     predicted when a mask lies on another grid than its scene, later when the truth holds only one class, and what
     predicting and counting raise.
     """
-    progress, model = progress or Silent(), find_model(model)
+    model = find_model(model)
     _check_output(scenes, model, out, options)
     card = read_card(model)
     check_truth(pair_scenes(scenes, vectors=options.vectors), options.truth, progress)
@@ -126,7 +127,7 @@ def _check_output(scenes: Sequence[Scene], model: Path, out: Path, options: Cali
     area = [] if options.truth.labelled_area is None else [options.truth.labelled_area]
     refuse_input_as_output([model, *inputs, *options.vectors, *area], [out])
     prepare_output_folder(out.parent)
-    refuse_foreign(out, ours=False, overwrite=options.overwrite)
+    check_overwrite(out, overwrite=options.overwrite)
 
 
 def _histogram(

@@ -9,7 +9,6 @@ prediction, and where the two differ.
 from __future__ import annotations
 
 import io
-import json
 import math
 import os
 import time
@@ -24,12 +23,14 @@ from rasterio.windows import Window
 from aerialseg import __version__
 from aerialseg.config import TrainConfig, differences, load_config
 from aerialseg.counts import Confusion
+from aerialseg.drawing import FLAT_FOUND, INVENTED, MISSED, as_rgb, encode_png, flat_errors, flat_mask
 from aerialseg.errors import BadDataError, ConfigError, ModelError
 from aerialseg.evaluation.scores import evaluate_scenes
-from aerialseg.files import prepare_output_folder, refuse_foreign, write_bytes, write_json
+from aerialseg.files import prepare_output_folder, write_bytes, write_json
 from aerialseg.geo.inspection import inspect_scene
 from aerialseg.geo.labels import decide_rule, read_mask
 from aerialseg.geo.opening import open_raster
+from aerialseg.geo.ownership import check_overwrite
 from aerialseg.geo.raster import read_window
 from aerialseg.geo.scenes import Scene
 from aerialseg.geo.tiles.build import tile_scenes
@@ -61,11 +62,6 @@ SIDE = 1000
 """Of a larger scene the middle is shown, this many pixels square."""
 PANEL = 500
 """Pixels along each side of a panel."""
-BUILDING, GROUND = (245, 245, 240), (58, 62, 68)
-FOUND, MISSED, INVENTED = (222, 222, 222), (230, 120, 0), (40, 150, 230)
-"""Orange and blue on grey: told apart by people who do not see red and green as two colours."""
-GREY = 0.42
-"""Brightness of the scene behind the errors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +111,7 @@ def run_demo(
     minutes: float = MINUTES,
     device: str = "auto",
     overrides: Sequence[str] = (),
-    progress: Progress | None = None,
+    progress: Progress = Silent(),
 ) -> DemoReport:
     """Do the whole job below `out` and return the scores on the held-out scene.
 
@@ -124,16 +120,17 @@ def run_demo(
     """
     # Threads that spin while they wait made a step six times slower beside one other busy program on two cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    progress, clock = progress or Silent(), _Clock()
+    clock = _Clock()
     config = load_config(CONFIG, list(overrides))
     prepare_output_folder(out)
-    _refuse_foreign_report(out)
+    for name in ("report.json", "picture.png"):
+        check_overwrite(out / name, "demo report", overwrite=False, marked=out / "report.json")
     with clock.measure("draw"):
         wanted = [(CITY, number) for number in (*NUMBERS, HELD_OUT)]
         paths = write_sample(out / "scenes", wanted, SIZE, progress=progress)
         *others, held_out = (Scene(path.stem, path, out / "scenes" / "train" / "gt" / path.name) for path in paths)
     with clock.measure("tile"):
-        report = tile_scenes(others, TilingOptions(size=TILE, split="inria"), out / "tiles", progress)
+        report = tile_scenes(others, out / "tiles", TilingOptions(size=TILE, split="inria"), progress)
         progress.say(report.summary())
     with clock.measure("train"):
         training = _train(out, _within(minutes, config, out / "run", device, progress), device, progress)
@@ -245,24 +242,13 @@ def _copy_truth(scene: Scene, folder: Path) -> Path:
     return copy
 
 
-def _refuse_foreign_report(out: Path) -> None:
-    """Raise OutputError before any work when the folder holds results that are not the demo's."""
-    report = out / "report.json"
-    try:
-        ours = json.loads(report.read_bytes()).get("command") == "demo"
-    except (OSError, ValueError, AttributeError):
-        ours = False
-    for path in (report, out / "picture.png"):
-        refuse_foreign(path, ours=ours, overwrite=False)
-
-
 def _number(value: float) -> float | None:
     return None if value != value else value
 
 
 @dataclass(frozen=True, slots=True)
 class DemoPicture:
-    """One piece of ground: pixels uint8 (3, rows, cols), true and predicted building, and where both are known."""
+    """One piece of ground: pixels uint8 (bands, rows, cols), true and predicted building, and where both are known."""
 
     pixels: NDArray[np.uint8]
     truth: NDArray[np.bool_]
@@ -275,30 +261,30 @@ def draw_picture(path: Path, name: str, compared: DemoPicture) -> None:
     from matplotlib.figure import Figure
 
     confusion = Confusion.of(compared.prediction, compared.truth, compared.valid)
+    scene = as_rgb(np.moveaxis(compared.pixels, 0, -1))
+    errors = flat_errors(scene, compared.truth, compared.prediction, compared.valid)
+    panels = (scene, flat_mask(compared.truth), flat_mask(compared.prediction), errors)
     titles = (f"scene {name}", "true buildings", "predicted buildings", f"errors: IoU {confusion.iou:.2f}")
     figure = Figure(figsize=(4 * PANEL / 100 + 0.5, PANEL / 100 + 0.75), dpi=100, facecolor="white")
-    for place, (title, panel) in enumerate(zip(titles, _panels(compared), strict=True)):
+    for place, (title, panel) in enumerate(zip(titles, panels, strict=True)):
         axes = figure.add_axes((0.005 + place * 0.2488, 0.062, 0.2438, 0.8696))
-        axes.imshow(panel, interpolation="none")
+        small = Image.fromarray(panel).resize((PANEL, PANEL), Image.Resampling.BOX)
+        axes.imshow(small, interpolation="none")
         axes.set_axis_off()
         axes.set_title(title, fontsize=15, pad=7)
     _add_legend(figure.axes[-1])
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    picture = Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    buffer = io.BytesIO()
-    picture.save(buffer, format="png", optimize=True)
-    write_bytes(path, buffer.getvalue())
+    write_bytes(path, encode_png(np.asarray(Image.open(buffer).convert("RGB")), 256))
 
 
 def read_picture(scene: Path, truth: Path, prediction: Path) -> DemoPicture:
-    """Read the middle of a scene, three bands of it, with its two masks, which lie on the scene's grid."""
+    """Read the middle of a scene with its two masks, which lie on the scene's grid."""
     source = inspect_scene(scene)
     side = min(source.box.height, source.box.width, SIDE)
     window = Window((source.box.width - side) // 2, (source.box.height - side) // 2, side, side)
     with open_raster(scene) as dataset:
         pixels, _ = read_window(dataset, source, window)
-    pixels = pixels[:3] if pixels.shape[0] >= 3 else np.repeat(pixels[:1], 3, axis=0)
     masks = []
     for path in (truth, prediction):
         with open_raster(path) as dataset:
@@ -307,30 +293,10 @@ def read_picture(scene: Path, truth: Path, prediction: Path) -> DemoPicture:
     return DemoPicture(pixels, true, predicted, labelled & known)
 
 
-def _panels(compared: DemoPicture) -> list[Image.Image]:
-    scene = compared.pixels.transpose(1, 2, 0)
-    grey = np.repeat(scene.mean(axis=2, keepdims=True) * GREY, 3, axis=2)
-    errors = grey.astype(np.uint8)
-    errors[compared.truth & compared.prediction] = FOUND
-    errors[compared.truth & ~compared.prediction & compared.valid] = MISSED
-    errors[~compared.truth & compared.prediction & compared.valid] = INVENTED
-    return [_small(panel) for panel in (scene, _flat(compared.truth), _flat(compared.prediction), errors)]
-
-
-def _flat(building: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    colours = np.array((GROUND, BUILDING), np.uint8)
-    flat: NDArray[np.uint8] = colours[building.astype(np.intp)]
-    return flat
-
-
-def _small(panel: NDArray[np.uint8]) -> Image.Image:
-    return Image.fromarray(panel).resize((PANEL, PANEL), Image.Resampling.BOX)
-
-
 def _add_legend(axes: Axes) -> None:
     from matplotlib.patches import Patch
 
-    entries = (("found", FOUND), ("missed", MISSED), ("not a building", INVENTED))
+    entries = (("found", FLAT_FOUND), ("missed", MISSED), ("not a building", INVENTED))
     patches = [
         Patch(facecolor=tuple(part / 255 for part in colour), edgecolor="black", linewidth=0.6, label=label)
         for label, colour in entries

@@ -10,16 +10,17 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from aerialseg.errors import BadDataError, ResourceError, UsageError, one_line
-from aerialseg.files import prepare_output_folder, refuse_foreign, staged
+from aerialseg.errors import BadDataError, Diverged, ResourceError, UsageError, one_line
+from aerialseg.files import prepare_output_folder, staged
+from aerialseg.geo.ownership import check_overwrite
 from aerialseg.geo.tiles.tileset import load_tileset
 from aerialseg.models.device import is_out_of_memory, pick_device
 from aerialseg.progress import Silent
 from aerialseg.training.batches import open_readers
 from aerialseg.training.job import build_job, reading_threads
-from aerialseg.training.loop import accumulate_gradients
-from aerialseg.training.optimizer import set_learning_rate
+from aerialseg.training.loop import train_step
 from aerialseg.training.start import start_fresh
+from aerialseg.training.state import TrainState
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,7 +57,7 @@ class RangeTest:
 
 
 def find_learning_rate(
-    tileset_folder: Path, config: TrainConfig, device: str = "auto", progress: Progress | None = None
+    tileset_folder: Path, config: TrainConfig, device: str = "auto", progress: Progress = Silent()
 ) -> RangeTest:
     """Train `config`'s network on a set's tiles for STEPS steps, each at a higher rate than the one before.
 
@@ -64,13 +65,13 @@ def find_learning_rate(
     the same losses on a processor. Raises what a training raises before its first step, BadDataError when the loss is
     not even finite at the lowest rates, ResourceError when memory does not suffice.
     """
-    progress, tiles = progress or Silent(), load_tileset(tileset_folder)
+    tiles = load_tileset(tileset_folder)
     short = {"epochs": 1, "steps_per_epoch": STEPS, "freeze_steps": 0}
     updates = {"schedule": config.schedule.model_copy(update=short), "run": config.run.model_copy(update={"ema": 0.0})}
     chosen = pick_device(device)
     with open_readers(reading_threads(config.data.threads)) as readers:
         start = start_fresh(tiles, config.model_copy(update=updates))
-        job = build_job(tiles.folder, tiles, start, device=chosen, readers=readers, progress=progress)
+        job = build_job(tiles.folder, start, device=chosen, readers=readers, progress=progress)
         try:
             losses = _losses(job, progress)
         except (RuntimeError, MemoryError) as error:
@@ -110,7 +111,7 @@ def claim_picture(path: Path, *, tiles: Path, overwrite: bool, config: Path | No
     if config is not None and path.exists() and config.exists() and path.samefile(config):
         raise UsageError(f"{one_line(path)}: is the configuration; give another place for the picture")
     prepare_output_folder(path.parent)
-    refuse_foreign(path, ours=False, overwrite=overwrite)
+    check_overwrite(path, overwrite=overwrite)
 
 
 def _rate(step: int) -> float:
@@ -120,20 +121,21 @@ def _rate(step: int) -> float:
 def _losses(job: TrainJob, progress: Progress) -> list[float]:
     """Return each step's loss until one is not finite or the smoothed one has left the lowest far below."""
     losses: list[float] = []
+    state = TrainState()
     progress.start("learning rates", STEPS, "step")
     with closing(job.training_batches(0, 0)) as batches:
         job.model.train()
         for step in range(STEPS):
-            set_learning_rate(job.optimizer, _rate(step))
-            gradients = accumulate_gradients(job, batches)
-            if not math.isfinite(gradients.loss):
+            try:
+                taken = train_step(job, state, batches, lr=_rate(step))
+            except Diverged:
                 break
-            losses.append(gradients.loss)
+            if not math.isfinite(taken.loss):  # float16: the scaler left the step out
+                break
+            losses.append(taken.loss)
             smoothed = _smooth(losses)
             if smoothed[-1] > DIVERGED * min(smoothed):
                 break
-            job.optimizer.step()  # under float16 the scaler leaves out what is not finite
-            job.optimizer.zero_grad(set_to_none=True)
             progress.advance(1, f"lr {_rate(step):.1e}, loss {smoothed[-1]:.3f}")
     progress.finish()
     return losses

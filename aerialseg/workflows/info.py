@@ -6,8 +6,6 @@ damaged thing is told all the same. Of rasters headers are read, and no pixels b
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 import re
 import shlex
@@ -23,8 +21,9 @@ from aerialseg.geo.digest import side_files
 from aerialseg.geo.inspection import inspect_scene
 from aerialseg.geo.opening import open_raster
 from aerialseg.geo.scenes import SUFFIXES, Scene, find_scenes
-from aerialseg.geo.tiles.tileset import INDEX, MANIFEST, load_tileset, read_manifest
+from aerialseg.geo.tiles.tileset import INDEX, MANIFEST, load_tileset, read_tileset
 from aerialseg.models.package import FILE_NAME, KEY, find_model, read_card
+from aerialseg.values import parse_json, to_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -149,8 +148,7 @@ def _card_facts(card: ModelCard) -> list[Fact]:
         "tile_size": f"{card.tile_size} px",
         "licence": card.licence or "not recorded",
     }
-    values = json.loads(json.dumps(dataclasses.asdict(card)))
-    return [Fact(name, value, words.get(name, "")) for name, value in values.items() if name != "training"]
+    return [Fact(name, value, words.get(name, "")) for name, value in to_values(card).items() if name != "training"]
 
 
 def _tensors(file: Path) -> list[Fact]:
@@ -158,7 +156,7 @@ def _tensors(file: Path) -> list[Fact]:
     from safetensors import safe_open
 
     with safe_open(file, "numpy") as content:
-        digest = json.loads(content.metadata()[KEY])["digest"]
+        digest = parse_json(content.metadata()[KEY])["digest"]
         shapes = [content.get_slice(name).get_shape() for name in content.keys() if not NOT_LEARNED.fullmatch(name)]  # noqa: SIM118
     return [Fact("digest", digest), Fact("parameters", sum(map(math.prod, shapes)))]
 
@@ -222,17 +220,16 @@ def describe_scenes(path: Path) -> Summary:
 
 def describe_tiles(folder: Path) -> Summary:
     """Say what a set of tiles holds; raises what `load_tileset` raises when not even its manifest can be read."""
+    planned = read_tileset(folder)
     try:
         tiles = load_tileset(folder)
     except BadDataError as error:
-        body = read_manifest(folder)
-        if body is None:
+        if planned is None:
             raise
-        facts = Fact("folder", str(folder)), Fact("tiles", len(body["tiles"])), Fact("size", body["size"])
+        facts = Fact("folder", str(folder)), Fact("tiles", len(planned.tiles)), Fact("size", planned.size)
         return Summary("tiles", facts, (error,))
-    body = read_manifest(folder) or {}
-    edited = {line["name"]: line["split"] for line in body["tiles"]} != {tile.name: tile.split for tile in tiles.tiles}
-    exact = {} if edited else body.get("classes", {})
+    planned = planned or tiles
+    exact = planned.classes if planned.tiles == tiles.tiles else {}  # the split may have been edited since
     return Summary(
         "tiles",
         (
@@ -247,8 +244,8 @@ def describe_tiles(folder: Path) -> Summary:
             Fact("std", tiles.std),
             *(Fact(split, _side(tiles.of_split(split), tiles.gsd_m, exact.get(split))) for split in ("train", "val")),
             Fact("cities", _cities(tiles)),
-            Fact("left_out", {**body.get("left_out", {}), "by hand": len(body.get("tiles", ())) - len(tiles.tiles)}),
-            Fact("failed_scenes", body.get("failed", {})),
+            Fact("left_out", {**planned.left_out, "by hand": len(planned.tiles) - len(tiles.tiles)}),
+            Fact("failed_scenes", planned.failed),
         ),
     )
 
@@ -334,7 +331,8 @@ def _side(tiles: Sequence[TileRecord], gsd_m: float | None, exact: dict[str, int
     areas = [tile.core[2] * tile.core[3] * tile.valid for tile in tiles]
     labelled, building = sum(areas), sum(area * tile.building for area, tile in zip(areas, tiles, strict=True))
     if exact is not None:
-        labelled, building = exact["background"] + exact["building"], exact["building"]
+        building = exact.get("building", 0)
+        labelled = exact.get("background", 0) + building
     area = {} if gsd_m is None else {"labelled_km2": round(labelled * gsd_m**2 / 1e6, 6)}
     return {
         "tiles": len(tiles),

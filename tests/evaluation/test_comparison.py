@@ -10,7 +10,7 @@ import pytest
 from html_pages import check
 
 from aerialseg.counts import Confusion
-from aerialseg.evaluation.comparison import compare_reports
+from aerialseg.evaluation.comparison import compare_reports, render_comparison
 from aerialseg.evaluation.results import EvaluationReport, SceneScore
 
 if TYPE_CHECKING:
@@ -52,6 +52,15 @@ def test_equal_runs_and_single_scenes_decide_nothing() -> None:
     assert json.loads(json.dumps(single.to_json(), allow_nan=False))["overall"]["iou"]["b"] == 1.0
     with pytest.raises(ValueError, match="same scenes"):
         compare_reports(report(counts), report(counts[:1]))
+
+
+def test_what_comes_from_outside_is_escaped_on_the_page() -> None:
+    evil = "</td><script>alert('1')</script>&\"x"
+    results = (SceneScore(evil, None, Confusion(5, 1, 1, 9), 0),)
+    compared = compare_reports(EvaluationReport(results), EvaluationReport(results), [evil])
+    page = render_comparison(compared, (evil, evil), evil)
+    assert check(page).text.count(evil) == 6  # both runs, the warning, the dot, the row, the command
+    assert render_comparison(compared, (evil, evil), evil) == page
 
 
 def test_the_command_and_its_page(tmp_path: Path, mask_file: Write, run: Run) -> None:

@@ -10,7 +10,7 @@ import rasterio
 from aerialseg.errors import BadDataError, NoInputError, UsageError
 from aerialseg.evaluation.pairs import check_pairs, pair_predictions, pair_scenes
 from aerialseg.geo.inspection import Access
-from aerialseg.geo.outputs import KEY
+from aerialseg.geo.ownership import PREDICTION_TAG
 from aerialseg.geo.scenes import find_scenes
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def test_a_probability_of_another_run_is_not_taken_and_said(tmp_path: Path, mask
         for place, key in zip((f"out/{name}", f"out/probability/{name}"), keys, strict=True):
             path = mask_file(tmp_path / f"{place}.tif")
             with rasterio.open(path, "r+") as written:
-                written.update_tags(**({} if key == "-" else {KEY: key}))
+                written.update_tags(**({} if key == "-" else {PREDICTION_TAG: key}))
         mask_file(tmp_path / f"gt/{name}.tif")
     pairs = pair_predictions([tmp_path / "out"], [tmp_path / "gt"]).pairs
     assert {pair.name for pair in pairs if pair.probability is not None} == {"same", "strange", "plain"}

@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 import rasterio
 from html_pages import check
+from jinja2 import UndefinedError
 from PIL import Image
 
 from aerialseg.counts import Confusion
-from aerialseg.evaluation import pictures, report
+from aerialseg.drawing import FOUND, GROUND, INVENTED, MISSED, UNKNOWN
+from aerialseg.evaluation import report
 from aerialseg.evaluation.objects import ObjectCounts
 from aerialseg.evaluation.pairs import Pair
-from aerialseg.evaluation.pictures import FOUND, GROUND, INVENTED, MISSED, UNKNOWN, draw_views
-from aerialseg.evaluation.report import PageContent, describe_model, render_page
+from aerialseg.evaluation.report import PageContent, describe_model, draw_views, render_page
 from aerialseg.evaluation.results import EvaluationReport, SceneScore
 from aerialseg.evaluation.scores import EvaluateOptions, decide_rules
 from aerialseg.files import sha256_of
@@ -132,6 +133,11 @@ def test_what_comes_from_outside_is_escaped() -> None:
     assert check(render_page(content)).text.count(EVIL) == 6
 
 
+def test_a_value_that_a_page_lacks_is_an_error() -> None:
+    with pytest.raises(UndefinedError, match="'scores' is undefined"):
+        report.render("comparison.html.j2", title="x", a="a", b="b", warnings=(), scenes=[], command="")
+
+
 def test_pictures_show_each_pixels_fate(tmp_path: Path, mask_file: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     """A scene that fits into both pictures is drawn exactly; the colours say found, missed, invented, not counted."""
     rng = np.random.default_rng(3)
@@ -152,14 +158,14 @@ def test_pictures_show_each_pixels_fate(tmp_path: Path, mask_file: Write, monkey
     for png in (views.overview, views.close_up):
         assert np.abs(np.array(Image.open(io.BytesIO(png)).convert("RGB")).astype(int) - expected).max() <= 1
     assert views.errors == ((truth != prediction) & (prediction != 255)).sum()
-    monkeypatch.setattr(pictures, "OVERVIEW", 20)
+    monkeypatch.setattr(report, "OVERVIEW", 20)
     small = Image.open(io.BytesIO(draw_views(pair, rules, None).overview))
     assert small.size == (18, 15)  # cells of 4 px
 
 
 def test_the_close_up_is_where_most_is_wrong(tmp_path: Path, mask_file: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "OVERVIEW", 50)
-    monkeypatch.setattr(pictures, "CLOSE_UP", 40)
+    monkeypatch.setattr(report, "OVERVIEW", 50)
+    monkeypatch.setattr(report, "CLOSE_UP", 40)
     truth = np.zeros((200, 300), np.uint8)
     prediction = truth.copy()
     prediction[121:150, 241:271] = 1
@@ -230,8 +236,12 @@ def test_the_model_is_described_by_report_json_and_its_own_card(
     assert (found["architecture"], found["val_iou (in training)"], found["training: epoch"]) == ("unet", "0.7000", "3")
     model.write_bytes(b"changed since")
     assert "architecture" not in describe_model(pairs)
+    odd = json.dumps({**written, "model": {"path": 5, "sha256": []}})
+    for content, known in (("[]", {}), ("[" * 200_000, {}), (odd, {"model file": 5, "SHA-256": "[]"})):
+        (tmp_path / "out/report.json").write_text(content)
+        assert known.items() <= describe_model(pairs).items()
+        assert bool(known) == bool(describe_model(pairs))
     (tmp_path / "out/report.json").write_text("[]")
-    assert describe_model(pairs) == {}
     with rasterio.open(prediction, "r+") as mask:
         mask.update_tags(AERIALSEG_MODEL_SHA256="abc", AERIALSEG_THRESHOLD="0.4")
     assert describe_model(pairs) == {"SHA-256": "abc", "threshold": "0.4"}

@@ -18,9 +18,9 @@ from small_run import Entry, Told, write_entry, write_run
 from small_run import collect as write_collection
 
 from aerialseg.errors import BadDataError, NoInputError, OutputError, Stopped
-from aerialseg.geo.qgis.styles import write_building_style
+from aerialseg.geo.styles import write_building_style
 from aerialseg.geo.vrt import MosaicPart
-from aerialseg.prediction.exports import SINGLY, collection_paths, refuse_strangers
+from aerialseg.prediction.exports import SINGLY, check_collection, collection_paths
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -201,7 +201,7 @@ def test_a_strangers_file_is_refused_before_anything_is_written(tmp_path: Path, 
     path.write_bytes(content)
     before = state_of(tmp_path)
     paths = collection_paths(tmp_path / "out", probability=True)
-    for call in (lambda: refuse_strangers(paths), lambda: collect(tmp_path, entries)):
+    for call in (lambda: check_collection(paths), lambda: collect(tmp_path, entries)):
         with pytest.raises(OutputError, match="not written by aerialseg"):
             call()
         assert state_of(tmp_path) == before
@@ -228,7 +228,7 @@ def test_a_strangers_file_is_replaced_when_asked_for(tmp_path: Path, name: str) 
 
 def test_no_stranger_is_seen_in_an_empty_folder_or_in_our_own(tmp_path: Path) -> None:
     for _ in range(2):
-        refuse_strangers(collection_paths(tmp_path / "out", probability=True))
+        check_collection(collection_paths(tmp_path / "out", probability=True))
         collect(tmp_path, write_run(tmp_path, ["a"]))
 
 
@@ -272,7 +272,7 @@ def test_a_control_character_in_a_name_costs_its_layers_only(tmp_path: Path) -> 
 
 def test_scenes_are_styled_by_their_bands(tmp_path: Path, scene_file: Callable[..., Path]) -> None:
     from aerialseg.geo.opening import open_raster
-    from aerialseg.geo.qgis.styles import scene_pipe
+    from aerialseg.geo.styles import scene_pipe
 
     def renderer(**options: Any) -> Element:
         path = scene_file(tmp_path / "scene.tif", **options)

@@ -602,9 +602,10 @@ def test_a_side_file_that_moves_a_mask_is_warned_of(town: Town) -> None:
 
 def test_a_stranger_s_report_is_not_replaced(town: Town) -> None:
     town.out.mkdir()
-    (town.out / "report.json").write_text('{"mine": true}')
-    with pytest.raises(OutputError, match=r"report\.json"):
-        town.predict()
+    for content in ("[" * 200_000, '{"mine": true}'):
+        (town.out / "report.json").write_text(content)
+        with pytest.raises(OutputError, match=r"report\.json"):
+            town.predict()
 
 
 def test_a_finished_scene_is_heard_of_while_the_next_one_runs(town: Town) -> None:

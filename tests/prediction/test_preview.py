@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import rasterio
 from PIL import Image
-from small_run import HEIGHT, ODD_NAMES, WIDTH, collect, labels_of, write_run
+from small_run import HEIGHT, ODD_NAMES, WIDTH, collect, write_run
 
+from aerialseg.drawing import GAP, OUTLINE
 from aerialseg.errors import BadDataError, NoInputError, OutputError, Stopped, UsageError
-from aerialseg.geo.outputs import KEY
-from aerialseg.prediction.pictures import CAPTION, GAP, OUTLINE
+from aerialseg.geo.ownership import PREDICTION_TAG
 from aerialseg.prediction.preview import SHEET, write_previews
 from aerialseg.progress import Silent
 
@@ -38,34 +38,6 @@ def previewed(out: Path, **options: Any) -> tuple[Path, ...]:
 
 def picture(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB"))
-
-
-def test_a_picture_shows_scene_outline_and_probability(tmp_path: Path) -> None:
-    entries = write_run(tmp_path, ["a"])
-    paths = previewed(report(tmp_path, entries))
-    assert [path.name for path in paths] == ["a.png", SHEET]
-    drawn = picture(paths[0])
-    assert drawn.shape == (HEIGHT + CAPTION + GAP, 2 * (WIDTH + GAP) + GAP, 3)
-    scene = drawn[CAPTION : CAPTION + HEIGHT, GAP : GAP + WIDTH]
-    labels = labels_of(0)
-    edge = (scene == OUTLINE).all(axis=-1)
-    inner = np.zeros(labels.shape, bool)
-    inner[31:59, 11:49] = True  # the building but for its outermost pixels
-    ring = np.zeros(labels.shape, bool)
-    ring[30:60, 10:50] = ring[29, 10:50] = ring[60, 10:50] = ring[30:60, 9] = ring[30:60, 50] = True
-    assert np.array_equal(edge, ring & ~inner)
-    assert (scene[inner] == 220).all()
-    assert (scene[80:, 60:] == 40).all()
-    assert (scene[labels == 255] == (40 + 2 * 255) // 3).all(), "ground without data is pale"
-    likely = drawn[CAPTION : CAPTION + HEIGHT, 2 * GAP + WIDTH : 2 * GAP + 2 * WIDTH]
-    assert (likely[inner] == OUTLINE).all()
-    assert np.ptp(likely[80, 80].astype(int)) < 20, "next to grey where the probability is 20 of 254"
-
-
-def test_a_large_scene_is_made_small(tmp_path: Path) -> None:
-    entries = write_run(tmp_path, ["a"], probability=False)
-    drawn = picture(previewed(report(tmp_path, entries), size=64)[0])
-    assert drawn.shape == (round(HEIGHT * 64 / WIDTH) + CAPTION + GAP, 64 + 2 * GAP, 3)
 
 
 def test_odd_names_have_pictures_and_the_sheet_shows_all(tmp_path: Path) -> None:
@@ -114,34 +86,6 @@ class Listening(Silent):
         self.said.append(line)
 
 
-@pytest.mark.parametrize("fault", ["gone", "broken", "another size"])
-def test_a_scene_that_cannot_be_drawn_is_grey_and_said(
-    tmp_path: Path, scene_file: Callable[..., Path], fault: str
-) -> None:
-    entries = write_run(tmp_path, ["a"])
-    match fault:
-        case "gone":
-            entries[0].scene.unlink()
-        case "broken":
-            entries[0].scene.write_bytes(b"II*\0")
-        case _:
-            scene_file(entries[0].scene, size=(50, 50))
-    listening = Listening()
-    drawn = picture(previewed(report(tmp_path, entries), progress=listening)[0])
-    assert (drawn[CAPTION + 80, GAP + 80] == 150).all()
-    assert "a.tif" in listening.said[0]
-    assert "drawn grey" in listening.said[0]
-
-
-def test_deep_and_grey_scenes_are_stretched(tmp_path: Path, scene_file: Callable[..., Path]) -> None:
-    entries = write_run(tmp_path, ["a"])
-    ramp = np.linspace(300, 900, HEIGHT * WIDTH).reshape(1, HEIGHT, WIDTH).astype(np.uint16)
-    scene_file(entries[0].scene, ramp)
-    drawn = picture(previewed(report(tmp_path, entries))[0])[CAPTION : CAPTION + HEIGHT, GAP : GAP + WIDTH]
-    assert drawn[-1, -1].min() > 250
-    assert drawn[11, 0].max() < 60
-
-
 def test_a_strangers_picture_stays_unless_it_may_go(tmp_path: Path) -> None:
     out = report(tmp_path, write_run(tmp_path, ["a", "b"]))
     mine = out / "preview" / "b.png"
@@ -177,7 +121,7 @@ def test_a_probability_of_another_run_is_not_shown(tmp_path: Path) -> None:
     entries = write_run(tmp_path, ["a", "b"])
     for number, path in enumerate((entries[0].mask, entries[0].probability, entries[1].mask, entries[1].probability)):
         with rasterio.open(path, "r+", IGNORE_COG_LAYOUT_BREAK="YES") as written:
-            written.update_tags(**{KEY: "old" if number == 3 else "new"})
+            written.update_tags(**{PREDICTION_TAG: "old" if number == 3 else "new"})
     listening = Listening()
     paths = previewed(report(tmp_path, entries), progress=listening)
     widths = [picture(path).shape[1] for path in paths[:2]]

@@ -17,8 +17,8 @@ from in_qgis import BUILDING, CANVAS, look
 
 from aerialseg.geo.inspection import inspect_scene
 from aerialseg.geo.outputs import MASK, PROBABILITY
-from aerialseg.geo.qgis.styles import write_probability_sidecar
 from aerialseg.geo.scenes import Scene
+from aerialseg.geo.styles import write_probability_sidecar
 from aerialseg.models.build import Segmenter
 from aerialseg.prediction.engine import predict_scene
 from aerialseg.prediction.lattice import ScenePlacement
@@ -119,7 +119,7 @@ def test_an_index_is_drawn_by_split(tmp_path: Path) -> None:
     import shapely
     from pyogrio.raw import write
 
-    from aerialseg.geo.qgis.styles import write_index_style
+    from aerialseg.geo.styles import write_index_style
 
     path = tmp_path / "index.gpkg"
     outlines = np.array([shapely.to_wkb(shapely.box(10 * i, 0, 10 * i + 9, 9)) for i in range(3)], dtype=object)

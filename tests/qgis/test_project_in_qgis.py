@@ -15,7 +15,7 @@ from pyogrio.raw import write
 from small_run import HEIGHT, ODD_NAMES, WIDTH, Entry, Told, labels_of, write_entry, write_run
 from small_run import collect as write_collection
 
-from aerialseg.geo.qgis.styles import write_building_style
+from aerialseg.geo.styles import write_building_style
 
 pytestmark = pytest.mark.qgis
 

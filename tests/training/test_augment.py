@@ -67,7 +67,7 @@ def test_colour_changes_pixels_by_its_strength_and_labels_never(bands: int) -> N
 def test_wear_strikes_as_often_as_it_says_and_labels_never(bands: int) -> None:
     struck = []
     for share in (0.0, 0.2, 1.0):
-        augment = Augmentation(DataSection(crop=32, flips=False, colour=0.0, wear=share), bands)
+        augment = Augmentation(DataSection(crop=32, flips=False, colour=0.0, degrade=share), bands)
         rough = np.random.default_rng(0).integers(20, 200, (32, 32, bands), np.uint8)
         results = [augment(rough, *ramp()[1:], 10 * seed) for seed in range(300)]
         struck.append(np.mean([not np.array_equal(r[0], rough) for r in results]))
@@ -78,7 +78,7 @@ def test_wear_strikes_as_often_as_it_says_and_labels_never(bands: int) -> None:
 
 def test_worn_crops_are_smoother_noisier_and_of_another_gamma() -> None:
     pixels, target, valid = ramp()
-    augment = Augmentation(DataSection(crop=32, flips=False, colour=0.0, wear=1.0), 3)
+    augment = Augmentation(DataSection(crop=32, flips=False, colour=0.0, degrade=1.0), 3)
     flat = np.full_like(pixels, 128)
     worn = [augment(flat, target, valid, seed)[0].astype(float) for seed in range(60)]
     assert np.mean([crop.std() for crop in worn]) == pytest.approx(0.025 * 255, rel=0.3)
@@ -91,8 +91,8 @@ def test_worn_crops_are_smoother_noisier_and_of_another_gamma() -> None:
 
 def test_each_level_changes_more_than_the_one_before_and_single_keys_count_above_it() -> None:
     levels = [DataSection(augment=level) for level in ("light", "medium", "strong")]
-    assert levels[1] == DataSection() == DataSection(flips=True, scale=0.25, colour=0.2, wear=0.0)
-    for key in ("scale", "colour", "wear"):
+    assert levels[1] == DataSection() == DataSection(flips=True, scale=0.25, colour=0.2, degrade=0.0)
+    for key in ("scale", "colour", "degrade"):
         values = [getattr(level, key) for level in levels]
         assert values == sorted(values) and values[0] < values[2]
     own = DataSection(augment="strong", colour=0.0)

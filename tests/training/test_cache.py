@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from aerialseg.progress import Silent
 from aerialseg.training import cache as packing
 from aerialseg.training import loop
 from aerialseg.training.batches import open_readers
-from aerialseg.training.cache import TileCache, cache_path, open_tiles, read_square
+from aerialseg.training.cache import TAIL, TileCache, cache_path, open_tiles, read_square
 from aerialseg.training.data import Crop, TileReader
 from aerialseg.training.loop import train
 from aerialseg.training.run_folder import TrainOptions
@@ -123,7 +124,7 @@ def test_a_tile_that_was_edited_is_packed_anew(tmp_path: Path) -> None:
     assert "holds other tiles" in said[0] and same(cache, load_tileset(folder))
 
 
-@pytest.mark.parametrize("damage", ["cut", "emptied", "pixel", "label", "table", "tail", "longer", "text"])
+@pytest.mark.parametrize("damage", ["cut", "emptied", "pixel", "label", "table", "tail", "longer", "text", "deep"])
 def test_a_damaged_cache_is_made_anew_and_said(tmp_path: Path, damage: str) -> None:
     folder = write_tileset(tmp_path)
     opened(folder)
@@ -133,6 +134,8 @@ def test_a_damaged_cache_is_made_anew_and_said(tmp_path: Path, damage: str) -> N
     if damage in places:
         content[places[damage]] ^= 64
     changed = {"cut": content[:-1], "emptied": b"", "longer": content + b"x" * 9, "text": b"<html>" * 50}
+    deep = b"[" * 200_000
+    changed["deep"] = content + deep + TAIL.pack(len(deep), hashlib.sha256(deep).digest())
     path.write_bytes(changed.get(damage, content))
     cache, said = opened(folder)
     assert len(said) == 1 and "is damaged: " in said[0] and "packing 8 tiles" in said[0]
@@ -155,10 +158,10 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pyt
         cache, said = opened(folder)
     assert cache is None and "no space" in said[0] and "0.3 MB" in said[0]
 
-    def full(self: Any) -> None:
+    def full(*given: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("aerialseg.training.cache._Write.__call__", full)
+    monkeypatch.setattr("aerialseg.training.cache._write_records", full)
     cache, said = opened(folder)
     assert cache is None and "no space on" in said[-1]
     assert [path.name for path in (folder / "training-cache").iterdir()] == [".aerialseg-lock"]
@@ -200,7 +203,7 @@ def test_a_mask_with_unknown_values_is_refused_with_the_values_found(tmp_path: P
 
 def test_a_disk_that_hangs_ends_packing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
-    monkeypatch.setattr("aerialseg.training.cache._Write.__call__", lambda self: release.wait(20))
+    monkeypatch.setattr("aerialseg.training.cache._write_records", lambda *given: release.wait(20))
     with pytest.raises(ResourceError, match=r"not read within 0\.2 s"):
         opened(write_tileset(tmp_path), replace_timeout(0.2))
     release.set()

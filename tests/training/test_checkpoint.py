@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pickle
 import resource
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,17 @@ import pytest
 import torch
 
 from aerialseg.errors import ModelError, StorageError
-from aerialseg.training.state import LAST, PREVIOUS, digest_of, load_checkpoint, save_checkpoint
+from aerialseg.training.history import EpochRecord
+from aerialseg.training.state import (
+    LAST,
+    PREVIOUS,
+    TrainState,
+    digest_of,
+    load_checkpoint,
+    load_state_dict,
+    save_checkpoint,
+)
+from aerialseg.values import from_values
 
 
 def state(seed: int = 0) -> dict[str, Any]:
@@ -139,3 +151,18 @@ def test_a_full_disk_says_so_and_keeps_both_old_ones(tmp_path: Path, tree_hashes
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert tree_hashes(tmp_path) == before
+
+
+def test_the_counters_come_back_to_the_last_bit() -> None:
+    records = [EpochRecord(1, 7, 0.1 + 0.2, 1 / 3, iou=0.7), EpochRecord(2, 14, 1e-300, 2 / 3)]
+    state = TrainState(epoch=2, taken=14, loss=0.1 * 3, best_iou=0.7, best_epoch=1, records=records)
+    assert repr(from_values(TrainState, asdict(state))) == repr(state)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"epoch": "2"}, {"loss": None}, {"records": [{"epoch": 1}]}, {"records": [3]}, {"finished": 1}]
+)
+def test_counters_of_another_version_are_refused(changes: dict[str, Any], tmp_path: Path) -> None:
+    job: Any = SimpleNamespace(run=tmp_path)
+    with pytest.raises(ModelError, match=rf"last\.ckpt: .*another version.*{next(iter(changes))}.*--overwrite"):
+        load_state_dict(job, {"standing": {**asdict(TrainState()), **changes}})

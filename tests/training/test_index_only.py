@@ -216,6 +216,9 @@ def test_a_manifest_that_does_not_say_where_its_scenes_are_is_refused(moved: Til
         {},
         {**(moved.sources or {}), "scenes": [["city1", None, None]]},
         {**(moved.sources or {}), "masks": 3},
+        {**(moved.sources or {}), "keep_empty": 7},
+        {**(moved.sources or {}), "gsd_m": "fine"},
+        {**(moved.sources or {}), "access": [False, "many"]},
     ):
         with pytest.raises(BadDataError, match="does not say what the tiles are read from"):
             plan_again(replace(moved, sources=sources))

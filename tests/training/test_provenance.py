@@ -52,7 +52,8 @@ def test_every_start_is_written_down_and_the_model_file_says_nothing_of_places(
 def test_a_damaged_run_json_ends_nothing(tiles_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         train(tiles_folder, tiny_config(), tmp_path, options=TrainOptions("cpu"), progress=StopAfter(2))
-    for content in (b"{", b"[]", b'{"starts": 3}', b"\xff"):
+    wrong = (b'{"starts": 3}', b'{"starts": [3]}', b'{"starts": [{"command": [3]}]}', b'{"starts": [], "tiles": 3}')
+    for content in (b"{", b"[]", *wrong, b"\xff", b"[" * 200_000):
         (tmp_path / "run.json").write_bytes(content)
         assert read_run(tmp_path) == {}
     train(tiles_folder, tiny_config(), tmp_path, options=TrainOptions("cpu", resume=True))

@@ -318,12 +318,12 @@ def test_the_folder_of_a_finished_run_is_refused_once(train: Any, words: Any, tm
 
 
 def test_shares_make_up_the_batch_and_uneven_ones_are_refused() -> None:
-    parts = [Ranks(rank, 4).share(12) for rank in range(4)]
+    parts = [Ranks(rank, 4).local_batch(12) for rank in range(4)]
     assert [k for part in parts for k in range(12)[part]] == list(range(12)) and len(
         {p.stop - p.start for p in parts}
     ) == 1
     with pytest.raises(ConfigError, match=r"say --set data\.batch=12"):
-        Ranks(0, 4).share(10)
+        Ranks(0, 4).local_batch(10)
 
 
 def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

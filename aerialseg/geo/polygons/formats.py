@@ -1,35 +1,29 @@
 """Writing footprints to a vector file, a chunk at a time: GeoPackage, FlatGeobuf, GeoJSON (RFC 7946) and GeoParquet.
 
-Equal footprints in equal order make equal bytes: dates are pinned. Every file carries a mark, by which this program
-knows it for its own, what it was made from and, once it is sealed, whether it was edited since: as a layer's
-description in a GeoPackage, else in the first or last bytes.
-
-Writing footprints through GDAL: GeoPackage, chunk by chunk, and FlatGeobuf, copied from one.
-
-Dates are pinned, so that equal footprints in equal order make equal bytes.
+Equal footprints in equal order make equal bytes: dates are pinned. Every file carries a mark with what it was made from
+and room for a digest of its content: as a layer's description in a GeoPackage, else in the first or last bytes. What
+the mark is for, `aerialseg.geo.ownership` knows.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
 import sqlite3
-import warnings
-from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import shapely
 
 from aerialseg.errors import BadDataError, OutputError, UsageError, one_line
+from aerialseg.files import PLACEHOLDER
+from aerialseg.geo.geopackage import count_rows, write_table, writing_vectors
 from aerialseg.geo.opening import write_error
-from aerialseg.geo.polygons.shape import CHUNK, join_footprints
-from aerialseg.geo.qgis.sealed import BLANK
-from aerialseg.geo.qgis.styles import DATE, write_building_style
+from aerialseg.geo.ownership import BUILDINGS
+from aerialseg.geo.polygons.shape import join_footprints
+from aerialseg.geo.styles import write_building_style
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from pyproj import CRS
@@ -37,12 +31,8 @@ if TYPE_CHECKING:
     from aerialseg.geo.polygons.shape import Footprints
 
 SUFFIXES = (".gpkg", ".fgb", ".geojson", ".parquet")
-MARK = "aerialseg-buildings"
-"""Followed by ":" and the digest of what the file was made from, and by the seal over what is in it."""
-MARKED_BYTES = 1 << 16
 GEOJSON_DECIMALS = 9
 """A tenth of a millimetre."""
-_MARK = re.compile(rf"{MARK}:([0-9a-f]{{64}})".encode())
 
 
 class BuildingFile(Protocol):
@@ -61,67 +51,20 @@ class BuildingFile(Protocol):
 def create_buildings(temporary: Path, final: Path, digest: str) -> BuildingFile:
     """Begin the file that the suffix asks for at `temporary`, which exists and is empty; `final` is for messages.
 
-    What it is given is gathered into chunks. Its mark has room for a seal, which `seal_buildings` puts there at last.
+    Its mark holds `digest`, which says what it was made from, and room for the digest of its content, which
+    `ownership.embed_digest_in` puts there at last.
     """
-    mark = f"{MARK}:{digest} {BLANK}"
+    mark = f"{BUILDINGS}:{digest} {PLACEHOLDER}"
     match final.suffix.lower():
         case ".gpkg":
-            return Gathered(GeoPackage(temporary, final, mark))
+            return GeoPackage(temporary, final, mark)
         case ".fgb":
-            return Gathered(FlatGeobuf(temporary, final, mark))
+            return FlatGeobuf(temporary, final, mark)
         case ".geojson":
-            return Gathered(GeoJson(temporary, mark))
+            return GeoJson(temporary, mark)
         case ".parquet":
-            return Gathered(GeoParquet(temporary, mark))
+            return GeoParquet(temporary, mark)
     raise UsageError(f"{one_line(final)}: {final.suffix or 'no suffix'} is not one of {', '.join(SUFFIXES)}")
-
-
-def read_mark(path: Path) -> str | None:
-    """Return the digest that a file of ours carries; None for a stranger's, or when there is none."""
-    try:
-        if path.suffix.lower() == ".gpkg":
-            with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
-                text = "".join(
-                    row[0] or "" for row in database.execute("SELECT description FROM gpkg_contents")
-                ).encode()
-        else:
-            with path.open("rb") as stream:
-                text = stream.read(MARKED_BYTES)
-                stream.seek(max(0, path.stat().st_size - MARKED_BYTES))
-                text += stream.read()
-    except (OSError, sqlite3.Error):
-        return None
-    found = _MARK.search(text)
-    return found[1].decode() if found else None
-
-
-class Gathered:
-    """Holds footprints back until there are enough to be written together."""
-
-    def __init__(self, file: BuildingFile) -> None:
-        self._file = file
-        self._held: list[Footprints] = []
-
-    def begin_layer(self, name: str, crs: CRS) -> None:
-        """Write what belongs to the layer before, and begin the next."""
-        self._flush()
-        self._file.begin_layer(name, crs)
-
-    def add(self, footprints: Footprints) -> None:
-        """Take footprints."""
-        self._held.append(footprints)
-        if sum(map(len, self._held)) >= CHUNK:
-            self._flush()
-
-    def finish(self) -> None:
-        """Write the rest and close the file."""
-        self._flush()
-        self._file.finish()
-
-    def _flush(self) -> None:
-        rows, self._held = join_footprints(self._held), []
-        if len(rows):
-            self._file.add(rows)
 
 
 class GeoJson:
@@ -227,49 +170,36 @@ def _pyarrow() -> tuple[Any, Any]:
 
 
 class GeoPackage:
-    """One layer after another, version 1.3 for older programs, with a spatial index."""
+    """One layer after another, with a spatial index."""
 
     def __init__(self, temporary: Path, final: Path, mark: str) -> None:
         self._path, self._final, self._mark = temporary, final, mark
-        self._layers: dict[str, str] = {}
-        self._rows = 0
-        temporary.unlink()  # GDAL wants to create the file itself
+        self._layer, self._crs, self._rows = "", "", 0
 
     def begin_layer(self, name: str, crs: CRS) -> None:
         """Create a layer with all of its columns."""
-        self._layers[name] = crs.to_wkt()
-        self._write(join_footprints([]), append=False)
+        self._layer, self._crs = name, crs.to_wkt()
+        self._write(join_footprints([]), self._mark)
 
     def add(self, footprints: Footprints) -> None:
         """Append rows."""
-        self._write(footprints, append=True)
-        self._rows += len(footprints)
+        self._write(footprints)
 
     def finish(self) -> None:
         """Write the style by which QGIS shows it, and read back that the file is whole."""
         try:
             write_building_style(self._path)
-            with closing(sqlite3.connect(self._path)) as database:
-                whole = database.execute("PRAGMA quick_check").fetchone() == ("ok",)
-                tables = (f'SELECT count(*) FROM "{layer}"' for layer in self._layers)
-                rows = sum(database.execute(query).fetchone()[0] for query in tables)
+            rows = count_rows(self._path)
         except sqlite3.Error as error:
             raise write_error(self._final, str(error)) from error
-        if not whole or rows != self._rows:
+        if rows != self._rows:
             raise write_error(self._final, "not all rows read back as written")
 
-    def _write(self, rows: Footprints, *, append: bool) -> None:
-        from pyogrio.raw import write
-
-        layer, crs = list(self._layers.items())[-1]
-        first = len(self._layers) == 1 and not append
+    def _write(self, rows: Footprints, description: str | None = None) -> None:
+        outlines = shapely.to_wkb(rows.shapes)
         with writing_vectors(self._final):
-            write(
-                self._path, shapely.to_wkb(rows.shapes), list(rows.columns.values()), list(rows.columns), layer=layer,
-                driver="GPKG", geometry_type="Polygon", crs=crs, append=not first,
-                dataset_options={"VERSION": "1.3"} if first else None,
-                layer_options=None if append else {"DESCRIPTION": self._mark},
-            )  # fmt: skip
+            write_table(self._path, self._layer, outlines, rows.columns, self._crs, description)
+        self._rows += len(rows)
 
 
 class FlatGeobuf:
@@ -303,20 +233,3 @@ class FlatGeobuf:
                 stream, self._path, layer=self._layer, driver="FlatGeobuf", geometry_type="Polygon", crs=self._crs,
                 geometry_name=meta["geometry_name"], layer_options=options,
             )  # fmt: skip
-
-
-@contextmanager
-def writing_vectors(final: Path) -> Iterator[None]:
-    """Pin GDAL's dates, so that equal content makes equal bytes, and turn its errors into StorageError."""
-    import pyogrio
-
-    pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": DATE})
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)
-            warnings.simplefilter("ignore", UserWarning)  # pyogrio's about a missing CRS
-            yield
-    except (RuntimeError, ValueError) as error:
-        raise write_error(final, str(error)) from error
-    finally:
-        pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": None})

@@ -1,10 +1,9 @@
-"""From what the user points at to one file of building polygons: finding masks and probabilities, and the lock.
-
-Building polygons from masks: one file over many scenes, each building whole, whatever it crosses.
+"""From masks to one file of building polygons, each building whole, whatever masks it crosses.
 
 Two pixels are of one building when they share a side, within a mask or across masks that touch on one pixel grid; a
 shared corner is not enough. Polygons follow the pixels' edges as gdal_polygonize.py draws them, holes included, and are
-then filtered, simplified and regularised where asked for. Nothing here runs a network.
+then filtered, simplified and regularised where asked for. Masks and their probabilities are found and checked here, and
+the lock is held; how outlines are traced, shaped and written is other modules' business. Nothing here runs a network.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -20,100 +20,40 @@ from pyproj import CRS
 from pyproj.exceptions import CRSError
 
 from aerialseg.errors import BadDataError, NoInputError, OutputError, UsageError, one_line
-from aerialseg.files import TEMPORARY, locked, prepare_output_folder, refuse_foreign, refuse_input_as_output, staged
+from aerialseg.files import TEMPORARY, locked, prepare_output_folder, refuse_input_as_output, staged
+from aerialseg.geo.adjacency import connect_grids
 from aerialseg.geo.digest import content_digest
+from aerialseg.geo.geobox import GeoBox
+from aerialseg.geo.geopackage import is_open_elsewhere
 from aerialseg.geo.labels import decide_rule
+from aerialseg.geo.opening import open_raster
 from aerialseg.geo.outputs import is_of_another_run, kind_of, left_out_note
-from aerialseg.geo.polygons.formats import SUFFIXES, create_buildings, read_mark, require_writer
-from aerialseg.geo.polygons.patchwork import MAX_PIXELS, group_masks, piece_of
-from aerialseg.geo.polygons.shape import MetricFrame, ShapeCounts, Shaping, footprints
-from aerialseg.geo.polygons.trace import Tracer, read_corners
-from aerialseg.geo.qgis.edits import is_edited, is_open_elsewhere, seal_buildings
-from aerialseg.geo.scenes import find_scenes, pair_by_name
+from aerialseg.geo.ownership import check_overwrite, embed_digest_in, mark_of, owner_of
+from aerialseg.geo.polygons.formats import SUFFIXES, create_buildings, require_writer
+from aerialseg.geo.polygons.shape import MetricFrame, ShapeCounts, Shaping, footprints, gather
+from aerialseg.geo.polygons.trace import PlacedMask, Tracer, read_corners
+from aerialseg.geo.scenes import check_same_grid, find_scenes, pair_by_name
 from aerialseg.progress import Silent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from aerialseg.geo.labels import ResolvedRule
     from aerialseg.geo.polygons.formats import BuildingFile
-    from aerialseg.geo.polygons.patchwork import MaskMosaic
-    from aerialseg.geo.polygons.trace import Corners
+    from aerialseg.geo.polygons.shape import Footprints
     from aerialseg.progress import Progress
+
+    Mosaic = tuple[PlacedMask, ...]
 
 LAYER = "buildings"
 FORMAT = 2
 """Counted up when equal masks and options give other bytes than before."""
 WGS84 = "OGC:CRS84"
-
-
-def polygonize_masks(
-    masks: Sequence[str | Path],
-    target: Path,
-    options: PolygonOptions | None = None,
-    progress: Progress | None = None,
-    *,
-    probability: Path | None = None,
-    overwrite: bool = False,
-) -> BuildingsReport:
-    """Write the buildings of the masks that files, folders and globs stand for; see `write_buildings`.
-
-    Of a data set root its true masks are taken. `probability` is a folder, or for a single mask a file; rasters pair
-    by name. Raises what `write_buildings` raises, NoInputError when no mask or no probability is found, and OutputError
-    when another run writes in the target's folder.
-    """
-    progress = progress or Silent()
-    require_writer(target)
-    layers = find_layers(masks, probability)
-    without = [layer.name for layer in layers if layer.probability is None]
-    if probability is not None and without:
-        progress.say(f"{len(without)} masks have no probability raster by their name, such as {one_line(without[0])}")
-    layers = _of_one_run(layers, progress)
-    prepare_output_folder(target.parent)
-    with locked(target.parent):
-        _sweep(target.parent)
-        return write_buildings(layers, target, options, progress, overwrite=overwrite)
-
-
-def find_layers(masks: Sequence[str | Path], probability: Path | None = None) -> tuple[MaskLayer, ...]:
-    """Return the masks in natural order, with their probabilities where there are any.
-
-    What `predict` measured, wherever it lies, is no mask.
-    """
-    scenes = [scene for scene in find_scenes(masks) if kind_of(scene.mask or scene.image) != "measure"]
-    candidates = () if probability is None else find_scenes([probability])
-    taken = {candidate.image.resolve() for candidate in candidates}
-    scenes = [scene for scene in scenes if scene.image.resolve() not in taken]
-    if not scenes:
-        raise NoInputError(f"{one_line(masks[0])}: no masks here; give the folder that predict -o wrote")
-    found = pair_by_name(scenes, candidates, None)
-    if len(scenes) == len(candidates) == 1:
-        found = {scenes[0].name: candidates[0].image}
-    if probability is not None and not found:
-        raise NoInputError(f"{one_line(probability)}: holds no raster that is named like one of the masks")
-    return tuple(MaskLayer(scene.name, scene.mask or scene.image, found.get(scene.name)) for scene in scenes)
-
-
-def _of_one_run(layers: Sequence[MaskLayer], progress: Progress) -> tuple[MaskLayer, ...]:
-    """Return the layers without the probabilities that another run of `predict` left, and say so."""
-    kept: list[MaskLayer] = []
-    left_out: list[Path] = []
-    for layer in layers:
-        if layer.probability is not None and is_of_another_run(layer.probability, layer.mask):
-            left_out.append(layer.probability)
-            layer = replace(layer, probability=None)
-        kept.append(layer)
-    if left_out:
-        progress.say(left_out_note(left_out))
-    return tuple(kept)
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what killed runs of this command left in the folder, and nothing else: the lock is held."""
-    for suffix in SUFFIXES:
-        for path in folder.glob(f"{TEMPORARY}*{suffix}*"):
-            path.unlink(missing_ok=True)
+GRID_TOLERANCE = 0.02
+"""Pixels by which two masks' corners may miss each other's grid: transforms are stored in decimals."""
+MAX_PIXELS = 1e10
+"""A larger file is more likely a header that lies; reading its zeros would take hours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +68,14 @@ class MaskLayer:
 
 @dataclass(frozen=True, slots=True)
 class PolygonOptions:
-    """What becomes of the outlines; the defaults leave them along the pixels' edges, in each scene's CRS."""
+    """What becomes of the outlines; the defaults leave them along the pixels' edges, in each scene's CRS.
+
+    `simplify_m` is in metres; `crs` is what pyproj understands. Raises UsageError for a number below 0.
+
+    Example:
+        >>> aerialseg.PolygonOptions(min_area_m2=10, regularise=True)
+        PolygonOptions(min_area_m2=10, crs=None, simplify_m=0.0, regularise=True)
+    """
 
     min_area_m2: float = 0.0
     """Smaller buildings are left out, measured before anything else is done to them."""
@@ -179,11 +126,67 @@ class BuildingsReport:
         return f"{name}: {'; '.join(parts)}"
 
 
+def polygonize_masks(
+    masks: Sequence[str | Path],
+    target: Path,
+    options: PolygonOptions | None = None,
+    progress: Progress | None = None,
+    *,
+    probability: Path | None = None,
+    overwrite: bool = False,
+) -> BuildingsReport:
+    """Write the buildings of the masks that files, folders and globs stand for; see `write_buildings`.
+
+    Of a data set root its true masks are taken. `probability` is a folder, or for a single mask a file; rasters pair
+    by name. Raises what `write_buildings` raises, NoInputError when no mask or no probability is found, and OutputError
+    when another run writes in the target's folder.
+    """
+    progress = progress or Silent()
+    require_writer(target)
+    layers = find_layers(masks, probability)
+    without = [layer.name for layer in layers if layer.probability is None]
+    if probability is not None and without:
+        progress.say(f"{len(without)} masks have no probability raster by their name, such as {one_line(without[0])}")
+    others = {
+        layer.name: layer.probability
+        for layer in layers
+        if layer.probability is not None and is_of_another_run(layer.probability, layer.mask)
+    }
+    if others:
+        progress.say(left_out_note(list(others.values())))
+        layers = tuple(replace(layer, probability=None) if layer.name in others else layer for layer in layers)
+    prepare_output_folder(target.parent)
+    with locked(target.parent):
+        for suffix in SUFFIXES:  # what killed runs of this command left, and nothing else
+            for path in target.parent.glob(f"{TEMPORARY}*{suffix}*"):
+                path.unlink(missing_ok=True)
+        return write_buildings(layers, target, options, progress, overwrite=overwrite)
+
+
+def find_layers(masks: Sequence[str | Path], probability: Path | None = None) -> tuple[MaskLayer, ...]:
+    """Return the masks in natural order, with their probabilities where there are any.
+
+    What `predict` measured, wherever it lies, is no mask.
+    """
+    scenes = [scene for scene in find_scenes(masks) if kind_of(scene.mask or scene.image) != "measure"]
+    candidates = () if probability is None else find_scenes([probability])
+    taken = {candidate.image.resolve() for candidate in candidates}
+    scenes = [scene for scene in scenes if scene.image.resolve() not in taken]
+    if not scenes:
+        raise NoInputError(f"{one_line(masks[0])}: no masks here; give the folder that predict -o wrote")
+    found = pair_by_name(scenes, candidates, None)
+    if len(scenes) == len(candidates) == 1:
+        found = {scenes[0].name: candidates[0].image}
+    if probability is not None and not found:
+        raise NoInputError(f"{one_line(probability)}: holds no raster that is named like one of the masks")
+    return tuple(MaskLayer(scene.name, scene.mask or scene.image, found.get(scene.name)) for scene in scenes)
+
+
 def write_buildings(
     layers: Sequence[MaskLayer],
     target: Path,
     options: PolygonOptions | None = None,
-    progress: Progress | None = None,
+    progress: Progress = Silent(),
     *,
     max_pixels: float = MAX_PIXELS,
     overwrite: bool = False,
@@ -193,7 +196,7 @@ def write_buildings(
     Attributes: `id` (scene:row:column of the first pixel, the same whatever other scenes there are), `scene` (where
     that pixel lies), `area_m2` (of the polygon as written, measured in the scene's CRS before any reprojection to
     --crs; --min-area-m2 looks at the area before simplifying), `probability` (mean over the pixels, 0 to 1, or null).
-    Order: by patches of touching scenes as given, from the top down. A GeoPackage has one layer for each CRS, GeoJSON
+    Order: by mosaics of touching scenes as given, from the top down. A GeoPackage has one layer for each CRS, GeoJSON
     is in WGS 84. A file made from the same contents and options is left alone, and so is one that was edited since or
     that another program has open; `overwrite` replaces it unless it is open. Memory: 500 MB for 20000x20000 pixels with
     100,000 buildings. The caller holds the folder's lock.
@@ -202,25 +205,71 @@ def write_buildings(
     no place, more than `max_pixels`, or values that say neither building nor not), NoInputError, OutputError,
     StorageError and Stopped.
     """
-    options, progress = options or PolygonOptions(), progress or Silent()
+    options = options or PolygonOptions()
     require_writer(target)
     crs = _target_crs(target, options)
     mark = _mark_of_older(layers, target, overwrite=overwrite)
-    patches = group_masks([piece_of(layer.name, layer.mask, layer.probability, max_pixels) for layer in layers])
-    names = _layer_names(patches, target, crs)
+    mosaics = group_masks([check_mask(layer, max_pixels) for layer in layers])
+    tables = _by_layer(mosaics, target, crs)
     digest = _digest(layers, target, options)
     if mark == digest and not overwrite:
         return BuildingsReport(target, done_before=True)
     if not overwrite and (reason := _reason_to_stay(target, overwrite=overwrite)) is not None:
         return BuildingsReport(target, stays=reason)
-    rule = _rule_of(layers, progress)
-    shaping, tally = Shaping(options.min_area_m2, options.simplify_m, options.regularise, crs), ShapeCounts()
+    with _own_advice():
+        rule = decide_rule([layer.mask for layer in layers])
+    for warning in rule.warnings:
+        progress.say(warning)
+    shaping, counts = Shaping(options.min_area_m2, options.simplify_m, options.regularise, crs), ShapeCounts()
     with staged(target) as temporary, _cleared(temporary):
         file = create_buildings(temporary, target, digest)
-        _write(file, patches, names, (rule, shaping, tally), progress)
-        seal_buildings(temporary)
+        _write(file, tables, rule, shaping, counts, progress)
+        embed_digest_in(temporary)
         _require_replaceable(target, overwrite=overwrite)
-    return BuildingsReport(target, tuple(dict.fromkeys(names)), tally.kept, tally.removed, tally.unregularised)
+    return BuildingsReport(target, tuple(tables), counts.kept, counts.removed, counts.unregularised)
+
+
+def check_mask(layer: MaskLayer, max_pixels: float = MAX_PIXELS) -> PlacedMask:
+    """Return a mask on its own grid; raises BadDataError when it, or its probability, has no usable place or type.
+
+    Only headers are read.
+    """
+    with open_raster(layer.mask) as dataset:
+        box = GeoBox.of(dataset)
+    shown = one_line(layer.mask)
+    if not box.georeferenced:
+        raise BadDataError(
+            f"{shown}: has no CRS and transform, so polygons have no place: gdal_translate -a_srs EPSG:... -a_ullr ..."
+        )
+    if box.height * box.width > max_pixels:
+        raise BadDataError(
+            f"{shown}: {box.height}x{box.width} is {box.height * box.width:.3g} pixels, more than {max_pixels:g}; if it"
+            " is really that large, cut it with gdal_translate -srcwin and give the parts: buildings stay whole"
+        )
+    box.require_usable(shown)
+    if layer.probability is not None:
+        with open_raster(layer.probability) as dataset:
+            check_same_grid(box, GeoBox.of(dataset), (layer.mask, layer.probability))
+            if dataset.dtypes[0] != "uint8":
+                raise BadDataError(
+                    f"{one_line(layer.probability)}: has {dataset.dtypes[0]} values; expected probabilities as uint8, 0"
+                    " to 254, 255 nodata, as aerialseg predict --probability writes them"
+                )
+    return PlacedMask(layer.name, layer.mask, layer.probability, box)
+
+
+def group_masks(masks: Sequence[PlacedMask]) -> list[Mosaic]:
+    """Return the masks in mosaics that overlap or share a side (a corner is not enough), by their first members."""
+    systems: dict[str, list[int]] = defaultdict(list)
+    for index, placed in enumerate(masks):
+        systems[placed.crs.to_wkt()].append(index)
+    mosaics: dict[int, Mosaic] = {}
+    for members in systems.values():
+        boxes = [masks[index].box for index in members]
+        for places in connect_grids(boxes, GRID_TOLERANCE, corners=False, overlaps=True)[0]:
+            own = sorted((members[index], place) for index, place in places.items())
+            mosaics[own[0][0]] = tuple(replace(masks[index], row=row, col=col) for index, (row, col) in own)
+    return [mosaics[first] for first in sorted(mosaics)]
 
 
 def _mark_of_older(layers: Sequence[MaskLayer], target: Path, *, overwrite: bool) -> str | None:
@@ -229,46 +278,45 @@ def _mark_of_older(layers: Sequence[MaskLayer], target: Path, *, overwrite: bool
         raise NoInputError("no mask given")
     inputs = [path for layer in layers for path in (layer.mask, layer.probability) if path is not None]
     refuse_input_as_output(inputs, [target])
-    mark = read_mark(target)
-    refuse_foreign(target, ours=mark is not None, overwrite=overwrite)
+    check_overwrite(target, "buildings", overwrite=overwrite)
     if overwrite:
         _require_replaceable(target, overwrite=overwrite)
-    return mark
-
-
-def _rule_of(layers: Sequence[MaskLayer], progress: Progress) -> ResolvedRule:
-    """Decide what the masks' values mean, and say what is odd about them."""
-    with _own_advice():
-        rule = decide_rule([layer.mask for layer in layers])
-    for warning in rule.warnings:
-        progress.say(warning)
-    return rule
+    return mark_of(target, "buildings")
 
 
 def _write(
     file: BuildingFile,
-    patches: Sequence[MaskMosaic],
-    names: Sequence[str],
-    how: tuple[ResolvedRule, Shaping, ShapeCounts],
+    tables: Mapping[str, Sequence[Mosaic]],
+    rule: ResolvedRule,
+    shaping: Shaping,
+    counts: ShapeCounts,
     progress: Progress,
 ) -> None:
-    """Trace and write patch after patch, the patches of one layer together."""
-    rule, shaping, tally = how
-    pixels = sum(piece.box.height * piece.box.width for patch in patches for piece in patch.pieces)
+    """Trace and write mosaic after mosaic, table after table."""
+    pixels = sum(
+        mask.box.height * mask.box.width for mosaics in tables.values() for mosaic in mosaics for mask in mosaic
+    )
     progress.start("polygons", pixels / 1e6, "Mpx")
-    for layer in dict.fromkeys(names):
-        own = [patch for patch, name in zip(patches, names, strict=True) if name == layer]
-        file.begin_layer(layer, shaping.crs or CRS.from_wkt(own[0].crs.to_wkt()))
-        for patch in own:
-            grounds = {piece.name: MetricFrame.of(piece.box) for piece in patch.pieces}
-            tracer = Tracer()
-            for corners, read in _strict(read_corners(patch, rule)):
-                for part in footprints(tracer.add(corners), patch, grounds, shaping, tally):
-                    file.add(part)
-                    progress.advance(0)
-                progress.advance(read / 1e6, one_line(patch.pieces[0].name))
+    for name, mosaics in tables.items():
+        file.begin_layer(name, shaping.crs or CRS.from_wkt(mosaics[0][0].crs.to_wkt()))
+        for chunk in gather(_trace(mosaics, rule, shaping, counts, progress)):
+            file.add(chunk)
     file.finish()
     progress.finish()
+
+
+def _trace(
+    mosaics: Sequence[Mosaic], rule: ResolvedRule, shaping: Shaping, counts: ShapeCounts, progress: Progress
+) -> Iterator[Footprints]:
+    for mosaic in mosaics:
+        frames = {mask.name: MetricFrame.of(mask.box) for mask in mosaic}
+        tracer = Tracer()
+        with _own_advice():
+            for corners, read in read_corners(mosaic, rule):
+                for part in footprints(tracer.add(corners), mosaic, frames, shaping, counts):
+                    yield part
+                    progress.advance(0)
+                progress.advance(read / 1e6, one_line(mosaic[0].name))
 
 
 def _target_crs(target: Path, options: PolygonOptions) -> CRS | None:
@@ -286,22 +334,24 @@ def _target_crs(target: Path, options: PolygonOptions) -> CRS | None:
     return CRS.from_user_input(WGS84)
 
 
-def _layer_names(patches: Sequence[MaskMosaic], target: Path, crs: CRS | None) -> list[str]:
-    """Return the layer of each patch: one for all, or one for each CRS, named after it."""
-    found = list(dict.fromkeys(patch.crs.to_wkt() for patch in patches))
-    if crs is not None or len(found) == 1:
-        return [LAYER] * len(patches)
+def _by_layer(mosaics: Sequence[Mosaic], target: Path, crs: CRS | None) -> dict[str, list[Mosaic]]:
+    """Return table -> mosaics: one for all, or one for each CRS, named after it."""
+    systems: dict[str, list[Mosaic]] = {}
+    for mosaic in mosaics:
+        systems.setdefault(mosaic[0].crs.to_wkt(), []).append(mosaic)
+    if crs is not None or len(systems) == 1:
+        return {LAYER: list(mosaics)}
     if target.suffix.lower() != ".gpkg":
         raise UsageError(
-            f"{one_line(target)}: the masks are in {len(found)} CRSs and this format has one layer; give --crs"
+            f"{one_line(target)}: the masks are in {len(systems)} CRSs and this format has one layer; give --crs"
             " EPSG:..., or write .gpkg, which gets a layer for each"
         )
-    names: dict[str, str] = {}
-    for number, wkt in enumerate(found, 1):
+    tables: dict[str, list[Mosaic]] = {}
+    for number, (wkt, members) in enumerate(systems.items(), 1):
         authority = CRS.from_wkt(wkt).to_authority()
         name = f"{LAYER}_{number}" if authority is None else f"{LAYER}_{'_'.join(authority).lower()}"
-        names[wkt] = name if name not in names.values() else f"{name}_{number}"
-    return [names[patch.crs.to_wkt()] for patch in patches]
+        tables[name if name not in tables else f"{name}_{number}"] = members
+    return tables
 
 
 def _digest(layers: Sequence[MaskLayer], target: Path, options: PolygonOptions) -> str:
@@ -329,7 +379,7 @@ def _reason_to_stay(target: Path, *, overwrite: bool) -> str | None:
     """Return why an older file at the target may not be replaced, if there is one."""
     if not os.path.lexists(target):
         return None
-    if not overwrite and is_edited(target):
+    if not overwrite and owner_of(target, "buildings") != "ours":
         return "was changed since aerialseg wrote it and stays as it is; --overwrite or delete it to have it anew"
     # A new file beside the old one's pending changes would be mixed with them, and a deleted -wal takes edits with it.
     if is_open_elsewhere(target):
@@ -342,11 +392,6 @@ def _require_replaceable(target: Path, *, overwrite: bool) -> None:
     reason = _reason_to_stay(target, overwrite=overwrite)
     if reason is not None:
         raise OutputError(f"{one_line(target)}: {reason}")
-
-
-def _strict(items: Iterator[tuple[Corners, int]]) -> Iterator[tuple[Corners, int]]:
-    with _own_advice():
-        yield from items
 
 
 @contextmanager

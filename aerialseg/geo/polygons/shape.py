@@ -1,18 +1,13 @@
-"""From a mask's outlines to footprints on the ground, with what is said about each: id, scene, area, probability.
+"""From a mosaic's outlines to footprints on the ground, with what is said about each: id, scene, area, probability.
 
-The order of things: polygons along the pixels' edges, whole across scenes; then small ones are left out; then they are
-simplified, regularised, and brought to the CRS asked for. Nothing after the first step loses a building.
-
-Building outlines with straight walls and right angles, by buildingregulariser; never at the price of a building.
-
-The package works in metres and one building at a time here: its pool of processes costs more than it saves, and breaks
+Polygons along the pixels' edges, whole across masks; then small ones are left out; then they are simplified,
+regularised, and brought to the CRS asked for. Nothing after the first step loses a building. Walls are straightened by
+buildingregulariser, one building at a time in this process: its pool of processes costs more than it saves, and breaks
 where `__main__` cannot be imported. What it drops, splits or bends out of shape stays as it was.
 
-Metres and square metres on the ground around a raster, whatever its CRS counts in.
-
-In a projection that is true to scale, lengths and areas are those of its plane, times its unit. Degrees, and
-projections with a false scale such as Web Mercator, are measured on the ellipsoid; lengths there are those of a
-transverse Mercator projection around the raster's centre, on the same datum.
+Areas are square metres on the ground, whatever the CRS counts in. In a projection that is true to scale they are those
+of its plane, times its unit. Degrees, and projections with a false scale such as Web Mercator, are measured on the
+ellipsoid; lengths there are those of a transverse Mercator projection around the raster's centre, on the same datum.
 """
 
 from __future__ import annotations
@@ -32,21 +27,21 @@ from aerialseg.counts import QUANTA
 from aerialseg.errors import BadDataError, one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from aerialseg.geo.geobox import GeoBox
-    from aerialseg.geo.polygons.patchwork import MaskMosaic, PlacedMask
-    from aerialseg.geo.polygons.trace import Outlines
+    from aerialseg.geo.polygons.trace import Outlines, PlacedMask
 
     Shapes = NDArray[np.object_]
     Points = NDArray[np.float64]
+    Move = Callable[[Points], Points]
 
 MOST_CHANGE = 0.3
 """What simplifying would change by a larger share of its area stays as it is."""
 CHUNK = 20_000
-"""Footprints that files hold back before they write them."""
+"""Footprints that are written together."""
 SMOOTHED_PX = 1.7
 """The stairs of a slanted wall are one pixel high; a tolerance of 0.5 m on 0.3 m pixels is the package's default."""
 PARALLEL_PX = 3.3
@@ -117,71 +112,82 @@ def join_footprints(parts: Sequence[Footprints]) -> Footprints:
     )
 
 
-def footprints(
-    outlines: Outlines, patchwork: MaskMosaic, grounds: Mapping[str, MetricFrame], shaping: Shaping, tally: ShapeCounts
-) -> Iterator[Footprints]:
-    """Yield the footprints of a patchwork's outlines, a few at a time, and count them in `tally`.
+def gather(parts: Iterable[Footprints]) -> Iterator[Footprints]:
+    """Yield the footprints of all parts, in their order, in chunks that are worth a write."""
+    held: list[Footprints] = []
+    for part in parts:
+        held.append(part)
+        if sum(map(len, held)) >= CHUNK:
+            yield join_footprints(held)
+            held = []
+    if any(map(len, held)):
+        yield join_footprints(held)
 
-    `grounds` holds each piece's by name. A building belongs to the first piece that holds its first pixel, and its
+
+def footprints(
+    outlines: Outlines,
+    mosaic: Sequence[PlacedMask],
+    frames: Mapping[str, MetricFrame],
+    shaping: Shaping,
+    counts: ShapeCounts,
+) -> Iterator[Footprints]:
+    """Yield the footprints of a mosaic's outlines, a few at a time, and count them in `counts`.
+
+    `frames` holds each mask's by name. A building belongs to the first mask that holds its first pixel, and its
     coordinates are counted on that one's grid. `area_m2` is that of the outline as it is written, measured in the
     scene's CRS. Raises BadDataError where the CRS asked for cannot be reached.
     """
-    owner = _owners(outlines, patchwork.pieces)
-    shapes = _polygons(outlines, patchwork.pieces, owner)
+    owner = np.full(len(outlines), -1, dtype=np.int64)
+    row, col = outlines.first.T
+    for index, placed in enumerate(mosaic):
+        inside = (row >= placed.row) & (row < placed.bottom) & (col >= placed.col) & (col < placed.right)
+        owner[inside & (owner < 0)] = index
+    shapes = _polygons(outlines, mosaic, owner)
     known = np.where(outlines.sums[1] > 0, outlines.sums[1], np.nan)
     probability = np.round(outlines.sums[0] / known / QUANTA, 4)
     for number in np.unique(owner).tolist():
-        piece = patchwork.pieces[number]
-        ground, own = grounds[piece.name], np.flatnonzero(owner == number)
-        areas = ground.area_m2(shapes[own])
+        placed = mosaic[number]
+        frame, own = frames[placed.name], np.flatnonzero(owner == number)
+        areas = frame.area_m2(shapes[own])
         large = areas >= shaping.min_area_m2
-        tally.removed += int(np.count_nonzero(~large))
+        counts.removed += int(np.count_nonzero(~large))
         own, areas, start = own[large], areas[large], 0
-        for changed, failed in _shaped(shapes[own], ground, piece.box.gsd_m, shaping):
+        for changed, failed in _shaped(shapes[own], frame, placed.box.gsd_m, shaping):
             part = slice(start, start + len(changed))
             start += len(changed)
-            tally.unregularised += failed
-            tally.kept += len(changed)
-            first = outlines.first[own[part]] - (piece.row, piece.col)
+            counts.unregularised += failed
+            counts.kept += len(changed)
+            first = outlines.first[own[part]] - (placed.row, placed.col)
             yield Footprints(
-                np.array([f"{piece.name}:{row}:{col}" for row, col in first.tolist()], dtype=object),
-                np.full(len(changed), piece.name, dtype=object),
-                np.round(ground.area_m2(changed) if shaping.changes else areas[part], 3),
+                np.array([f"{placed.name}:{row}:{col}" for row, col in first.tolist()], dtype=object),
+                np.full(len(changed), placed.name, dtype=object),
+                np.round(frame.area_m2(changed) if shaping.changes else areas[part], 3),
                 probability[own[part]],
-                _finished(changed, ground, piece, shaping),
+                _finished(changed, frame, placed, shaping),
             )
 
 
-def _owners(outlines: Outlines, pieces: Sequence[PlacedMask]) -> NDArray[np.int64]:
-    """Return the index of the first piece that holds each building's first pixel."""
-    owner = np.full(len(outlines), -1, dtype=np.int64)
-    row, col = outlines.first[:, 0], outlines.first[:, 1]
-    for index, piece in enumerate(pieces):
-        inside = (row >= piece.row) & (row < piece.bottom) & (col >= piece.col) & (col < piece.right)
-        owner[inside & (owner < 0)] = index
-    return owner
-
-
-def _polygons(outlines: Outlines, pieces: Sequence[PlacedMask], owner: NDArray[np.int64]) -> Shapes:
-    """Return polygons along the pixels' edges, in the CRS of the pieces."""
+def _polygons(outlines: Outlines, mosaic: Sequence[PlacedMask], owner: NDArray[np.int64]) -> Shapes:
+    """Return polygons along the pixels' edges, in the CRS of the masks."""
     if not len(outlines):
         return np.empty(0, dtype=object)
     of_point = np.repeat(owner[outlines.building], outlines.rings)
-    origin = np.array([(piece.row, piece.col) for piece in pieces])
+    origin = np.array([(placed.row, placed.col) for placed in mosaic])
     row, col = (outlines.points - origin[of_point]).T
-    a, b, c, d, e, f = np.array([tuple(piece.box.transform)[:6] for piece in pieces])[of_point].T
+    a, b, c, d, e, f = np.array([tuple(placed.box.transform)[:6] for placed in mosaic])[of_point].T
     points = np.stack([c + a * col + b * row, f + d * col + e * row], axis=1)
     rings = shapely.linearrings(points, indices=np.repeat(np.arange(len(outlines.rings)), outlines.rings))
     polygons: Shapes = shapely.polygons(rings, indices=outlines.building)
     return polygons
 
 
-def _shaped(shapes: Shapes, ground: MetricFrame, gsd_m: float | None, shaping: Shaping) -> Iterator[tuple[Shapes, int]]:
+def _shaped(shapes: Shapes, frame: MetricFrame, gsd_m: float | None, shaping: Shaping) -> Iterator[tuple[Shapes, int]]:
     """Yield the polygons simplified and regularised, in order, and how many could not be regularised."""
     if not shaping.changes:
         yield shapes, 0
         return
-    metric, back = shapely.transform(shapes, ground.to_metres()), ground.from_metres()
+    to_metres, back = frame.metres()
+    metric = shapely.transform(shapes, to_metres)
     if shaping.simplify_m:
         simpler = shapely.simplify(metric, shaping.simplify_m, preserve_topology=True)
         change = np.abs(shapely.area(simpler) / shapely.area(metric) - 1)  # half where a pixel became a triangle
@@ -193,27 +199,22 @@ def _shaped(shapes: Shapes, ground: MetricFrame, gsd_m: float | None, shaping: S
         yield shapely.transform(part, back), failed
 
 
-def _finished(shapes: Shapes, ground: MetricFrame, piece: PlacedMask, shaping: Shaping) -> Shapes:
+def _finished(shapes: Shapes, frame: MetricFrame, placed: PlacedMask, shaping: Shaping) -> Shapes:
     """Return the polygons in the CRS asked for, valid, their outer rings anticlockwise."""
     if shaping.crs is not None:
-        shapes = shapely.transform(shapes, ground.to_crs(shaping.crs))
+        shapes = shapely.transform(shapes, way_between(frame.crs, shaping.crs))
         if not np.isfinite(shapely.bounds(shapes)).all():
             raise BadDataError(
-                f"{one_line(piece.mask)}: has buildings without a place in {one_line(shaping.crs.name)}; choose"
+                f"{one_line(placed.mask)}: has buildings without a place in {one_line(shaping.crs.name)}; choose"
                 " another --crs"
             )
     broken = np.flatnonzero(~shapely.is_valid(shapes))
     if len(broken):
         shapes = shapes.copy()
-        shapes[broken] = [_largest_part(shape) for shape in shapely.make_valid(shapes[broken])]
+        parts = [shapely.get_parts(shapely.get_parts(shape)) for shape in shapely.make_valid(shapes[broken])]
+        shapes[broken] = [max(found, key=shapely.area) for found in parts]  # the others are slivers of rounding
     clockwise = ~shapely.is_ccw(shapely.get_exterior_ring(shapes))
     return np.where(clockwise, shapely.reverse(shapes), shapes) if clockwise.any() else shapes
-
-
-def _largest_part(shape: shapely.Geometry) -> shapely.Polygon:
-    """Return the polygon of a repaired one that has nearly all of its area; the rest are slivers of rounding."""
-    parts = shapely.get_parts(shapely.get_parts(shape))
-    return max(parts, key=lambda part: part.area)
 
 
 def regularise(shapes: Shapes, gsd_m: float) -> Iterator[tuple[Shapes, int]]:
@@ -223,20 +224,14 @@ def regularise(shapes: Shapes, gsd_m: float) -> Iterator[tuple[Shapes, int]]:
     """
     for start in range(0, len(shapes), TOGETHER):
         before = shapes[start : start + TOGETHER]
-        filled = _without_specks(before, SPECK_PX * gsd_m**2)
+        filled = before.copy()
+        for index in np.flatnonzero(shapely.get_num_interior_rings(before)):
+            rings = shapely.get_rings(before[index])
+            large = shapely.area(shapely.polygons(rings)) >= SPECK_PX * gsd_m**2
+            filled[index] = shapely.polygons(rings[0], holes=rings[1:][large[1:]])
         after = _regularised(filled, gsd_m)
         good = _resemble(filled, after)
         yield np.where(good, after, before), int(np.count_nonzero(~good))
-
-
-def _without_specks(shapes: Shapes, least_m2: float) -> Shapes:
-    """Return the polygons without holes that are smaller."""
-    filled = shapes.copy()
-    for index in np.flatnonzero(shapely.get_num_interior_rings(shapes)):
-        rings = shapely.get_rings(shapes[index])
-        large = shapely.area(shapely.polygons(rings)) >= least_m2
-        filled[index] = shapely.polygons(rings[0], holes=rings[1:][large[1:]])
-    return filled
 
 
 def _regularised(shapes: Shapes, gsd_m: float) -> Shapes:
@@ -311,48 +306,30 @@ class MetricFrame:
         if self.unit_m is not None:
             planar: NDArray[np.float64] = shapely.area(shapes) * self.unit_m**2
             return planar
-        placed, geod = shapely.transform(shapes, self._to_degrees()), self.crs.get_geod()
+        placed, geod = shapely.transform(shapes, way_between(self.crs, self.crs.geodetic_crs)), self.crs.get_geod()
         if geod is None:
             raise BadDataError(f"{one_line(self.crs.name)}: has no ellipsoid to measure areas on; reproject the mask")
         return np.array([abs(geod.geometry_area_perimeter(shape)[0]) for shape in placed])
 
-    def to_metres(self) -> Callable[[Points], Points]:
-        """Return what takes points (n, 2) of the CRS to metres from about the raster's centre."""
+    def metres(self) -> tuple[Move, Move]:
+        """Return what takes points (n, 2) of the CRS to metres from about the raster's centre, and what takes back."""
         if self.unit_m is None:
-            return self._between(self.crs, self._local())
+            (longitude, latitude) = way_between(self.crs, self.crs.geodetic_crs)(np.array([self.origin]))[0]
+            centred = TransverseMercatorConversion(latitude, longitude, 0, 0, 1)
+            local = ProjectedCRS(centred, name="around the raster", geodetic_crs=self.crs.geodetic_crs)
+            return way_between(self.crs, local), way_between(local, self.crs)
         origin, unit = np.array(self.origin), self.unit_m
-        return lambda points: (points - origin) * unit
+        return lambda points: (points - origin) * unit, lambda points: points / unit + origin
 
-    def from_metres(self) -> Callable[[Points], Points]:
-        """Return the way back."""
-        if self.unit_m is None:
-            return self._between(self._local(), self.crs)
-        origin, unit = np.array(self.origin), self.unit_m
-        return lambda points: points / unit + origin
 
-    def to_crs(self, target: CRS) -> Callable[[Points], Points]:
-        """Return what takes points of the CRS to another; raises BadDataError where there is no way."""
-        return self._between(self.crs, target)
-
-    def _to_degrees(self) -> Callable[[Points], Points]:
-        return self._between(self.crs, self.crs.geodetic_crs)
-
-    def _local(self) -> CRS:
-        (longitude, latitude) = self._to_degrees()(np.array([self.origin]))[0]
-        centred = TransverseMercatorConversion(latitude, longitude, 0, 0, 1)
-        return ProjectedCRS(centred, name="around the raster", geodetic_crs=self.crs.geodetic_crs)
-
-    def _between(self, source: CRS, target: CRS) -> Callable[[Points], Points]:
-        try:
-            way = Transformer.from_crs(source, target, always_xy=True)
-        except ProjError as error:
-            name, other = one_line(self.crs.name), one_line(target.name)
-            raise BadDataError(f"no way from CRS {name} to {other}: {one_line(str(error))}") from error
-
-        def move(points: Points) -> Points:
-            return np.stack(way.transform(points[:, 0], points[:, 1]), axis=1)
-
-        return move
+def way_between(source: CRS, target: CRS) -> Move:
+    """Return what takes points (n, 2) from one CRS to another; raises BadDataError where there is no way."""
+    try:
+        way = Transformer.from_crs(source, target, always_xy=True)
+    except ProjError as error:
+        name, other = one_line(source.name), one_line(target.name)
+        raise BadDataError(f"no way from CRS {name} to {other}: {one_line(str(error))}") from error
+    return lambda points: np.stack(way.transform(points[:, 0], points[:, 1]), axis=1)
 
 
 def _true_to_scale(crs: CRS, origin: tuple[float, float]) -> bool:

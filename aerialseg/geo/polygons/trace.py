@@ -1,19 +1,17 @@
-"""Reading a patchwork of masks from the top down as the one raster it is, as the corners of its buildings.
+"""The outlines of the buildings in a mosaic of masks, from the top down, without ever holding the mosaic.
 
-Where pieces overlap, a pixel is building if any of them says so, and has the largest of their probabilities.
-
-Outlines of buildings from the corners of a mask, strip by strip: what is closed comes out, what is open is kept.
+Masks that lie on one pixel grid are read in strips of rows; where they overlap, a pixel is building if any of them says
+so, and has the largest of their probabilities. Of a strip only its corners are kept: every building pixel is a square;
+outlines run along the sides of squares and turn where the four pixels around a point are not alike in pairs. Where two
+building pixels touch by a corner only, the outline passes twice, and there are two corners in one place: buildings are
+4-connected.
 
 Along a row, and along a column, an outline's sides lie between the first corner and the second, the third and the
-fourth, and so on; so each corner knows the next one, and rings are followed from corner to corner. Memory: the corners
-of the strip and of the buildings that reach below it. The sum of any raster over a building is a signed sum of its
-summed-area table over the building's corners, which is how mean probabilities come for free.
-
-Where the outline of a mask turns: its corners, found by comparing pixels with their neighbours, whole rows at once.
-
-Every building pixel is a square; outlines run along the sides of squares and turn where the four pixels around a point
-are not alike in pairs. Where two building pixels touch by a corner only, the outline passes twice, and there are two
-corners in one place: buildings are 4-connected. Positions are (row, col) of pixel corners on some grid of the caller's.
+fourth, and so on; so each corner knows the next one, and rings are followed from corner to corner: what is closed comes
+out, what is open is kept. Memory: the corners of the strip and of the buildings that reach below it. The sum of any
+raster over a building is a signed sum of its summed-area table over the building's corners, which is how mean
+probabilities come for free. Positions are (row, col) of pixel corners on the mosaic's grid; where that lies on the
+ground is not known here.
 """
 
 from __future__ import annotations
@@ -34,29 +32,57 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+    from rasterio.crs import CRS
     from rasterio.io import DatasetReader
 
-    from aerialseg.geo.polygons.patchwork import MaskMosaic, PlacedMask
+    from aerialseg.geo.geobox import GeoBox
 
 STRIP_PIXELS = 1 << 22
 STRIP_ROWS = (64, 1024)
 PROBABILITY_NODATA = 255
 ALONG_ROW, LATER, HOLE = np.uint8(1), np.uint8(2), np.uint8(4)
 """What a corner's kind says: the outline, with building on its left, leaves along the row; of two corners in one place,
-this one belongs to the piece below; here begins a hole, if the ring begins here."""
+this one belongs to the part below; here begins a hole, if the ring begins here."""
 
 
-def read_corners(patchwork: MaskMosaic, rule: ResolvedRule) -> Iterator[tuple[Corners, int]]:
-    """Yield the corners of the buildings, strip by strip, and how many pixels were read for them.
+@dataclass(frozen=True, slots=True)
+class PlacedMask:
+    """A mask and where its first pixel lies on the grid of its mosaic."""
+
+    name: str
+    mask: Path
+    probability: Path | None
+    box: GeoBox
+    row: int = 0
+    col: int = 0
+
+    @property
+    def crs(self) -> CRS:
+        """The CRS, which `check_mask` has found to be there."""
+        return self.box.crs
+
+    @property
+    def bottom(self) -> int:
+        """The row below its last."""
+        return self.row + self.box.height
+
+    @property
+    def right(self) -> int:
+        """The column right of its last."""
+        return self.col + self.box.width
+
+
+def read_corners(mosaic: Sequence[PlacedMask], rule: ResolvedRule) -> Iterator[tuple[Corners, int]]:
+    """Yield the corners of the buildings of masks on one grid, strip by strip, and how many pixels were read for them.
 
     The corners' sums are those of the probabilities 0..254 of building pixels and of their number, where probability is
     known. Memory: a strip of about 4 million pixels, five times that in bytes with probabilities eight times more.
     """
-    width = patchwork.width
+    width = max(placed.right for placed in mosaic)
     above = np.zeros(width + 2, dtype=np.bool_)
     columns = np.zeros((2, width + 1), dtype=np.int64)
     with _Readers(rule) as readers:
-        for top, bottom, active in _strips(patchwork):
+        for top, bottom, active in _strips(mosaic):
             readers.keep(active)
             spans = [_Span.read(span, top, bottom, readers) for span in _side_by_side(active)]
             below = np.zeros(width + 2, dtype=np.bool_)
@@ -74,7 +100,7 @@ def read_corners(patchwork: MaskMosaic, rule: ResolvedRule) -> Iterator[tuple[Co
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Span:
-    """Pieces side by side in a strip, without a gap."""
+    """Masks side by side in a strip, without a gap."""
 
     left: int
     right: int
@@ -84,16 +110,16 @@ class _Span:
     """(2, rows, cols + 1): sums of probability and of known pixels left of each pixel corner; None: all unknown."""
 
     @classmethod
-    def read(cls, pieces: Sequence[PlacedMask], top: int, bottom: int, readers: _Readers) -> _Span:
-        left, right = min(piece.col for piece in pieces), max(piece.right for piece in pieces)
+    def read(cls, masks: Sequence[PlacedMask], top: int, bottom: int, readers: _Readers) -> _Span:
+        left, right = min(placed.col for placed in masks), max(placed.right for placed in masks)
         building = np.zeros((bottom - top, right - left + 2), dtype=np.bool_)
         quanta = None
-        for piece in pieces:
-            window = Window(0, top - piece.row, piece.box.width, bottom - top)
-            inside = slice(piece.col - left + 1, piece.right - left + 1)
-            building[:, inside] |= readers.mask(piece, window)
-            if piece.probability is not None:
-                found, known = readers.probability(piece, window)
+        for placed in masks:
+            window = Window(0, top - placed.row, placed.box.width, bottom - top)
+            inside = slice(placed.col - left + 1, placed.right - left + 1)
+            building[:, inside] |= readers.mask(placed, window)
+            if placed.probability is not None:
+                found, known = readers.probability(placed, window)
                 if quanta is None:
                     quanta = np.full(building.shape, -1, dtype=np.int16)
                 quanta[:, inside] = np.maximum(quanta[:, inside], np.where(known, found, np.int16(-1)))
@@ -115,7 +141,7 @@ class _Span:
 
 
 class _Readers:
-    """The files of the pieces that are being read; a class because it holds what is open."""
+    """The files of the masks that are being read; a class because it holds what is open."""
 
     def __init__(self, rule: ResolvedRule) -> None:
         self._rule = rule
@@ -128,20 +154,20 @@ class _Readers:
         self.keep(())
 
     def keep(self, active: Sequence[PlacedMask]) -> None:
-        """Close the files of pieces that are not active."""
-        used = {path for piece in active for path in (piece.mask, piece.probability)}
+        """Close the files of masks that are not active."""
+        used = {path for placed in active for path in (placed.mask, placed.probability)}
         for path in [path for path in self._open if path not in used]:
             self._open.pop(path)[1].close()
 
-    def mask(self, piece: PlacedMask, window: Window) -> NDArray[np.bool_]:
+    def mask(self, placed: PlacedMask, window: Window) -> NDArray[np.bool_]:
         """Read where the mask says building."""
-        return read_mask(self._dataset(piece.mask), self._rule, window)[0]
+        return read_mask(self._dataset(placed.mask), self._rule, window)[0]
 
-    def probability(self, piece: PlacedMask, window: Window) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    def probability(self, placed: PlacedMask, window: Window) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """Read quantised probabilities, and where they are known."""
-        path = piece.probability
+        path = placed.probability
         if path is None:
-            raise ValueError(f"{piece.name} has no probability")
+            raise ValueError(f"{placed.name} has no probability")
         dataset = self._dataset(path)
         with raster_errors(path):
             quanta = dataset.read(1, window=window)
@@ -163,31 +189,30 @@ def _row_sums(building: NDArray[np.bool_], quanta: NDArray[np.int16]) -> NDArray
     return sums
 
 
-def _strips(patchwork: MaskMosaic) -> Iterator[tuple[int, int, list[PlacedMask]]]:
-    """Yield first row, row below the last, and the pieces that reach across all rows; an empty row ends it."""
-    pieces = patchwork.pieces
-    cuts = sorted({row for piece in pieces for row in (piece.row, piece.bottom)})
+def _strips(mosaic: Sequence[PlacedMask]) -> Iterator[tuple[int, int, list[PlacedMask]]]:
+    """Yield first row, row below the last, and the masks that reach across all rows; an empty row ends it."""
+    cuts = sorted({row for placed in mosaic for row in (placed.row, placed.bottom)})
     for top, bottom in pairwise(cuts):
-        active = [piece for piece in pieces if piece.row <= top and bottom <= piece.bottom]
+        active = [placed for placed in mosaic if placed.row <= top and bottom <= placed.bottom]
         if not active:  # nothing in between: one row closes what ends here
             yield top, top + 1, []
             continue
-        rows = STRIP_PIXELS // sum(piece.box.width for piece in active)
+        rows = STRIP_PIXELS // sum(placed.box.width for placed in active)
         rows = 1 << max(min(rows, STRIP_ROWS[1]), STRIP_ROWS[0]).bit_length() - 1  # divides blocks of 256 and 512
         for row in range(top, bottom, rows):
             yield row, min(row + rows, bottom), active
     yield cuts[-1], cuts[-1] + 1, []
 
 
-def _side_by_side(pieces: Sequence[PlacedMask]) -> list[list[PlacedMask]]:
-    """Return the pieces of a strip in runs without a gap, from left to right."""
+def _side_by_side(masks: Sequence[PlacedMask]) -> list[list[PlacedMask]]:
+    """Return the masks of a strip in runs without a gap, from left to right."""
     runs: list[list[PlacedMask]] = []
     right = -1
-    for piece in sorted(pieces, key=lambda piece: piece.col):
-        if not runs or piece.col > right:
+    for placed in sorted(masks, key=lambda placed: placed.col):
+        if not runs or placed.col > right:
             runs.append([])
-        runs[-1].append(piece)
-        right = max(right, piece.right)
+        runs[-1].append(placed)
+        right = max(right, placed.right)
     return runs
 
 
@@ -240,7 +265,7 @@ def _down_columns(corners: Corners) -> tuple[NDArray[np.int64], NDArray[np.int64
 
 
 def _key(col: NDArray[np.int64], row: NDArray[np.int64], later: NDArray[np.int64] | int) -> NDArray[np.int64]:
-    """Return what sorts corners by column, row, and of two in one place the upper piece's first."""
+    """Return what sorts corners by column, row, and of two in one place the upper part's first."""
     key: NDArray[np.int64] = col * (1 << 34) + row * 2 + later
     return key
 

@@ -1,24 +1,19 @@
 """Scenes and their labels become a set of tiles to train on: GeoTIFF pairs, an index to look at, and a manifest.
 
-Scenes are checked first (`plan_tiles`), then cut row by row in threads (`cutting`), or only counted for a set without
-pixels, each finished scene being remembered (`records`), so that the same command goes on where a killed one stopped
-and does nothing when nothing has changed. The manifest comes last (`assembly`).
-
-The folder of a set, before and after: whose files are there, what was edited by hand, and what makes it whole.
-
-While tiles are being made the folder has no `tileset.json`, so nothing takes it for a finished set. What people edited
-in `index.gpkg` is put aside meanwhile and comes back for the tiles that still exist.
+Scenes are checked first, then cut row by row in threads, or only counted for a set without pixels; each finished scene
+is remembered, so that the same command goes on where a killed one stopped and does nothing when nothing has changed.
+While tiles are being made the folder has no `tileset.json`, so nothing takes it for a finished set; what people edited
+in `index.gpkg` is put aside meanwhile and comes back for the tiles that still exist. The manifest comes last.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -26,16 +21,14 @@ from aerialseg.errors import AerialsegError, BadDataError, NoInputError, OutputE
 from aerialseg.files import (
     locked,
     prepare_output_folder,
-    refuse_foreign,
     refuse_input_as_output,
     sweep,
     usable_processors,
     write_json,
 )
-from aerialseg.geo.opening import open_raster
+from aerialseg.geo.ownership import check_overwrite, mark_of
 from aerialseg.geo.tiles.cut import (
     FOLDER,
-    TAG,
     CutTile,
     SceneRecord,
     cut_tiles,
@@ -45,22 +38,24 @@ from aerialseg.geo.tiles.cut import (
     save_record,
     summarise,
 )
-from aerialseg.geo.tiles.plan import TileJob, TilingOptions, TilingPlan, none_left, plan_tiles, set_aside
+from aerialseg.geo.tiles.plan import TileJob, TilingOptions, none_left, plan_tiles, set_aside
 from aerialseg.geo.tiles.sources import describe_sources
 from aerialseg.geo.tiles.tileset import (
     INDEX,
     MANIFEST,
+    TileSet,
     image_path,
     mask_path,
-    read_manifest,
     read_splits,
+    read_tileset,
     write_index,
     write_manifest,
 )
 from aerialseg.progress import Progress, Silent
+from aerialseg.values import from_values, read_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from aerialseg.geo.scenes import Scene
@@ -73,16 +68,25 @@ AHEAD = 3
 """Pieces of work handed out per thread, so that none waits for the main thread."""
 REPORT = "report.json"
 EDITS = "edits"
+"""Tile -> split that was set by hand, while the set is unfinished; empty when the tile was taken out of use."""
 PARTS = ("images", "masks")
 
 
 @dataclass(frozen=True, slots=True)
 class TilingReport:
-    """What is in the set, and what this run did."""
+    """What is in the set, and what this run did.
+
+    Example:
+        >>> scenes = aerialseg.find_scenes(["scenes"])
+        >>> options = aerialseg.TilingOptions(size=128, split="0.5")
+        >>> report = aerialseg.tile_scenes(scenes, Path("tiles/town"), options)
+        >>> report.scenes, report.failures
+        ({'train': 1, 'val': 1}, {})
+    """
 
     folder: Path
     scenes: dict[str, int]
-    """Split -> scenes with tiles on that side."""
+    """Split -> scenes with tiles in it."""
     tiles: dict[str, int]
     """Split -> tiles, edits in the index included."""
     building: dict[str, float]
@@ -116,53 +120,60 @@ class TilingReport:
 
 
 def tile_scenes(
-    scenes: Sequence[Scene], options: TilingOptions, out: Path, progress: Progress | None = None
+    scenes: Sequence[Scene], out: Path, options: TilingOptions | None = None, progress: Progress = Silent()
 ) -> TilingReport:
     """Cut scenes, each with its mask unless `options.vectors` is given, into the set `out`, and return what is there.
 
-    A scene that cannot be used is named in the report's `failures` and the others go on. Raises what makes the set as a
-    whole impossible; then `out` has no manifest, or still the old one if nothing was begun.
+    What has not changed since an earlier call is left as it is. A scene that cannot be used is named in the report's
+    `failures` and the others go on. Raises UsageError for options that contradict the scenes, NoInputError and
+    BadDataError when no scene is left, OutputError when `out` holds another's files, StorageError when the disk is
+    full, and Stopped; then `out` has no manifest, or still the old one if nothing was begun.
+
+    Example:
+        >>> scenes = aerialseg.find_scenes(["scenes"])
+        >>> options = aerialseg.TilingOptions(size=128, split="0.5")
+        >>> report = aerialseg.tile_scenes(scenes, Path("tiles/town"), options)
+        >>> report.tiles
+        {'train': 4, 'val': 4}
     """
-    progress, began = progress or Silent(), time.monotonic()
-    found = plan_tiles(scenes, options, progress)
-    for note in found.notes:
+    options, began = options or TilingOptions(), time.monotonic()
+    plan = plan_tiles(scenes, options, progress)
+    for note in plan.notes:
         progress.say(note)
-    refuse_outputs(out, found.jobs, overwrite=options.overwrite)
+    refuse_outputs(out, plan.jobs, overwrite=options.overwrite)
     prepare_output_folder(out)
     with locked(out):
         sweep(out)
-        records, cut, failures, changed = _bring_up_to_date(out, found, options, progress)
-        report = _report(out, records, cut, failures, began)
-        if changed:
-            write_json(out / REPORT, report.to_json())
+        before, edits = look_before(out, overwrite=options.overwrite)
+        failures, digests = dict(plan.failures), _digests(plan.jobs, options, progress)
+        records: dict[str, SceneRecord] = {}
+        for job in () if options.overwrite else plan.jobs:
+            known = load_record(out, job.stem)
+            if known is not None and known.digest == digests[job.stem] and known.holds(out):
+                records[job.stem] = known
+        todo = [job for job in plan.jobs if job.stem not in records]
+        sources = describe_sources(plan.jobs, options, out) if options.index_only else None
+        if not todo and is_finished(out, before, list(records.values()), failures, sources):
+            return _report(out, list(records.values()), [], failures, began)
+        (out / FOLDER).mkdir(parents=True, exist_ok=True)
+        if edits:
+            write_json(out / FOLDER / EDITS, edits)
+        (out / MANIFEST).unlink(missing_ok=True)
+        for job, cuts in _cut_all(todo, None if options.index_only else out, options, progress):
+            if isinstance(cuts, AerialsegError):
+                set_aside(failures, job.scene, cuts, plan.given, progress)
+                continue
+            records[job.stem] = summarise(job.scene.name, digests[job.stem], cuts, job.gap)
+            save_record(out, job.stem, records[job.stem])
+        in_order = [records[job.stem] for job in plan.jobs if job.stem in records]
+        if not in_order:
+            raise none_left(failures)
+        finish_set(out, plan.jobs, in_order, failures, options, edits)
+        if edits:
+            progress.say(f"kept the split of {len(edits)} tiles as edited in {INDEX}; --overwrite forgets it")
+        report = _report(out, in_order, [job for job in todo if job.stem in records], failures, began)
+        write_json(out / REPORT, report.to_json())
     return report
-
-
-def _bring_up_to_date(
-    out: Path, found: TilingPlan, options: TilingOptions, progress: Progress
-) -> tuple[list[SceneRecord], list[TileJob], dict[str, AerialsegError], bool]:
-    """Cut what is missing; return the records, the jobs that were cut, the failures, and whether anything changed."""
-    before, failures = look_before(out, overwrite=options.overwrite), dict(found.failures)
-    digests = _digests(found.jobs, options, progress)
-    records = {} if options.overwrite else _reusable(out, found.jobs, digests)
-    todo = [job for job in found.jobs if job.stem not in records]
-    sources = sources_of(found.jobs, options, out)
-    if not todo and is_finished(out, before, list(records.values()), failures, sources):
-        return list(records.values()), [], failures, False
-    begin_set(out, before)
-    for job, cuts in _cut_all(todo, None if options.index_only else out, options, progress):
-        if isinstance(cuts, AerialsegError):
-            set_aside(failures, job.scene, cuts, found.given, progress)
-            continue
-        records[job.stem] = summarise(job.scene.name, digests[job.stem], cuts, job.gap)
-        save_record(out, job.stem, records[job.stem])
-    in_order = [records[job.stem] for job in found.jobs if job.stem in records]
-    if not in_order:
-        raise none_left(failures)
-    finish_set(out, found.jobs, in_order, failures, options, before.edits)
-    if before.edits:
-        progress.say(f"kept the split of {len(before.edits)} tiles as edited in {INDEX}; --overwrite forgets it")
-    return in_order, [job for job in todo if job.stem in records], failures, True
 
 
 def _threads(options: TilingOptions) -> int:
@@ -182,12 +193,6 @@ def _digests(jobs: Sequence[TileJob], options: TilingOptions, progress: Progress
     return digests
 
 
-def _reusable(out: Path, jobs: Sequence[TileJob], digests: Mapping[str, str]) -> dict[str, SceneRecord]:
-    """Return the records, by stem, of scenes whose tiles are there and would come out the same."""
-    known = ((job.stem, load_record(out, job.stem)) for job in jobs)
-    return {stem: record for stem, record in known if record and record.digest == digests[stem] and record.holds(out)}
-
-
 def _cut_all(
     jobs: Sequence[TileJob], out: Path | None, options: TilingOptions, progress: Progress
 ) -> Iterator[tuple[TileJob, list[CutTile] | AerialsegError]]:
@@ -198,7 +203,17 @@ def _cut_all(
     try:
         handed_out = _hand_out(pool, pieces, out, AHEAD * _threads(options))
         for job, results in groupby(handed_out, key=lambda result: result[0]):
-            yield job, _collect(results, options, progress)
+            cuts: list[CutTile] = []
+            failure: AerialsegError | None = None
+            for _, row, future in results:
+                try:
+                    cuts += future.result()
+                except (BadDataError, NoInputError) as error:
+                    if options.fail_fast:
+                        raise
+                    failure = failure or error
+                progress.advance(_mpx(row), job.scene.name)
+            yield job, failure or cuts
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         progress.finish()
@@ -214,23 +229,6 @@ def _hand_out(
         if len(waiting) >= ahead:
             yield waiting.popleft()
     yield from waiting
-
-
-def _collect(
-    results: Iterable[tuple[TileJob, Row, Future[list[CutTile]]]], options: TilingOptions, progress: Progress
-) -> list[CutTile] | AerialsegError:
-    """Wait for the pieces of one scene; return its tiles in order, or what was wrong with it."""
-    cuts: list[CutTile] = []
-    failure: AerialsegError | None = None
-    for job, row, future in results:
-        try:
-            cuts += future.result()
-        except (BadDataError, NoInputError) as error:
-            if options.fail_fast:
-                raise
-            failure = failure or error
-        progress.advance(_mpx(row), job.scene.name)
-    return failure or cuts
 
 
 def _mpx(row: Row) -> float:
@@ -249,8 +247,8 @@ def _report(
     used = [(record.scene, splits.get(tile.name)) for record in records for tile in record.tiles]
     return TilingReport(
         out,
-        scenes={split: len({scene for scene, side in used if side == split}) for split in classes},
-        tiles={split: sum(1 for _, side in used if side == split) for split in classes},
+        scenes={split: len({scene for scene, own in used if own == split}) for split in classes},
+        tiles={split: sum(1 for _, own in used if own == split) for split in classes},
         building={split: building_share(counts) for split, counts in classes.items()},
         left_out=total_left_out(records),
         cut=len(cut),
@@ -260,18 +258,8 @@ def _report(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class PreviousRun:
-    """What an earlier run left."""
-
-    manifest: dict[str, Any] | None = None
-    """Of a finished set; None when there is none."""
-    edits: dict[str, str] = field(default_factory=dict)
-    """Tile -> split that was set by hand; empty when the tile was taken out of use."""
-
-
 def refuse_outputs(folder: Path, jobs: Sequence[TileJob], *, overwrite: bool) -> None:
-    """Raise when the set would overwrite an input (UsageError), or strangers' files without consent (OutputError)."""
+    """Raise when the set would overwrite an input (UsageError), or foreign files without consent (OutputError)."""
     inputs = {path for job in jobs for path in job.inputs}
     places = {str((folder / part).resolve()).casefold() for part in PARTS}
     outputs = [folder / INDEX, folder / MANIFEST, folder / REPORT]
@@ -282,7 +270,7 @@ def refuse_outputs(folder: Path, jobs: Sequence[TileJob], *, overwrite: bool) ->
     if overwrite or (folder / FOLDER).is_dir():
         return
     for path in outputs[:3]:
-        refuse_foreign(path, ours=False, overwrite=False)
+        check_overwrite(path, overwrite=False)
     for part in PARTS:
         if (folder / part).is_dir() and any((folder / part).iterdir()):
             raise OutputError(
@@ -291,53 +279,45 @@ def refuse_outputs(folder: Path, jobs: Sequence[TileJob], *, overwrite: bool) ->
             )
 
 
-def look_before(folder: Path, *, overwrite: bool) -> PreviousRun:
-    """Return what an earlier run left in the folder; nothing when all is to be made anew."""
+def look_before(folder: Path, *, overwrite: bool) -> tuple[TileSet | None, dict[str, str]]:
+    """Return what an earlier run left: the finished set as it was written, and tile -> split where it was set by hand.
+
+    The split is empty for a tile that was taken out of use. Nothing is returned when all is to be made anew.
+    """
     if overwrite:
-        return PreviousRun()
+        return None, {}
     aside = folder / FOLDER / EDITS
     try:
-        manifest = read_manifest(folder)
+        tileset = read_tileset(folder)
     except BadDataError:  # the tiles are still there; what they are is in the records
-        manifest = None
-    if manifest is None:
-        return PreviousRun(None, json.loads(aside.read_text(encoding="utf-8")) if aside.is_file() else {})
+        tileset = None
+    if tileset is None:
+        try:
+            return None, from_values(dict[str, str], read_json(aside))
+        except (OSError, ValueError):
+            return None, {}
     if not (folder / INDEX).is_file():
-        return PreviousRun(manifest)
+        return tileset, {}
     now = read_splits(folder / INDEX)
-    planned = {tile["name"]: tile["split"] for tile in manifest["tiles"]}
-    return PreviousRun(manifest, {name: now.get(name, "") for name, split in planned.items() if now.get(name) != split})
+    planned = {tile.name: tile.split for tile in tileset.tiles}
+    return tileset, {name: now.get(name, "") for name, split in planned.items() if now.get(name) != split}
 
 
 def is_finished(
     folder: Path,
-    before: PreviousRun,
+    tileset: TileSet | None,
     records: Sequence[SceneRecord],
     failures: Mapping[str, AerialsegError],
     sources: Mapping[str, Any] | None,
 ) -> bool:
     """Return whether the folder holds the finished set of exactly these scenes, read from these `sources` if any."""
-    manifest = before.manifest
     return (
-        manifest is not None
-        and manifest.get("sources") == sources
-        and manifest["scenes"] == _scene_lines(records)
-        and manifest["failed"] == {name: str(error) for name, error in failures.items()}
+        tileset is not None
+        and tileset.sources == sources
+        and list(tileset.scenes.items()) == [(record.scene, record.digest) for record in records]
+        and tileset.failed == {name: str(error) for name, error in failures.items()}
         and (folder / INDEX).is_file()
     )
-
-
-def sources_of(jobs: Sequence[TileJob], options: TilingOptions, folder: Path) -> dict[str, Any] | None:
-    """Return what the tiles of a set without pixels are read from; None for a set with files of its own."""
-    return describe_sources(jobs, options, folder) if options.index_only else None
-
-
-def begin_set(folder: Path, before: PreviousRun) -> None:
-    """Mark the folder as unfinished, with the edits put aside."""
-    (folder / FOLDER).mkdir(parents=True, exist_ok=True)
-    if before.edits:
-        write_json(folder / FOLDER / EDITS, before.edits)
-    (folder / MANIFEST).unlink(missing_ok=True)
 
 
 def finish_set(
@@ -360,17 +340,18 @@ def finish_set(
         raise BadDataError(
             f"{one_line(folder)}: no training tile is left ({left_out}); check masks, areas and the split"
         )
+    known = [box.gsd_m for box in boxes.values() if box.gsd_m is not None]
     body = {
         "size": options.size,
         "overlap": options.overlap,
         "bands": options.bands.bands,
         "scale": options.bands.scale,
-        "gsd_m": _typical_gsd(list(boxes.values())),
+        "gsd_m": float(f"{statistics.median(known):.6g}") if known else None,
         **_statistics(records),
         "left_out": total_left_out(records),
         "scenes": _scene_lines(records),
         "failed": {name: str(error) for name, error in failures.items()},
-        **({} if (sources := sources_of(jobs, options, folder)) is None else {"sources": sources}),
+        **({"sources": describe_sources(jobs, options, folder)} if options.index_only else {}),
     }
     remove_stale(folder, set() if options.index_only else {tile.name for tile in tiles})
     drop_records(folder, [job.stem for job in jobs if job.scene.name in done])
@@ -379,17 +360,11 @@ def finish_set(
     (folder / FOLDER / EDITS).unlink(missing_ok=True)
 
 
-def remove_stale(folder: Path, names: set[str]) -> int:
-    """Remove tiles that an earlier run made and this one did not, known by their tag, and return how many files."""
-    stale = [
-        path
-        for part in PARTS
-        for path in sorted((folder / part).glob("*.tif"))
-        if path.stem not in names and _is_our_tile(path)
-    ]
-    for path in stale:
-        path.unlink()
-    return len(stale)
+def remove_stale(folder: Path, names: set[str]) -> None:
+    """Remove tiles that an earlier run made and this one did not, known by their tag."""
+    for path in [path for part in PARTS for path in sorted((folder / part).glob("*.tif")) if path.stem not in names]:
+        if mark_of(path, "tile") == path.stem:
+            path.unlink()
 
 
 def total_left_out(records: Sequence[SceneRecord]) -> dict[str, int]:
@@ -439,16 +414,3 @@ def _statistics(records: Sequence[SceneRecord]) -> dict[str, Any]:
 
 def _scene_lines(records: Sequence[SceneRecord]) -> list[dict[str, Any]]:
     return [{"name": record.scene, "tiles": len(record.tiles), "digest": record.digest} for record in records]
-
-
-def _typical_gsd(boxes: Sequence[Any]) -> float | None:
-    known = [box.gsd_m for box in boxes if box.gsd_m is not None]
-    return float(f"{statistics.median(known):.6g}") if known else None
-
-
-def _is_our_tile(path: Path) -> bool:
-    try:
-        with open_raster(path) as dataset:
-            return bool(dataset.tags().get(TAG) == path.stem)
-    except BadDataError:
-        return False

@@ -1,10 +1,8 @@
-"""Cutting tiles out of one scene: read a window of pixels and labels, count, write both as GeoTIFFs.
+"""Cutting tiles out of one scene, and what is remembered of every scene that was finished.
 
-Counts are integers and belong to the tiles' cores, so that sums over any tiles are exact and count no pixel twice.
-
-What a run of tiling remembers of every scene it finished, so that the next run can go on from there.
-
-One small JSON file per scene, in a hidden folder of the set, written after the scene's last tile. It is only a claim:
+A window of pixels and labels is read, counted, and both are written as GeoTIFFs. Counts are integers and belong to the
+tiles' cores, so that sums over any tiles are exact and count no pixel twice. They are kept with the tiles in a small
+JSON file per scene, in a hidden folder of the set, written after the scene's last tile. Such a record is only a claim:
 it holds as long as the digest of everything the tiles depend on is the same and the files are there in their sizes.
 """
 
@@ -16,7 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rasterio.windows import Window
@@ -25,10 +23,12 @@ from aerialseg.counts import BUILDING, UNLABELLED
 from aerialseg.files import write_text
 from aerialseg.geo.labels import open_labels
 from aerialseg.geo.opening import is_tiff, open_raster
+from aerialseg.geo.ownership import TILE_TAG
 from aerialseg.geo.raster import read_window
 from aerialseg.geo.resampling import Reader, resampled
-from aerialseg.geo.tiles.tileset import TileRecord, image_path, mask_path, tile_from_json, tile_to_json
+from aerialseg.geo.tiles.tileset import TileRecord, check_tiles, image_path, mask_path
 from aerialseg.geo.writing import write_geotiff
+from aerialseg.values import from_values, read_json, to_values
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -36,13 +36,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from aerialseg.geo.geobox import GeoBox
     from aerialseg.geo.tiles.plan import PlannedTile, TileJob
 
     Arrays = tuple[NDArray[np.uint8], NDArray[np.bool_], NDArray[np.uint8]]
     """The pixels (bands, rows, cols), valid (rows, cols) and labels (rows, cols) of one window."""
 
-TAG = "AERIALSEG_TILE"
 """In both files of a tile, with the tile's name: by this they are known to be ours."""
 BLOCK = 256
 NO_FILES = (-1, -1)
@@ -108,7 +106,9 @@ def read_tiles(job: TileJob, tiles: Sequence[PlannedTile]) -> Generator[tuple[Pl
             read = resampled(read, source.box, job.box)
 
         for piece in _pieces(tiles, len(source.bands)):
-            around = _around(piece, job.box)
+            first, last = piece[0].tile.window, piece[-1].tile.window
+            width = min(last.col_off + last.width, job.box.width) - first.col_off
+            around = Window(first.col_off, first.row_off, width, min(first.height, job.box.height - first.row_off))
             pixels, valid = read(around)
             labels = read_labels(around)
             if not valid.all():
@@ -150,13 +150,6 @@ def _pieces(tiles: Sequence[PlannedTile], bands: int) -> Iterator[list[PlannedTi
         yield piece
 
 
-def _around(piece: Sequence[PlannedTile], box: GeoBox) -> Window:
-    """Return the window of a run of tiles, as far as the raster goes."""
-    first, last = piece[0].tile.window, piece[-1].tile.window
-    width = min(last.col_off + last.width, box.width) - first.col_off
-    return Window(first.col_off, first.row_off, width, min(first.height, box.height - first.row_off))
-
-
 def _cut(job: TileJob, planned: PlannedTile, arrays: Arrays, folder: Path | None) -> CutTile:
     pixels, valid, labels = arrays
     window, core = planned.tile.window, planned.tile.core
@@ -168,7 +161,14 @@ def _cut(job: TileJob, planned: PlannedTile, arrays: Arrays, folder: Path | None
         planned.name, planned.split, job.scene.name, _numbers(window), _numbers(core),
         building=round(building / max(1, labelled), 6), valid=round(labelled / (window.height * window.width), 6),
     )  # fmt: skip
-    sizes = NO_FILES if folder is None else _write(job, planned, folder, arrays)
+    sizes = NO_FILES
+    if folder is not None:
+        whole, box = padded(arrays, window.height), job.box.window_box(window)
+        image, mask = image_path(folder, planned.name), mask_path(folder, planned.name)
+        blocksize, tags = min(BLOCK, -(-window.height // 16) * 16), {TILE_TAG: planned.name}
+        write_geotiff(image, whole[0], box, valid=whole[1], tags=tags, blocksize=blocksize)
+        write_geotiff(mask, whole[2], box, nodata=UNLABELLED, tags=tags, blocksize=blocksize)
+        sizes = image.stat().st_size, mask.stat().st_size
     own = Window(core.col_off - window.col_off, core.row_off - window.row_off, core.width, core.height).toslices()
     pixels, valid, labels = pixels[:, *own], valid[own], labels[own]
     classes = _count(labels == 0), _count(labels == BUILDING), _count(labels == UNLABELLED)
@@ -187,19 +187,6 @@ def _left_out(job: TileJob, planned: PlannedTile, valid: NDArray[np.bool_], labe
         return ""
     lot = int.from_bytes(hashlib.sha256(planned.name.encode()).digest()[:8]) / 2**64
     return "" if lot < job.keep_empty else "thinned"
-
-
-def _write(job: TileJob, planned: PlannedTile, folder: Path, arrays: Arrays) -> tuple[int, int]:
-    """Write the two files, padded to the tile's size, and return their sizes in bytes."""
-    size = planned.tile.window.height
-    pixels, valid, labels = padded(arrays, size)
-    box = job.box.window_box(planned.tile.window)
-    image, mask = image_path(folder, planned.name), mask_path(folder, planned.name)
-    blocksize = min(BLOCK, -(-size // 16) * 16)
-    tags = {TAG: planned.name}
-    write_geotiff(image, pixels, box, valid=valid, tags=tags, blocksize=blocksize)
-    write_geotiff(mask, labels, box, nodata=UNLABELLED, tags=tags, blocksize=blocksize)
-    return image.stat().st_size, mask.stat().st_size
 
 
 def _count(where: NDArray[np.bool_]) -> int:
@@ -228,10 +215,16 @@ class SceneRecord:
     sums: tuple[int, ...]
     squares: tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        if not len(self.tiles) == len(self.sizes) == len(self.classes) or self.left_out.keys() != set(REASONS):
+            raise ValueError(f"the record of {self.scene} does not tell of each tile and each reason")
+        if len(self.sums) != len(self.squares):
+            raise ValueError(f"the record of {self.scene} has {len(self.sums)} sums and {len(self.squares)} squares")
+
     def holds(self, folder: Path) -> bool:
         """Return whether all tile files are there in their sizes."""
         return all(
-            _size(path) == size
+            (path.stat().st_size if path.is_file() else NO_FILES[0]) == size
             for tile, sizes in zip(self.tiles, self.sizes, strict=True)
             for path, size in zip((image_path(folder, tile.name), mask_path(folder, tile.name)), sizes, strict=True)
         )
@@ -257,26 +250,17 @@ def summarise(scene: str, digest: str, cuts: Sequence[CutTile], gap: int) -> Sce
 
 def save_record(folder: Path, stem: str, record: SceneRecord) -> None:
     """Write a scene's record into the set `folder`."""
-    body = {
-        "scene": record.scene, "digest": record.digest, "tiles": [tile_to_json(tile) for tile in record.tiles],
-        "sizes": record.sizes, "left_out": record.left_out, "classes": record.classes, "pixels": record.pixels,
-        "sums": record.sums, "squares": record.squares,
-    }  # fmt: skip
-    write_text(_path(folder, stem), json.dumps(body) + "\n")
+    write_text(_path(folder, stem), json.dumps(to_values(record)) + "\n")
 
 
 def load_record(folder: Path, stem: str) -> SceneRecord | None:
     """Return a scene's record, or None when there is none that can be read."""
     try:
-        body: dict[str, Any] = json.loads(_path(folder, stem).read_text(encoding="utf-8"))
-        return SceneRecord(
-            body["scene"], body["digest"], tuple(tile_from_json(line) for line in body["tiles"]),
-            tuple((image, mask) for image, mask in body["sizes"]), dict(body["left_out"]),
-            tuple((b, h, u) for b, h, u in body["classes"]), int(body["pixels"]),
-            tuple(body["sums"]), tuple(body["squares"]),
-        )  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError):
+        record = from_values(SceneRecord, read_json(_path(folder, stem)))
+        check_tiles(record.tiles)
+    except (OSError, ValueError):
         return None
+    return record
 
 
 def drop_records(folder: Path, keep: Iterable[str]) -> None:
@@ -289,7 +273,3 @@ def drop_records(folder: Path, keep: Iterable[str]) -> None:
 
 def _path(folder: Path, stem: str) -> Path:
     return folder / FOLDER / f"{stem}.json"
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else -1

@@ -1,14 +1,11 @@
-"""What a user can say about how scenes are cut into tiles.
+"""What will be cut, before anything is: every scene checked, its labels found, its tiles planned, each with its split.
 
-What is to be cut: every scene checked, its labels found, its tiles planned. Headers are read, pixels are not.
+Headers are read, pixels are not. Whatever can be wrong with the input is found here, before the first tile is written;
+a scene that cannot be used is set aside with its reason and the others go on.
 
-Whatever can be wrong with the input is found here, before the first tile is written. A scene that cannot be used is set
-aside with its reason and the others go on.
-
-Which tiles train and which validate: by scene, by blocks of ground, or by an area on the map; never by loose tiles.
-
-Where the border runs through a scene, a tile of ground is left out between the sides, also across scenes that touch:
-otherwise training would see the ground it is judged on. No pixels are read.
+Tiles train or validate by scene, by blocks of ground, or by an area on the map; never by loose tiles. Where the border
+runs through a scene, a tile of ground is left out between the splits, also across scenes that touch: otherwise training
+would see the ground it is judged on.
 """
 
 from __future__ import annotations
@@ -43,7 +40,6 @@ if TYPE_CHECKING:
     from affine import Affine
     from numpy.typing import NDArray
     from rasterio.crs import CRS
-    from rasterio.windows import Window
 
     from aerialseg.geo.labels import ResolvedRule
     from aerialseg.geo.vectors import VectorLayer
@@ -56,9 +52,9 @@ FORMAT = "aerialseg tile 1"
 NAME_BYTES = 180
 """The part of a tile's name that comes from its scene is no longer; file systems allow 255 bytes in all."""
 SIMILAR_GSD = 1.1
-Side = Literal["train", "val", "gap"]
-Splits = dict[str, list[Side]]
-"""Scene name -> the side of each of its tiles, in the grid's order."""
+TileSplit = Literal["train", "val", "gap"]
+Splits = dict[str, list[TileSplit]]
+"""Scene name -> the split of each of its tiles, in the grid's order."""
 VAL_SHARE = 0.2
 """Of the blocks."""
 TOUCHING = 0.5
@@ -67,10 +63,17 @@ TOUCHING = 0.5
 
 @dataclass(frozen=True, slots=True)
 class TilingOptions:
-    """How scenes are cut into tiles; the defaults are the command line's."""
+    """How scenes are cut into tiles; the defaults are the command line's. Raises UsageError for nonsense.
+
+    Example:
+        >>> aerialseg.TilingOptions(size=512, split="blocks=4", gsd_m=0.5).overlap
+        0.0
+    """
 
     size: int = 1024
+    """Height and width of a tile in pixels."""
     overlap: float = 0.0
+    """Share of a tile that its neighbour sees too, 0 to 0.9."""
     split: str = "auto"
     """"auto", "inria", "val=austin1-5,...", "blocks=N", a share of the scenes such as "0.2", or "0": all train."""
     val_area: Path | None = None
@@ -91,7 +94,7 @@ class TilingOptions:
     threads: int | None = None
     """None means two more than there are processors, 16 at most."""
     overwrite: bool = False
-    """Make everything anew, over strangers' files too, and forget what was edited in the index."""
+    """Make everything anew, over foreign files too, and forget what was edited in the index."""
     fail_fast: bool = False
     index_only: bool = False
     """Write no pixels: training reads them from the scenes."""
@@ -121,7 +124,7 @@ class PlannedTile:
 
     name: str
     tile: Tile
-    split: Side
+    split: TileSplit
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -179,15 +182,25 @@ def plan_tiles(scenes: Sequence[Scene], options: TilingOptions, progress: Progre
     rule = None if layers else _decide(scenes, sources, failures, options, progress)
     usable = [scene for scene in scenes if scene.name in sources]
     boxes = {name: _grid(source, options) for name, source in sources.items()}
-    label_source = LabelSource(layers, options.where, rule, labelled)
+    grids = {name: TileGrid(box.height, box.width, options.size, options.overlap) for name, box in boxes.items()}
     stems = flat_names([scene.name for scene in usable])
-    tiles, gaps = _plan(usable, stems, boxes, options, validation)
+    splits = assign_splits(usable, boxes, grids, options.split, validation)
+    if not any("train" in found for found in splits.values()):
+        raise BadDataError(
+            "no training tile: validation and the gap around it take all; choose another --split or a smaller --size"
+        )
+    label_source = LabelSource(layers, options.where, rule, labelled)
     jobs = []
     for scene in usable:
-        name, source, box = scene.name, sources[scene.name], boxes[scene.name]
+        name, stem, source, box = scene.name, stems[scene.name], sources[scene.name], boxes[scene.name]
+        tiles = tuple(
+            PlannedTile(f"{stem}_{tile.window.row_off:05d}_{tile.window.col_off:05d}", tile, split)
+            for tile, split in zip(grids[name], splits[name], strict=True)
+            if split != "gap"
+        )
         inputs = (scene.image, *label_source.files(scene))
-        settings = _settings(source, box, tiles[name], label_source, options)
-        planned = scene, stems[name], source, box, label_source.of(scene, box), tiles[name], gaps[name]
+        settings = _settings(source, box, tiles, label_source, options)
+        planned = scene, stem, source, box, label_source.of(scene, box), tiles, splits[name].count("gap")
         jobs.append(TileJob(*planned, options.keep_empty, options.keep_unlabelled, inputs, settings))
     notes += [line for layer in (*layers, labelled, validation) if layer is not None for line in layer.warnings]
     notes += [] if rule is None else rule.warnings
@@ -204,9 +217,22 @@ def _inspect(
     notes: list[str] = []
     progress.start("checking", len(scenes), "scene")
     for scene in scenes:
+        name = one_line(scene.image)
         try:
-            bands = len(next(iter(sources.values())).bands) if sources else None
-            sources[scene.name] = _inspect_one(scene, options, bands, notes)
+            source = inspect_scene(scene.image, options.bands, options.access)
+            bands = len(next(iter(sources.values()), source).bands)
+            if len(source.bands) != bands:
+                raise BadDataError(f"{name}: has {len(source.bands)} bands, the scenes before it {bands}: use --bands")
+            if options.gsd_m is not None and source.box.gsd_m is None:
+                raise BadDataError(
+                    f"{name}: the size of its pixels on the ground is unknown, so --gsd cannot resample it"
+                )
+            if scene.mask is not None and not options.vectors:
+                with open_raster(scene.mask) as mask:
+                    warning = check_same_grid(source, GeoBox.of(mask), (scene.image, scene.mask))
+                notes += [] if warning is None else [warning]
+            notes += source.warnings
+            sources[scene.name] = source
         except (BadDataError, NoInputError) as error:
             if options.fail_fast:
                 raise
@@ -259,21 +285,6 @@ def none_left(failures: Mapping[str, AerialsegError]) -> AerialsegError:
     return first if len(failures) == 1 else type(first)(f"none of {len(failures)} scenes can be cut; first: {first}")
 
 
-def _inspect_one(scene: Scene, options: TilingOptions, bands: int | None, notes: list[str]) -> Source:
-    source = inspect_scene(scene.image, options.bands, options.access)
-    name = one_line(scene.image)
-    if bands is not None and len(source.bands) != bands:
-        raise BadDataError(f"{name}: has {len(source.bands)} bands, the scenes before it {bands}: use --bands")
-    if options.gsd_m is not None and source.box.gsd_m is None:
-        raise BadDataError(f"{name}: the size of its pixels on the ground is unknown, so --gsd cannot resample it")
-    if scene.mask is not None and not options.vectors:
-        with open_raster(scene.mask) as mask:
-            warning = check_same_grid(source, GeoBox.of(mask), (scene.image, scene.mask))
-        notes += [] if warning is None else [warning]
-    notes += source.warnings
-    return source
-
-
 def _grid(source: Source, options: TilingOptions) -> GeoBox:
     """Return the grid the tiles are cut from; raises UsageError when resampling would make it too large."""
     if not options.gsd_m:
@@ -288,51 +299,24 @@ def _grid(source: Source, options: TilingOptions) -> GeoBox:
     return box
 
 
-def _plan(
-    scenes: Sequence[Scene],
-    stems: Mapping[str, str],
-    boxes: Mapping[str, GeoBox],
-    options: TilingOptions,
-    validation: VectorLayer | None,
-) -> tuple[dict[str, tuple[PlannedTile, ...]], dict[str, int]]:
-    """Return each scene's tiles, and how many were left out of each between training and validation."""
-    grids = {name: TileGrid(box.height, box.width, options.size, options.overlap) for name, box in boxes.items()}
-    sides = assign_splits(scenes, boxes, grids, options.split, validation)
-    tiles = {}
-    for name, grid in grids.items():
-        planned = [PlannedTile(_tile_name(stems[name], t), t, s) for t, s in zip(grid, sides[name], strict=True)]
-        tiles[name] = tuple(tile for tile in planned if tile.split != "gap")
-    if not any(tile.split == "train" for planned in tiles.values() for tile in planned):
-        raise BadDataError(
-            "no training tile: validation and the gap around it take all; choose another --split or a smaller --size"
-        )
-    return tiles, {name: sides[name].count("gap") for name in grids}
-
-
 def flat_names(names: Sequence[str]) -> dict[str, str]:
     """Return scene name -> what its tiles' names begin with: unique, of limited length, without folders.
 
     "a/x" becomes "a__x". Raises UsageError when two scenes come out alike.
     """
-    flat = {name: _flat_name(name) for name in names}
+    stems: dict[str, str] = {}
     taken: dict[str, str] = {}
-    for name, stem in flat.items():
+    for name in names:
+        unfolded = name.replace("/", "__")
+        stem = "".join(c if c.isprintable() else "_" for c in unfolded)
+        if stem != unfolded or len(stem.encode()) > NAME_BYTES:
+            digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+            stem = f"{stem.encode()[: NAME_BYTES - 13].decode(errors='ignore')}-{digest}"
         other = taken.setdefault(stem.casefold(), name)
         if other != name:
             raise UsageError(f"{one_line(other)} and {one_line(name)}: tiles of both would be called {one_line(stem)}")
-    return flat
-
-
-def _flat_name(name: str) -> str:
-    flat = "".join(c if c.isprintable() else "_" for c in name.replace("/", "__"))
-    if flat == name.replace("/", "__") and len(flat.encode()) <= NAME_BYTES:
-        return flat
-    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
-    return f"{flat.encode()[: NAME_BYTES - 13].decode(errors='ignore')}-{digest}"
-
-
-def _tile_name(stem: str, tile: Tile) -> str:
-    return f"{stem}_{tile.window.row_off:05d}_{tile.window.col_off:05d}"
+        stems[name] = stem
+    return stems
 
 
 def _settings(
@@ -379,10 +363,11 @@ def assign_splits(
     split: str,
     area: VectorLayer | None,
 ) -> Splits:
-    """Return the side of every tile.
+    """Return the split of every tile.
 
     `split` is "auto", "blocks=N", "0" (everything trains) or what `split_scenes` understands; "auto" cuts a single
-    scene into blocks. With `area`, tiles that lie in it at least by half validate. Raises UsageError and BadDataError.
+    scene into about five blocks, unless it is too small for a gap: then all of it trains. With `area`, tiles that lie
+    in it at least by half validate. Raises UsageError and BadDataError.
     """
     if area is not None:
         return with_gap(split_by_area(boxes, grids, area), boxes, grids)
@@ -392,7 +377,12 @@ def assign_splits(
     if split in ("0", "0.0"):
         return {name: ["train"] * len(grid) for name, grid in grids.items()}
     if split == "auto" and len(scenes) == 1:
-        return _sides_of_one_scene(boxes, grids)
+        ((name, grid),) = grids.items()
+        if len(grid) > 1:
+            splits = with_gap(split_by_blocks(grids, math.ceil(math.sqrt(len(grid) * VAL_SHARE))), boxes, grids)
+            if "train" in splits[name]:
+                return splits
+        return {name: ["train"] * len(grid)}
     by_scene = split_scenes(scenes, split)
     return {name: [by_scene[name]] * len(grid) for name, grid in grids.items()}
 
@@ -403,9 +393,11 @@ def split_by_blocks(grids: Mapping[str, TileGrid], blocks: int) -> Splits:
     Which ones is drawn by a hash of the scene's name and the block's place, so it stays the same from run to run.
     """
     places = {
-        name: [(name, row // blocks, col // blocks) for row, col in _places(grid)] for name, grid in grids.items()
+        name: [(name, row // blocks, col // blocks) for row, col in np.ndindex(grid.shape)]
+        for name, grid in grids.items()
     }
-    drawn = sorted({place for tiles in places.values() for place in tiles}, key=_lot)
+    every = {place for tiles in places.values() for place in tiles}
+    drawn = sorted(every, key=lambda place: hashlib.sha256("/".join(map(str, place)).encode()).hexdigest())
     if len(drawn) < 2:
         raise UsageError(f"--split blocks={blocks}: all tiles are one block; choose fewer, or a smaller --size")
     chosen = set(drawn[: max(1, round(VAL_SHARE * len(drawn)))])
@@ -414,61 +406,39 @@ def split_by_blocks(grids: Mapping[str, TileGrid], blocks: int) -> Splits:
 
 def split_by_area(boxes: Mapping[str, GeoBox], grids: Mapping[str, TileGrid], area: VectorLayer) -> Splits:
     """Let the tiles validate whose core lies in the area at least by half; raises BadDataError when none does."""
-    sides: Splits = {}
+    splits: Splits = {}
     for name, grid in grids.items():
         laid = overlay([area], boxes[name])
-        sides[name] = ["val" if laid.share_of(tile.core) >= 0.5 else "train" for tile in grid]
-    if not any("val" in tiles for tiles in sides.values()):
+        splits[name] = ["val" if laid.share_of(tile.core) >= 0.5 else "train" for tile in grid]
+    if not any("val" in tiles for tiles in splits.values()):
         raise BadDataError(f"{one_line(area.path)}: no tile lies in it by half or more; check its place, or the --size")
-    return sides
+    return splits
 
 
-def with_gap(sides: Splits, boxes: Mapping[str, GeoBox], grids: Mapping[str, TileGrid]) -> Splits:
+def with_gap(splits: Splits, boxes: Mapping[str, GeoBox], grids: Mapping[str, TileGrid]) -> Splits:
     """Take away the training tiles that come closer than a tile to a validation tile, of whatever scene."""
-    outlines = {
-        name: _outlines([tile.window for tile, side in zip(grid, sides[name], strict=True) if side == "val"])
-        for name, grid in grids.items()
-    }
+    outlines: dict[str, NDArray[np.float64]] = {}
+    for name, grid in grids.items():
+        chosen = (tile.window.toranges() for tile, split in zip(grid, splits[name], strict=True) if split == "val")
+        corners = [[(c0, r0), (c1, r0), (c1, r1), (c0, r1)] for (r0, r1), (c0, c1) in chosen]
+        outlines[name] = np.array(corners, dtype=np.float64).reshape(-1, 4, 2)
     every_crs = {box.crs for box in boxes.values() if box.georeferenced}
     ground = {crs: shapely.STRtree(_on_ground(outlines, boxes, crs)) for crs in every_crs}
     result: Splits = {}
     for name, grid in grids.items():
-        box, reach = boxes[name], grid.size - TOUCHING
-        alone = not box.georeferenced
-        near = _polygons(outlines[name]) if alone else _in_pixels(ground[box.crs], box, grid.size)
+        box, size, reach = boxes[name], grid.size, grid.size - TOUCHING
+        if box.georeferenced:  # what lies within a tile of the scene, in its pixel coordinates
+            frame = shapely.box(-size, -size, box.width + size, box.height + size)
+            tree = ground[box.crs]
+            found = tree.geometries[tree.query(shapely.transform(frame, partial(_affine, box.transform)))]
+            near = shapely.transform(found, partial(_affine, ~box.transform))
+        else:
+            near = _polygons(outlines[name])
         ranges = (tile.window.toranges() for tile in grid)
         around = [shapely.box(c0 - reach, r0 - reach, c1 + reach, r1 + reach) for (r0, r1), (c0, c1) in ranges]
         close = set(shapely.STRtree(near).query(around, predicate="intersects")[0].tolist())
-        result[name] = ["gap" if side == "train" and i in close else side for i, side in enumerate(sides[name])]
+        result[name] = ["gap" if split == "train" and i in close else split for i, split in enumerate(splits[name])]
     return result
-
-
-def _sides_of_one_scene(boxes: Mapping[str, GeoBox], grids: Mapping[str, TileGrid]) -> Splits:
-    """Cut one scene into about five blocks; where it is too small for a gap, all of it trains."""
-    ((name, grid),) = grids.items()
-    if len(grid) > 1:
-        sides = with_gap(split_by_blocks(grids, math.ceil(math.sqrt(len(grid) * VAL_SHARE))), boxes, grids)
-        if "train" in sides[name]:
-            return sides
-    return {name: ["train"] * len(grid)}
-
-
-def _places(grid: TileGrid) -> list[tuple[int, int]]:
-    """Return (row, column) of every tile in the grid of tiles."""
-    down, across = grid.shape
-    return [(row, col) for row in range(down) for col in range(across)]
-
-
-def _lot(place: tuple[str, int, int]) -> str:
-    name, row, col = place
-    return hashlib.sha256(f"{name}/{row}/{col}".encode()).hexdigest()
-
-
-def _outlines(windows: Sequence[Window]) -> NDArray[np.float64]:
-    """Return the corners of windows (tiles, 4, 2) in pixel coordinates."""
-    ranges = [window.toranges() for window in windows]
-    corners = [[(left, top), (right, top), (right, bottom), (left, bottom)] for (top, bottom), (left, right) in ranges]
-    return np.array(corners, dtype=np.float64).reshape(-1, 4, 2)
 
 
 def _on_ground(outlines: Mapping[str, NDArray[np.float64]], boxes: Mapping[str, GeoBox], crs: CRS) -> Polygons:
@@ -481,14 +451,6 @@ def _on_ground(outlines: Mapping[str, NDArray[np.float64]], boxes: Mapping[str, 
                 points = np.array(reproject_points(box.crs, crs, *points.T.tolist())).T
             grounds.append(points.reshape(-1, 4, 2))
     return _polygons(np.concatenate([np.empty((0, 4, 2)), *grounds]))
-
-
-def _in_pixels(ground: shapely.STRtree, box: GeoBox, reach: int) -> Polygons:
-    """Return what lies within `reach` pixels of a scene, in its pixel coordinates."""
-    frame = shapely.box(-reach, -reach, box.width + reach, box.height + reach)
-    found = ground.geometries[ground.query(shapely.transform(frame, partial(_affine, box.transform)))]
-    moved: Polygons = shapely.transform(found, partial(_affine, ~box.transform))
-    return moved
 
 
 def _polygons(corners: NDArray[np.float64]) -> Polygons:

@@ -7,15 +7,17 @@ come out the same, which the scenes' digests prove; where they differ, the scene
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aerialseg.errors import BadDataError, NoInputError, one_line
+from aerialseg.errors import BadDataError, NoInputError, UsageError, one_line
 from aerialseg.geo.inspection import Access, BandRule
 from aerialseg.geo.labels import MaskRule
 from aerialseg.geo.scenes import Scene
 from aerialseg.geo.tiles.plan import TilingOptions, plan_tiles
 from aerialseg.progress import Silent
+from aerialseg.values import from_values, to_values
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,22 +26,46 @@ if TYPE_CHECKING:
     from aerialseg.geo.tiles.tileset import TileSet
 
 
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What `plan_again` needs beside what every set says of itself; paths are relative to the set."""
+
+    scenes: tuple[tuple[str, str, str | None], ...]
+    """Name, image and mask of each."""
+    split: str
+    val_area: str | None
+    gsd_m: float | None
+    masks: tuple[tuple[int, ...] | None, tuple[int, ...], int | None]
+    """Values that mean building and unlabelled, and the threshold."""
+    vectors: tuple[str, ...]
+    where: str | None
+    labelled_area: str | None
+    keep_empty: float
+    keep_unlabelled: bool
+    access: tuple[bool, float]
+    """Whether scenes without a place are taken, and pixels at most."""
+
+
 def describe_sources(jobs: Sequence[TileJob], options: TilingOptions, folder: Path) -> dict[str, Any]:
     """Return as JSON values what `plan_again` needs."""
 
-    def place(path: Path | None) -> str | None:
-        return None if path is None else os.path.relpath(path.resolve(), folder.resolve())
+    def place(path: Path) -> str:
+        return os.path.relpath(path.resolve(), folder.resolve())
+
+    def maybe(path: Path | None) -> str | None:
+        return None if path is None else place(path)
 
     rule, access = options.masks, options.access
-    return {
-        "scenes": [[job.scene.name, place(job.scene.image), place(job.scene.mask)] for job in jobs],
-        "split": options.split, "val_area": place(options.val_area), "gsd_m": options.gsd_m,
-        "masks": [rule.building_values and list(rule.building_values), list(rule.ignore_values), rule.threshold],
-        "vectors": [place(path) for path in options.vectors], "where": options.where,
-        "labelled_area": place(options.labelled_area), "keep_empty": options.keep_empty,
-        "keep_unlabelled": options.keep_unlabelled,
-        "access": [access.allow_ungeoreferenced, access.max_pixels],
-    }  # fmt: skip
+    sources = Sources(
+        scenes=tuple((job.scene.name, place(job.scene.image), maybe(job.scene.mask)) for job in jobs),
+        split=options.split, val_area=maybe(options.val_area), gsd_m=options.gsd_m,
+        masks=(rule.building_values, rule.ignore_values, rule.threshold),
+        vectors=tuple(map(place, options.vectors)), where=options.where, labelled_area=maybe(options.labelled_area),
+        keep_empty=options.keep_empty, keep_unlabelled=options.keep_unlabelled,
+        access=(access.allow_ungeoreferenced, access.max_pixels),
+    )  # fmt: skip
+    values: dict[str, Any] = to_values(sources)
+    return values
 
 
 def source_files(tiles: TileSet) -> dict[str, tuple[Path, ...]]:
@@ -81,30 +107,25 @@ def check_unchanged(tiles: TileSet, job: TileJob) -> None:
 
 def _parse(tiles: TileSet) -> tuple[list[Scene], TilingOptions]:
     """Return the scenes and options that `describe_sources` wrote down."""
-    folder, body = tiles.folder, tiles.sources or {}
+    folder = tiles.folder.resolve()
 
-    def place(text: str | None) -> Path | None:
-        return None if text is None else Path(os.path.normpath(folder.resolve() / text))
+    def place(text: str) -> Path:
+        return Path(os.path.normpath(folder / text))
 
-    def known(path: Path | None) -> Path:
-        if path is None:
-            raise TypeError("a scene or a vector file has no path")
-        return path
+    def maybe(text: str | None) -> Path | None:
+        return None if text is None else place(text)
 
     try:
-        building, ignored, threshold = body["masks"]
-        ungeoreferenced, max_pixels = body["access"]
+        known = from_values(Sources, tiles.sources)
         options = TilingOptions(
-            tiles.size, tiles.overlap, body["split"], place(body["val_area"]), BandRule(tiles.bands, tiles.scale),
-            body["gsd_m"], MaskRule(None if building is None else tuple(building), tuple(ignored), threshold),
-            tuple(known(place(path)) for path in body["vectors"]), body["where"], place(body["labelled_area"]),
-            body["keep_empty"], Access(ungeoreferenced, max_pixels), index_only=True,
-            keep_unlabelled=body["keep_unlabelled"],
+            tiles.size, tiles.overlap, known.split, maybe(known.val_area), BandRule(tiles.bands, tiles.scale),
+            known.gsd_m, MaskRule(*known.masks), tuple(map(place, known.vectors)), known.where,
+            maybe(known.labelled_area), known.keep_empty, Access(*known.access), index_only=True,
+            keep_unlabelled=known.keep_unlabelled,
         )  # fmt: skip
-        scenes = [Scene(name, known(place(image)), place(mask)) for name, image, mask in body["scenes"]]
-    except (KeyError, TypeError, ValueError) as error:
+    except (ValueError, UsageError) as error:
         raise BadDataError(
-            f"{one_line(folder)}: its tileset.json does not say what the tiles are read from ({error}); run aerialseg"
-            " tile again"
+            f"{one_line(tiles.folder)}: its tileset.json does not say what the tiles are read from ({error}); run"
+            " aerialseg tile again"
         ) from error
-    return scenes, options
+    return [Scene(name, place(image), maybe(mask)) for name, image, mask in known.scenes], options

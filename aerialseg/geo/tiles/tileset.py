@@ -1,55 +1,58 @@
-"""A folder of tiles that is ready to train on: what is in it, and how to open it.
+"""A folder of tiles that is ready to train on: what is in it, how to open it, and whether its splits share ground.
 
 `tileset.json` is written last, so a folder without it is unfinished. The split is not taken from there but from
-`index.gpkg`, where people edit it. No pixels are read here.
+`index.gpkg`, one rectangle per tile, where people edit it: what stands in its `split` column is obeyed. The index is
+read with sqlite3, beside a program that has it open; it is written through GDAL with a fixed date, so that equal sets
+have equal bytes. No pixels are read here.
 
-`index.gpkg`: one rectangle per tile, for people. Its `split` column is the split: what is edited there is obeyed.
-
-Read with sqlite3, so that training needs no vector library; written through GDAL with a fixed date, so that equal sets
-have equal bytes.
-
-Validation tiles on the ground of training tiles: found from the index's outlines, whatever files are called.
-
-A scene may be in a set twice under two names, two scenes may overlap, a split may have been edited. Then a network is
-validated on what it has learned by heart.
+A scene may be in a set twice under two names, two scenes may overlap, a split may have been edited; then a network is
+validated on what it has learned by heart. That is found from the outlines, whatever files are called.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sqlite3
 import warnings
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import numpy as np
 import shapely
+from rasterio.windows import Window
 
 from aerialseg.errors import BadDataError, NoInputError, OutputError, one_line
 from aerialseg.files import staged, write_text
-from aerialseg.geo.opening import write_error
-from aerialseg.geo.qgis.edits import is_open_elsewhere
+from aerialseg.geo.geobox import GeoBox
+from aerialseg.geo.geopackage import is_open_elsewhere, write_table, writing_vectors
+from aerialseg.geo.opening import open_raster, write_error
+from aerialseg.geo.scenes import Split
+from aerialseg.geo.vectors import overlay, read_layer
+from aerialseg.values import from_values, read_json, to_values
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
     from rasterio.crs import CRS
 
-    from aerialseg.geo.geobox import GeoBox
-
 FORMAT = "aerialseg tiles 1"
 MANIFEST = "tileset.json"
 INDEX = "index.gpkg"
-Split = Literal["train", "val"]
 LAYER = "tiles"
+MAX_SIZE = 16_384
+FURTHEST = 1 << 31
+"""Rows and columns of the largest raster that GDAL knows."""
 LEFT_OUT = ("", "none", "skip", "ignore", "unused")
 """What may stand in `split` for a tile that is not to be used; an empty cell and a deleted row mean the same."""
-LEAST_SHARE = 1e-3
+LEAST_SHARED = 1e-3
 """Of a tile. Tiles that only touch share a hair of ground: by rounding, or because edges bend between two CRSs."""
+LEAST_COVERED = 1e-6
+"""Of a scene, by tiles."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +95,37 @@ class TileSet:
     building_fraction: float | None
     """The share of building in the labelled pixels of the training tiles' cores; None when nothing is labelled."""
     content: str
-    """The manifest's own digest: what the tiles hold, whatever side they are on now."""
-    sources: Mapping[str, Any] | None
+    """The manifest's own digest: what the tiles hold, whatever their split is now."""
+    sources: dict[str, Any] | None
     """What the tiles are read from (sources.py) in a set without files of its own; None in one with them."""
-    scenes: Mapping[str, str]
+    scenes: dict[str, str]
     """Scene -> a digest of everything its tiles depend on."""
+    classes: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Split as it was drawn -> class -> pixels of the tiles' cores."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Reason -> tiles that were planned and not kept."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Scene that could not be cut -> why."""
+
+    def __post_init__(self) -> None:
+        checks = (
+            (1 <= self.size <= MAX_SIZE, f"size is {self.size}, expected 1 to {MAX_SIZE}"),
+            (0 <= self.overlap < 1, f"overlap is {self.overlap}, expected 0 to below 1"),
+            (0 < len(self.mean) == len(self.std), f"mean has {len(self.mean)} values, std {len(self.std)}"),
+            (all(map(math.isfinite, self.mean)), f"mean is {list(self.mean)}, expected finite values"),
+            (all(0 < value < math.inf for value in self.std), f"std is {list(self.std)}, expected values above 0"),
+            (
+                self.bands is None or len(self.bands) == len(self.mean),
+                f"bands are {self.bands} for {len(self.mean)} means",
+            ),
+            (self.gsd_m is None or 0 < self.gsd_m < math.inf, f"gsd_m is {self.gsd_m}, expected above 0"),
+        )
+        for holds, complaint in checks:
+            if not holds:
+                raise ValueError(complaint)
 
     def of_split(self, split: Split) -> tuple[TileRecord, ...]:
-        """Return the tiles of one side of the split, in the set's order."""
+        """Return the tiles of one split, in the set's order."""
         return tuple(tile for tile in self.tiles if tile.split == split)
 
     def image_path(self, tile: TileRecord) -> Path:
@@ -129,12 +155,11 @@ def load_tileset(folder: Path) -> TileSet:
     """
     if not folder.is_dir():
         raise NoInputError(f"{one_line(folder)}: no such folder; make it with aerialseg tile")
-    body = read_manifest(folder)
-    if body is None:
+    tileset = read_tileset(folder)
+    if tileset is None:
         raise BadDataError(
             f"{one_line(folder)}: no {MANIFEST}, so this is no finished set of tiles; run aerialseg tile on it (again)"
         )
-    tileset = _parse(folder, body)
     splits = read_splits(folder / INDEX)
     kept = tuple(replace(tile, split=splits[tile.name]) for tile in tileset.tiles if tile.name in splits)
     paths = () if tileset.sources is not None else kept
@@ -148,16 +173,36 @@ def load_tileset(folder: Path) -> TileSet:
     return replace(tileset, tiles=kept, digest=current)
 
 
+def read_tileset(folder: Path) -> TileSet | None:
+    """Return a set as it was written, before edits in the index and whether or not its files are still there.
+
+    None when there is none; raises BadDataError when its manifest is damaged or means nothing.
+    """
+    body = read_manifest(folder)
+    if body is None:
+        return None
+    try:
+        scenes = {line["name"]: line["digest"] for line in body.get("scenes", ())}
+        known = {"sources": None, **body, "folder": str(folder), "content": body["digest"], "scenes": scenes}
+        tileset = from_values(TileSet, known)
+        check_tiles(tileset.tiles)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise BadDataError(
+            f"{one_line(folder / MANIFEST)}: {one_line(str(error))} is missing or wrong; run aerialseg tile again"
+        ) from error
+    return tileset
+
+
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """Return the content of `tileset.json`, or None when there is none; raises BadDataError when it is damaged."""
     path = folder / MANIFEST
     if not path.is_file():
         return None
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
+        body = read_json(path)
         if body["format"] != FORMAT or body["digest"] != _digest(body):
             raise ValueError(f"its digest or format differs from what was written as {FORMAT!r}")
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
         raise BadDataError(
             f"{one_line(path)}: damaged or edited: {one_line(str(error))}; remove it and run aerialseg tile again"
         ) from error
@@ -166,7 +211,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 def write_manifest(folder: Path, body: Mapping[str, Any], tiles: Sequence[TileRecord]) -> None:
     """Write `tileset.json`: `body`, the tiles one a line, and a digest over everything."""
-    lines = [tile_to_json(tile) for tile in tiles]
+    lines = [to_values(tile) for tile in tiles]
     whole = {"format": FORMAT, **body}
     whole["digest"] = _digest({**whole, "tiles": lines})
     head = json.dumps(whole, indent=2, allow_nan=False).removesuffix("\n}")
@@ -179,43 +224,15 @@ def _digest(body: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def tile_to_json(tile: TileRecord) -> dict[str, Any]:
-    """Return a tile as one line of JSON will hold it."""
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(tile).items()}
-
-
-def tile_from_json(line: Mapping[str, Any]) -> TileRecord:
-    """Return the tile of one line of JSON; raises ValueError for a name that is no plain file's."""
-    if line["name"] in ("", "..") or "/" in line["name"]:
-        raise ValueError(f"tile name {line['name']!r}")
-    values: dict[str, Any] = {field.name: line[field.name] for field in fields(TileRecord)}
-    row, col, height, width = values.pop("window")
-    top, left, rows, cols = values.pop("core")
-    return TileRecord(window=(row, col, height, width), core=(top, left, rows, cols), **values)
-
-
-def _parse(folder: Path, body: Mapping[str, Any]) -> TileSet:
-    try:
-        return TileSet(
-            folder=folder,
-            size=body["size"],
-            overlap=body["overlap"],
-            bands=None if body["bands"] is None else tuple(body["bands"]),
-            scale=None if body["scale"] is None else (body["scale"][0], body["scale"][1]),
-            mean=tuple(body["mean"]),
-            std=tuple(body["std"]),
-            gsd_m=body["gsd_m"],
-            tiles=tuple(tile_from_json(line) for line in body["tiles"]),
-            digest=body["digest"],
-            building_fraction=body["building_fraction"],
-            content=body["digest"],
-            sources=body.get("sources"),
-            scenes={line["name"]: line["digest"] for line in body.get("scenes", ())},
-        )
-    except (KeyError, TypeError, IndexError, ValueError) as error:
-        raise BadDataError(
-            f"{one_line(folder / MANIFEST)}: {error} is missing or wrong; run aerialseg tile again"
-        ) from error
+def check_tiles(tiles: Sequence[TileRecord]) -> None:
+    """Raise ValueError for a tile whose name is no plain file's, or whose core is not inside its window."""
+    for tile in tiles:
+        if tile.name in ("", "..") or "/" in tile.name:
+            raise ValueError(f"tile name {tile.name!r}")
+        (row, col, height, width), (top, left, rows, cols) = tile.window, tile.core
+        inside = row <= top < top + rows <= row + height and col <= left < left + cols <= col + width
+        if not inside or max(abs(row), abs(col), height, width) >= FURTHEST:
+            raise ValueError(f"window {list(tile.window)} with core {list(tile.core)} of tile {tile.name}")
 
 
 def read_splits(path: Path) -> dict[str, str]:
@@ -242,20 +259,13 @@ def write_index(path: Path, tiles: Sequence[TileRecord], boxes: dict[str, GeoBox
     The outlines are in the scenes' CRS if they share one and in longitude and latitude if not; the tiles of a scene
     without georeferencing have none. A style by split is stored in the file.
     """
-    from pyogrio.raw import write
-
-    from aerialseg.geo.polygons.formats import writing_vectors
-    from aerialseg.geo.qgis.styles import write_index_style
+    from aerialseg.geo.styles import write_index_style
 
     crs = common_crs(list(boxes.values()))
     outlines = np.array([_outline(boxes[tile.scene], tile.window, crs) for tile in tiles], dtype=object)
     with staged(path) as temporary:
-        temporary.unlink()  # GDAL wants to create the file itself
         with writing_vectors(path):
-            write(
-                temporary, outlines, *_columns(tiles), layer=LAYER, driver="GPKG", geometry_type="Polygon",
-                crs=None if crs is None else crs.to_wkt(), dataset_options={"VERSION": "1.3"},
-            )  # fmt: skip
+            write_table(temporary, LAYER, outlines, _columns(tiles), None if crs is None else crs.to_wkt())
         if len(_read_rows(temporary)) != len(tiles):
             raise write_error(path, "not all rows read back as written")
         write_index_style(temporary)
@@ -294,16 +304,15 @@ def _read_rows(path: Path) -> list[tuple[str, str | None]]:
     ) from problem
 
 
-def _columns(tiles: Sequence[TileRecord]) -> tuple[list[NDArray[np.generic]], list[str]]:
+def _columns(tiles: Sequence[TileRecord]) -> dict[str, NDArray[np.generic]]:
     texts = {"name": [t.name for t in tiles], "scene": [t.scene for t in tiles], "split": [t.split for t in tiles]}
     windows = zip(("row", "col", "height", "width"), np.array([t.window for t in tiles], dtype=np.int32).T, strict=True)
     shares = {"building": [t.building for t in tiles], "valid": [t.valid for t in tiles]}
-    columns = {
+    return {
         **{name: np.array(values, dtype=object) for name, values in texts.items()},
         **{name: np.ascontiguousarray(values) for name, values in windows},
         **{name: np.array(values) for name, values in shares.items()},
     }
-    return list(columns.values()), list(columns)
 
 
 def _outline(box: GeoBox, window: tuple[int, int, int, int], crs: CRS | None) -> bytes | None:
@@ -321,6 +330,32 @@ def _outline(box: GeoBox, window: tuple[int, int, int, int], crs: CRS | None) ->
     return bytes(shapely.to_wkb(shapely.polygons(list(zip(x, y, strict=True)))))
 
 
+def find_leaks(tiles: Path, scenes: Iterable[tuple[str, Path]]) -> list[str]:
+    """Return warnings: validation tiles that overlap training tiles, and scenes that do.
+
+    `tiles` is a folder of tiles or its index.gpkg; of a scene are given the name that the warning uses and a raster on
+    its grid. Raises NoInputError when there is no index, and BadDataError when it cannot be read, holds no training
+    tile, or its tiles or a scene have no place on the ground.
+    """
+    index = tiles / INDEX if tiles.is_dir() else tiles
+    if not index.is_file():
+        raise NoInputError(f"{one_line(index)}: no such file; give a folder that aerialseg tile wrote")
+    if "train" not in read_splits(index).values():
+        raise BadDataError(f"{one_line(index)}: holds no training tile; give the tiles the model was trained on")
+    train, leak = read_layer(index, where="split = 'train'"), find_leak(index)
+    found = [] if leak is None else [leak]
+    for name, raster in scenes:
+        with open_raster(raster) as dataset:
+            box = GeoBox.of(dataset)
+        covered = overlay([train], box).share_of(Window(0, 0, box.width, box.height))
+        if covered > LEAST_COVERED:
+            found.append(
+                f"{one_line(name)}: {covered:.1%} of it lies under training tiles of {one_line(index)}; its score says"
+                " nothing of ground the model has never seen"
+            )
+    return found
+
+
 def find_leak(index: Path) -> str | None:
     """Return a line that says which validation tiles of a set's `index.gpkg` overlap training tiles; None when none do.
 
@@ -329,11 +364,11 @@ def find_leak(index: Path) -> str | None:
     """
     splits = read_splits(index)
     names, scenes, shapes = _read_outlines(index)
-    sides = np.array([splits.get(name, "") for name in names])
-    val, train = (np.flatnonzero((sides == side) & ~shapely.is_missing(shapes)) for side in ("val", "train"))
+    found = np.array([splits.get(name, "") for name in names])
+    val, train = (np.flatnonzero((found == split) & ~shapely.is_missing(shapes)) for split in ("val", "train"))
     i, j = shapely.STRtree(shapes[train]).query(shapes[val], predicate="intersects")
     shared = shapely.area(shapely.intersection(shapes[val[i]], shapes[train[j]]))
-    much = shared > LEAST_SHARE * shapely.area(shapes[val[i]])
+    much = shared > LEAST_SHARED * shapely.area(shapes[val[i]])
     if not much.any():
         return None
     i, j, shared = i[much], j[much], shared[much]

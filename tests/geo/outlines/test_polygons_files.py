@@ -23,8 +23,7 @@ from small_run import Told
 from aerialseg.errors import BadDataError, OutputError, UsageError
 from aerialseg.geo.opening import without_warnings
 from aerialseg.geo.polygons import trace
-from aerialseg.geo.polygons.patchwork import piece_of
-from aerialseg.geo.polygons.polygonize import MaskLayer, PolygonOptions, polygonize_masks, write_buildings
+from aerialseg.geo.polygons.polygonize import MaskLayer, PolygonOptions, check_mask, polygonize_masks, write_buildings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -391,8 +390,8 @@ def test_the_limit_on_pixels_is_the_one_given(tmp_path: Path) -> None:
     with rasterio.open(tmp_path / "m.tif", "w", tiled=True, SPARSE_OK=True, BIGTIFF="YES", transform=GRID, **shape):
         pass
     with pytest.raises(BadDataError, match=r"100001x100001 is 1e\+10 pixels, more than 1e\+10"):
-        piece_of("m", tmp_path / "m.tif", None)
-    assert piece_of("m", tmp_path / "m.tif", None, 2e10).box.height == 100_001
+        check_mask(MaskLayer("m", tmp_path / "m.tif"))
+    assert check_mask(MaskLayer("m", tmp_path / "m.tif"), 2e10).box.height == 100_001
 
 
 GRIDS = {

@@ -14,8 +14,9 @@ from small_run import ODD_NAMES
 
 from aerialseg.errors import OutputError
 from aerialseg.geo.geobox import GeoBox
-from aerialseg.geo.qgis.project import MapGroup, MapLayer, relative_to, write_project
-from aerialseg.geo.qgis.styles import building_renderer, mask_pipe
+from aerialseg.geo.ownership import write_owned
+from aerialseg.geo.project import MapGroup, MapLayer, compose_project, relative_to
+from aerialseg.geo.styles import building_renderer, mask_pipe
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -45,8 +46,8 @@ def xml_of(path: Path) -> Element:
 
 def written(path: Path, frame: tuple[GeoBox, ...] = (BOX, FAR)) -> list[str]:
     said: list[str] = []
-    write_project(path, groups_in(path.parent), frame, said.append)
-    return said
+    note = write_owned(path, compose_project(path, groups_in(path.parent), frame, said.append))
+    return said if note is None else [*said, note]
 
 
 def test_layers_stand_in_order_with_relative_paths(tmp_path: Path) -> None:
@@ -118,7 +119,7 @@ def test_a_project_that_a_user_has_saved_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 broken", b"text", None])
-def test_a_strangers_project_is_refused(tmp_path: Path, content: bytes | None) -> None:
+def test_a_foreign_project_is_refused(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "project.qgz"
     if content is None:
         written(path)
@@ -132,7 +133,8 @@ def test_a_strangers_project_is_refused(tmp_path: Path, content: bytes | None) -
 def test_a_name_that_no_xml_can_hold_is_left_out_and_said(tmp_path: Path) -> None:
     said: list[str] = []
     layers = tuple(MapLayer(name, tmp_path / f"{name}.tif", UTM, mask_pipe()) for name in ("good", "bell\x07"))
-    write_project(tmp_path / "project.qgz", [MapGroup("masks", layers)], [BOX], said.append)
+    path = tmp_path / "project.qgz"
+    write_owned(path, compose_project(path, [MapGroup("masks", layers)], [BOX], said.append))
     assert len(said) == 1
     assert "bell" in said[0]
     assert [layer.findtext("layername") for layer in xml_of(tmp_path / "project.qgz").iter("maplayer")] == ["good"]

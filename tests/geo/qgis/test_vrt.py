@@ -15,7 +15,8 @@ import rasterio
 from small_run import HEIGHT, WIDTH, grid_of, labels_of, write_entry, write_run
 
 from aerialseg.errors import BadDataError, OutputError
-from aerialseg.geo.vrt import MosaicPart, mosaic_sources, write_mosaics
+from aerialseg.geo.vrt import MosaicPart, mosaic_sources
+from aerialseg.prediction.exports import write_mosaics
 
 if TYPE_CHECKING:
     from aerialseg.prediction.exports import Entry

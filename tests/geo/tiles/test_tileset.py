@@ -26,6 +26,7 @@ from aerialseg.geo.tiles.tileset import (
     mask_path,
     read_manifest,
     read_splits,
+    read_tileset,
     write_index,
     write_manifest,
 )
@@ -125,12 +126,66 @@ def test_an_unfinished_or_damaged_set_is_refused(tmp_path: Path) -> None:
         "[]",
         good.replace('"size": 64', '"size": 65'),
         json.dumps({"format": "x"}),
+        "[" * 200_000,
     ):
         manifest.write_text(bad)
         with pytest.raises(BadDataError, match=r"tileset\.json: damaged or edited"):
             load_tileset(tmp_path)
     manifest.unlink()
     with pytest.raises(BadDataError, match=r"no tileset\.json, so this is no finished set"):
+        load_tileset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"size": "64"}, "size"),
+        ({"size": 0}, "size"),
+        ({"size": 10**9}, "size"),
+        ({"overlap": 1.5}, "overlap"),
+        ({"bands": 3}, "bands"),
+        ({"bands": [1, 2]}, "bands"),
+        ({"scale": [0]}, "scale"),
+        ({"mean": "abc"}, "mean"),
+        ({"mean": [1.5]}, "mean"),
+        ({"std": [1.0, 0.0, 2.0]}, "std"),
+        ({"gsd_m": "fine"}, "gsd_m"),
+        ({"gsd_m": -1}, "gsd_m"),
+        ({"scenes": 5}, ""),
+        ({"scenes": [{"name": "austin1"}]}, "digest"),
+        ({"scenes": ["austin1"]}, ""),
+        ({"failed": []}, "failed"),
+        ({"left_out": {"nodata": "many"}}, "left_out"),
+        ({"classes": {"train": 5}}, "classes"),
+        ({"sources": 5}, "sources"),
+    ],
+)
+def test_a_manifest_of_right_digest_and_wrong_values_is_refused_by_every_reader(
+    tmp_path: Path, changes: dict[str, Any], field: str
+) -> None:
+    """Row 47: whoever wrote it computed the digest as well."""
+    write_manifest(write_set(tmp_path), {**BODY, **changes}, tiles())
+    for read in (load_tileset, read_tileset):
+        with pytest.raises(BadDataError, match=rf"tileset\.json: .*{field}.*run aerialseg tile again"):
+            read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"window": (0, 0, 64)},
+        {"window": (0, 0, 64, "64")},
+        {"core": (0, 0, 64, 65)},
+        {"core": (0, 0, 0, 64)},
+        {"window": (0, 0, 2**40, 2**40)},
+        {"valid": "much"},
+        {"split": None},
+    ],
+)
+def test_a_tile_of_wrong_values_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    first, *others = tiles()
+    write_manifest(write_set(tmp_path), BODY, [replace(first, **changes), *others])
+    with pytest.raises(BadDataError, match=r"tileset\.json: .*run aerialseg tile again"):
         load_tileset(tmp_path)
 
 

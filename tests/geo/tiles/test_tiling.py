@@ -54,7 +54,7 @@ def write_polygons(path: Path, shapes: list[shapely.Polygon], crs: str = "EPSG:2
 
 
 def cut(scenes: list[Scene], out: Path, **changes: Any) -> TileSet:
-    tile_scenes(scenes, replace(SMALL, **changes), out)
+    tile_scenes(scenes, out, replace(SMALL, **changes))
     return load_tileset(out)
 
 
@@ -175,7 +175,7 @@ def test_tiles_without_data_or_labels_are_left_out_and_counted(
     scene = Scene(
         "a", scene_file(tmp_path / "a.tif", pixels, nodata=0), mask_file(tmp_path / "m.tif", labels, nodata=99)
     )
-    report = tile_scenes([scene], SMALL, tmp_path / "set")
+    report = tile_scenes([scene], tmp_path / "set", SMALL)
     assert [tile.window[1] for tile in load_tileset(tmp_path / "set").tiles] == [128, 192]
     assert report.left_out == {"nodata": 1, "unlabelled": 1, "thinned": 0, "gap": 0}
 
@@ -210,7 +210,7 @@ def test_sixteen_bits_and_chosen_bands_become_scaled_bytes(tmp_path: Path, scene
 
 def test_scenes_with_other_bands_are_set_aside(tmp_path: Path, scene_file: Write, mask_file: Write) -> None:
     scenes = [pair(tmp_path, "a", scene_file, mask_file), pair(tmp_path, "b", scene_file, mask_file, bands=1)]
-    report = tile_scenes(scenes, SMALL, tmp_path / "set")
+    report = tile_scenes(scenes, tmp_path / "set", SMALL)
     assert "b.tif: has 1 bands, the scenes before it 3" in str(report.failures["b"])
     assert {tile.scene for tile in load_tileset(tmp_path / "set").tiles} == {"a"}
 
@@ -287,14 +287,14 @@ def test_the_share_of_ground_outside_the_labels_is_said(tmp_path: Path, scene_fi
     half = shapely.box(616000, 3347000 - 30, 616015, 3347000)
     vector = write_polygons(tmp_path / "labels.gpkg", [half])
     said = Said()
-    tile_scenes([scene], replace(SMALL, vectors=(vector,)), tmp_path / "set", said)
+    tile_scenes([scene], tmp_path / "set", replace(SMALL, vectors=(vector,)), said)
     assert any("labels cover part of the ground only: 50% of it lies outside" in line for line in said.lines)
     told = Said()
-    tile_scenes([scene], replace(SMALL, vectors=(vector,), labelled_area=vector), tmp_path / "other", told)
+    tile_scenes([scene], tmp_path / "other", replace(SMALL, vectors=(vector,), labelled_area=vector), told)
     assert not any("outside" in line for line in told.lines)
     far = write_polygons(tmp_path / "far.gpkg", [shapely.box(0, 3000000, 9, 3000009)])
     with pytest.raises(BadDataError, match=r"far\.gpkg: no polygon near any scene"):
-        tile_scenes([scene], replace(SMALL, vectors=(far,)), tmp_path / "none")
+        tile_scenes([scene], tmp_path / "none", replace(SMALL, vectors=(far,)))
 
 
 def test_scenes_without_georeferencing_are_cut_when_allowed(
@@ -376,7 +376,7 @@ def test_an_empty_training_set_is_an_error(tmp_path: Path, scene_file: Write, ma
 
 def test_the_report_counts_what_is_there(tmp_path: Path, scene_file: Write, mask_file: Write) -> None:
     scenes = [pair(tmp_path, name, scene_file, mask_file) for name in ("austin1", "austin6")]
-    report = tile_scenes(scenes, replace(SMALL, split="inria"), tmp_path / "set")
+    report = tile_scenes(scenes, tmp_path / "set", replace(SMALL, split="inria"))
     assert isinstance(report, TilingReport)
     body = report.to_json()
     assert body["scenes"] == {"train": 1, "val": 1} and body["tiles"] == {"train": 6, "val": 6}
@@ -389,7 +389,7 @@ def test_the_report_counts_what_is_there(tmp_path: Path, scene_file: Write, mask
 
 def test_tiles_of_the_gap_are_left_out_and_counted(tmp_path: Path, scene_file: Write, mask_file: Write) -> None:
     scene = pair(tmp_path, "mosaic", scene_file, mask_file, size=(384, 384))
-    report = tile_scenes([scene], replace(SMALL, split="blocks=2"), tmp_path / "set")
+    report = tile_scenes([scene], tmp_path / "set", replace(SMALL, split="blocks=2"))
     tiles = load_tileset(tmp_path / "set")
     assert report.tiles["val"] == len(tiles.of_split("val")) == 8, "two blocks of nine, 2 x 2 tiles each"
     assert report.left_out["gap"] > 0 and len(tiles.tiles) + report.left_out["gap"] == 36

@@ -97,7 +97,7 @@ def test_tiles_at_another_distance_hold_image_and_mask_on_one_grid(
     labels[20:60, 30:120] = 255
     image = np.stack([labels // 3 + 10] * 3)
     scene = Scene("a", scene_file(tmp_path / "a.tif", image), mask_file(tmp_path / "m.tif", labels))
-    tile_scenes([scene], TilingOptions(size=64, split="0", gsd_m=0.6), tmp_path / "set")
+    tile_scenes([scene], tmp_path / "set", TilingOptions(size=64, split="0", gsd_m=0.6))
     tiles = load_tileset(tmp_path / "set")
     assert tiles.gsd_m == pytest.approx(0.6, rel=2e-3)
     assert len(tiles.tiles) == 2
@@ -113,7 +113,7 @@ def test_a_distance_that_would_blow_a_scene_up_is_refused_before_anything_is_pla
 ) -> None:
     scene = Scene("a", scene_file(tmp_path / "a.tif"), mask_file(tmp_path / "m.tif", np.zeros((128, 128), np.uint8)))
     with pytest.raises(UsageError, match=r"--gsd 1e-06: .*a\.tif would have .* more than --max-pixels"):
-        tile_scenes([scene], TilingOptions(size=64, split="0", gsd_m=1e-6), tmp_path / "set")
+        tile_scenes([scene], tmp_path / "set", TilingOptions(size=64, split="0", gsd_m=1e-6))
     assert not (tmp_path / "set").exists()
 
 

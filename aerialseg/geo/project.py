@@ -1,11 +1,8 @@
 """project.qgz: everything a run made, opened in QGIS with one double click, in the right order, style and place.
 
 The XML is the part of QGIS's own project format that versions 3.22 and later need. All paths are relative, so a folder
-of results can be moved with its scenes. Equal layers give equal bytes.
-
-Where grids lie, in the words that other programs use: CRS codes, WKT, bounds in another CRS, outlines in WGS 84.
-
-Nothing here opens a file.
+of results can be moved with its scenes. Equal layers give equal bytes. Where grids lie is said here too, in the words
+that other programs use: CRS codes, outlines and bounds in another CRS, GeoJSON. Styles and files are other modules'.
 """
 
 from __future__ import annotations
@@ -28,8 +25,8 @@ from rasterio.errors import CRSError
 from rasterio.warp import transform as reproject_points
 
 from aerialseg.errors import one_line
-from aerialseg.geo.qgis.sealed import BLANK, write_sealed
-from aerialseg.geo.qgis.styles import DOCTYPE, QGIS_VERSION
+from aerialseg.files import PLACEHOLDER
+from aerialseg.geo.styles import DOCTYPE, QGIS_VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -40,9 +37,6 @@ if TYPE_CHECKING:
 TITLE = "Buildings"
 INSIDE = "project.qgs"
 ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
-LARGEST_PROJECT = 1 << 28
-OURS = b"<aerialseg>"
-"""Stands among the project's properties, which QGIS keeps when it saves."""
 _ILLEGAL = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """What XML 1.0 cannot hold, however it is escaped."""
 Bounds = tuple[float, float, float, float]
@@ -78,36 +72,16 @@ class MapGroup:
     visible: bool = True
 
 
-def write_project(
-    path: Path,
-    groups: Sequence[MapGroup],
-    frame: Sequence[GeoBox],
-    say: Callable[[str], None],
-    *,
-    overwrite: bool = False,
-) -> None:
-    """Write a QGIS project of the groups, from the top down, that opens on all of `frame`.
+def compose_project(
+    path: Path, groups: Sequence[MapGroup], frame: Sequence[GeoBox], say: Callable[[str], None]
+) -> bytes:
+    """Return a QGIS project of the groups, from the top down, that opens on all of `frame`, to be written at `path`.
 
-    The project's CRS is the one in which most of the frame's pixels lie. A project that a user has saved stays; `say`
-    is told so, and of layers whose names no project can hold. Raises OutputError for a stranger's file at `path`, which
-    `overwrite` replaces.
+    The project's CRS is the one in which most of the frame's pixels lie. `say` is told of layers whose names no project
+    can hold.
     """
     fitting = [MapGroup(group.name, _nameable(group.layers, say), group.visible) for group in groups]
-    text = _project(path, [group for group in fitting if group.layers], frame)
-    note = write_sealed(path, _zipped(text), remembers=was_ours, overwrite=overwrite)
-    if note is not None:
-        say(note)
-
-
-def was_ours(content: bytes) -> bool:
-    """Return whether the bytes of a .qgz that QGIS has saved were ours before."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            inside = [entry for entry in archive.infolist() if entry.filename.endswith(".qgs")]
-            small = [entry for entry in inside if entry.file_size <= LARGEST_PROJECT]
-            return any(OURS in archive.read(entry) for entry in small)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError):
-        return False
+    return _zipped(_project(path, [group for group in fitting if group.layers], frame))
 
 
 def relative_to(path: Path, folder: Path) -> str:
@@ -124,7 +98,7 @@ def _nameable(layers: Sequence[MapLayer], say: Callable[[str], None]) -> tuple[M
 
 
 def _zipped(text: str) -> bytes:
-    """Return a .qgz: a zip of the project whose bytes depend on the text alone, with room for a seal."""
+    """Return a .qgz: a zip of the project whose bytes depend on the text alone, with room for a digest."""
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
         entry = zipfile.ZipInfo(INSIDE, ZIP_EPOCH)
@@ -132,14 +106,15 @@ def _zipped(text: str) -> bytes:
         entry.create_system = 3
         entry.external_attr = 0o644 << 16
         archive.writestr(entry, text.encode())
-        archive.comment = BLANK.encode()
+        archive.comment = PLACEHOLDER.encode()
     return stream.getvalue()
 
 
 def _project(path: Path, groups: Sequence[MapGroup], frame: Sequence[GeoBox]) -> str:
     crs = _main_crs(frame)
     layers = [layer for group in groups for layer in group.layers]
-    identifiers = [_identifier(path, layer) for layer in layers]
+    # Longer than ten characters: without that, rasters vanish from QGIS's tree.
+    identifiers = ["layer_" + hashlib.sha256(_source(path, layer).encode()).hexdigest()[:16] for layer in layers]
     named = dict(zip(layers, identifiers, strict=True))
     order = "".join(f'<layer id="{identifier}"/>\n' for identifier in identifiers)
     return "".join(
@@ -202,8 +177,8 @@ def _crs(crs: CRS | None) -> str:
 def _tree_group(path: Path, group: MapGroup, named: dict[MapLayer, str]) -> str:
     checked = "Qt::Checked" if group.visible else "Qt::Unchecked"
     layers = "".join(
-        f'<layer-tree-layer id="{named[layer]}" name={_attribute(one_line(layer.name))} checked="Qt::Checked"'
-        f' source={_attribute(_source(path, layer))} providerKey="{_provider(layer)}" expanded="0">'
+        f'<layer-tree-layer id="{named[layer]}" name={quoteattr(one_line(layer.name))} checked="Qt::Checked"'
+        f' source={quoteattr(_source(path, layer))} providerKey="{_provider(layer)}" expanded="0">'
         "<customproperties/></layer-tree-layer>\n"
         for layer in group.layers
     )
@@ -211,7 +186,7 @@ def _tree_group(path: Path, group: MapGroup, named: dict[MapLayer, str]) -> str:
         return layers
     few = int(len(group.layers) == 1)
     return (
-        f'<layer-tree-group name={_attribute(group.name)} checked="{checked}" expanded="{few}">\n<customproperties/>\n'
+        f'<layer-tree-group name={quoteattr(group.name)} checked="{checked}" expanded="{few}">\n<customproperties/>\n'
         f"{layers}</layer-tree-group>\n"
     )
 
@@ -232,20 +207,11 @@ def _provider(layer: MapLayer) -> str:
     return "ogr" if layer.vector else "gdal"
 
 
-def _identifier(path: Path, layer: MapLayer) -> str:
-    """Return an id that is longer than ten characters, without which rasters vanish from QGIS's tree."""
-    return "layer_" + hashlib.sha256(_source(path, layer).encode()).hexdigest()[:16]
-
-
 def _source(path: Path, layer: MapLayer) -> str:
     """Return the layer's source as a project holds it: from the project's real folder, which is what QGIS resolves."""
     relative = relative_to(layer.path, path.parent)
     dotted = relative if relative.startswith("../") else f"./{relative}"
     return dotted if layer.table is None else f"{dotted}|layername={layer.table}"
-
-
-def _attribute(text: str) -> str:
-    return quoteattr(text)
 
 
 def _text(text: str) -> str:
@@ -284,7 +250,8 @@ def outline(box: GeoBox, target: CRS) -> tuple[tuple[float, float], ...] | None:
     if not np.isfinite([xs, ys]).all():
         return None
     ring = [(float(x), float(y)) for x, y in zip(xs, ys, strict=True)]
-    if _signed_area(ring) < 0:
+    following = [*ring[1:], ring[0]]
+    if math.fsum(x * v - u * y for (x, y), (u, v) in zip(ring, following, strict=True)) < 0:  # it runs clockwise
         ring.reverse()
     return *ring, ring[0]
 
@@ -292,7 +259,7 @@ def outline(box: GeoBox, target: CRS) -> tuple[tuple[float, float], ...] | None:
 def bounds_in(box: GeoBox, target: CRS) -> Bounds | None:
     """Return the upright rectangle around a grid in `target`; None when it has no place there."""
     ring = outline(box, target)
-    return None if ring is None else around([(*min_xy(ring), *max_xy(ring))])
+    return None if ring is None else around([(x, y, x, y) for x, y in ring])
 
 
 def footprint(box: GeoBox) -> tuple[dict[str, Any] | None, Bounds | None]:
@@ -304,9 +271,10 @@ def footprint(box: GeoBox) -> tuple[dict[str, Any] | None, Bounds | None]:
     ring = outline(box, WGS84)
     if ring is None:
         return None, None
-    shape, (west, south), (east, north) = shapely.Polygon(ring), min_xy(ring), max_xy(ring)
+    xs, ys = zip(*ring, strict=True)
+    west, south, east, north = min(xs), min(ys), max(xs), max(ys)
     if east - west <= 180 and west >= -180 and east <= 180:
-        return _geojson([shape]), (west, south, east, north)
+        return _geojson([shapely.Polygon(ring)]), (west, south, east, north)
     turned = shapely.Polygon([(x % 360, y) for x, y in ring])
     before = turned.intersection(shapely.box(0, -90, 180, 90))
     behind = shapely.transform(turned.intersection(shapely.box(180, -90, 360, 90)), lambda points: points - (360, 0))
@@ -327,16 +295,6 @@ def around(rectangles: Sequence[Bounds]) -> Bounds | None:
     return min(west), min(south), max(east), max(north)
 
 
-def min_xy(ring: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Return the smallest x and the smallest y of points."""
-    return min(x for x, _ in ring), min(y for _, y in ring)
-
-
-def max_xy(ring: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Return the largest x and the largest y of points."""
-    return max(x for x, _ in ring), max(y for _, y in ring)
-
-
 def _geojson(polygons: Sequence[Any]) -> dict[str, Any]:
     """Return polygons, whose outer rings GeoJSON wants counter-clockwise, simplified and rounded."""
     plain = [shapely.geometry.polygon.orient(polygon.simplify(CENTIMETRE)) for polygon in polygons]
@@ -344,9 +302,3 @@ def _geojson(polygons: Sequence[Any]) -> dict[str, Any]:
     if len(rings) == 1:
         return {"type": "Polygon", "coordinates": rings}
     return {"type": "MultiPolygon", "coordinates": [[ring] for ring in rings]}
-
-
-def _signed_area(ring: Sequence[tuple[float, float]]) -> float:
-    """Return twice the area, positive when the ring runs counter-clockwise (x right, y up)."""
-    following = [*ring[1:], ring[0]]
-    return math.fsum(x * v - u * y for (x, y), (u, v) in zip(ring, following, strict=True))

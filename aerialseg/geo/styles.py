@@ -1,19 +1,14 @@
-"""How results are drawn in QGIS: colours, class names, and the layer styles that side files and projects share.
+"""How results are drawn in QGIS: colours, class names, the layer styles that projects share, and rasters' side files.
 
 One red means building everywhere: opaque in the mask, the end of the probability's ramp, outline and tint of polygons.
-Styles are QGIS's own XML as versions 3.22 and later read it. Side files are for `aerialseg.geo.qgis.qml` to write.
-
-What makes rasters look right in QGIS without a click: the side files of masks and probabilities.
-
-A mask carries no colour table of its own: GDAL would pad it to 256 opaque entries, and QGIS would list 256 classes on
-black. A two-entry palette in `NAME.tif.aux.xml` (GDAL's auxiliary metadata, which every GDAL program reads) and a style
-in `NAME.qml` (QGIS only) show two named classes on a transparent background instead.
+Styles are QGIS's own XML as versions 3.22 and later read it. A mask carries no colour table of its own: GDAL would pad
+it to 256 opaque entries, and QGIS would list 256 classes on black. A two-entry palette in `NAME.tif.aux.xml` (GDAL's
+auxiliary metadata, which every GDAL program reads) and a style in `NAME.qml` (QGIS only) show two named classes on a
+transparent background instead.
 """
 
 from __future__ import annotations
 
-import sqlite3
-from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import quoteattr
@@ -22,6 +17,7 @@ from rasterio.enums import ColorInterp
 
 from aerialseg.counts import QUANTA
 from aerialseg.files import write_text
+from aerialseg.geo.geopackage import store_style
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,8 +28,6 @@ if TYPE_CHECKING:
 DOCTYPE = "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n"
 QGIS_VERSION = "3.22"
 """The oldest that is tried."""
-DATE = "2000-01-01T00:00:00.000Z"
-"""Written where a file wants to know when it changed, so that equal outputs have equal bytes."""
 PROBABILITY_RAMP = ((0.0, (255, 237, 160, 0)), (0.5, (253, 141, 60, 160)), (1.0, (230, 57, 70, 255)))
 """Share of the highest value -> colour: nothing at 0, the buildings' red at 1."""
 SPLIT_COLOURS = {"train": "49,104,142", "val": "253,141,60", "": "150,150,150"}
@@ -150,44 +144,13 @@ def building_renderer() -> str:
 
 
 def write_index_style(gpkg: Path) -> None:
-    """Store a default style in the GeoPackage for its only feature table: outlines coloured by the column `split`."""
-    with closing(sqlite3.connect(gpkg)) as database, database:
-        ((table, geometry),) = _feature_tables(database)
-        _store_style(database, [(table, geometry)], "split", "tiles by split", _vector_style(_index_renderer()))
+    """Store a default style in the GeoPackage of a set's tiles: outlines coloured by the column `split`."""
+    store_style(gpkg, "split", "tiles by split", _vector_style(_index_renderer()))
 
 
 def write_building_style(gpkg: Path) -> None:
     """Store a default style in the GeoPackage for every feature table: a thin outline and a translucent fill."""
-    with closing(sqlite3.connect(gpkg)) as database, database:
-        tables = _feature_tables(database)
-        _store_style(database, tables, "buildings", "building outlines", _vector_style(building_renderer()))
-
-
-def _feature_tables(database: sqlite3.Connection) -> list[tuple[str, str]]:
-    return list(database.execute("SELECT table_name, column_name FROM gpkg_geometry_columns ORDER BY table_name"))
-
-
-def _store_style(
-    database: sqlite3.Connection, tables: Sequence[tuple[str, str]], name: str, description: str, style: str
-) -> None:
-    """Make `style` the default of every table; the layout of layer_styles is the one QGIS itself creates."""
-    database.execute(
-        "CREATE TABLE IF NOT EXISTS layer_styles (id INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL, f_table_catalog TEXT,"
-        " f_table_schema TEXT, f_table_name TEXT, f_geometry_column TEXT, styleName TEXT, styleQML TEXT,"
-        " styleSLD TEXT, useAsDefault BOOLEAN, description TEXT, owner TEXT, ui TEXT, update_time DATETIME)"
-    )
-    for table, geometry in tables:
-        database.execute(
-            "INSERT INTO layer_styles (f_table_catalog, f_table_schema, f_table_name, f_geometry_column, styleName,"
-            " styleQML, styleSLD, useAsDefault, description, owner, ui, update_time)"
-            " VALUES ('', '', ?, ?, ?, ?, '', 1, ?, '', '', ?)",
-            (table, geometry, name, style, description, DATE),
-        )
-    database.execute(
-        "INSERT OR IGNORE INTO gpkg_contents (table_name, data_type, identifier, description, last_change, srs_id)"
-        " VALUES ('layer_styles', 'attributes', 'layer_styles', '', ?, 0)",
-        (DATE,),
-    )
+    store_style(gpkg, "buildings", "building outlines", _vector_style(building_renderer()))
 
 
 def _index_renderer() -> str:

@@ -1,7 +1,8 @@
-"""What a user changes in a file of buildings stays; a file that nobody touched is made anew."""
+"""GeoPackages by sqlite3 and GDAL: what is written, what is read; what a user changes in a file of buildings stays."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import sqlite3
@@ -12,10 +13,12 @@ import geopandas
 import numpy as np
 import pytest
 import shapely
+from pyproj import CRS
 
-from aerialseg.errors import OutputError
+from aerialseg.errors import BadDataError, OutputError
+from aerialseg.geo import geopackage
+from aerialseg.geo.ownership import owner_of
 from aerialseg.geo.polygons.polygonize import MaskLayer, write_buildings
-from aerialseg.geo.qgis.edits import is_edited
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -91,8 +94,9 @@ def test_edits_in_a_geopackage_survive_a_rerun_on_other_masks(
 ) -> None:
     write(2)
     path = tmp_path / "b.gpkg"
-    assert not is_edited(path)
+    assert owner_of(path, "buildings") == "ours"
     edit(path)
+    assert owner_of(path, "buildings") == "edited"
     before = path.read_bytes()
     report = write(3)
     assert path.read_bytes() == before
@@ -101,19 +105,19 @@ def test_edits_in_a_geopackage_survive_a_rerun_on_other_masks(
     assert "\n" not in report.line()
     assert (report.kept, report.done_before) == (0, False)
     assert write(3, overwrite=True).kept == 3
-    assert not is_edited(path)
+    assert owner_of(path, "buildings") == "ours"
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_an_untouched_file_is_made_anew(tmp_path: Path, write: Callable[..., BuildingsReport], suffix: str) -> None:
     assert write(2, suffix).kept == 2
     first = (tmp_path / f"b{suffix}").read_bytes()
-    assert not is_edited(tmp_path / f"b{suffix}")
+    assert owner_of(tmp_path / f"b{suffix}", "buildings") == "ours"
     report = write(3, suffix)
     assert (report.kept, report.stays) == (3, None)
     assert len(read(tmp_path / f"b{suffix}")) == 3
     assert write(2, suffix).kept == 2
-    assert (tmp_path / f"b{suffix}").read_bytes() == first, "equal masks make equal bytes, seal included"
+    assert (tmp_path / f"b{suffix}").read_bytes() == first, "equal masks make equal bytes, digest included"
 
 
 @pytest.mark.parametrize("suffix", [".fgb", ".geojson", ".parquet"])
@@ -181,3 +185,74 @@ def test_the_report_says_that_the_file_stays(tmp_path: Path, write: Callable[...
     (tmp_path / "b.geojson").write_text((tmp_path / "b.geojson").read_text() + "\n")
     found = json.loads(json.dumps(write(3, ".geojson").to_json()))
     assert "stays as it is" in found["stays"]
+
+
+def two_tables(path: Path) -> Path:
+    """Write polygons in two CRSs, rows in two goes, and one without an outline."""
+    square = shapely.to_wkb(shapely.box(0, 0, 1, 1))
+    with geopackage.writing_vectors(path):
+        for table, code in (("b", 26914), ('a "quoted"', 32632)):
+            crs = CRS.from_epsg(code).to_wkt()
+            for outline in (square, None):
+                outlines, columns = np.array([outline], dtype=object), {"n": np.array([7])}
+                new = outline is not None
+                geopackage.write_table(path, table, outlines, columns, crs, f"about {table}; " if new else None)
+    return path
+
+
+def test_tables_are_written_in_turns_and_say_who_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "t.gpkg"
+    path.touch()
+    two_tables(path)
+    assert geopackage.count_rows(path) == 4
+    found = geopackage.feature_tables(path)
+    assert [(name, crs and crs.to_epsg()) for name, crs in found] == [('a "quoted"', 32632), ("b", 26914)]
+    assert geopackage.read_descriptions(path) == 'about b; about a "quoted"; '
+    frame = geopandas.read_file(path, layer="b")
+    assert frame.n.tolist() == [7, 7]
+    assert frame.geometry.isna().tolist() == [False, True]
+    with closing(sqlite3.connect(path)) as database:
+        dates = database.execute("SELECT DISTINCT last_change FROM gpkg_contents").fetchall()
+    assert dates == [("2000-01-01T00:00:00.000Z",)]
+    assert two_tables(tmp_path / "u.gpkg").read_bytes() == path.read_bytes()
+
+
+def test_the_digest_is_over_names_columns_and_rows(tmp_path: Path) -> None:
+    path = two_tables(tmp_path / "t.gpkg")
+    before = geopackage.tables_digest(path)
+    geopackage.replace_in_descriptions(path, "about", "on")
+    assert geopackage.read_descriptions(path) == 'on b; on a "quoted"; '
+    assert geopackage.tables_digest(path) == before
+    expected = hashlib.sha256()
+    with closing(sqlite3.connect(path)) as database:
+        for name, sql, kind in database.execute("SELECT name, sql, type FROM sqlite_master ORDER BY name").fetchall():
+            if kind == "table" and not name.startswith(("sqlite_", "rtree_")) and name not in geopackage.REGISTERS:
+                expected.update(repr((name, sql, kind)).encode())
+                rows = database.execute("SELECT * FROM " + '"{}"'.format(name.replace('"', '""')))
+                expected.update("".join(map(repr, rows)).encode())
+    assert before == expected.hexdigest()
+    with connected(path) as database:
+        database.execute("UPDATE b SET n = 8")
+    assert geopackage.tables_digest(path) != before
+
+
+def test_the_other_formats_have_one_layer_without_a_name(tmp_path: Path) -> None:
+    frame = geopandas.GeoDataFrame(geometry=[shapely.box(0, 0, 1, 1)], crs="EPSG:26914")
+    frame.to_file(tmp_path / "b.fgb", driver="FlatGeobuf")
+    assert [(name, crs.to_epsg()) for name, crs in geopackage.feature_tables(tmp_path / "b.fgb")] == [(None, 26914)]
+    assert [crs.to_epsg() for _, crs in geopackage.feature_tables(tmp_path / "b.geojson")] == [4326]
+
+
+@pytest.mark.parametrize(("suffix", "name"), [(".gpkg", "GeoPackage"), (".fgb", "FlatGeobuf")])
+def test_a_file_that_is_not_what_its_name_says_is_refused(tmp_path: Path, suffix: str, name: str) -> None:
+    path = tmp_path / f"b{suffix}"
+    path.write_bytes(b"something else")
+    with pytest.raises(BadDataError, match=f"is not a {name}"):
+        geopackage.feature_tables(path)
+
+
+def test_a_damaged_file_has_no_count_of_rows(tmp_path: Path) -> None:
+    path = two_tables(tmp_path / "t.gpkg")
+    path.write_bytes(path.read_bytes()[:-8192])
+    with pytest.raises(sqlite3.Error):
+        geopackage.count_rows(path)
