@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 COUNTS = ("AERIALSEG_VALID_PIXELS", "AERIALSEG_BUILDING_PIXELS")
 ENGINE = 2
 """Part of every key: raise it when the same inputs and parameters come to give other pixels."""
-MASK = BandMeaning(NODATA)
+MASK = BandMeaning(NODATA, "share")
 MEASURE = BandMeaning(NODATA, "average", scale=1 / QUANTA)
 """A probability, or the windows' disagreement: 0 to 254 stand for 0 to 1."""
 LAYERS = {"probability": 0, "agreement": 1}
