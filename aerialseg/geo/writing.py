@@ -284,7 +284,8 @@ def _largest(shares: NDArray[np.uint8], wanted: NDArray[np.int64]) -> NDArray[np
     order = equal.cumsum(axis=1, dtype=np.uint16)
     many = np.maximum(order[:, -1:], 1)
     spread = order * left[:, None] // many > (order - np.uint16(1)) * left[:, None] // many
-    return (shares > least[:, None]) | (equal & spread & (left > 0)[:, None])
+    chosen: NDArray[np.bool_] = (shares > least[:, None]) | (equal & spread & (left > 0)[:, None])
+    return chosen
 
 
 def majority(values: NDArray[np.uint8], nodata: int) -> NDArray[np.uint8]:
