@@ -25,8 +25,8 @@ from aerialseg.evaluation.objects import ObjectCounter
 from aerialseg.evaluation.results import SceneScore
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.labels import find_labels, mask_box, open_labels, read_mask
-from aerialseg.geo.measures import MEASURES, PROBABILITY, is_of_another_run, left_out_note
 from aerialseg.geo.opening import open_raster, raster_errors
+from aerialseg.geo.outputs import MEASURE_FOLDERS, PROBABILITY, is_of_another_run, left_out_note
 from aerialseg.geo.scenes import Scene, check_same_grid, find_scenes, pair_masks
 from aerialseg.geo.vectors import is_vector
 
@@ -150,7 +150,7 @@ def pair_predictions(
 
 def is_measure(name: str) -> bool:
     """Return whether a raster of this name, a path below a folder of predictions, is a measure and not a mask."""
-    return not MEASURES.isdisjoint(name.split("/")[:-1])
+    return not MEASURE_FOLDERS.isdisjoint(name.split("/")[:-1])
 
 
 def pair_scenes(
@@ -205,7 +205,7 @@ def _pair(scene: Scene, prediction: Path) -> Pair:
         raise ValueError(f"scene {scene.name} has no mask")
     depth = scene.name.count("/") + 1
     above = prediction.absolute().parents
-    beside = above[min(depth, len(above)) - 1] / PROBABILITY / f"{scene.name}{prediction.suffix}"
+    beside = above[min(depth, len(above)) - 1] / PROBABILITY.folder / f"{scene.name}{prediction.suffix}"
     pair = Pair(scene.name, prediction, scene.mask, scene.city)
     if not beside.is_file():
         return pair

@@ -26,8 +26,8 @@ from aerialseg.geo.digest import content_digest
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.geopackage import is_open_elsewhere
 from aerialseg.geo.labels import decide_rule
-from aerialseg.geo.measures import is_of_another_run, kind_of, left_out_note
 from aerialseg.geo.opening import open_raster
+from aerialseg.geo.outputs import is_of_another_run, kind_of, left_out_note
 from aerialseg.geo.ownership import check_overwrite, embed_digest_in, mark_of, owner_of
 from aerialseg.geo.polygons.formats import SUFFIXES, create_buildings, require_writer
 from aerialseg.geo.polygons.shape import MetricFrame, ShapeCounts, Shaping, footprints, gather
