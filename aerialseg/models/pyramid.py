@@ -168,8 +168,8 @@ def parse_design(arguments: Mapping[str, str | int | float | bool]) -> PyramidDe
             case _ if name in LIMITS:
                 low, high = LIMITS[name]
                 whole = isinstance(value, int) and not isinstance(value, bool)
-                kind = whole or (name == "drop_path" and isinstance(value, int | float))
-                if not kind or not low <= value <= high:
+                number = isinstance(value, int | float) and (whole or name == "drop_path")
+                if not number or not low <= float(value) <= high:
                     raise _refused(name, f"is {value!r}", f"a number from {low} to {high}")
                 values[name] = value
             case _:
