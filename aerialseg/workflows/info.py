@@ -135,19 +135,19 @@ def _progress(run: Path, problems: list[AerialsegError]) -> list[Fact]:
     from aerialseg.training.state import load_checkpoint
 
     said: list[str] = []
-    state = _tried(lambda: load_checkpoint(run, said.append), problems)
+    checkpoint = _tried(lambda: load_checkpoint(run, said.append), problems)
     problems += [ModelError(line) for line in said]
-    if state is None:
+    if checkpoint is None:
         return [Fact("state", "no checkpoint", "no checkpoint to go on from")]
-    standing, epochs = state["standing"], state["config"]["schedule"]["epochs"]
-    done = standing["finished"]
+    state, epochs = checkpoint["standing"], checkpoint["config"]["schedule"]["epochs"]
+    done = state["finished"]
     return [
         Fact("state", "finished" if done else "unfinished", "finished" if done else "goes on with train --resume"),
-        Fact("epochs", standing["epoch"], f"{standing['epoch']} of {epochs}"),
-        Fact("steps", standing["taken"]),
-        Fact("best_iou", standing["best_iou"]),
-        Fact("best_epoch", standing["best_epoch"] or None),
-        Fact("threshold", standing["threshold"]),
+        Fact("epochs", state["epoch"], f"{state['epoch']} of {epochs}"),
+        Fact("steps", state["taken"]),
+        Fact("best_iou", state["best_iou"]),
+        Fact("best_epoch", state["best_epoch"] or None),
+        Fact("threshold", state["threshold"]),
     ]
 
 
