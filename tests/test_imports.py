@@ -15,7 +15,7 @@ import aerialseg
 PACKAGE = Path(aerialseg.__file__).parent
 LAYERS = (
     {"errors"},
-    {"counts", "config", "files", "progress", "values"},
+    {"counts", "config", "environment", "files", "progress", "system", "values"},
     {"geo"},
     {"models", "drawing"},
     {"sample", "training", "prediction", "evaluation"},

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from aerialseg.environment import PROJ, TAKEN_OUT
 from aerialseg.errors import AerialsegError, DeviceError, first_line, one_line
 from aerialseg.files import usable_processors
 
@@ -107,6 +108,10 @@ def _package(name: str) -> Finding:
 
 
 def _gdal() -> Iterator[Finding]:
+    for name, value in TAKEN_OUT.items():
+        found = f"{one_line(value)}: another installation's, taken out before GDAL and PROJ could read it"
+        advice = f"unset {name} here to be rid of this line" + (", or keep it for its grids" if name in PROJ else "")
+        yield Finding("gdal", name, found, "warning", advice)
     import pyogrio
     import rasterio
     from pyproj import Transformer
