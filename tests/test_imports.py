@@ -24,7 +24,11 @@ LAYERS = (
 )
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
 VERBS = LAYERS[4]
-HOMES = {"typer": {"cli"}, "pydantic": {"config", "values"}, "albumentations": {"training/data"}}
+HOMES = {
+    "fcntl": {"system/posix"}, "resource": {"system/posix"}, "msvcrt": {"system/windows"},
+    "psutil": {"system/windows", "workflows/doctor"},
+    "typer": {"cli"}, "pydantic": {"config", "values"}, "albumentations": {"training/data"},
+}  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from aerialseg.errors import (
     AerialsegError,
     BadDataError,
+    InUseError,
     ModelError,
     NoInputError,
     OutputError,
@@ -365,7 +366,7 @@ class RunLog:
             self.results[result.name] = result = replace(result, **kept)
         for warning in result.warnings:
             self.run.progress.say(f"warning: {warning}")
-        if isinstance(result.failure, OutputError | StorageError):
+        if isinstance(result.failure, OutputError | StorageError) and not isinstance(result.failure, InUseError):
             raise result.failure
         if result.failure is None or len(self.results) > 1:  # a single scene's failure is raised, and so shown once
             self.run.progress.say(result.line())

@@ -156,12 +156,8 @@ def _devices(system: System | None) -> Iterator[Finding]:
 
 def _memory() -> Iterator[Finding]:
     yield Finding("memory", "processors", f"{usable_processors()} usable of {os.cpu_count()}")
-    available = available_memory()
-    if available is not None:
-        advice = "close other programs, or predict with --batch 1"
-        yield Finding(
-            "memory", "memory", f"{_size(available)} free", *_judged(available >= LOW_MEMORY, "warning", advice)
-        )
+    available, advice = available_memory(), "close other programs, or predict with --batch 1"
+    yield Finding("memory", "memory", f"{_size(available)} free", *_judged(available >= LOW_MEMORY, "warning", advice))
     shared = Path("/dev/shm")
     if shared.is_dir():
         total = shutil.disk_usage(shared).total
@@ -199,12 +195,14 @@ def _write_and_read(folder: Path) -> None:
         write_geotiff(Path(temporary) / "doctor.tif", np.arange(256, dtype=np.uint8).reshape(16, 16), box)
 
 
-def available_memory(root: Path = Path("/")) -> int | None:
+def available_memory(root: Path = Path("/")) -> int:
     """Return the bytes that can still be used: the kernel's estimate, or what a container's limit leaves."""
     meminfo = root / "proc/meminfo"
     found = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text() if meminfo.is_file() else "", re.MULTILINE)
     if found is None:
-        return None
+        import psutil  # Windows, macOS
+
+        return int(psutil.virtual_memory().available)
     available = int(found.group(1)) * 1024
     limit, used = (root / f"sys/fs/cgroup/memory.{name}" for name in ("max", "current"))
     if limit.is_file() and used.is_file() and limit.read_text().strip() != "max":

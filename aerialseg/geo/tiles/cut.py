@@ -20,7 +20,7 @@ import numpy as np
 from rasterio.windows import Window
 
 from aerialseg.counts import BUILDING, UNLABELLED
-from aerialseg.files import write_text
+from aerialseg.files import remove, write_text
 from aerialseg.geo.labels import open_labels
 from aerialseg.geo.opening import is_tiff, open_raster
 from aerialseg.geo.ownership import TILE_TAG
@@ -268,7 +268,7 @@ def drop_records(folder: Path, keep: Iterable[str]) -> None:
     kept = {_path(folder, stem).name for stem in keep}
     for path in (folder / FOLDER).glob("*.json"):
         if path.name not in kept:
-            path.unlink()
+            remove(path)
 
 
 def _path(folder: Path, stem: str) -> Path:
