@@ -28,9 +28,9 @@ from aerialseg.files import write_bytes
 from aerialseg.geo.inspection import inspect_scene
 from aerialseg.geo.opening import open_raster
 from aerialseg.geo.ownership import PREVIEW_SOFTWARE
-from aerialseg.geo.qgis.styles import MASK_CLASSES, PROBABILITY_RAMP, shown_bands
 from aerialseg.geo.raster import read_window
 from aerialseg.geo.resampling import add_cells, block_mean, cell_sizes, shrink, small_shape
+from aerialseg.geo.styles import MASK_CLASSES, PROBABILITY_RAMP, shown_bands
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,14 +11,18 @@ import rasterio
 from affine import Affine
 
 from aerialseg.errors import Stopped
-from aerialseg.geo.qgis.styles import write_mask_sidecars
+from aerialseg.geo.styles import write_mask_sidecars
 from aerialseg.models.package import ModelCard
-from aerialseg.prediction.exports import Entry
+from aerialseg.prediction.checks import Run
+from aerialseg.prediction.exports import write_collection
+from aerialseg.prediction.options import PredictOptions
+from aerialseg.prediction.report import SceneResult
 from aerialseg.progress import Silent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from pathlib import Path
+    from collections.abc import Iterable, Sequence
+
+    from aerialseg.progress import Progress
 
 HASH = "0123456789abcdef" * 4
 HEIGHT, WIDTH = 100, 120
@@ -41,6 +47,34 @@ class Told(Silent):
 
     def say(self, line: str) -> None:
         self.said.append(line)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A scene and its outputs."""
+
+    name: str
+    scene: Path
+    mask: Path
+    probability: Path | None
+
+
+def collect(
+    out: Path,
+    entries: Sequence[Entry],
+    buildings: Path | None = None,
+    *,
+    card: ModelCard = CARD,
+    progress: Progress = Silent(),
+    overwrite: bool = False,
+) -> tuple[Path, ...]:
+    """Write what a run makes of all its scenes together."""
+    results = [
+        SceneResult(e.name, e.scene, "done", outputs={k: p for k in ("mask", "probability") if (p := getattr(e, k))})
+        for e in entries
+    ]
+    run = Run(Path("model.safetensors"), HASH, card, out, PredictOptions(overwrite=overwrite), progress)
+    return write_collection(run, results, buildings)
 
 
 def labels_of(index: int) -> np.ndarray:

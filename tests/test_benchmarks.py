@@ -395,3 +395,19 @@ def test_a_checkpoint_and_a_training_cache_are_compared_without_times(tmp_path: 
     for name, told in (("last.ckpt", "model.w: "), ("all.tiles", "1.tiles.0.1: 5 -> 6")):
         assert compare_files(base / name, later / name) is None
         assert (compare_files(base / name, other / name) or "").startswith(told)
+
+
+def test_a_renamed_key_is_meant_and_a_changed_weight_is_not(sides: tuple[Path, Path]) -> None:
+    from same_files import compare_folders
+
+    for side, key in zip(sides, ("wear", "degrade"), strict=True):
+        card = json.dumps({"digest": key, "training": {"config": {"data": {"crop": 64, key: 0.5}}}})
+        header = json.dumps({"__metadata__": {"card": card}, "weight": {"data_offsets": [0, 2]}}).encode()
+        (side / "run").mkdir()
+        (side / "run" / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\1\2")
+        (side / "run" / "config.toml").write_text(f"[data]\ncrop = 64\n{key} = 0.5\n")
+    assert compare_folders(*sides) == {}
+    model, config = sides[1] / "run" / "model.safetensors", sides[1] / "run" / "config.toml"
+    model.write_bytes(model.read_bytes()[:-1] + b"\3")
+    config.write_text(config.read_text().replace("0.5", "0.4"))
+    assert set(compare_folders(*sides)) == {"run/model.safetensors", "run/config.toml"}

@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 
 ARCHIVE = Path(__file__).parent / "fixtures" / "written_by_0.1.0.tar.xz"
 PREDICT = (
-    "predict scenes -m run -o out --device cpu --precision fp32 --probability --agreement --polygons --min-area-m2 4"
+    "predict scenes -m run -o out --device cpu --precision fp32 --probability --disagreement --polygons --min-area-m2 4"
 )
 TILE = "tile scenes --masks masks -o tiles --size 100 --split val=town2 --json"
 TRAIN = "train tiles -o run --resume --device cpu --json"
 EVALUATE = "evaluate out --masks masks --report report.html --errors errors --json"
 PREVIEW = "preview out -o pictures --size 64"
 HEAD = struct.Struct("<17s32sII")
-"""Of a part file: magic, key, width, layers."""
+"""Of a resume file: magic, key, width, planes."""
 RECORD = struct.Struct("<III")
 """Of a strip in it: first row, rows, checksum; layers x rows x width bytes follow."""
 
@@ -91,9 +91,9 @@ class StopAfter(Silent):
             raise Stopped(15)
 
 
-def predict_town1(out: Path, progress: Silent | None = None) -> Any:
+def predict_town1(out: Path, progress: Silent = Silent()) -> Any:
     """Do what was stopped in `stopped`, and return the scene's result."""
-    options = PredictOptions(batch=1, device="cpu", precision="fp32", probability=True, agreement=True)
+    options = PredictOptions(batch=1, device="cpu", precision="fp32", probability=True, disagreement=True)
     report = predict_scenes(find_scenes(["scenes/town1.tif"]), Path("run"), out, options, progress)
     return report.scenes[0]
 
@@ -106,7 +106,10 @@ def test_the_archive_holds_what_is_said_and_stays_small() -> None:
 
 
 def test_scenes_predicted_before_are_done_before(run: Run) -> None:
-    before, told = states(Path("out"), "report.json"), json.loads(Path("out/report.json").read_text())
+    told = json.loads(Path("out/report.json").read_text().replace("agreement", "disagreement"))
+    before = {
+        name.replace("agreement", "disagreement"): state for name, state in states(Path("out"), "report.json").items()
+    }
     code, printed, err = run(*f"{PREDICT} --json".split())
     report = json.loads(printed)
     assert code == 0, err

@@ -94,8 +94,8 @@ Batch = Annotated[str, typer.Option(help="Windows that run together, or auto.")]
 AllDevices = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, cuda:all or mps.")]
 Compiled = Annotated[bool, typer.Option("--compile", help="Translate the network first: pays on many scenes.")]
 Probability = Annotated[bool, typer.Option("--probability", help="Write probability rasters too: 0 to 254 for 0 to 1.")]
-Agreement = Annotated[
-    bool, typer.Option("--agreement", help="Write where overlapping windows disagree: 0 to 254 for 0 to 1.")
+Disagreement = Annotated[
+    bool, typer.Option("--disagreement", help="Write where overlapping windows disagree: 0 to 254 for 0 to 1.")
 ]
 Bands = Annotated[
     str | None, typer.Option(help="Bands to use, in the model's order, as 1,2,3.", show_default="the model's")
@@ -111,6 +111,16 @@ ShardText = Annotated[
     str | None,
     typer.Option("--shard", help="Predict the I-th of N parts of the scenes; parts may share a folder.", metavar="I/N"),
 ]
+
+
+def _say_new_name(asked: bool) -> bool:
+    if asked:
+        typer.echo("warning: --agreement is called --disagreement now, and so is its folder", err=True)
+    return asked
+
+
+Agreement = Annotated[bool, typer.Option("--agreement", hidden=True, callback=_say_new_name)]
+"""What `--disagreement` was called once."""
 
 
 def band_rule(bands: str | None, scale: str | None) -> BandRule:

@@ -26,6 +26,7 @@ def plan(
     device: options.AllDevices = "auto",
     compiled: options.Compiled = False,
     probability: options.Probability = False,
+    disagreement: options.Disagreement = False,
     agreement: options.Agreement = False,
     polygons: Annotated[
         bool, typer.Option("--polygons", help="Write buildings.gpkg over all scenes too (with --probability).")
@@ -58,7 +59,7 @@ def plan(
     chosen = PredictOptions(
         window=window, overlap=overlap, tta=tta, gsd_m=options.gsd_of(gsd), neighbours=neighbours == "auto",
         batch=options.batch_size(batch), precision=precision, device=device, compiled=compiled, probability=probability,
-        agreement=agreement, polygons=polygons, rule=options.band_rule(bands, scale),
+        disagreement=disagreement or agreement, polygons=polygons, rule=options.band_rule(bands, scale),
         access=Access(allow_ungeoreferenced, max_pixels), shard=options.shard_of(shard),
     )  # fmt: skip
     with console_progress() as progress:

@@ -29,6 +29,7 @@ def predict(
     device: options.AllDevices = "auto",
     compiled: options.Compiled = False,
     probability: options.Probability = False,
+    disagreement: options.Disagreement = False,
     agreement: options.Agreement = False,
     polygons: Annotated[
         bool,
@@ -71,18 +72,20 @@ def predict(
     from aerialseg.geo.polygons.polygonize import PolygonOptions
     from aerialseg.geo.scenes import find_scenes
     from aerialseg.prediction.checks import is_ours
-    from aerialseg.prediction.multi_gpu import predict_anywhere
-    from aerialseg.prediction.options import PredictOptions
+    from aerialseg.prediction.multi_gpu import predict_on_all_gpus
+    from aerialseg.prediction.options import ALL_GPUS, PredictOptions
+    from aerialseg.prediction.run import predict_scenes
 
     chosen = PredictOptions(
         window=window, overlap=overlap, blend=blend, tta=tta, gsd_m=options.gsd_of(gsd),
         neighbours=neighbours == "auto", batch=options.batch_size(batch), precision=precision, device=device,
-        compiled=compiled, probability=probability, agreement=agreement, polygons=polygons,
+        compiled=compiled, probability=probability, disagreement=disagreement or agreement, polygons=polygons,
         shaping=PolygonOptions(min_area_m2, crs, simplify, regularise),
         rule=options.band_rule(bands, scale), access=Access(allow_ungeoreferenced, max_pixels),
         shard=options.shard_of(shard), overwrite=overwrite, fail_fast=fail_fast,
     )  # fmt: skip
     with console_progress() as progress:
-        report = predict_anywhere(find_scenes(scenes, ours=partial(is_ours, out=out)), model, out, chosen, progress)
+        work = find_scenes(scenes, ours=partial(is_ours, out=out)), model, out, chosen, progress
+        report = predict_on_all_gpus(*work) if device == ALL_GPUS else predict_scenes(*work)
     print_json(report.to_json()) if as_json else typer.echo(report.line())
     report.raise_failures()

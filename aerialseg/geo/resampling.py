@@ -4,8 +4,9 @@ A grid at another ground sample distance keeps the scene's CRS, origin and orien
 smaller. Areas are averaged when pixels grow and interpolated linearly when they shrink, over valid pixels alone. Both
 are done along rows and then along columns, with weights that depend on a pixel's place in the grid alone: however a
 raster is cut into windows, or into scenes, its pixels come out the same to the last bit, which GDAL's warp does not
-promise. A small picture is the mean of every cell of a coarse grid, read once from top to bottom. Overviews are not
-used: those beside a file may hold anything (see `aerialseg.geo.opening`).
+promise. A small picture holds the sum or mean of every cell of a coarse grid, read once from top to bottom; memory does
+not grow with the raster, only with its blocks and the picture. Overviews are not used: those beside a file may hold
+anything (see `aerialseg.geo.opening`).
 """
 
 from __future__ import annotations

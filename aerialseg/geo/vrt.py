@@ -27,8 +27,8 @@ from aerialseg.errors import AerialsegError, BadDataError, NoInputError, UsageEr
 from aerialseg.files import PLACEHOLDER
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.opening import open_raster, refuse_remote
-from aerialseg.geo.qgis.project import crs_code
-from aerialseg.geo.qgis.styles import MASK_CLASSES
+from aerialseg.geo.project import crs_code
+from aerialseg.geo.styles import MASK_CLASSES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

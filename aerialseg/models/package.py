@@ -124,37 +124,62 @@ def model_bytes(path: Path, segmenter: Segmenter, card: ModelCard) -> bytes:
     return b"".join((len(header).to_bytes(8, "little"), header, data))
 
 
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """A model file as it was read, once: what its digest and its card tell of is what is run, whatever comes after."""
+
+    path: Path
+    card: ModelCard
+    content: bytes = field(repr=False)
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the whole file."""
+        return hashlib.sha256(self.content).hexdigest()
+
+    def segmenter(self) -> Segmenter:
+        """Return the network with its weights, on the CPU and in eval mode; raises as `load_model` does."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        from aerialseg.models.build import Segmenter, build_network
+
+        try:
+            network = build_network(spec_of(self.card))
+        except ConfigError as error:
+            raise ModelError(f"{one_line(self.path)}: {error}") from error
+        segmenter = Segmenter(network, self.card.mean, self.card.std)
+        try:
+            tensors = load(self.content)
+        except SafetensorError as error:
+            name = one_line(self.path)
+            raise ModelError(f"{name}: its tensors are damaged: {one_line(str(error))}; {AGAIN}") from error
+        _check_tensors(self.path, segmenter.state_dict(), tensors, self.card)
+        segmenter.load_state_dict(tensors)
+        return segmenter.eval()
+
+
 def load_model(path: Path) -> tuple[Segmenter, ModelCard]:
     """Read a model file, or a run folder's model; the Segmenter is on the CPU and in eval mode.
 
     Raises NoInputError when there is none and ModelError when it is damaged, foreign or of another make.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
+    read = read_model(path)
+    return read.segmenter(), read.card
 
-    from aerialseg.models.build import Segmenter, build_network
 
+def read_model(path: Path) -> ModelFile:
+    """Read and verify a model file, or a run folder's model, without torch; raises as `load_model` does."""
     file = find_model(path)
-    content = _read(file)
-    card = _verified_card(file, content)
     try:
-        network = build_network(spec_of(card))
-    except ConfigError as error:
-        raise ModelError(f"{one_line(file)}: {error}") from error
-    segmenter = Segmenter(network, card.mean, card.std)
-    try:
-        tensors = load(content)
-    except SafetensorError as error:
-        raise ModelError(f"{one_line(file)}: its tensors are damaged: {one_line(str(error))}; {AGAIN}") from error
-    _check_tensors(file, segmenter.state_dict(), tensors, card)
-    segmenter.load_state_dict(tensors)
-    return segmenter.eval(), card
+        content = file.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{one_line(file)}: cannot be read: {error.strerror}") from error
+    return ModelFile(file, _verified_card(file, content), content)
 
 
 def read_card(path: Path) -> ModelCard:
     """Read and verify a model file's card without torch; raises as `load_model` does."""
-    file = find_model(path)
-    return _verified_card(file, _read(file))
+    return read_model(path).card
 
 
 def spec_of(card: ModelCard) -> ModelSpec:
@@ -172,13 +197,6 @@ def find_model(path: Path) -> Path:
             f"{one_line(file)}: no such model; give a .safetensors file or a run folder of aerialseg train"
         )
     return file
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise ModelError(f"{one_line(file)}: cannot be read: {error.strerror}") from error
 
 
 def _split(file: Path, content: bytes) -> tuple[dict[str, Any], memoryview]:

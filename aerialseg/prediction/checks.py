@@ -1,21 +1,24 @@
-"""What is to be predicted, decided before a model loads: options, refusals, and which scenes are done already.
+"""What is to be predicted, decided before a network is built: refusals, keys, and which scenes are done already.
 
-No torch here, so a typo costs no time and a run in which all is done never imports it.
+No torch here, so a typo costs no time and a run in which all is done never imports it. How scenes are run, and what is
+noted of them, is `run`'s business.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from aerialseg.errors import AerialsegError, BadDataError, Stopped, UsageError, one_line
-from aerialseg.files import sha256_of
+from aerialseg.files import output_error, sha256_of
 from aerialseg.geo.digest import content_digest
 from aerialseg.geo.inspection import BandRule, inspect_scene
+from aerialseg.geo.outputs import FORMER_FOLDERS, MASK, Output
 from aerialseg.geo.ownership import check_overwrite, mark_of, owner_of, read_tags
+from aerialseg.geo.styles import write_mask_sidecars
 from aerialseg.prediction.lattice import place_scenes
-from aerialseg.prediction.outputs import COUNTS, SceneFiles, done_key, reads_to_the_end, write_sides
+from aerialseg.prediction.outputs import COUNTS, SceneFiles, done_key, reads_to_the_end, with_side_files
 from aerialseg.prediction.report import SceneResult
 
 if TYPE_CHECKING:
@@ -25,7 +28,6 @@ if TYPE_CHECKING:
     from aerialseg.geo.geobox import GeoBox
     from aerialseg.geo.scenes import Scene
     from aerialseg.models.package import ModelCard
-    from aerialseg.prediction.arrays import Model
     from aerialseg.prediction.lattice import ScenePlacement
     from aerialseg.prediction.options import PredictOptions, Shard
     from aerialseg.progress import Progress
@@ -43,8 +45,8 @@ REPORT = "report.json"
 class Run:
     """What is fixed for a run."""
 
-    model: Path | Model
-    """A file, or what is in memory."""
+    model: Path | None
+    """The file; None for a model in memory."""
     model_hash: str
     card: ModelCard
     out: Path
@@ -98,13 +100,13 @@ class Run:
             self.digests[known] = content_digest(path)
         return self.digests[known]
 
-    def key(self, canvas: ScenePlacement) -> str:
+    def key(self, placement: ScenePlacement) -> str:
         """Return the done-key of a scene: over its bytes, its neighbours' and the parameters."""
-        box, around = canvas.source.box, [self.digest(path) for path in canvas.halo]
+        box, around = placement.source.box, [self.digest(path) for path in placement.halo]
         crs = None if box.crs is None else box.crs.to_wkt()
         place = [*box.transform[:6], crs, [list(point[:5]) for point in box.gcps]]
-        described = {**self.parameters, **canvas.describe(), "halo": around, "place": place}
-        return done_key(self.digest(canvas.source.path), described)
+        described = {**self.parameters, **placement.describe(), "halo": around, "place": place}
+        return done_key(self.digest(placement.source.path), described)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,23 +115,19 @@ class SceneJob:
 
     scene: Scene
     files: SceneFiles
-    canvas: ScenePlacement
-    foreign: bool
-    """Whether its outputs replace a foreign raster, as the user asked for."""
+    placement: ScenePlacement
     stamps: tuple[tuple[int, int], ...] = ()
     """Size and time of the files of the scene and of its neighbours when they were checked."""
-    known: SceneResult | None = None
-    """What is known of the outcome once the scene was run."""
 
     @property
     def box(self) -> GeoBox:
         """The scene's own grid, which its outputs share."""
-        return self.canvas.source.box
+        return self.placement.source.box
 
     @property
     def unchanged(self) -> bool:
         """Whether the files read are still those that were checked."""
-        return self.stamps == stamps_of(self.canvas)
+        return self.stamps == stamps_of(self.placement)
 
     @property
     def pixels(self) -> int:
@@ -139,13 +137,16 @@ class SceneJob:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the user should know of the scene before it is run."""
-        return *self.canvas.source.warnings, *_resampling_note(self.canvas)
+        own, run = self.box.gsd_m, self.placement.gsd_m
+        if own is None or run is None:
+            return self.placement.source.warnings
+        name = one_line(self.placement.source.path)
+        note = f"{name}: its pixels are {own:.3g} m; it is run at {run:.3g} m and brought back to its own grid"
+        return *self.placement.source.warnings, note
 
     @property
     def result(self) -> SceneResult:
-        """What is known of the outcome so far."""
-        if self.known is not None:
-            return self.known
+        """What is known of the outcome before the scene is run."""
         height, width = self.box.height, self.box.width
         return SceneResult(
             self.scene.name,
@@ -154,8 +155,8 @@ class SceneJob:
             height,
             width,
             gsd_m=self.box.gsd_m,
-            run_gsd_m=self.canvas.gsd_m,
-            neighbours=len(self.canvas.halo),
+            run_gsd_m=self.placement.gsd_m,
+            neighbours=len(self.placement.halo),
             warnings=self.warnings,
         )
 
@@ -171,8 +172,8 @@ def check_scenes(run: Run, scenes: Sequence[Scene]) -> tuple[dict[Path, ScenePla
             raise
         except AerialsegError as error:
             failures[scene.image] = error
-    canvases = place_scenes(sources, neighbours=run.options.neighbours, gsd_m=run.gsd_m, reach=2 * run.window)
-    return canvases, failures
+    placements = place_scenes(sources, neighbours=run.options.neighbours, gsd_m=run.gsd_m, reach=2 * run.window)
+    return placements, failures
 
 
 def finishers(device: str) -> int:
@@ -185,41 +186,50 @@ def disk_bytes(options: PredictOptions, pixels: Sequence[int], device: str) -> i
 
     That is their outputs and, of the largest scene, the strips of those in the works and their plain copies.
     """
-    finished = (MASK_BYTES + MEASURE_BYTES * len(options.measures)) * sum(pixels)
-    layers = 1 + options.agreement
+    finished = (MASK_BYTES + MEASURE_BYTES * (len(options.outputs) - 1)) * sum(pixels)
     finishing = min(finishers(device), max(1, len(pixels) - 1))
-    return int(finished + (layers + finishing * (layers + PLAIN_BYTES)) * max(pixels, default=0))
+    return int(finished + (options.planes + finishing * (options.planes + PLAIN_BYTES)) * max(pixels, default=0))
 
 
-def done_before(run: Run, work: SceneJob) -> SceneResult | None:
+def done_before(run: Run, job: SceneJob) -> SceneResult | None:
     """Return the scene's result when its outputs were made from the same bytes and parameters, else None.
 
-    Times are not looked at. Side files that went missing are written again.
+    Times are not looked at. Side files that went missing are written again, and what an earlier version kept in another
+    folder comes into its own. Raises OutputError and StorageError.
     """
-    keys = {mark_of(path, "prediction") for path in work.files.rasters}
-    if None in keys or not all(map(reads_to_the_end, work.files.rasters)):
+    there = [_find_output(run.out, output, path) for output, path in job.files.items()]
+    keys = {mark_of(path, "prediction") for path in there}
+    if None in keys or not all(map(reads_to_the_end, there)):
         return None
-    key, tags = run.key(work.canvas), read_tags(work.files.mask)
+    key, tags = run.key(job.placement), read_tags(job.files[MASK])
     if keys != {key} or tags is None:
         return None
-    write_sides(work.files)
-    hashes = {kind: sha256_of(path) for kind, path in work.files.by_kind.items()}
+    for former, path in zip(there, job.files.values(), strict=True):
+        if former != path:
+            try:
+                former.replace(path)
+            except OSError as error:
+                raise output_error(path, error) from error
+    write_mask_sidecars(job.files[MASK])
+    hashes = {output.name: sha256_of(path) for output, path in job.files.items()}
     valid, building = (int(tags[name]) for name in COUNTS)
-    return replace(
-        work.result,
-        status="skipped",
-        outputs=work.files.by_kind,
-        valid_pixels=valid,
-        building_pixels=building,
-        hashes={"key": key, "scene": run.digest(work.scene.image), **hashes},
-    )
+    known = {"key": key, "scene": run.digest(job.scene.image)}
+    return job.result.finished("skipped", job.files, (valid, building), known | hashes)
+
+
+def _find_output(out: Path, output: Output, path: Path) -> Path:
+    """Return the path, or that which an earlier version gave the same raster when only that one is there."""
+    if output.folder not in FORMER_FOLDERS or path.exists():
+        return path
+    former = out / FORMER_FOLDERS[output.folder] / path.relative_to(out / output.folder)
+    return former if former.exists() else path
 
 
 def every_output(files: Mapping[str, SceneFiles], out: Path) -> list[Path]:
     """Return all files that may be written; raises UsageError when two scenes would share one."""
     owners: dict[Path, str] = {}
     for name, entry in files.items():
-        for path in entry.all:
+        for path in with_side_files(entry):
             if owners.setdefault(path, name) != name:
                 raise UsageError(f"{one_line(owners[path])} and {one_line(name)}: both would write {one_line(path)}")
     return [*owners, out / REPORT]
@@ -242,9 +252,9 @@ def is_ours(image: Path, out: Path) -> bool:
 
 def check_rasters(files: SceneFiles, *, overwrite: bool) -> bool:
     """Raise OutputError for a foreign raster in the way; with `overwrite` return whether there is one."""
-    for path in files.rasters:
+    for path in files.values():
         check_overwrite(path, "prediction", overwrite=overwrite)
-    return any(owner_of(path, "prediction") == "foreign" for path in files.rasters)
+    return any(owner_of(path, "prediction") == "foreign" for path in files.values())
 
 
 def stamp_of(path: Path) -> tuple[int, int]:
@@ -256,14 +266,6 @@ def stamp_of(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def stamps_of(canvas: ScenePlacement) -> tuple[tuple[int, int], ...]:
+def stamps_of(placement: ScenePlacement) -> tuple[tuple[int, int], ...]:
     """Return the stamps of the files whose pixels a scene's outputs depend on, its own first."""
-    return tuple(stamp_of(path) for path in (canvas.source.path, *canvas.halo))
-
-
-def _resampling_note(canvas: ScenePlacement) -> tuple[str, ...]:
-    own, run = canvas.source.box.gsd_m, canvas.gsd_m
-    if own is None or run is None:
-        return ()
-    name = one_line(canvas.source.path)
-    return (f"{name}: its pixels are {own:.3g} m; it is run at {run:.3g} m and brought back to its own grid",)
+    return tuple(stamp_of(path) for path in (placement.source.path, *placement.halo))

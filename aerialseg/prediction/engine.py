@@ -1,21 +1,18 @@
 """One scene through a network: windows in, blended probabilities out, in strips of finished rows.
 
-Four threads: two read ahead, the main one runs the network and blends, one writes behind. On a CUDA device pixels
-cross once as uint8 and quantised probabilities come back as uint8; normalising, blending and quantising happen there,
-by the same code as on a CPU. Masks, files and reports are `job`'s business.
+Four threads: two read ahead, the main one runs the network and blends, one writes behind. On a CUDA device pixels cross
+once as uint8 and quantised planes come back as uint8; normalising, blending and quantising happen there, by the same
+code as on a CPU. Weighted probabilities are summed under one row of windows, and finished rows leave at the top, are
+brought back to the scene's own grid, quantised, and handed to the host. float32 sums are added up in the order of the
+lattice, row by row, so that a scene and the raster it is a piece of add the same numbers in the same order.
 
-Blending: weighted probabilities are summed under one row of windows, and finished rows leave at the top.
-
-Everything here stays on the device; float32 sums are added up in the order of the lattice, row by row, so that a scene
-and the raster it is a piece of add the same numbers in the same order.
-
-Finished rows on their way out: brought back to the scene's own grid, quantised on the device, handed to the host.
+Planes: 0 is the probability, 1 how far the windows over a pixel disagree; `geo.outputs` says which raster holds which.
+Masks, files and reports are made elsewhere.
 """
 
 from __future__ import annotations
 
 import traceback
-from contextlib import ExitStack
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
@@ -32,9 +29,8 @@ from aerialseg.prediction.network import batch_size, mark
 from aerialseg.prediction.reading import READ_DEPTH, WRITE_DEPTH, WindowBatch, read_ahead, read_batches, write_behind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
 
-    import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -56,7 +52,7 @@ class Streamed:
 
 def predict_scene(
     forward: Forward,
-    canvas: ScenePlacement,
+    placement: ScenePlacement,
     sink: Generator[None, Strip | None],
     advance: Callable[[float], None] = lambda amount: None,
     *,
@@ -72,7 +68,7 @@ def predict_scene(
     closed at its `yield`, and nothing is left running.
     """
     try:
-        return _stream(forward, canvas, sink, advance, skip)
+        return _stream(forward, placement, sink, advance, skip)
     except AerialsegError as error:
         _clear_frames(error)
         raise
@@ -80,44 +76,43 @@ def predict_scene(
         if not is_out_of_memory(error):
             raise
         _clear_frames(error)
-        raise _too_wide(canvas, forward.settings) from error
-
-
-def count_windows(canvas: ScenePlacement, settings: EngineSettings) -> int:
-    """Return how many windows a whole run over the scene looks at."""
-    return Lattice.of(canvas, settings.size, settings.overlap).count
+        name, width = one_line(placement.source.path), placement.source.box.width
+        raise ResourceError(
+            f"{name}: out of memory with rows of {forward.settings.size} px windows over {width:,} px;"
+            " use a smaller --window or --batch, or cut the scene into less wide ones"
+        ) from error
 
 
 def _stream(
     forward: Forward,
-    canvas: ScenePlacement,
+    placement: ScenePlacement,
     sink: Generator[None, Strip | None],
     advance: Callable[[float], None],
     skip: int,
 ) -> Streamed:
-    settings = forward.settings
-    lattice = Lattice.of(canvas, settings.size, settings.overlap, skip)
-    schedule = Schedule.of(canvas, lattice, skip)
-    validity: Validity = SimpleQueue()
-    left = (canvas.source.box.height - skip) * canvas.source.box.width / 1e6
-    done = 0
-    with ExitStack() as threads:
-        put = threads.enter_context(write_behind(sink, WRITE_DEPTH))
-        if lattice.count:
-            blend = _Blending(canvas, schedule, settings, validity)
-            reader = read_batches(canvas, schedule, _buffers(canvas, lattice, settings), validity)
-            for batch in threads.enter_context(read_ahead(reader, READ_DEPTH)):
+    settings, box, bands = forward.settings, placement.source.box, len(placement.source.bands)
+    lattice = Lattice.of(placement, settings.size, settings.overlap, skip)
+    schedule = Schedule.of(placement, lattice, skip)
+    mpx, run = (box.height - skip) * box.width / 1e6, 0
+    with write_behind(sink, WRITE_DEPTH) as put:
+        if not lattice.count:  # an earlier run had finished every row
+            return Streamed(0, 0)
+        accumulator, maker = Accumulator(lattice, settings), StripMaker(placement, schedule, settings, WRITE_DEPTH + 1)
+        validity: Validity = SimpleQueue()
+        together, pinned = batch_size(settings, lattice), settings.device.type == "cuda"
+        buffers = [WindowBatch.empty(together, bands, settings.size, pinned=pinned) for _ in range(READ_DEPTH)]
+        with read_ahead(read_batches(placement, schedule, buffers, validity), READ_DEPTH) as batches:
+            for batch in batches:
                 for (row, col), probability in zip(batch.places, forward(batch), strict=False):
-                    for strip in blend.finish(row):
+                    for strip in maker.strips(accumulator.finish(row), validity):
                         put(strip)
-                    blend.accumulator.add(row, col, probability)
-                done += len(batch.places)
-                advance(len(batch.places) * left / lattice.count)
-            for strip in blend.finish(lattice.down.stop):
+                    accumulator.add(row, col, probability)
+                run += len(batch.places)
+                advance(len(batch.places) * mpx / lattice.count)
+            for strip in maker.strips(accumulator.finish(lattice.down.stop), validity):
                 put(strip)
-    if lattice.count:
-        advance((lattice.count - done) * left / lattice.count)
-    return Streamed(lattice.count, done)
+    advance((lattice.count - run) * mpx / lattice.count)
+    return Streamed(lattice.count, run)
 
 
 def _clear_frames(error: BaseException) -> None:
@@ -128,39 +123,8 @@ def _clear_frames(error: BaseException) -> None:
         link = link.__cause__ or link.__context__
 
 
-def _too_wide(canvas: ScenePlacement, settings: EngineSettings) -> ResourceError:
-    name, width = one_line(canvas.source.path), canvas.source.box.width
-    return ResourceError(
-        f"{name}: out of memory with rows of {settings.size} px windows over {width:,} px;"
-        " use a smaller --window or --batch, or cut the scene into less wide ones"
-    )
-
-
-class _Blending:
-    """What happens between a window's probabilities and a strip; holds the two parts that have state."""
-
-    def __init__(
-        self, canvas: ScenePlacement, schedule: Schedule, settings: EngineSettings, validity: Validity
-    ) -> None:
-        self.accumulator = Accumulator(schedule.lattice, settings)
-        planes = 2 if settings.agreement else 1
-        self.maker = StripMaker(canvas, schedule, planes, settings.device, WRITE_DEPTH + 1)
-        self._validity = validity
-
-    def finish(self, row: int) -> Iterator[Strip]:
-        """Yield the strips that are final once the next window stands in lattice row `row`."""
-        for index, rows in self.accumulator.finish(row):
-            yield from self.maker.strips(index, rows, self._validity)
-
-
-def _buffers(canvas: ScenePlacement, lattice: Lattice, settings: EngineSettings) -> list[WindowBatch]:
-    size, bands = batch_size(settings, lattice), len(canvas.source.bands)
-    pinned = settings.device.type == "cuda"
-    return [WindowBatch.empty(size, bands, settings.size, pinned=pinned) for _ in range(READ_DEPTH)]
-
-
 class Accumulator:
-    """float32 [planes, size, padded width]: the probability, and where asked for its square. A class for its state."""
+    """float32 [planes, size, padded width]: the probability, and where asked for its square."""
 
     def __init__(self, lattice: Lattice, settings: EngineSettings) -> None:
         device = settings.device
@@ -170,66 +134,49 @@ class Accumulator:
         self._down, self._across = torch.from_numpy(down).to(device), torch.from_numpy(across).to(device)
         self._kinds = _kinds(down), _kinds(across)
         self._weighted = (-1, -1)
-        planes = 2 if settings.agreement else 1
-        self._sum = torch.zeros((planes, lattice.size, lattice.padded), device=device)
+        self._sum = torch.zeros((settings.planes, lattice.size, lattice.padded), device=device)
         self._weight = torch.empty((lattice.size, lattice.size), device=device)
         self._starts = lattice.starts()
 
     def add(self, row: int, col: int, probability: Tensor) -> None:
         """Add one window's probability [size, size]; windows come row by row."""
+        down = row - self._lattice.down.start
+        kinds = self._kinds[0][down], self._kinds[1][col]
+        if kinds != self._weighted:  # most windows have the weights of the one before
+            torch.outer(self._down[down], self._across[col], out=self._weight)
+            self._weighted = kinds
         start = self._starts[col]
-        self._weigh(row - self._lattice.down.start, col)
         under = self._sum[..., start : start + self._lattice.size]
         under[0].addcmul_(probability, self._weight)
         if len(under) > 1:
             under[1].addcmul_((probability - MIDDLE).square_(), self._weight)
 
-    def finish(self, row: int) -> Iterator[tuple[int, Tensor]]:
-        """Yield, for each row of windows before `row`, its number and the scene's rows that are final after it.
+    def finish(self, until: int) -> Iterator[tuple[int, Tensor]]:
+        """Yield, for each row of windows before `until`, its number and the scene's rows that are final after it.
 
         float32 [planes, rows, the scene's columns], to be used before the next is asked for: a view that moves on.
         """
-        while self._row < row:
-            yield self._row, self._finished()
-            self._move_up()
+        lattice, size, step = self._lattice, self._lattice.size, self._lattice.rows.step
+        while self._row < until:
+            (start, stop), top = lattice.finished(self._row), self._row * step
+            cols = slice(lattice.left - lattice.first_col, lattice.right - lattice.first_col)
+            rows = self._sum[:, start - top : stop - top, cols]
+            if len(rows) > 1:  # twice the standard deviation: 0 where windows agree, 1 where 0 meets 1
+                mean, square = rows
+                square -= (mean - MIDDLE).square_()
+                square.clamp_(min=0).sqrt_().mul_(2)
+            yield self._row, rows
+            for first in range(0, size - step, step):  # by steps, for copying onto itself has no order
+                kept = self._sum[:, first + step : first + 2 * step]
+                self._sum[:, first : first + kept.shape[1]] = kept
+            self._sum[:, size - step :] = 0
             self._row += 1
-
-    def _weigh(self, row: int, col: int) -> None:
-        """Put the weights of a window in place; most windows have those of the one before."""
-        kinds = self._kinds[0][row], self._kinds[1][col]
-        if kinds != self._weighted:
-            torch.outer(self._down[row], self._across[col], out=self._weight)
-            self._weighted = kinds
-
-    def _finished(self) -> Tensor:
-        top = self._row * self._lattice.rows.step
-        start, stop = self._lattice.finished(self._row)
-        left = self._lattice.left - self._lattice.first_col
-        width = self._lattice.right - self._lattice.left
-        rows = self._sum[:, start - top : stop - top, left : left + width]
-        if len(rows) > 1:
-            _spread(rows)
-        return rows
-
-    def _move_up(self) -> None:
-        size, step = self._lattice.size, self._lattice.rows.step
-        for top in range(0, size - step, step):  # by steps, for copying onto itself has no order
-            kept = self._sum[:, top + step : top + 2 * step]
-            self._sum[:, top : top + kept.shape[1]] = kept
-        self._sum[:, size - step :] = 0
 
 
 def _kinds(weights: NDArray[np.float32]) -> list[int]:
     """Return a number for each row of weights [count, size]; equal rows have equal numbers."""
     numbers: dict[bytes, int] = {}
     return [numbers.setdefault(row.tobytes(), len(numbers)) for row in weights]
-
-
-def _spread(planes: Tensor) -> None:
-    """Turn the mean square in plane 1 into twice the standard deviation: 0 where windows agree, 1 where 0 meets 1."""
-    mean, square = planes
-    square -= (mean - MIDDLE).square_()
-    square.clamp_(min=0).sqrt_().mul_(2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,31 +187,21 @@ class Strip:
     buffer: Tensor
     """uint8 [planes, rows, width]"""
     valid: NDArray[np.bool_] | None
+    """[rows, width]; None when all are."""
     arrival: Arrival | None
     """None where nothing is under way: on a processor."""
 
-    def quanta(self) -> NDArray[np.uint8]:
-        """Return round(254 x probability), [rows, width], 255 where the scene has no data; waits for the device.
+    def planes(self) -> NDArray[np.uint8]:
+        """Return round(254 x value) of every plane, [planes, rows, width], 255 where the scene has no data.
 
-        Raises ModelError when the network gave NaN, which would read as a number here.
+        Waits for the device. Raises ModelError when the network gave NaN, which would read as a number here.
         """
-        return self._plane(0)
-
-    def agreement(self) -> NDArray[np.uint8] | None:
-        """Return round(254 x disagreement), [rows, width], 255 where the scene has no data; None when not asked for.
-
-        Disagreement is twice the weighted standard deviation of the probabilities that windows gave a pixel: 0 where
-        they agree or one window speaks alone, 1 where half of them say 0 and half 1.
-        """
-        return self._plane(1) if len(self.buffer) > 1 else None
-
-    def _plane(self, index: int) -> NDArray[np.uint8]:
         if self.arrival is not None:
             self.arrival.wait()
-        plane: NDArray[np.uint8] = self.buffer[index].numpy()
+        planes: NDArray[np.uint8] = self.buffer.numpy()
         if self.valid is not None:
-            plane[~self.valid] = NODATA
-        return plane
+            planes[:, ~self.valid] = NODATA
+        return planes
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,34 +220,34 @@ class Arrival:
 
 
 class StripMaker:
-    """Turns finished rows of the grid that is run into strips of the scene's own; a class because it is all state."""
+    """Turns finished rows of the grid that is run into strips of the scene's own, in `hosts` buffers used in turn."""
 
-    def __init__(
-        self, canvas: ScenePlacement, schedule: Schedule, planes: int, device: torch.device, hosts: int
-    ) -> None:
-        self._schedule, self._name = schedule, one_line(canvas.source.path)
-        cols = Regrid.cols_of(canvas)
+    def __init__(self, placement: ScenePlacement, schedule: Schedule, settings: EngineSettings, hosts: int) -> None:
+        device = settings.device
+        self._schedule, self._name = schedule, one_line(placement.source.path)
+        cols = Regrid.cols_of(placement)
         self._back = (
             None if schedule.rows is None or cols is None else _Back(schedule.rows, cols, schedule.lattice.left, device)
         )
         rows = schedule.lattice.size if self._back is None else CHUNK_ROWS
-        size, pinned = planes * rows * canvas.source.box.width, device.type == "cuda"
+        size, pinned = settings.planes * rows * placement.source.box.width, device.type == "cuda"
         self._quanta = None if device.type == "cpu" else torch.empty(size, dtype=torch.uint8, device=device)
         self._hosts = [torch.empty(size, dtype=torch.uint8, pin_memory=pinned) for _ in range(hosts)]
         self._totals = torch.empty(hosts, pin_memory=pinned)
         self._turn = 0
 
-    def strips(self, index: int, rows: Tensor, validity: Validity) -> Iterator[Strip]:
-        """Yield the strips that leave after window row `index`, given its finished `rows` [planes, rows, columns]."""
-        begin, _ = self._schedule.lattice.finished(index)
-        if self._back is not None:
-            self._back.put(begin, rows)
-        for start, stop in self._schedule.strips(index):
-            planes = rows if self._back is None else self._back.between(start, stop)
-            yield self._strip(start, planes, validity.get())
+    def strips(self, finished: Iterable[tuple[int, Tensor]], validity: Validity) -> Iterator[Strip]:
+        """Yield the strips that leave after rows of windows, given what `Accumulator.finish` yields of each."""
+        for index, rows in finished:
+            begin, _ = self._schedule.lattice.finished(index)
+            if self._back is not None:
+                self._back.put(begin, rows)
+            for start, stop in self._schedule.strips(index):
+                planes = rows if self._back is None else self._back.between(start, stop)
+                yield self._strip(start, planes.mul_(QUANTA).round_(), validity.get())
 
     def _strip(self, row: int, planes: Tensor, valid: NDArray[np.bool_] | None) -> Strip:
-        planes.mul_(QUANTA).round_()
+        """Return the strip of whole numbers 0 to 254, or NaN, on its way to the host."""
         # Buffers are flat, so that what is used of them is contiguous: another copy to the host is never asynchronous.
         turn = self._turn % len(self._hosts)
         host, total = self._hosts[turn][: planes.numel()].view(planes.shape), self._totals[turn]

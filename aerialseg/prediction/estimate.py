@@ -1,8 +1,7 @@
 """What a run of predict would take, before it is started: windows, memory, disk, and time from a short probe.
 
-How much memory a scene takes beside the network: a closed form over sizes, for `plan` and for those who rent it.
-
-Every term is an array of the engine; what a network needs for its layers is not among them. Nothing is allocated here.
+Memory beside the network is a closed form over sizes, in which every term is an array of the engine; what a network
+needs for its layers is not among them.
 """
 
 from __future__ import annotations
@@ -19,15 +18,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aerialseg.errors import NoInputError, one_line
-from aerialseg.files import sha256_of
 from aerialseg.geo.resampling import ROWS_AT_ONCE
-from aerialseg.models.package import find_model, read_card
+from aerialseg.models.package import read_model
 from aerialseg.prediction.checks import Run, check_scenes, disk_bytes
 from aerialseg.prediction.lattice import CHUNK_ROWS, Lattice
-from aerialseg.prediction.network import batch_size
 from aerialseg.prediction.options import ALL_GPUS, PredictOptions, check_window
-from aerialseg.prediction.reading import BANDS, READ_DEPTH, WRITE_DEPTH, is_read_twice
-from aerialseg.prediction.run import load_forward
+from aerialseg.prediction.reading import BANDS, READ_DEPTH, WRITE_DEPTH, WindowBatch, is_read_twice
+from aerialseg.prediction.run import find_device, load_forward
 from aerialseg.progress import Silent
 
 if TYPE_CHECKING:
@@ -92,64 +89,52 @@ def estimate(
     scenes: Sequence[Scene],
     model: Path,
     out: Path,
-    options: PredictOptions | None = None,
-    progress: Progress | None = None,
+    options: PredictOptions = PredictOptions(),
+    progress: Progress = Silent(),
 ) -> Estimate:
     """Check the scenes, load the model and time it on a few batches of random pixels; nothing is written.
 
     Scenes that cannot be predicted are told of in `failures`. Raises NoInputError when none can, UsageError for options
     the model does not take, ModelError, DeviceError and Stopped.
     """
-    options, progress, model = options or PredictOptions(), progress or Silent(), find_model(model)
-    if options.device == ALL_GPUS:
-        options = _on_one_gpu(options)
-    run = Run(model, sha256_of(model), read_card(model), out, options, progress)
+    read = read_model(model)
+    if options.device == ALL_GPUS:  # the time is then that of one, for all scenes
+        from aerialseg.models.device import every_gpu
+
+        options = dataclasses.replace(options, device=every_gpu()[0])
+    run = Run(read.path, read.digest(), read.card, out, options, progress)
     check_window(run.card, run.window)
     found, failures = check_scenes(run, scenes)
     if not found:
         raise NoInputError(f"no scene can be predicted; first: {next(iter(failures.values()))}")
     mine = {scene.image for scene in (scenes if options.shard is None else options.shard.of(scenes))}
-    canvases = [canvas for path, canvas in found.items() if path in mine]
-    forward = load_forward(run)
-    return _sum_up(run, canvases, forward, [str(error) for error in failures.values()])
-
-
-def _on_one_gpu(options: PredictOptions) -> PredictOptions:
-    """Return the options for the first GPU; the time is then that of one, for all scenes."""
-    from aerialseg.models.device import every_gpu
-
-    return dataclasses.replace(options, device=every_gpu()[0])
-
-
-def _sum_up(run: Run, canvases: Sequence[ScenePlacement], forward: Forward, failures: Sequence[str]) -> Estimate:
-    from aerialseg.prediction.engine import count_windows
-
-    settings = forward.settings
-    windows = sum(count_windows(canvas, settings) for canvas in canvases)
-    each = time_windows(forward, run.card.bands, run.progress)
-    pixels = [canvas.source.box.height * canvas.source.box.width for canvas in canvases]
+    placements = [placement for path, placement in found.items() if path in mine]
+    forward = load_forward(run, read, find_device(run))
+    settings, bands = forward.settings, run.card.bands
+    windows = sum(Lattice.of(placement, settings.size, settings.overlap).count for placement in placements)
+    each = time_windows(forward, bands, progress)
+    pixels = [placement.source.box.height * placement.source.box.width for placement in placements]
+    disk = next(place for place in (out, *out.absolute().parents) if place.is_dir())
     return Estimate(
-        scenes=len(canvases),
+        scenes=len(placements),
         mpx=sum(pixels) / 1e6,
         windows=windows,
-        resampled=sum(canvas.gsd_m is not None for canvas in canvases),
-        grouped=sum(bool(canvas.halo) for canvas in canvases),
+        resampled=sum(placement.gsd_m is not None for placement in placements),
+        grouped=sum(bool(placement.halo) for placement in placements),
         device=str(settings.device),
         precision=settings.precision,
         batch=forward.together,
         seconds_per_window=each,
         seconds=windows * each,
-        memory_bytes=max((peak_bytes(canvas, settings, run.card.bands) for canvas in canvases), default=0),
-        disk_bytes=disk_bytes(run.options, pixels, settings.device.type),
-        free_bytes=shutil.disk_usage(_existing(run.out)).free,
-        failures=tuple(one_line(text) for text in failures),
+        memory_bytes=max((peak_bytes(placement, settings, bands) for placement in placements), default=0),
+        disk_bytes=disk_bytes(options, pixels, settings.device.type),
+        free_bytes=shutil.disk_usage(disk).free,
+        failures=tuple(one_line(str(error)) for error in failures.values()),
     )
 
 
 def time_windows(forward: Forward, bands: int, progress: Progress) -> float:
     """Return the seconds that one window takes when whole batches of random pixels are run."""
-    from aerialseg.prediction.reading import WindowBatch
-
     settings = forward.settings
     batch = WindowBatch.empty(settings.batch, bands, settings.size, pinned=settings.device.type == "cuda")
     shape = tuple(batch.pixels.shape)
@@ -163,21 +148,21 @@ def time_windows(forward: Forward, bands: int, progress: Progress) -> float:
     return median(taken[1:]) / settings.batch
 
 
-def _existing(folder: Path) -> Path:
-    """Return the folder, or the first above it that is there."""
-    return next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
-
-
-def peak_bytes(canvas: ScenePlacement, settings: EngineSettings, bands: int) -> int:
+def peak_bytes(placement: ScenePlacement, settings: EngineSettings, bands: int) -> int:
     """Return about how much host memory predicting the scene takes at most, beyond the network itself."""
-    lattice = Lattice.of(canvas, settings.size, settings.overlap)
-    planes = 2 if settings.agreement else 1
+    from aerialseg.prediction.network import batch_size
+
+    lattice = Lattice.of(placement, settings.size, settings.overlap)
+    planes = settings.planes
     batch, area = batch_size(settings, lattice), settings.size * settings.size
-    under, width = lattice.size * lattice.padded, canvas.source.box.width
-    total = OVERHEAD + min(_cache_bytes(), _scene_bytes(canvas))
-    total += BANDS * under * (bands + 1) + _reading(canvas, lattice, bands)
+    under, width = lattice.size * lattice.padded, placement.source.box.width
+    boxes = [placement.source.box, *(neighbour.source.box for neighbour in placement.neighbours)]
+    item = np.dtype(placement.source.dtype).itemsize
+    scene = sum(box.height * box.width for box in boxes) * len(placement.source.bands) * item
+    total = OVERHEAD + min(_cache_bytes(), scene)
+    total += BANDS * under * (bands + 1) + _reading(placement, lattice, bands)
     total += READ_DEPTH * batch * area * (bands + 1)
-    rows = lattice.size if canvas.factor == 1 else CHUNK_ROWS
+    rows = lattice.size if placement.factor == 1 else CHUNK_ROWS
     strips = planes * rows * width
     total += strips * (WRITE_DEPTH + 2) + 4 * rows * width  # quantised; valid, and what the sink makes of a strip
     if settings.device.type != "cuda":
@@ -185,35 +170,29 @@ def peak_bytes(canvas: ScenePlacement, settings: EngineSettings, bands: int) -> 
         if settings.tta != "none":
             total += batch * area * (2 * (bands + 1) + FLOAT * (bands + 2))  # the view, what it says, turned back
         total += planes * (under + area) * FLOAT
-        if canvas.factor != 1:
+        if placement.factor != 1:
             total += planes * FLOAT * (under + 4 * rows * width)
         elif planes > 1:
             total += under * FLOAT
     return total
 
 
-def _reading(canvas: ScenePlacement, lattice: Lattice, bands: int) -> int:
+def _reading(placement: ScenePlacement, lattice: Lattice, bands: int) -> int:
     """Return what reading the rows under a row of windows takes, in pixels of the scene's own grid."""
-    rows = min(canvas.height, round(lattice.size * canvas.factor))
-    cols = min(canvas.width, round(lattice.padded * canvas.factor))
-    item = np.dtype(canvas.source.dtype).itemsize
+    rows = min(placement.height, round(lattice.size * placement.factor))
+    cols = min(placement.width, round(lattice.padded * placement.factor))
+    item = np.dtype(placement.source.dtype).itemsize
     each = bands * item + 2
-    if canvas.source.scale is not None:
+    if placement.source.scale is not None:
         each += bands * (1 + FLOAT * (1 if item <= 2 else 2))
-    total = CHUNK_ROWS * canvas.source.box.width * each if is_read_twice(canvas) else 0  # beside what follows
-    if canvas.neighbours:
+    total = CHUNK_ROWS * placement.source.box.width * each if is_read_twice(placement) else 0  # beside what follows
+    if placement.neighbours:
         each += bands + 1
     total += rows * cols * each
-    if canvas.factor != 1:
+    if placement.factor != 1:
         total += 5 * FLOAT * bands * ROWS_AT_ONCE * (cols + lattice.padded)
         total += lattice.size * lattice.padded * (bands + 1)
     return total
-
-
-def _scene_bytes(canvas: ScenePlacement) -> int:
-    boxes = [canvas.source.box, *(neighbour.source.box for neighbour in canvas.neighbours)]
-    pixels = sum(box.height * box.width for box in boxes)
-    return pixels * len(canvas.source.bands) * np.dtype(canvas.source.dtype).itemsize
 
 
 def _cache_bytes() -> int:

@@ -1,6 +1,5 @@
-"""What is made of all scenes of a run together, once they are predicted: polygons, mosaics, STAC, a QGIS project.
-
-What a run leaves behind beside its rasters, so that they are found and look right: mosaics, STAC, a QGIS project.
+"""What is made of all scenes of a run together, so that they are found and look right: polygons, mosaics, STAC, a QGIS
+project.
 
 Everything here follows from the rasters' headers, the scenes and the model card; pixels are not read. The same entries
 give the same bytes, files that are right already are not touched, and what a user has changed stays.
@@ -9,7 +8,6 @@ give the same bytes, files that are right already are not touched, and what a us
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -19,28 +17,20 @@ from aerialseg.errors import AerialsegError, UsageError, one_line
 from aerialseg.files import refuse_input_as_output, remove
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.geopackage import feature_tables
-from aerialseg.geo.measures import MEASURES, kind_of
 from aerialseg.geo.opening import open_raster
+from aerialseg.geo.outputs import MASK, MEASURE_FOLDERS, PROBABILITY, kind_of
 from aerialseg.geo.ownership import check_overwrite, owner_of, write_owned
 from aerialseg.geo.polygons.polygonize import MaskLayer, write_buildings
-from aerialseg.geo.qgis.project import MapGroup, MapLayer, compose_project
-from aerialseg.geo.qgis.styles import (
-    building_renderer,
-    mask_pipe,
-    probability_pipe,
-    scene_pipe,
-    write_probability_sidecar,
-)
+from aerialseg.geo.project import MapGroup, MapLayer, compose_project
 from aerialseg.geo.scenes import MOSAIC
+from aerialseg.geo.styles import building_renderer, mask_pipe, probability_pipe, scene_pipe, write_probability_sidecar
 from aerialseg.geo.vrt import Kind, Mosaic, MosaicPart, compose_mosaics, mosaic_names, mosaic_sources
 from aerialseg.prediction.stac import ITEMS, Sheet, describe, parse_taken
-from aerialseg.progress import Silent
 from aerialseg.values import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
-    from aerialseg.models.package import ModelCard
     from aerialseg.prediction.checks import Run
     from aerialseg.prediction.options import PredictOptions
     from aerialseg.prediction.report import SceneResult
@@ -62,7 +52,7 @@ def check_products(options: PredictOptions, out: Path, inputs: Collection[Path],
     an input stands in the way, be it a mosaic of the scenes.
     """
     if options.shard is None:
-        paths = collection_paths(out, boxes, probability="probability" in options.measures)
+        paths = collection_paths(out, boxes, probability=PROBABILITY in options.outputs)
         refuse_input_as_output([*inputs, *(path for path in paths if _shows(path, inputs))], paths)
         check_collection(paths, overwrite=options.overwrite)
         if options.polygons:
@@ -84,7 +74,7 @@ def make_products(run: Run, results: Sequence[SceneResult]) -> dict[str, Any]:
     placed = [result for result in finished if run.options.polygons and _has_place(run, result)]
     buildings = run.out / BUILDINGS if placed else None
     if buildings is not None:
-        layers = [MaskLayer(r.name, r.outputs["mask"], r.outputs.get("probability")) for r in placed]
+        layers = [MaskLayer(r.name, r.outputs[MASK.name], r.outputs.get(PROBABILITY.name)) for r in placed]
         written = write_buildings(
             layers,
             buildings,
@@ -95,16 +85,7 @@ def make_products(run: Run, results: Sequence[SceneResult]) -> dict[str, Any]:
         )
         run.progress.say(written.line())
         made["buildings"] = written.to_json()
-    files = write_collection(
-        run.out,
-        [Entry(r.name, r.image, r.outputs["mask"], r.outputs.get("probability")) for r in finished],
-        card=run.card,
-        model_hash=run.model_hash,
-        buildings=buildings,
-        progress=run.progress,
-        overwrite=run.options.overwrite,
-    )
-    return {**made, "collection": [str(path) for path in files]}
+    return {**made, "collection": [str(path) for path in write_collection(run, finished, buildings)]}
 
 
 def _shows(path: Path, images: Collection[Path]) -> bool:
@@ -120,74 +101,43 @@ def _shows(path: Path, images: Collection[Path]) -> bool:
 
 def _has_place(run: Run, result: SceneResult) -> bool:
     """Return whether a scene's mask lies on the ground; says so when its buildings cannot be drawn there."""
-    with open_raster(result.outputs["mask"]) as mask:
+    with open_raster(result.outputs[MASK.name]) as mask:
         placed = GeoBox.of(mask).georeferenced
     if not placed:
         run.progress.say(f"warning: {one_line(result.image)}: is not georeferenced; its buildings are not drawn")
     return placed
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A scene and its outputs."""
+def write_collection(run: Run, results: Sequence[SceneResult], buildings: Path | None) -> tuple[Path, ...]:
+    """Write mosaic*.vrt, stac/ and project.qgz over the finished scenes, and return all that stand there now.
 
-    name: str
-    scene: Path
-    mask: Path
-    probability: Path | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """An entry with what the headers of its files say."""
-
-    sheet: Sheet
-    mask: MosaicPart
-    probability: MosaicPart | None
-    picture: MapLayer
-
-
-def write_collection(
-    out: Path,
-    entries: Sequence[Entry],
-    *,
-    card: ModelCard,
-    model_hash: str,
-    buildings: Path | None,
-    progress: Progress | None = None,
-    overwrite: bool = False,
-) -> tuple[Path, ...]:
-    """Write mosaic*.vrt, stac/ and project.qgz into `out` over the entries, and return all that stand there now.
-
-    `progress` says, a line each, what is left out of a mosaic and what a user has changed and so stays; it is advanced
-    by 0 for every scene. Raises what `open_raster` raises, OutputError for a foreign file in the way, which
-    `overwrite` replaces, StorageError when the disk is full, and Stopped.
+    What is left out of a mosaic, and what a user has changed and so stays, is said, a line each. Raises what
+    `open_raster` raises, OutputError for a foreign file in the way unless the run overwrites, StorageError when the
+    disk is full, and Stopped.
     """
-    progress = progress or Silent()
-    say = progress.say
-    known = [_known(entry, progress) for entry in entries]
-    parts = [item.probability for item in known if item.probability is not None]
-    boxes = [item.mask.box for item in known]
+    out, say, overwrite = run.out, run.progress.say, run.options.overwrite
+    sheets = [_sheet(result, run.progress) for result in results]
+    parts = [sheet.probability for sheet in sheets if sheet.probability is not None]
+    boxes = [sheet.mask.box for sheet in sheets]
     check_collection(collection_paths(out, boxes, probability=bool(parts)), overwrite=overwrite)
-    masks = write_mosaics(out, [item.mask for item in known], "mask", say, overwrite=overwrite)
-    likely = write_mosaics(out / "probability", parts, "probability", say, overwrite=overwrite)
+    masks = write_mosaics(out, [sheet.mask for sheet in sheets], "mask", say, overwrite=overwrite)
+    likely = write_mosaics(out / PROBABILITY.folder, parts, "probability", say, overwrite=overwrite)
     for path, scale in [(p.path, p.scale) for p in parts] + [(m.path, m.parts[0].scale) for m in likely]:
         write_probability_sidecar(path, scale)
     extras = {mosaic.path.stem: mosaic.path for mosaic in masks} | ({"buildings": buildings} if buildings else {})
-    sheets = [item.sheet for item in known]
-    stac = describe(out / STAC, sheets, card=card, model_hash=model_hash, extras=extras)
+    stac = describe(out / STAC, sheets, card=run.card, model_hash=run.model_hash, extras=extras)
     for path, content in stac.items():
-        progress.advance(0)
+        run.progress.advance(0)
         _write(path, content, say, overwrite=overwrite)
     for path in sorted(set((out / STAC / ITEMS).glob("*.json")).difference(stac)):
         if owner_of(path, "collection") == "ours" and not _mask_in(path).is_file():
             remove(path)
-    _note_others(out, entries, progress)
+    _note_others(out, sheets, run.progress)
     groups = (
         MapGroup("", _polygons(buildings, say)),
-        MapGroup("masks", _rasters("mask", known, masks)),
-        MapGroup("probability", _rasters("probability", known, likely), visible=False),
-        MapGroup("scenes", tuple(item.picture for item in known)),
+        MapGroup("masks", _rasters("mask", sheets, masks)),
+        MapGroup("probability", _rasters("probability", sheets, likely), visible=False),
+        MapGroup("scenes", tuple(sheet.picture for sheet in sheets)),
     )
     _write(out / PROJECT, compose_project(out / PROJECT, groups, boxes, say), say, overwrite=overwrite)
     return *(mosaic.path for mosaic in (*masks, *likely)), *stac, out / PROJECT
@@ -195,7 +145,7 @@ def write_collection(
 
 def collection_paths(out: Path, boxes: Iterable[GeoBox] = (), *, probability: bool) -> tuple[Path, ...]:
     """Return where the files over all scenes may go, the mosaics first; `boxes` are the scenes' grids, once known."""
-    names, folders = mosaic_names(boxes), (out, out / "probability")[: 1 + probability]
+    names, folders = mosaic_names(boxes), (out, out / PROBABILITY.folder)[: 1 + probability]
     mosaics = [folder / name for folder in folders for name in names]
     return *mosaics, out / STAC / "collection.json", out / STAC / "model.json", out / PROJECT
 
@@ -241,12 +191,12 @@ def _mask_in(item: Path) -> Path:
         return item  # it names no mask and stays where it is
 
 
-def _note_others(out: Path, entries: Sequence[Entry], progress: Progress) -> None:
-    """Say that masks of earlier runs stand in `out` which are not among the entries."""
-    known = {path.absolute() for entry in entries for path in (entry.mask, entry.scene)}
+def _note_others(out: Path, sheets: Sequence[Sheet], progress: Progress) -> None:
+    """Say that masks of earlier runs stand in `out` which are not among the sheets'."""
+    known = {path.absolute() for sheet in sheets for path in (sheet.mask.path, sheet.scene)}
     others = []
     for place, folders, files in os.walk(out):
-        measures = MEASURES if Path(place) == out else ()
+        measures = MEASURE_FOLDERS if Path(place) == out else ()
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in measures)
         for path in (Path(place, name) for name in sorted(files) if name.endswith(".tif") and name[0] != "."):
             progress.advance(0)
@@ -259,14 +209,15 @@ def _note_others(out: Path, entries: Sequence[Entry], progress: Progress) -> Non
         progress.say(f"{one_line(out)}: {counted}, such as {one_line(others[0])}, {where}")
 
 
-def _known(entry: Entry, progress: Progress) -> _Known:
+def _sheet(result: SceneResult, progress: Progress) -> Sheet:
+    """Return what the headers of a scene and of its outputs say."""
     progress.advance(0)
-    with open_raster(entry.scene) as dataset:
+    with open_raster(result.image) as dataset:
         box, taken = GeoBox.of(dataset), parse_taken(dataset.tags().get("TIFFTAG_DATETIME"))
-        picture = MapLayer(entry.name, entry.scene, box.crs, scene_pipe(dataset))
-    sheet = Sheet(entry.name, entry.scene, entry.mask, entry.probability, box, taken)
-    probability = None if entry.probability is None else MosaicPart.of(entry.probability)
-    return _Known(sheet, MosaicPart.of(entry.mask), probability, picture)
+        picture = MapLayer(result.name, result.image, box.crs, scene_pipe(dataset))
+    mask, probability = result.outputs[MASK.name], result.outputs.get(PROBABILITY.name)
+    part = None if probability is None else MosaicPart.of(probability)
+    return Sheet(result.name, result.image, MosaicPart.of(mask), part, box, taken, picture)
 
 
 def _polygons(buildings: Path | None, say: Callable[[str], None]) -> tuple[MapLayer, ...]:
@@ -283,19 +234,19 @@ def _polygons(buildings: Path | None, say: Callable[[str], None]) -> tuple[MapLa
     )
 
 
-def _rasters(kind: Kind, known: Sequence[_Known], mosaics: Sequence[Mosaic]) -> tuple[MapLayer, ...]:
+def _rasters(kind: Kind, sheets: Sequence[Sheet], mosaics: Sequence[Mosaic]) -> tuple[MapLayer, ...]:
     """Return a layer for each mask or probability; of many scenes the mosaics, and what is not part of one."""
-    many = len(known) > SINGLY
+    many = len(sheets) > SINGLY
     shown = [
         MapLayer(f"{kind} {mosaic.path.stem}", mosaic.path, mosaic.parts[0].box.crs, _pipe(kind, mosaic.parts[0]))
         for mosaic in mosaics
         if many
     ]
     inside = {part.path for mosaic in mosaics for part in mosaic.parts} if many else set()
-    for item in known:
-        part = item.mask if kind == "mask" else item.probability
+    for sheet in sheets:
+        part = sheet.mask if kind == "mask" else sheet.probability
         if part is not None and part.path not in inside:
-            shown.append(MapLayer(f"{item.sheet.name} {kind}", part.path, part.box.crs, _pipe(kind, part)))
+            shown.append(MapLayer(f"{sheet.name} {kind}", part.path, part.box.crs, _pipe(kind, part)))
     return tuple(shown)
 
 

@@ -1,9 +1,8 @@
-"""Which windows a scene needs, and which of its rows are finished after which of them: integers only.
+"""What the network sees of one scene, which windows that needs, and which rows are finished after which of them.
 
-Rows and columns of the lattice are counted from the group's top-left; a scene needs those windows that hold one of its
-pixels, or of the pixels still to be done when a run goes on at row `skip`.
-
-What the network sees of one scene: the scene itself, the neighbours it continues into, and the grid it is run on.
+A scene is placed in the group of those it continues into, on the grid that is run. Rows and columns of the lattice of
+windows are counted from the group's top-left; a scene needs those windows that hold one of its pixels, or of the pixels
+still to be done when a run goes on at row `skip`. Arithmetic alone: no pixel is read here.
 """
 
 from __future__ import annotations
@@ -51,14 +50,14 @@ class Lattice:
     right: int
 
     @classmethod
-    def of(cls, canvas: ScenePlacement, size: int, overlap: float, skip: int = 0) -> Lattice:
+    def of(cls, placement: ScenePlacement, size: int, overlap: float, skip: int = 0) -> Lattice:
         """Return the windows that hold a pixel that the scene's rows from `skip` on are made of."""
-        rows, cols = (Axis.overlapping(length, size, overlap) for length in canvas.grid)
-        box = canvas.source.box
-        across = _needed(Regrid.cols_of(canvas), canvas.col, canvas.col + box.width)
+        rows, cols = (Axis.overlapping(length, size, overlap) for length in placement.grid)
+        box = placement.source.box
+        across = _needed(Regrid.cols_of(placement), placement.col, placement.col + box.width)
         if skip >= box.height:
             return cls(rows, cols, range(0), cols.touching(*across), 0, 0, *across)
-        down = _needed(Regrid.rows_of(canvas), canvas.row + skip, canvas.row + box.height)
+        down = _needed(Regrid.rows_of(placement), placement.row + skip, placement.row + box.height)
         return cls(rows, cols, rows.touching(*down), cols.touching(*across), *down, *across)
 
     @property
@@ -119,16 +118,16 @@ class Regrid:
         return cls(lower, upper, (places - lower).astype(np.float32))
 
     @classmethod
-    def rows_of(cls, canvas: ScenePlacement) -> Regrid | None:
+    def rows_of(cls, placement: ScenePlacement) -> Regrid | None:
         """Return the positions of the scene's rows; None when it is run as it is."""
-        stop = canvas.row + canvas.source.box.height
-        return None if canvas.factor == 1 else cls.between(canvas.row, stop, canvas.factor, canvas.grid[0])
+        stop = placement.row + placement.source.box.height
+        return None if placement.factor == 1 else cls.between(placement.row, stop, placement.factor, placement.grid[0])
 
     @classmethod
-    def cols_of(cls, canvas: ScenePlacement) -> Regrid | None:
+    def cols_of(cls, placement: ScenePlacement) -> Regrid | None:
         """Return the positions of the scene's columns; None when it is run as it is."""
-        stop = canvas.col + canvas.source.box.width
-        return None if canvas.factor == 1 else cls.between(canvas.col, stop, canvas.factor, canvas.grid[1])
+        stop = placement.col + placement.source.box.width
+        return None if placement.factor == 1 else cls.between(placement.col, stop, placement.factor, placement.grid[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +142,9 @@ class Schedule:
     """Where the scene's rows lie on the grid that is run, when that is another one."""
 
     @classmethod
-    def of(cls, canvas: ScenePlacement, lattice: Lattice, skip: int = 0) -> Schedule:
+    def of(cls, placement: ScenePlacement, lattice: Lattice, skip: int = 0) -> Schedule:
         """Return the schedule of a run that begins at row `skip`."""
-        return cls(lattice, skip, canvas.row, Regrid.rows_of(canvas))
+        return cls(lattice, skip, placement.row, Regrid.rows_of(placement))
 
     def strips(self, index: int) -> Iterator[tuple[int, int]]:
         """Yield [start, stop) of the scene's rows that leave after window row `index`, top to bottom."""
@@ -175,7 +174,7 @@ def mirrored(length: int, stop: int) -> NDArray[np.intp]:
 
 @dataclass(frozen=True, slots=True)
 class ScenePlacement:
-    """One scene and its place on a lattice of windows; make it with `place_scenes` or `Canvas.alone`.
+    """One scene and its place on a lattice of windows; make it with `place_scenes` or `ScenePlacement.alone`.
 
     A group that is resampled is resampled as one raster, so its scenes still are pieces of it to the last byte.
     """
@@ -198,7 +197,7 @@ class ScenePlacement:
 
     @classmethod
     def alone(cls, source: Source, gsd_m: float | None = None) -> ScenePlacement:
-        """Return the canvas of a scene by itself; `gsd_m` resamples it, whatever its own GSD is."""
+        """Return the placement of a scene by itself; `gsd_m` resamples it, whatever its own GSD is."""
         factor = 1.0 if gsd_m is None else _factor(source.box, gsd_m)
         chosen = None if factor == 1 else gsd_m
         return cls(source, 0, 0, source.box.height, source.box.width, gsd_m=chosen, factor=factor)
@@ -232,14 +231,14 @@ class ScenePlacement:
 def place_scenes(
     sources: Sequence[Source], *, neighbours: bool, gsd_m: float | None, reach: int = REACH
 ) -> dict[Path, ScenePlacement]:
-    """Return the canvas of every scene, by its path.
+    """Return the placement of every scene, by its path.
 
     With `neighbours`, scenes that touch on one pixel grid (see `find_groups`) are one raster to the network. `gsd_m`
     is the GSD at which scenes, or groups, that differ from it by more than 10 % are run; None keeps every scene's own.
     `reach` is how far pixels of the grid that is run can matter: twice the window's size, at least.
     """
     singles = [Group((Placed(source, 0, 0),)) for source in sources]
-    canvases = {}
+    placements = {}
     for group in find_groups(sources) if neighbours else singles:
         wanted = gsd_m if gsd_differs(group.box.gsd_m, gsd_m) else None
         factor = 1.0 if wanted is None else _factor(group.box, wanted)
@@ -247,8 +246,8 @@ def place_scenes(
         near = group.within(ceil(reach * factor))
         for member, others in zip(group.members, near, strict=True):
             place = member.source, member.row, member.col, height, width
-            canvases[member.source.path] = ScenePlacement(*place, others, wanted, factor, reach)
-    return {source.path: canvases[source.path] for source in sources}
+            placements[member.source.path] = ScenePlacement(*place, others, wanted, factor, reach)
+    return {source.path: placements[source.path] for source in sources}
 
 
 def _factor(box: GeoBox, gsd_m: float) -> float:

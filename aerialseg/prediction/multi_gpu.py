@@ -17,12 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 from aerialseg import errors
 from aerialseg.errors import AerialsegError, ResourceError, Stopped, UsageError
+<<<<<<< HEAD
 from aerialseg.files import remove, write_json
+=======
+from aerialseg.files import write_json
+from aerialseg.geo.outputs import PROBABILITY
+>>>>>>> main
 from aerialseg.geo.polygons.polygonize import PolygonOptions
 from aerialseg.models.package import find_model
 from aerialseg.prediction.checks import REPORT, report_name
 from aerialseg.prediction.exports import check_products
-from aerialseg.prediction.options import ALL_GPUS, PredictOptions, Shard
+from aerialseg.prediction.options import PredictOptions, Shard
 from aerialseg.prediction.run import predict_scenes
 
 if TYPE_CHECKING:
@@ -44,12 +49,10 @@ POLL_S, PATIENCE_S = 0.2, 8.0
 """How often a stop is looked for, and how long the processes have to follow it."""
 
 
-def predict_anywhere(
+def predict_on_all_gpus(
     scenes: Sequence[Scene], model: Path, out: Path, options: PredictOptions, progress: Progress
 ) -> PredictReport:
-    """Predict on the device of the options, or with `cuda:all` on every GPU there is; raises what `predict_on` does."""
-    if options.device != ALL_GPUS:
-        return predict_scenes(scenes, model, out, options, progress)
+    """Predict on every GPU there is; raises what `predict_on` does, and DeviceError when there is none."""
     from aerialseg.models.device import every_gpu
 
     devices = every_gpu()
@@ -78,7 +81,7 @@ def predict_on(
     began, context = time.monotonic(), multiprocessing.get_context("spawn")
     workers = []
     for number, device in enumerate(devices, 1):
-        own = replace(options, device=device, probability="probability" in options.measures)
+        own = replace(options, device=device, probability=PROBABILITY in options.outputs)
         own = replace(own, polygons=False, shaping=PolygonOptions())  # this process draws them, over all scenes
         ours, theirs = context.Pipe(duplex=False)
         arguments = (theirs, scenes, model, out, replace(own, shard=Shard(number, len(devices))))

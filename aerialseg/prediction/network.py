@@ -1,8 +1,7 @@
-"""Batches through the network on one device: pixels there as uint8, float32 probabilities of building on the device.
+"""Batches of windows through the network on one device: uint8 pixels in, float32 probabilities of building out.
 
-Out of memory halves the number of windows that run together, down to one, and stays halved for the run.
-
-Test-time augmentation: the ways a square window can be mirrored and turned, and back.
+Out of memory halves the number of windows that run together, down to one, and stays halved for the run. Test-time
+augmentation looks at each window mirrored and turned, and averages. Where windows lie in a scene is not known here.
 """
 
 from __future__ import annotations
@@ -42,24 +41,24 @@ class EngineSettings:
     blend: Blend = "hann"
     tta: Symmetry = "none"
     """Which mirrored and turned copies of a window are run too; their probabilities are averaged."""
-    agreement: bool = False
-    """Whether strips also say how far the windows over a pixel disagree."""
+    planes: int = 1
+    """How many planes strips have: 1 for the probability, 2 also say how far the windows over a pixel disagree."""
     compile: bool = False
     """Whether torch.compile translates the network first."""
 
 
 class Forward:
-    """A segmenter on its device with its buffers; a class because `together` and the buffers outlive a scene."""
+    """A segmenter on its device; `together` and the buffers outlive a scene."""
 
-    def __init__(self, segmenter: Segmenter, settings: EngineSettings, progress: Progress | None = None) -> None:
+    def __init__(self, segmenter: Segmenter, settings: EngineSettings, progress: Progress = Silent()) -> None:
         self.segmenter = segmenter.to(settings.device).to(memory_format=torch.channels_last).eval()
         self.settings = settings
         self.together = settings.batch
         """How many windows run together: `settings.batch` until memory runs out."""
         self._views = views_of(settings.tta)
-        self._progress = progress or Silent()
+        self._progress = progress
         self._probabilities = torch.empty(0)
-        self._copying = _new_stream(settings.device) if settings.device.type == "cuda" else None
+        self._copying = _stream_of(settings.device) if settings.device.type == "cuda" else None
         self._running: list[torch.cuda.Event] = []
         if settings.compile:
             self._compile()
@@ -75,12 +74,48 @@ class Forward:
         if len(self._probabilities) < len(pixels):
             self._probabilities = torch.empty((len(pixels), *pixels.shape[2:]), device=self.settings.device)
         probabilities = self._probabilities[: len(pixels)]
-        while not self._fits(pixels, valid, probabilities):
-            self.together //= 2
+        while True:
+            try:
+                for start in range(0, len(pixels), self.together):
+                    if start:
+                        self._progress.advance(0)
+                    part = slice(start, start + self.together)
+                    self._run(pixels[part], None if valid is None else valid[part], probabilities[part])
+                return probabilities
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if self.together == 1:
+                    raise ResourceError(
+                        f"out of memory on {self.settings.device} with one {self.settings.size} px window;"
+                        " use --precision bf16, a smaller model, or another --device"
+                    ) from error
+            self.together //= 2  # only here, with the error, is what its frames held let go of
             self._progress.say(f"out of memory: going on with {self.together} windows in a batch")
             if self._copying is not None:
                 torch.cuda.empty_cache()
-        return probabilities
+
+    def _run(self, pixels: Tensor, valid: Tensor | None, probabilities: Tensor) -> None:
+        """Fill `probabilities` with the mean over the views of each window."""
+        seen = probabilities
+        for number, view in enumerate(self._views):
+            if number:
+                self._progress.advance(0)
+            if number == 1:
+                seen = torch.empty_like(probabilities)
+            with autocast(self.settings.device, self.settings.precision):
+                logits = self.segmenter(view.look(pixels), None if valid is None else view.look(valid))
+            if logits.shape != (len(pixels), 1, *pixels.shape[2:]):
+                raise ModelError(
+                    f"the network gave logits of shape {tuple(logits.shape)} for pixels {tuple(pixels.shape)};"
+                    " expected one logit a pixel"
+                )
+            scaled = logits[:, 0] if self.settings.temperature == 1 else logits[:, 0] / self.settings.temperature
+            torch.sigmoid(scaled, out=seen)
+            if number:
+                probabilities += view.undo(seen)
+        if len(self._views) > 1:
+            probabilities /= len(self._views)
 
     def _compile(self) -> None:
         """Translate the network and run it once, so that what is missing is known before a scene is read."""
@@ -95,56 +130,14 @@ class Forward:
         except (RuntimeError, ImportError, OSError) as error:
             raise compile_error(error, settings.device) from error
 
-    def _fits(self, pixels: Tensor, valid: Tensor | None, probabilities: Tensor) -> bool:
-        """Fill `probabilities`; return False when memory runs out and fewer windows together may do."""
-        try:
-            for start in range(0, len(pixels), self.together):
-                if start:
-                    self._progress.advance(0)
-                part = slice(start, start + self.together)
-                self._run(pixels[part], None if valid is None else valid[part], probabilities[part])
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if self.together == 1:
-                raise ResourceError(
-                    f"out of memory on {self.settings.device} with one {self.settings.size} px window;"
-                    " use --precision bf16, a smaller model, or another --device"
-                ) from error
-            return False
-        return True
-
-    def _run(self, pixels: Tensor, valid: Tensor | None, probabilities: Tensor) -> None:
-        """Fill `probabilities` with the mean over the views of each window."""
-        first, *others = self._views
-        self._look(first, pixels, valid, probabilities)
-        if others:
-            seen = torch.empty_like(probabilities)
-            for view in others:
-                self._progress.advance(0)
-                self._look(view, pixels, valid, seen)
-                probabilities += view.undo(seen)
-            probabilities /= len(self._views)
-
-    def _look(self, view: View, pixels: Tensor, valid: Tensor | None, probabilities: Tensor) -> None:
-        """Fill `probabilities` with what the network says of one view, not yet turned back."""
-        pixels, valid = view.look(pixels), None if valid is None else view.look(valid)
-        with autocast(self.settings.device, self.settings.precision):
-            logits = self.segmenter(pixels, valid)
-        if logits.shape != (len(pixels), 1, *pixels.shape[2:]):
-            raise ModelError(
-                f"the network gave logits of shape {tuple(logits.shape)} for pixels {tuple(pixels.shape)};"
-                " expected one logit a pixel"
-            )
-        scaled = logits[:, 0] if self.settings.temperature == 1 else logits[:, 0] / self.settings.temperature
-        torch.sigmoid(scaled, out=probabilities)
-
     def _to_device(self, batch: WindowBatch) -> tuple[Tensor, Tensor | None]:
         """Copy the batch to the device; on CUDA in a stream of its own, while the batch before it is computed."""
         device = self.settings.device
         if self._copying is None:
             return batch.pixels.to(device), batch.valid.to(device) if batch.masked else None
-        self._wait_for_all_but_one()
+        self._running.append(mark(device))
+        if len(self._running) > 1:  # the host stays at most two batches ahead, which bounds the device's memory
+            self._running.pop(0).synchronize()
         with torch.cuda.stream(self._copying):
             pixels = batch.pixels.to(device, non_blocking=True)
             valid = batch.valid.to(device, non_blocking=True) if batch.masked else None
@@ -153,12 +146,6 @@ class Forward:
             if tensor is not None:
                 tensor.record_stream(torch.cuda.current_stream(device))
         return pixels, valid
-
-    def _wait_for_all_but_one(self) -> None:
-        """Keep the host at most two batches ahead of the device, which bounds the device's memory."""
-        self._running.append(mark(self.settings.device))
-        if len(self._running) > 1:
-            self._running.pop(0).synchronize()
 
 
 def place_on_device(
@@ -175,7 +162,7 @@ def place_on_device(
         temperature=card.temperature,
         blend=options.blend,
         tta=options.tta,
-        agreement=options.agreement,
+        planes=options.planes,
         compile=options.compiled,
     )
     return Forward(segmenter, settings, progress)
@@ -198,7 +185,7 @@ def mark(device: torch.device) -> torch.cuda.Event:
     return event
 
 
-def _new_stream(device: torch.device) -> torch.cuda.Stream:
+def _stream_of(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 from aerialseg.errors import UsageError, one_line
 from aerialseg.geo.inspection import Access, BandRule
+from aerialseg.geo.outputs import DISAGREEMENT, MASK, OUTPUTS, PROBABILITY, Output
 from aerialseg.geo.polygons.polygonize import PolygonOptions
 from aerialseg.geo.windows import Blend
 from aerialseg.models.presets import PRESETS, SIZE_MULTIPLE
@@ -45,8 +46,8 @@ class PredictOptions:
     """What the user chooses; None leaves it to the model card or to the machine. Raises UsageError for nonsense.
 
     Example:
-        >>> aerialseg.PredictOptions(tta="flips", probability=True).measures
-        ('probability',)
+        >>> [output.name for output in aerialseg.PredictOptions(tta="flips", probability=True).outputs]
+        ['probability', 'mask']
     """
 
     window: int | None = None
@@ -69,8 +70,9 @@ class PredictOptions:
     compiled: bool = False
     """Whether torch.compile translates the network first."""
     probability: bool = False
-    """Write probability rasters too: 0 to 254 for 0 to 1, 255 nodata; `agreement` likewise, where windows disagree."""
-    agreement: bool = False
+    """Write probability rasters too: 0 to 254 for 0 to 1, 255 nodata."""
+    disagreement: bool = False
+    """Likewise, where overlapping windows disagree."""
     polygons: bool = False
     """Draw building polygons of all scenes, too; their mean probability needs the probability rasters."""
     shaping: PolygonOptions = field(default_factory=PolygonOptions)
@@ -83,9 +85,15 @@ class PredictOptions:
     fail_fast: bool = False
 
     @property
-    def measures(self) -> tuple[str, ...]:
-        """Which rasters are written beside the mask."""
-        return ("probability",) * (self.probability or self.polygons) + ("agreement",) * self.agreement
+    def outputs(self) -> tuple[Output, ...]:
+        """Which rasters are written of each scene, in their order."""
+        chosen = {PROBABILITY: self.probability or self.polygons, DISAGREEMENT: self.disagreement, MASK: True}
+        return tuple(output for output in OUTPUTS if chosen[output])
+
+    @property
+    def planes(self) -> int:
+        """How many planes the engine blends for them."""
+        return 1 + max(output.plane for output in self.outputs)
 
     def __post_init__(self) -> None:
         if self.shaping != PolygonOptions() and not self.polygons:

@@ -1,17 +1,15 @@
 """The files of one scene: where they go, whether they are ours and up to date, and how they come into being.
 
-While the network runs, finished strips gather in a part (see `parts`). From it, in a thread of its own, the
-cloud-optimised files are written, verified and given their names, the mask last: where it stands, all of the scene's
-outputs do. What was made from what travels in the file's own metadata, under `ownership.PREDICTION_TAG`.
-
-How much a scene's probabilities jump where windows begin and end, against everywhere else.
+While the network runs, finished strips gather in a `ResumeFile`. From it, in a thread of its own, the cloud-optimised
+files are written, verified and given their names, the mask last: where it stands, all of the scene's outputs do. What
+was made from what travels in the file's own metadata, under `ownership.PREDICTION_TAG`. Seams are counted on the way:
+how much a scene's probabilities jump where windows begin and end, against everywhere else.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -20,14 +18,15 @@ import numpy as np
 from rasterio.windows import Window
 
 from aerialseg import __version__
-from aerialseg.counts import NODATA, QUANTA, quantum_of
+from aerialseg.counts import NODATA, quantum_of
 from aerialseg.errors import AerialsegError, UsageError, one_line
 from aerialseg.files import sha256_of
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.opening import open_raster, raster_errors
+from aerialseg.geo.outputs import MASK, Output
 from aerialseg.geo.ownership import PREDICTION_TAG
-from aerialseg.geo.qgis.styles import write_mask_sidecars
-from aerialseg.geo.writing import BandMeaning, write_cog
+from aerialseg.geo.styles import write_mask_sidecars
+from aerialseg.geo.writing import write_cog
 from aerialseg.prediction.lattice import Lattice
 
 if TYPE_CHECKING:
@@ -44,52 +43,24 @@ if TYPE_CHECKING:
 COUNTS = ("AERIALSEG_VALID_PIXELS", "AERIALSEG_BUILDING_PIXELS")
 ENGINE = 2
 """Part of every key: raise it when the same inputs and parameters come to give other pixels."""
-MASK = BandMeaning(NODATA)
-MEASURE = BandMeaning(NODATA, "average", scale=1 / QUANTA)
-"""A probability, or the windows' disagreement: 0 to 254 stand for 0 to 1."""
-LAYERS = {"probability": 0, "agreement": 1}
-"""Which layer of a part holds what."""
 EVERY = 4
 """One row in so many is looked at, and all those at window edges: 25 million differences in a third of the time."""
+SceneFiles = dict[Output, Path]
+"""Where a scene's rasters go, the mask last."""
 
 
-@dataclass(frozen=True, slots=True)
-class SceneFiles:
-    """Where a scene's outputs go."""
+def scene_files(scene: Scene, out: Path, outputs: Collection[Output]) -> SceneFiles:
+    """Return the paths below `out` that mirror the scene's name; raises UsageError for a name that leaves it."""
+    name = PurePosixPath(scene.name)
+    if name.is_absolute() or ".." in name.parts or not name.name:
+        raise UsageError(f"{one_line(scene.name)}: a scene's name must be a relative path without ..")
+    return {output: out / output.folder / name.with_name(f"{name.name}.tif") for output in outputs}
 
-    mask: Path
-    probability: Path | None
-    agreement: Path | None = None
 
-    @classmethod
-    def of(cls, scene: Scene, out: Path, measures: Collection[str] = ()) -> SceneFiles:
-        """Return the paths below `out` that mirror the scene's name; raises UsageError for a name that leaves it.
-
-        `measures` says which of the LAYERS are written beside the mask.
-        """
-        name = PurePosixPath(scene.name)
-        if name.is_absolute() or ".." in name.parts or not name.name:
-            raise UsageError(f"{one_line(scene.name)}: a scene's name must be a relative path without ..")
-        file = name.with_name(f"{name.name}.tif")
-        probability, agreement = (out / kind / file if kind in measures else None for kind in LAYERS)
-        return cls(out / file, probability, agreement)
-
-    @property
-    def by_kind(self) -> dict[str, Path]:
-        """The files that carry pixels, the mask last."""
-        found = {"probability": self.probability, "agreement": self.agreement, "mask": self.mask}
-        return {kind: path for kind, path in found.items() if path is not None}
-
-    @property
-    def rasters(self) -> tuple[Path, ...]:
-        """The files that carry pixels, the mask last."""
-        return tuple(self.by_kind.values())
-
-    @property
-    def all(self) -> tuple[Path, ...]:
-        """Every file that may be written for the scene."""
-        styles = [path.with_suffix(".qml") for path in (self.mask, self.probability) if path is not None]
-        return *self.rasters, self.mask.with_name(f"{self.mask.name}.aux.xml"), *styles
+def with_side_files(files: SceneFiles) -> tuple[Path, ...]:
+    """Return every file that may be written for the scene."""
+    styles = [path.with_suffix(".qml") for output, path in files.items() if output.style is not None]
+    return *files.values(), files[MASK].with_name(f"{files[MASK].name}.aux.xml"), *styles
 
 
 def done_key(scene: str, parameters: Mapping[str, Any]) -> str:
@@ -108,47 +79,18 @@ def reads_to_the_end(path: Path) -> bool:
     return True
 
 
-def count_pixels(part: ResumeFile, threshold: float, seams: SeamCounter) -> tuple[int, int]:
+def count_pixels(resume_file: ResumeFile, threshold: float, seams: SeamCounter) -> tuple[int, int]:
     """Return how many pixels of a finished scene are valid, and building; lets `seams` see every strip.
 
-    Raises StorageError when the part does not read back as written; what is read from it later is not checked again.
+    Raises StorageError when the file does not read back as written; what is read from it later is not checked again.
     """
     valid = building = 0
-    for row, quanta in part.strips(checked=True):
+    for row, quanta in resume_file.strips(checked=True):
         seams.add(row, quanta)
         invalid = int(np.count_nonzero(quanta == NODATA))
         valid += quanta.size - invalid
         building += int(np.count_nonzero(quanta >= quantum_of(threshold))) - invalid
     return valid, building
-
-
-def finish(
-    part: ResumeFile, files: SceneFiles, box: GeoBox, tags: Mapping[str, str], *, threshold: float, replace_sides: bool
-) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Write the scene's rasters from its part, under their final names, the mask last.
-
-    Returns their SHA-256 by kind, and warnings. The mask is a function of the quantised probability: building where
-    q >= round(254 x threshold). Side files that exist stay, unless `replace_sides`: they may hold a user's changes, or
-    belong to a foreign raster that is being replaced. Raises what `write_cog` and `Part.strips` raise.
-    """
-    hashes = {}
-    for kind, path in files.by_kind.items():
-        if kind == "mask":
-            write_cog(path, box, partial(_mask_strips, part, threshold), MASK, tags=tags)
-        else:
-            write_cog(path, box, partial(_measured_strips, part, LAYERS[kind]), MEASURE, tags=tags)
-        hashes[kind] = sha256_of(path)
-    write_sides(files, replace=replace_sides)
-    with open_raster(files.mask) as mask:
-        found = GeoBox.of(mask)
-    moved = (found.transform, found.crs) != (box.transform, box.crs)
-    name = one_line(files.mask)
-    return hashes, (f"{name}: a side file beside it moves it off its scene; remove {name}.*",) if moved else ()
-
-
-def write_sides(files: SceneFiles, *, replace: bool = False) -> None:
-    """Write the side files that are missing; with `replace`, all."""
-    write_mask_sidecars(files.mask, replace=replace)
 
 
 def output_tags(key: str, model_hash: str, threshold: float, counts: tuple[int, int]) -> dict[str, str]:
@@ -162,46 +104,63 @@ def output_tags(key: str, model_hash: str, threshold: float, counts: tuple[int, 
     }
 
 
-def _mask_strips(part: ResumeFile, threshold: float) -> Iterator[NDArray[np.uint8]]:
-    for _, quanta in part.strips():
-        yield _labels(quanta, threshold)
+def finish(
+    resume_file: ResumeFile,
+    files: SceneFiles,
+    box: GeoBox,
+    tags: Mapping[str, str],
+    *,
+    threshold: float,
+    replace_sides: bool,
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Write the scene's rasters from its strips, under their final names, the mask last.
+
+    Returns their SHA-256 by the output's name, and warnings. The mask is a function of the quantised probability:
+    building where q >= round(254 x threshold). Side files that exist stay, unless `replace_sides`: they may hold a
+    user's changes, or belong to a foreign raster that is being replaced. Raises what `write_cog` and
+    `ResumeFile.strips` raise.
+    """
+    hashes = {}
+    for output, path in files.items():
+        write_cog(path, box, partial(_pixels, resume_file, output, threshold), output.layer, tags=tags)
+        hashes[output.name] = sha256_of(path)
+    write_mask_sidecars(files[MASK], replace=replace_sides)
+    with open_raster(files[MASK]) as mask:
+        found = GeoBox.of(mask)
+    moved = (found.transform, found.crs) != (box.transform, box.crs)
+    name = one_line(files[MASK])
+    return hashes, (f"{name}: a side file beside it moves it off its scene; remove {name}.*",) if moved else ()
 
 
-def _measured_strips(part: ResumeFile, layer: int) -> Iterator[NDArray[np.uint8]]:
-    for _, values in part.strips(layer):
-        yield values
-
-
-def _labels(quanta: NDArray[np.uint8], threshold: float) -> NDArray[np.uint8]:
-    """Return 0, 1 or NODATA for each quantised probability."""
-    labels = (quanta >= quantum_of(threshold)).view(np.uint8)
-    if quanta.max() == NODATA:
-        labels[quanta == NODATA] = NODATA
-    return labels
+def _pixels(resume_file: ResumeFile, output: Output, threshold: float) -> Iterator[NDArray[np.uint8]]:
+    """Yield an output's rows, strip by strip; of the mask, 0, 1 or NODATA for each quantised probability."""
+    for _, quanta in resume_file.strips(output.plane):
+        if output != MASK:
+            yield quanta
+            continue
+        labels = (quanta >= quantum_of(threshold)).view(np.uint8)
+        if quanta.max() == NODATA:
+            labels[quanta == NODATA] = NODATA
+        yield labels
 
 
 class SeamCounter:
-    """Adds up differences between neighbouring pixels, at window edges and elsewhere; a class because it is all state.
+    """Adds up differences between neighbouring pixels, at window edges and elsewhere.
 
     A difference lies at a window's edge when a window of the lattice begins or ends between the two pixels (on the grid
     that was run: a resampled scene's edges are those nearest on its own). Pixels without data have no neighbours.
     """
 
-    def __init__(self, row_edges: NDArray[np.bool_], col_edges: NDArray[np.bool_]) -> None:
-        self._row_edges, self._col_edges = row_edges, col_edges
+    def __init__(self, placement: ScenePlacement, settings: EngineSettings) -> None:
+        """Memory: a byte for each of the scene's rows and columns, and a row of pixels."""
+        lattice = Lattice.of(placement, settings.size, settings.overlap)
+        box, factor = placement.source.box, placement.factor
+        self._row_edges = _edges(lattice.rows, placement.row, box.height, factor)
+        self._col_edges = _edges(lattice.cols, placement.col, box.width, factor)
         self._sums = np.zeros(2, dtype=np.int64)
         """Differences elsewhere and at edges, in quanta."""
         self._counts = np.zeros(2, dtype=np.int64)
         self._last: tuple[int, NDArray[np.uint8]] | None = None
-
-    @classmethod
-    def of(cls, canvas: ScenePlacement, settings: EngineSettings) -> SeamCounter:
-        """Return an empty tally for a scene; memory: a byte for each of its rows and columns, and a row of pixels."""
-        lattice = Lattice.of(canvas, settings.size, settings.overlap)
-        box, factor = canvas.source.box, canvas.factor
-        return cls(
-            _edges(lattice.rows, canvas.row, box.height, factor), _edges(lattice.cols, canvas.col, box.width, factor)
-        )
 
     def add(self, row: int, quanta: NDArray[np.uint8]) -> None:
         """Take the strip [rows, width] that begins at `row`, 255 where there is no data.
@@ -209,27 +168,30 @@ class SeamCounter:
         Strips that do not follow the last one (a run that went on elsewhere) are not compared with it.
         """
         if self._last is not None and self._last[0] == row:
-            self._count_rows(np.stack([self._last[1], quanta[0]]), row)
-        self._count_rows(quanta, row + 1)
+            self._add_rows(np.stack([self._last[1], quanta[0]]), row)
+        self._add_rows(quanta, row + 1)
         some = quanta[-row % EVERY :: EVERY]
-        marked = bool((some == NODATA).any())
-        across = _differences(some[:, :-1], some[:, 1:], marked=marked)
-        sums = across.sum(0, dtype=np.uint32).astype(np.int64)  # a strip has no more than 2^24 rows
-        self._count(sums, _pairs(some[:, :-1], some[:, 1:], 0, marked), self._col_edges)
+        self._count(some[:, :-1], some[:, 1:], 0, self._col_edges)
         self._last = row + len(quanta), quanta[-1].copy()
 
-    def _count_rows(self, quanta: NDArray[np.uint8], row: int) -> None:
+    def _add_rows(self, quanta: NDArray[np.uint8], row: int) -> None:
         """Add the differences between the rows; the second one is `row`."""
         upper = np.arange(row - 1, row - 2 + len(quanta))
         edges = self._row_edges[upper]
         chosen = np.flatnonzero(edges | (upper % EVERY == 0))
-        one, other = quanta[chosen], quanta[chosen + 1]
-        marked = bool((one == NODATA).any() or (other == NODATA).any())
-        down = _differences(one, other, marked=marked)
-        self._count(down.sum(1, dtype=np.int64), _pairs(one, other, 1, marked), edges[chosen])
+        self._count(quanta[chosen], quanta[chosen + 1], 1, edges[chosen])
 
-    def _count(self, sums: NDArray[np.int64], pairs: NDArray[np.int64], edges: NDArray[np.bool_]) -> None:
-        self._sums += sums[~edges].sum(), sums[edges].sum()
+    def _count(self, one: NDArray[np.uint8], other: NDArray[np.uint8], axis: int, edges: NDArray[np.bool_]) -> None:
+        """Add |one - other|, where both have data; `edges` says, across `axis`, which pairs lie at one."""
+        differences = np.maximum(one, other)
+        blank = differences == NODATA
+        np.subtract(differences, np.minimum(one, other), out=differences)
+        pairs: NDArray[np.int64] = np.full(one.shape[1 - axis], one.shape[axis], dtype=np.int64)
+        if blank.any():
+            differences[blank] = 0
+            pairs -= blank.sum(axis, dtype=np.int64)
+        sums = differences.sum(axis, dtype=np.int64 if axis else np.uint32)  # a strip has no more than 2^24 rows
+        self._sums += sums[~edges].sum(dtype=np.int64), sums[edges].sum(dtype=np.int64)
         self._counts += pairs[~edges].sum(), pairs[edges].sum()
 
     @property
@@ -252,20 +214,3 @@ def _edges(axis: Axis, offset: int, length: int, factor: float) -> NDArray[np.bo
     edges = np.zeros(max(0, length - 1), dtype=np.bool_)
     edges[places[(places > 0) & (places < length)] - 1] = True
     return edges
-
-
-def _differences(one: NDArray[np.uint8], other: NDArray[np.uint8], *, marked: bool) -> NDArray[np.uint8]:
-    """Return |one - other|, 0 where either has no data."""
-    differences = np.maximum(one, other)
-    np.subtract(differences, np.minimum(one, other), out=differences)
-    if marked:
-        differences[(one == NODATA) | (other == NODATA)] = 0
-    return differences
-
-
-def _pairs(one: NDArray[np.uint8], other: NDArray[np.uint8], axis: int, marked: bool) -> NDArray[np.int64]:
-    """Return how many pairs have data, along `axis`."""
-    if not marked:
-        return np.full(one.shape[1 - axis], one.shape[axis], dtype=np.int64)
-    pairs: NDArray[np.int64] = ((one != NODATA) & (other != NODATA)).sum(axis, dtype=np.int64)
-    return pairs

@@ -15,8 +15,8 @@ from urllib.parse import unquote
 from aerialseg.drawing import frame, read_small, save_png, sheet, thumbnail
 from aerialseg.errors import BadDataError, NoInputError, UsageError, one_line
 from aerialseg.files import locked, prepare_output_folder, refuse_input_as_output, sweep
-from aerialseg.geo.measures import is_of_another_run, left_out_note
 from aerialseg.geo.opening import open_raster
+from aerialseg.geo.outputs import is_of_another_run, left_out_note
 from aerialseg.geo.ownership import check_overwrite
 from aerialseg.prediction.checks import REPORT
 from aerialseg.prediction.exports import STAC

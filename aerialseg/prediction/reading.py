@@ -1,16 +1,13 @@
 """A scene as equal batches of windows: what two threads do between the disk and the network.
 
-Rows are read once, the scene's width and its halo at a time, into a band as high as a window, by the one thread; the
-other copies windows from it into batch buffers, while the next band is read into a second array. Both bands and buffers
-are used in turn. Memory grows with the scene's width, never with its height or its group.
-
-Reading the pixels under a canvas: a scene's own, its neighbours' around it, or all of it at another GSD.
-
-Generators that run in a thread of their own: a source that is read ahead, a sink that is written behind.
+Rows are read once, the scene's width and its halo at a time, into a band as high as a window, by the one thread: the
+scene's own pixels, its neighbours' around it, or all of it at another GSD. The other copies windows from it into batch
+buffers, while the next band is read into a second array. Both bands and buffers are used in turn. Memory grows with the
+scene's width, never with its height or its group.
 
 Each thread runs one generator and nothing else, so files opened in it are used and closed in the thread that opened
-them. Nothing waits on a queue that nobody fills: a failure in either thread is raised where the main thread next asks,
-and leaving the block for whatever reason closes the generator, in its thread, before going on.
+them. Nothing waits on a queue that nobody fills: a failure in a thread is raised where the main thread next asks, and
+leaving the block for whatever reason closes the generator, in its thread, before going on.
 """
 
 from __future__ import annotations
@@ -25,7 +22,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
@@ -37,7 +33,7 @@ from aerialseg.geo.resampling import rescaled
 from aerialseg.prediction.lattice import mirrored
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Sequence
+    from collections.abc import Generator, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
     from queue import SimpleQueue
@@ -52,7 +48,7 @@ if TYPE_CHECKING:
 
 BANDS = 2
 """One is being filled while windows are copied from the other."""
-Ground = Callable[[Window, NDArray[np.uint8], NDArray[np.bool_]], None]
+FillWindow = Callable[[Window, NDArray[np.uint8], NDArray[np.bool_]], None]
 """Fills pixels (bands, rows, cols) and valid (rows, cols) with a window of the grid that is run."""
 T = TypeVar("T")
 END = object()
@@ -76,6 +72,8 @@ class WindowBatch:
     @classmethod
     def empty(cls, count: int, bands: int, size: int, *, pinned: bool) -> WindowBatch:
         """Return a buffer for `count` windows; pinned memory crosses to a CUDA device without a copy on the way."""
+        import torch
+
         return cls(
             torch.empty((count, bands, size, size), dtype=torch.uint8, pin_memory=pinned),
             torch.empty((count, size, size), dtype=torch.bool, pin_memory=pinned),
@@ -98,11 +96,11 @@ class _Band:
 
 
 def read_batches(
-    canvas: ScenePlacement,
+    placement: ScenePlacement,
     schedule: Schedule,
     buffers: Sequence[WindowBatch],
     validity: Validity,
-    fill: Ground | None = None,
+    fill: FillWindow | None = None,
 ) -> Generator[WindowBatch]:
     """Yield the scene's windows in batches, using `buffers` in turn; windows without a valid pixel are left out.
 
@@ -110,13 +108,16 @@ def read_batches(
     None when all are, before any batch that holds a window of a later row. `fill` takes the place of the scene's file.
     """
     lattice = schedule.lattice
-    with read_ahead(_bands(canvas, lattice, fill), BANDS, "bands") as bands, _own_validity(canvas) as scene:
+    path = placement.source.path
+    own_validity: AbstractContextManager[DatasetReader | None]  # with a handle of its own: pixels are read with another
+    own_validity = open_raster(path) if is_read_twice(placement) else nullcontext()
+    with read_ahead(_bands(placement, lattice, fill), BANDS, "bands") as bands, own_validity as scene:
         places: list[tuple[int, int]] = []
         masked: list[bool] = []
         turn = 0
         for band in bands:
             for strip in schedule.strips(band.row):
-                validity.put(_strip(canvas, schedule, strip, band, scene))
+                validity.put(_strip(placement, schedule, strip, band, scene))
             for col, left in enumerate(lattice.starts()):
                 window = np.s_[..., left : left + lattice.size]
                 if not band.whole and not band.valid[window].any():
@@ -144,41 +145,38 @@ def _filled(batch: WindowBatch, places: Sequence[tuple[int, int]], masked: Seque
     return WindowBatch(batch.pixels, batch.valid, tuple(places), any(masked))
 
 
-def is_read_twice(canvas: ScenePlacement) -> bool:
+def is_read_twice(placement: ScenePlacement) -> bool:
     """Return whether a resampled scene has a valid mask, which is read on the scene's own grid, too."""
-    return canvas.factor != 1 and (canvas.source.has_mask or canvas.source.dtype.startswith("float"))
-
-
-def _own_validity(canvas: ScenePlacement) -> AbstractContextManager[DatasetReader | None]:
-    """Open a resampled scene once more for its own valid mask, where it has one; its pixels are read with another."""
-    return open_raster(canvas.source.path) if is_read_twice(canvas) else nullcontext()
+    return placement.factor != 1 and (placement.source.has_mask or placement.source.dtype.startswith("float"))
 
 
 def _strip(
-    canvas: ScenePlacement, schedule: Schedule, strip: tuple[int, int], band: _Band, scene: DatasetReader | None
+    placement: ScenePlacement, schedule: Schedule, strip: tuple[int, int], band: _Band, scene: DatasetReader | None
 ) -> NDArray[np.bool_] | None:
     """Return which pixels of a finished strip are valid, None for all of them."""
-    if canvas.factor == 1:
-        start, stop = (row + canvas.row - band.top for row in strip)
-        left = canvas.col - schedule.lattice.first_col
-        valid = band.valid[start:stop, left : left + canvas.source.box.width]
+    if placement.factor == 1:
+        start, stop = (row + placement.row - band.top for row in strip)
+        left = placement.col - schedule.lattice.first_col
+        valid = band.valid[start:stop, left : left + placement.source.box.width]
         return None if band.whole or valid.all() else valid.copy()
     if scene is None:
         return None
-    own = read_validity(scene, canvas, *strip)
-    return None if own.all() else own
+    start, stop = strip
+    window = Window(0, start, placement.source.box.width, stop - start)
+    valid = read_window(scene, placement.source, window)[1]
+    return None if valid.all() else valid
 
 
-def _bands(canvas: ScenePlacement, lattice: Lattice, given: Ground | None) -> Generator[_Band]:
+def _bands(placement: ScenePlacement, lattice: Lattice, given: FillWindow | None) -> Generator[_Band]:
     """Yield the pixels and validity under each row of windows that the scene needs, in BANDS arrays used in turn.
 
     What two rows share is copied from the one before, the rest is read.
     """
     shape = lattice.size, lattice.padded
-    pixels = np.empty((BANDS, len(canvas.source.bands), *shape), dtype=np.uint8)
+    pixels = np.empty((BANDS, len(placement.source.bands), *shape), dtype=np.uint8)
     valid = np.empty((BANDS, *shape), dtype=np.bool_)
     kept = 0
-    with open_window_reader(canvas) if given is None else nullcontext(given) as fill:
+    with open_window_reader(placement) if given is None else nullcontext(given) as fill:
         for row in lattice.down:
             top, this, last = row * lattice.rows.step, row % BANDS, (row - 1) % BANDS
             pixels[this, :, :kept] = pixels[last, :, lattice.size - kept :]
@@ -188,7 +186,9 @@ def _bands(canvas: ScenePlacement, lattice: Lattice, given: Ground | None) -> Ge
             kept = lattice.size - lattice.rows.step
 
 
-def _fill_rows(fill: Ground, lattice: Lattice, first: int, pixels: NDArray[np.uint8], valid: NDArray[np.bool_]) -> None:
+def _fill_rows(
+    fill: FillWindow, lattice: Lattice, first: int, pixels: NDArray[np.uint8], valid: NDArray[np.bool_]
+) -> None:
     """Fill the arrays with the rows from `first` on; what lies beyond the group's end is its reflection."""
     height = lattice.rows.length
     inside = min(len(valid), height - first)
@@ -203,7 +203,7 @@ def _fill_rows(fill: Ground, lattice: Lattice, first: int, pixels: NDArray[np.ui
 
 
 def _fill_columns(
-    fill: Ground, lattice: Lattice, top: int, pixels: NDArray[np.uint8], valid: NDArray[np.bool_]
+    fill: FillWindow, lattice: Lattice, top: int, pixels: NDArray[np.uint8], valid: NDArray[np.bool_]
 ) -> None:
     """Fill the arrays with the columns under the scene's windows, reflected beyond the group's last one."""
     left, height = lattice.first_col, len(valid)
@@ -221,27 +221,21 @@ def _fill_columns(
 
 
 @contextmanager
-def open_window_reader(canvas: ScenePlacement) -> Iterator[Ground]:
+def open_window_reader(placement: ScenePlacement) -> Iterator[FillWindow]:
     """Yield a reader of windows of the grid that is run; use it in this thread, inside the block.
 
     Ground that belongs to none of the group's scenes is invalid.
     """
     with ExitStack() as files:
-        scene = files.enter_context(open_raster(canvas.source.path))
-        fill: Ground = partial(read_window_into, scene, canvas.source)
-        if canvas.neighbours:
-            fill = partial(_fill_from_group, files, {canvas.source.path: scene}, canvas)
-        yield fill if canvas.factor == 1 else partial(_fill_rescaled, fill, canvas)
-
-
-def read_validity(dataset: DatasetReader, canvas: ScenePlacement, start: int, stop: int) -> NDArray[np.bool_]:
-    """Return which pixels of the scene's own rows [start, stop) are valid, bool [rows, width]."""
-    box = canvas.source.box
-    return read_window(dataset, canvas.source, Window(0, start, box.width, stop - start))[1]
+        scene = files.enter_context(open_raster(placement.source.path))
+        fill: FillWindow = partial(read_window_into, scene, placement.source)
+        if placement.neighbours:
+            fill = partial(_fill_from_group, files, {placement.source.path: scene}, placement)
+        yield fill if placement.factor == 1 else partial(_fill_rescaled, fill, placement)
 
 
 def _fill_from_group(
-    files: ExitStack, handles: dict[Path, DatasetReader], canvas: ScenePlacement,
+    files: ExitStack, handles: dict[Path, DatasetReader], placement: ScenePlacement,
     window: Window, pixels: NDArray[np.uint8], valid: NDArray[np.bool_],
 ) -> None:  # fmt: skip
     """Read a window of the group from the scenes it lies in; a neighbour is opened when it is first needed.
@@ -251,7 +245,7 @@ def _fill_from_group(
     top, left = int(window.row_off), int(window.col_off)
     bottom, right = top + len(valid), left + valid.shape[1]
     pixels[:], valid[:] = 0, False
-    for member in (Placed(canvas.source, canvas.row, canvas.col), *canvas.neighbours):
+    for member in (Placed(placement.source, placement.row, placement.col), *placement.neighbours):
         shared = member.overlap_with(top, left, bottom, right)
         if shared is None:
             continue
@@ -264,7 +258,7 @@ def _fill_from_group(
                 handles[path] = files.enter_context(open_raster(path))
             read_window_into(handles[path], member.source, inner, *target)
         except BadDataError:
-            if path == canvas.source.path:
+            if path == placement.source.path:
                 raise
             target[0][:], target[1][:] = 0, False
             if path in handles:
@@ -285,7 +279,7 @@ def _fill_readable_rows(
 
 
 def _fill_rescaled(
-    fill: Ground, canvas: ScenePlacement, window: Window, pixels: NDArray[np.uint8], valid: NDArray[np.bool_]
+    fill: FillWindow, placement: ScenePlacement, window: Window, pixels: NDArray[np.uint8], valid: NDArray[np.bool_]
 ) -> None:
     def read(under: Window) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         shape = int(under.height), int(under.width)
@@ -293,7 +287,7 @@ def _fill_rescaled(
         fill(under, *found)
         return found
 
-    pixels[:], valid[:] = rescaled(read, (canvas.height, canvas.width), canvas.factor)(window)
+    pixels[:], valid[:] = rescaled(read, (placement.height, placement.width), placement.factor)(window)
 
 
 @contextmanager
@@ -323,8 +317,8 @@ def write_behind(sink: Generator[None, T | None], depth: int, name: str = "write
     """Yield a function that hands an item to `sink` and returns while it is still being written.
 
     It waits once `depth` items are pending, so `depth` + 1 buffers used in turn are never filled while in use. When the
-    block ends well the sink receives None and finishes; when it fails the sink is closed at its `yield`, as if by an
-    error there.
+    block ends well the sink receives None and finishes; when it fails the sink receives what was handed over before and
+    is closed at its `yield`, as if by an error there.
     """
     thread = ThreadPoolExecutor(1, name)
     pending: deque[Future[None]] = deque([thread.submit(next, sink)])
@@ -340,7 +334,7 @@ def write_behind(sink: Generator[None, T | None], depth: int, name: str = "write
         while pending:
             pending.popleft().result()
     finally:
-        _close(thread, sink, pending)
+        _close(thread, sink, ())
 
 
 def in_background(work: Callable[[], T], name: str) -> Future[T]:
@@ -365,7 +359,7 @@ def _send(sink: Generator[None, T | None], item: T | None) -> None:
             raise RuntimeError("the sink finished before its input did") from None
 
 
-def _close(thread: ThreadPoolExecutor, generator: Generator[Any, Any], pending: deque[Future[Any]]) -> None:
+def _close(thread: ThreadPoolExecutor, generator: Generator[Any, Any], pending: Iterable[Future[Any]]) -> None:
     """Cancel what has not begun, wait for what has, and close the generator in the thread that ran it."""
     for future in pending:
         future.cancel()

@@ -10,7 +10,10 @@ from aerialseg import __version__
 from aerialseg.errors import AerialsegError, SomeScenesFailed, one_line
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
+
+    from aerialseg.geo.outputs import Output
 
 Status = Literal["done", "skipped", "failed", "not started"]
 
@@ -36,7 +39,7 @@ class SceneResult:
     neighbours: int = 0
     """How many touching scenes it could see into."""
     outputs: dict[str, Path] = field(default_factory=dict)
-    """`mask` and, where asked for, `probability` and `agreement`."""
+    """By the name of the `Output`."""
     seconds: float | None = None
     valid_pixels: int | None = None
     building_pixels: int | None = None
@@ -50,6 +53,20 @@ class SceneResult:
     """SHA-256 of `scene` (with its side files), `mask`, `probability`, and the `key` over all that went into them."""
     warnings: tuple[str, ...] = ()
     failure: AerialsegError | None = None
+
+    def failed(self, error: AerialsegError) -> SceneResult:
+        """Return the result of a scene that cannot be predicted."""
+        return dataclasses.replace(self, status="failed", failure=error)
+
+    def finished(
+        self, status: Status, files: Mapping[Output, Path], counts: tuple[int, int], hashes: dict[str, str]
+    ) -> SceneResult:
+        """Return the result of a scene whose outputs are there; `counts` are its valid and its building pixels."""
+        outputs = {output.name: path for output, path in files.items()}
+        valid, building = counts
+        return dataclasses.replace(
+            self, status=status, outputs=outputs, valid_pixels=valid, building_pixels=building, hashes=hashes
+        )
 
     @property
     def mpx(self) -> float:

@@ -1,7 +1,8 @@
 """A scene's finished strips while it is being predicted; a run that was killed goes on behind the last whole one.
 
 One file for each scene: a head that says from what the strips are made, then the strips from the top down, each with a
-checksum. GDAL plays no part: a GeoTIFF whose writer was killed reads as zeros, and these bytes tell when they are torn.
+checksum. GDAL plays no part: a GeoTIFF whose writer was killed reads as zeros, and torn bytes are found here. What the
+strips become is `outputs`' business.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import hashlib
 import os
 import struct
 import zlib
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING
 
@@ -33,9 +33,9 @@ SUFFIX = ".part"
 MAGIC = b"aerialseg strips\n"
 UNKNOWN = bytes(32)
 HEAD = struct.Struct("<17s32sII")
-"""Magic, key, width of the scene, layers."""
+"""Magic, key, width of the scene, planes."""
 RECORD = struct.Struct("<III")
-"""First row, rows, CRC-32 of the pixels that follow: uint8 [layers, rows, width]."""
+"""First row, rows, CRC-32 of the pixels that follow: uint8 [planes, rows, width]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,24 +45,24 @@ class ResumeFile:
     path: Path
     height: int
     width: int
-    layers: int = 1
-    """1: probability, quantised; 2: agreement, too."""
+    planes: int = 1
+    """How many of the engine's planes a strip has, quantised."""
     claim: IO[bytes] | None = field(default=None, compare=False)
-    """Open and locked, for as long as the part is this process's."""
+    """Open and locked, for as long as the file is this process's."""
 
     @classmethod
-    def claimed(cls, out: Path, name: str, shape: tuple[int, int], layers: int) -> ResumeFile:
-        """Return the part of the scene called `name`, in `out`, as nobody else's until it is removed or released.
+    def claimed(cls, out: Path, name: str, shape: tuple[int, int], planes: int) -> ResumeFile:
+        """Return the file of the scene called `name`, in `out`, as nobody else's until it is removed or released.
 
         When another process is at the same scene, it is one of another name, with nothing to go on from.
         """
-        path = part_path(out, name)
+        path = resume_path(out, name)
         try:
             while (claim := _claim(path)) is None:
                 path = reserve(out, SUFFIX)
         except OSError as error:
             raise output_error(path, error) from error
-        return cls(path, *shape, layers, claim)
+        return cls(path, *shape, planes, claim)
 
     def remove(self) -> None:
         """Remove the file, for its scene is finished, or has to be begun anew."""
@@ -83,8 +83,8 @@ class ResumeFile:
             with self.path.open("r+b") as stream:
                 if self._head(key) == stream.read(HEAD.size):
                     end = HEAD.size
-                    for record in self._records(stream):
-                        rows, end = record.row + len(record.layers[0]), stream.tell()
+                    for row, planes in self._records(stream):
+                        rows, end = row + planes.shape[1], stream.tell()
                 stream.truncate(end)
         except FileNotFoundError:
             return 0
@@ -94,7 +94,7 @@ class ResumeFile:
 
     @property
     def keyed(self) -> bool:
-        """Whether there is a part that says what it is made from; without one there is nothing to go on from."""
+        """Whether there is a file that says what it is made from; without one there is nothing to go on from."""
         try:
             with self.path.open("rb") as stream:
                 return stream.read(HEAD.size)[len(MAGIC) :][:32] not in (b"", UNKNOWN)
@@ -107,19 +107,25 @@ class ResumeFile:
         The key goes into the head as soon as it is known: hashing a scene takes as long as reading it.
         """
         told = skip > 0
-        with _open_to_write(self.path, new=not told) as stream:
-            if not told:
-                stream.write(self._head(UNKNOWN))
-            while (strip := (yield)) is not None:
-                found = (strip.quanta(), strip.agreement())[: self.layers]
-                _append(stream, strip.row, [pixels for pixels in found if pixels is not None])
-                if not told and key.done() and key.exception() is None:
-                    told = True
-                    stream.seek(0)
-                    stream.write(self._head(key.result()))
-                    stream.seek(0, os.SEEK_END)
+        try:
+            with self.path.open("r+b" if told else "wb") as stream:
+                stream.seek(0, os.SEEK_END)
+                if not told:
+                    stream.write(self._head(UNKNOWN))
+                while (strip := (yield)) is not None:
+                    planes = np.ascontiguousarray(strip.planes())
+                    stream.write(RECORD.pack(strip.row, planes.shape[1], zlib.crc32(planes.data)))
+                    stream.write(planes.data)
+                    stream.flush()
+                    if not told and key.done() and key.exception() is None:
+                        told = True
+                        stream.seek(0)
+                        stream.write(self._head(key.result()))
+                        stream.seek(0, os.SEEK_END)
+        except OSError as error:
+            raise output_error(self.path, error) from error
 
-    def strips(self, layer: int = 0, *, checked: bool = False) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    def strips(self, plane: int = 0, *, checked: bool = False) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """Yield first row and pixels [rows, width] of every strip; raises StorageError when some are missing.
 
         With `checked`, strips whose checksum is wrong count as missing.
@@ -128,46 +134,43 @@ class ResumeFile:
         try:
             with self.path.open("rb") as stream:
                 stream.seek(HEAD.size)
-                for record in self._records(stream, checked=checked):
-                    yield record.row, record.layers[layer]
-                    row += len(record.layers[layer])
+                for first, planes in self._records(stream, checked=checked):
+                    yield first, planes[plane]
+                    row += planes.shape[1]
         except OSError as error:
             raise StorageError(f"{one_line(self.path)}: cannot be read: {error.strerror}; run again") from error
         if row != self.height:
             raise StorageError(f"{one_line(self.path)}: does not read back as written; check the disk and run again")
 
     def _head(self, key: bytes) -> bytes:
-        return HEAD.pack(MAGIC, key, self.width, self.layers)
+        return HEAD.pack(MAGIC, key, self.width, self.planes)
 
-    def _records(self, stream: IO[bytes], *, checked: bool = True) -> Iterator[_Record]:
-        """Yield the records from here on that are whole and follow each other; the stream stands behind the last."""
+    def _records(self, stream: IO[bytes], *, checked: bool = True) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """Yield first row and planes of the records from here on that are whole and follow each other.
+
+        At the end the stream stands behind the last.
+        """
         expected, end = 0, stream.tell()
         while len(head := stream.read(RECORD.size)) == RECORD.size:
             row, rows, checksum = RECORD.unpack(head)
             if row != expected or not 0 < rows <= self.height - row:
                 break
-            pixels = stream.read(self.layers * rows * self.width)
-            if len(pixels) != self.layers * rows * self.width or (checked and zlib.crc32(pixels) != checksum):
+            pixels = stream.read(self.planes * rows * self.width)
+            if len(pixels) != self.planes * rows * self.width or (checked and zlib.crc32(pixels) != checksum):
                 break
             expected, end = row + rows, stream.tell()
-            yield _Record(row, np.frombuffer(pixels, np.uint8).reshape(self.layers, rows, self.width))
+            yield row, np.frombuffer(pixels, np.uint8).reshape(self.planes, rows, self.width)
         stream.seek(end)
 
 
-@dataclass(frozen=True, slots=True)
-class _Record:
-    row: int
-    layers: NDArray[np.uint8]
-
-
-def part_path(out: Path, name: str) -> Path:
+def resume_path(out: Path, name: str) -> Path:
     """Return where the strips of the scene called `name` are kept."""
     return out / f"{TEMPORARY}{hashlib.sha256(name.encode()).hexdigest()[:20]}{SUFFIX}"
 
 
-def forget_part(out: Path, name: str) -> None:
+def forget_resume_file(out: Path, name: str) -> None:
     """Remove what is left of a scene that is finished, unless another process is at it."""
-    path = part_path(out, name)
+    path = resume_path(out, name)
     if path.exists() and (claim := _claim(path)) is not None:
         system.remove_locked(path, claim)
 
@@ -185,24 +188,3 @@ def _claim(path: Path) -> IO[bytes] | None:
         except FileNotFoundError:
             pass
         stream.close()  # its owner finished, and removed it, in between
-
-
-@contextmanager
-def _open_to_write(path: Path, *, new: bool) -> Iterator[IO[bytes]]:
-    try:
-        with path.open("wb" if new else "r+b") as stream:
-            stream.seek(0, os.SEEK_END)
-            yield stream
-    except OSError as error:
-        raise output_error(path, error) from error
-
-
-def _append(stream: IO[bytes], row: int, layers: list[NDArray[np.uint8]]) -> None:
-    """Write one record; a checksum over the layers in turn is that of their bytes together."""
-    checksum = 0
-    for pixels in layers:
-        checksum = zlib.crc32(np.ascontiguousarray(pixels).data, checksum)
-    stream.write(RECORD.pack(row, len(layers[0]), checksum))
-    for pixels in layers:
-        stream.write(np.ascontiguousarray(pixels).data)
-    stream.flush()

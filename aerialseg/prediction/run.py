@@ -1,10 +1,8 @@
-"""Many scenes through one model: one after the other, each whole or not at all, and what happens when one fails.
+"""Many scenes through one model, one after the other: what a run does first, for each scene, and at the end.
 
-A scene's rasters are finished in a thread of their own while the next scenes run.
-
-What has become of each scene of a run so far, and report.json.
-
-The model of a run, on its device; this is where torch is imported, once it is known that there is work.
+A scene's rasters are finished in a thread of their own while the next scenes run; each is written whole or not at all.
+torch is imported here, once it is known that there is work. What decides that is in `checks`, how one scene is run in
+`engine`, what is made of all of them in `exports`.
 """
 
 from __future__ import annotations
@@ -15,12 +13,12 @@ import os
 import time
 from collections import deque
 from concurrent.futures import wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+<<<<<<< HEAD
 from aerialseg.errors import (
     AerialsegError,
     BadDataError,
@@ -32,17 +30,20 @@ from aerialseg.errors import (
     StorageError,
     one_line,
 )
+=======
+from aerialseg.errors import AerialsegError, BadDataError, NoInputError, OutputError, Stopped, StorageError, one_line
+>>>>>>> main
 from aerialseg.files import (
     locked,
     prepare_output_folder,
     refuse_input_as_output,
     require_space,
-    sha256_of,
     sweep,
     write_json,
 )
+from aerialseg.geo.outputs import MASK, OUTPUTS
 from aerialseg.geo.ownership import check_overwrite
-from aerialseg.models.package import find_model, read_card
+from aerialseg.models.package import find_model, read_model
 from aerialseg.prediction.arrays import Model
 from aerialseg.prediction.checks import (
     REPORT,
@@ -60,24 +61,24 @@ from aerialseg.prediction.checks import (
 )
 from aerialseg.prediction.exports import check_products, make_products
 from aerialseg.prediction.options import PredictOptions, check_window
-from aerialseg.prediction.outputs import SceneFiles, count_pixels, finish, output_tags
+from aerialseg.prediction.outputs import SceneFiles, SeamCounter, count_pixels, finish, output_tags, scene_files
 from aerialseg.prediction.reading import in_background
 from aerialseg.prediction.report import PredictReport, SceneResult
-from aerialseg.prediction.resume import ResumeFile, forget_part, part_path
+from aerialseg.prediction.resume import ResumeFile, forget_resume_file, resume_path
 from aerialseg.progress import Silent
 from aerialseg.values import read_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from concurrent.futures import Future
+    from pathlib import Path
 
     import torch
 
     from aerialseg.geo.scenes import Scene
-    from aerialseg.models.build import Segmenter
-    from aerialseg.models.package import ModelCard
+    from aerialseg.models.package import ModelFile
+    from aerialseg.prediction.lattice import ScenePlacement
     from aerialseg.prediction.network import Forward
-    from aerialseg.prediction.outputs import SeamCounter
     from aerialseg.progress import Progress
 
 POLL_S, PATIENCE_S = 0.2, 5.0
@@ -88,8 +89,8 @@ def predict_scenes(
     scenes: Sequence[Scene],
     model: Path | Model,
     out: Path,
-    options: PredictOptions | None = None,
-    progress: Progress | None = None,
+    options: PredictOptions = PredictOptions(),
+    progress: Progress = Silent(),
     known: Mapping[str, SceneResult] | None = None,
 ) -> PredictReport:
     """Write a mask for every scene below `out`, and report.json; what is done already is left as it is.
@@ -108,84 +109,86 @@ def predict_scenes(
         >>> [str(scene.outputs["mask"]) for scene in report.scenes]
         ['out/austin6.tif', 'out/vienna1.tif']
     """
-    options, progress = options or PredictOptions(), progress or Silent()
-    model = model if isinstance(model, Model) else find_model(model)
+    file = None if isinstance(model, Model) else find_model(model)
     scenes = [scene for scene in scenes if not is_output_in(scene.image, out)]
     if not scenes:
         raise NoInputError(f"{one_line(out)}: no scene to predict; what was given are masks that predict wrote here")
-    inputs = [*_file_of(model), *(scene.image for scene in scenes)]
+    inputs = [*([] if file is None else [file]), *(scene.image for scene in scenes)]
     files = _prepare_files(scenes, inputs, out, options)
-    parts = {part_path(out, scene.name) for scene in scenes}
-    shared, listen = options.shard is not None, partial(progress.advance, 0)
-    with locked(out, shared=shared, on_exclusive=partial(sweep, out, parts), waiting=listen if shared else None):
+    unfinished = {resume_path(out, scene.name) for scene in scenes}
+    waiting = None if options.shard is None else partial(progress.advance, 0)
+    with locked(out, shared=options.shard is not None, on_exclusive=partial(sweep, out, unfinished), waiting=waiting):
         check_overwrite(out / report_name(options.shard), "predict report", overwrite=options.overwrite)
-        journal = RunLog(Run(model, *_identified(model), out, options, progress), scenes)
-        check_window(journal.run.card, journal.run.window)
-        check_products(options, out, inputs)
-        for result in (known or {}).values():
-            journal.take(result)
-        foreign = {name: check_rasters(files[name], overwrite=options.overwrite) for name in journal.results}
+        read = model if isinstance(model, Model) else read_model(model)
+        run = Run(file, read.digest(), read.card, out, options, progress)
+        check_window(run.card, run.window)
+        mine = scenes if options.shard is None else options.shard.of(scenes)
+        for scene in mine:
+            check_rasters(files[scene.name], overwrite=options.overwrite)
+        placements, failures = check_scenes(run, scenes if options.neighbours else mine)
+        check_products(options, out, inputs, [placement.source.box for placement in placements.values()])
+        log = RunLog(run, mine, known or {})
         try:
-            work = _check(journal, scenes, files, foreign)
-            if work:
-                _predict(journal, work)
-            journal.products = make_products(journal.run, tuple(journal.results.values()))
+            jobs = _find_jobs(log, mine, files, placements, failures)
+            if jobs:
+                device = find_device(run)
+                require_space(out, disk_bytes(options, [job.pixels for job in jobs], device.type))
+                forward = load_forward(run, read, device)
+                del read  # the bytes of the file; the network has its own
+                with _finishing(log, jobs, forward) as finisher:
+                    for job in jobs:
+                        _predict_scene(log, job, forward, finisher)
+                        if options.fail_fast and log.failed:
+                            break
+            log.products = make_products(run, tuple(log.results.values()))
         except AerialsegError:
             with suppress(AerialsegError):
-                journal.write()
+                log.write()
             raise
-        return journal.write()
-
-
-def _identified(model: Path | Model) -> tuple[str, ModelCard]:
-    """Return the SHA-256 of the model file, there or to be made, and its card."""
-    return (model.digest(), model.card) if isinstance(model, Model) else (sha256_of(model), read_card(model))
-
-
-def _file_of(model: Path | Model) -> tuple[Path, ...]:
-    return () if isinstance(model, Model) else (model,)
+        return log.write()
 
 
 def _prepare_files(
     scenes: Sequence[Scene], inputs: Sequence[Path], out: Path, options: PredictOptions
 ) -> dict[str, SceneFiles]:
     """Return where each scene's outputs go, by its name; none of them is an input, and their folders are there."""
-    files = {scene.name: SceneFiles.of(scene, out, options.measures) for scene in scenes}
+    files = {scene.name: scene_files(scene, out, options.outputs) for scene in scenes}
     refuse_input_as_output(inputs, every_output(files, out))
-    for folder in sorted({out, *(path.parent for entry in files.values() for path in entry.rasters)}):
+    for folder in sorted({out, *(path.parent for entry in files.values() for path in entry.values())}):
         prepare_output_folder(folder)
     return files
 
 
-def _check(
-    journal: RunLog, scenes: Sequence[Scene], files: Mapping[str, SceneFiles], mine: Mapping[str, bool]
+def _find_jobs(
+    log: RunLog,
+    scenes: Sequence[Scene],
+    files: Mapping[str, SceneFiles],
+    placements: Mapping[Path, ScenePlacement],
+    failures: Mapping[Path, AerialsegError],
 ) -> list[SceneJob]:
-    """Check every scene and return those to predict; what is done, and what failed, goes into the journal.
-
-    `mine` holds the scenes of this shard, and whether their outputs replace foreign ones; the others may be neighbours.
-    """
-    run, found = journal.run, []
-    canvases, failures = check_scenes(run, scenes if run.options.neighbours else [s for s in scenes if s.name in mine])
-    check_products(
-        run.options, run.out, [*_file_of(run.model), *canvases], [canvas.source.box for canvas in canvases.values()]
-    )
+    """Return the scenes to predict; what is done, and what failed, goes into the log."""
+    run, measured, failed = log.run, _measured_before(log.run.out), False
+    jobs: list[SceneJob] = []
     for scene in scenes:
         run.progress.advance(0)
-        if run.options.fail_fast and journal.failed_here:
+        if run.options.fail_fast and failed:
             return []
-        if scene.name not in mine or journal.knows_failure(scene.name):
+        known, result = log.known.get(scene.name), log.results[scene.name]
+        if known is not None and known.status == "failed":
             continue
-        if scene.image in failures:
-            journal.record(SceneResult(scene.name, scene.image, "failed", failure=failures[scene.image]))
-            continue
-        work = SceneJob(scene, files[scene.name], canvases[scene.image], foreign=mine[scene.name])
         try:
-            work = replace(work, stamps=stamps_of(work.canvas))
-            done = None if run.options.overwrite and not journal.known else done_before(run, work)
+            if scene.image in failures:
+                raise failures[scene.image]
+            job = SceneJob(scene, files[scene.name], placements[scene.image])
+            result = job.result
+            job = replace(job, stamps=stamps_of(job.placement))
+            done = None if run.options.overwrite and not log.known else done_before(run, job)
         except AerialsegError as error:
-            journal.record(replace(work.result, status="failed", failure=error))
+            log.record(result.failed(error))
+            failed = True
             continue
         if done is None:
+<<<<<<< HEAD
             found.append(work)
         else:
             forget_part(run.out, scene.name)
@@ -398,6 +401,14 @@ class RunLog:
         report = PredictReport(run.out, model, settings, tuple(self.results.values()), seconds, loading, self.products)
         write_json(run.out / report_name(run.options.shard), report.to_json())
         return report
+=======
+            jobs.append(job)
+            continue
+        forget_resume_file(run.out, scene.name)
+        if known is None:
+            log.record(replace(done, **measured.get((scene.name, done.hashes["key"]), {})))
+    return [] if run.options.fail_fast and log.failed else jobs
+>>>>>>> main
 
 
 def _measured_before(out: Path) -> dict[tuple[str, str], dict[str, Any]]:
@@ -424,21 +435,178 @@ def find_device(run: Run) -> torch.device:
     return pick_device(run.options.device)
 
 
-def load_forward(run: Run) -> Forward:
-    """Load the run's model; raises DeviceError, ModelError (also when it is not the one hashed before) and Stopped."""
-    device = find_device(run)
+def load_forward(run: Run, model: Model | ModelFile, device: torch.device) -> Forward:
+    """Put the run's network on the device; raises DeviceError, ModelError and Stopped."""
     from aerialseg.prediction.network import place_on_device
 
     run.progress.advance(0)
-    segmenter = run.model.segmenter() if isinstance(run.model, Model) else _load_unchanged(run.model, run)
+    segmenter = model.segmenter()
+    run.progress.advance(0)
     return place_on_device(segmenter, run.card, run.options, device, run.progress)
 
 
-def _load_unchanged(file: Path, run: Run) -> Segmenter:
-    from aerialseg.models.package import load_model
+@contextmanager
+def _finishing(log: RunLog, jobs: Sequence[SceneJob], forward: Forward) -> Iterator[_Finisher]:
+    """Yield what finishes the scenes while others run; all are finished, and in the log, when the block is left."""
+    settings, progress = forward.settings, log.run.progress
+    log.settings |= {"device": str(settings.device), "used_precision": settings.precision}
+    log.loaded = time.monotonic()
+    progress.start("predict", sum(job.pixels for job in jobs) / 1e6, "Mpx")
+    finisher = _Finisher(log, finishers(settings.device.type))
+    try:
+        yield finisher
+    finally:
+        log.settings["batch"] = forward.together
+        finisher.settle()
+        progress.finish()
 
-    segmenter, _ = load_model(file)
-    run.progress.advance(0)
-    if sha256_of(file) != run.model_hash:  # a training goes on improving it
-        raise ModelError(f"{one_line(file)}: changed while the scenes were checked; run again")
-    return segmenter
+
+class _Finisher:
+    """Finishes the files of up to `together` scenes while the next one runs, and records them in their order."""
+
+    def __init__(self, log: RunLog, together: int = 1) -> None:
+        self._log, self._together = log, together
+        self._pending: deque[Future[SceneResult]] = deque()
+
+    def begin(self, finish_scene: Callable[[], SceneResult]) -> None:
+        """Start finishing a scene, once there is a place."""
+        self._settle(self._together - 1)
+        self._pending.append(in_background(finish_scene, "finisher"))
+
+    def advance(self, amount: float) -> None:
+        """Count million pixels as done, and record the scenes before that are finished by now."""
+        self._log.run.progress.advance(amount)
+        while self._pending and self._pending[0].done():
+            self._log.record(self._pending.popleft().result())
+
+    def settle(self) -> None:
+        """Wait until nothing is pending; a stop waits a little, too, for the scenes are nearly there."""
+        try:
+            self._settle(0)
+        finally:
+            left, self._pending = self._pending, deque()
+            wait(left, PATIENCE_S)
+            for future in left:
+                if future.done():
+                    self._log.record(future.result())
+
+    def _settle(self, places: int) -> None:
+        """Wait until no more than so many are pending."""
+        while len(self._pending) > places:
+            _wait(self._pending[0], self._log.run.progress)
+            self._log.record(self._pending.popleft().result())
+
+
+def _wait(future: Future[Any], progress: Progress) -> None:
+    """Wait for a background task, looking for a stop meanwhile."""
+    while not wait([future], POLL_S).done:
+        progress.advance(0)
+
+
+def _predict_scene(log: RunLog, job: SceneJob, forward: Forward, finisher: _Finisher) -> None:
+    """Run one scene and begin to finish its files; a failure of its own goes into the log."""
+    from aerialseg.prediction.engine import predict_scene
+
+    run, began, skip = log.run, time.monotonic(), 0
+    height, width = job.box.height, job.box.width
+    resume_file = ResumeFile.claimed(run.out, job.scene.name, (height, width), run.options.planes)
+    key = in_background(partial(_exact_key, run, job, forward), "hasher")
+    try:
+        if resume_file.keyed:  # also to overwrite: it holds what this very run began, or would compute
+            _wait(key, run.progress)
+            skip = resume_file.finished(key.result())
+        run.progress.advance(skip * width / 1e6)
+        streamed = predict_scene(forward, job.placement, resume_file.write(skip, key), finisher.advance, skip=skip)
+    except AerialsegError as error:
+        if isinstance(error, Stopped) or any(result.failure is error for result in log.results.values()):
+            resume_file.release()  # it is not this scene that failed
+            raise
+        resume_file.remove()  # on a full disk, it makes room
+        log.record(job.result.failed(error))
+        return
+    result = replace(job.result, windows=streamed.windows, windows_run=streamed.run, resumed_rows=skip)
+    seams = SeamCounter(job.placement, forward.settings)
+    finisher.begin(partial(_finish, run, job, result, resume_file, seams, began))
+
+
+def _exact_key(run: Run, job: SceneJob, forward: Forward) -> bytes:
+    """Return what strips must be made from to be gone on with: what promises equal bytes, not only equal pixels."""
+    import torch
+
+    settings, version = forward.settings, (torch.__version__, torch.get_num_threads())
+    device = str(settings.device)
+    exact = run.key(job.placement), settings.batch, device, settings.precision, settings.compile, version
+    return hashlib.sha256(repr(exact).encode()).digest()
+
+
+def _finish(
+    run: Run, job: SceneJob, result: SceneResult, resume_file: ResumeFile, seams: SeamCounter, began: float
+) -> SceneResult:
+    """Write a scene's rasters; runs beside the next scene, so what goes wrong is part of the result."""
+    image, threshold = job.scene.image, run.card.threshold
+    try:
+        key = run.key(job.placement)
+        if not job.unchanged:
+            resume_file.remove()
+            raise BadDataError(f"{one_line(image)}: changed while it was predicted; run again")
+        counts = count_pixels(resume_file, threshold, seams)
+        tags = output_tags(key, run.model_hash, threshold, counts)
+        foreign = check_rasters(job.files, overwrite=run.options.overwrite)
+        hashes, warnings = finish(resume_file, job.files, job.box, tags, threshold=threshold, replace_sides=foreign)
+        resume_file.remove()
+    except AerialsegError as error:
+        resume_file.release()  # what was computed stays
+        return result.failed(error)
+    if not counts[0]:
+        warnings = (*warnings, f"{one_line(image)}: has no valid pixel; its mask is all nodata")
+    known = {"key": key, "scene": run.digest(image)}
+    return replace(
+        result.finished("done", job.files, counts, known | hashes),
+        seconds=time.monotonic() - began,
+        seam_index=seams.index,
+        warnings=(*job.warnings, *warnings),
+    )
+
+
+class RunLog:
+    """What has become of each scene so far, by its name; `known` is what other processes made of them before."""
+
+    def __init__(self, run: Run, scenes: Sequence[Scene], known: Mapping[str, SceneResult]) -> None:
+        self.run, self.known = run, known
+        fresh = {scene.name: SceneResult(scene.name, scene.image, "not started") for scene in scenes}
+        self.results: dict[str, SceneResult] = {**fresh, **known}
+        self.settings: dict[str, Any] = {}
+        self.products: dict[str, Any] = {}
+        """What was made of all scenes together."""
+        self.loaded: float | None = None
+        """When the model was ready."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether a scene has failed."""
+        return any(result.status == "failed" for result in self.results.values())
+
+    def record(self, result: SceneResult) -> None:
+        """Note and show a scene's result; raises its failure when the next scene would be written to the same disk."""
+        self.results[result.name] = result
+        for warning in result.warnings:
+            self.run.progress.say(f"warning: {warning}")
+        if isinstance(result.failure, OutputError | StorageError):
+            raise result.failure
+        if result.failure is None or len(self.results) > 1:  # a single scene's failure is raised, and so shown once
+            self.run.progress.say(result.line())
+
+    def write(self) -> PredictReport:
+        """Write report.json and return it."""
+        run = self.run
+        card = {name: getattr(run.card, name) for name in ("preset", "threshold", "temperature", "gsd_m")}
+        model = {"path": None if run.model is None else str(run.model), "sha256": run.model_hash, **card}
+        rasters = [output.name for output in OUTPUTS if output != MASK]
+        asked = {name: getattr(run.options, name) for name in (*rasters, "polygons", "neighbours", "compiled")}
+        settings = {**run.parameters, **asked, **self.settings}
+        del settings["model"]
+        seconds = time.monotonic() - run.began
+        loading = seconds if self.loaded is None else self.loaded - run.began
+        report = PredictReport(run.out, model, settings, tuple(self.results.values()), seconds, loading, self.products)
+        write_json(run.out / report_name(run.options.shard), report.to_json())
+        return report

@@ -20,14 +20,16 @@ from urllib.parse import quote
 
 from aerialseg.errors import one_line
 from aerialseg.files import PLACEHOLDER
-from aerialseg.geo.qgis.project import around, crs_code, footprint, relative_to, rounded
-from aerialseg.geo.qgis.styles import MASK_CLASSES
+from aerialseg.geo.project import around, crs_code, footprint, relative_to, rounded
+from aerialseg.geo.styles import MASK_CLASSES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from aerialseg.geo.geobox import GeoBox
+    from aerialseg.geo.project import MapLayer
+    from aerialseg.geo.vrt import MosaicPart
     from aerialseg.models.package import ModelCard
 
 UNKNOWN = (datetime(1900, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC))
@@ -56,14 +58,17 @@ PROJECTION, CLASSIFICATION, MLM = map(EXTENSION.format, ("projection/v2.0.0", "c
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """A scene and its outputs, as an item describes them."""
+    """A scene and its outputs, as an item, a mosaic and a map describe them."""
 
     name: str
     scene: Path
-    mask: Path
-    probability: Path | None
+    mask: MosaicPart
+    probability: MosaicPart | None
     box: GeoBox
+    """The scene's grid."""
     taken: datetime | None
+    picture: MapLayer
+    """The scene as a map shows it."""
 
     @property
     def identifier(self) -> str:
@@ -117,11 +122,13 @@ def _item(folder: Path, sheet: Sheet) -> dict[str, Any]:
         stac_extensions=[PROJECTION, CLASSIFICATION],
         collection=COLLECTION,
     )
-    item.add_asset("mask", _asset(folder, sheet.mask, "Building mask", "0 background, 1 building, 255 nodata", COG))
+    item.add_asset(
+        "mask", _asset(folder, sheet.mask.path, "Building mask", "0 background, 1 building, 255 nodata", COG)
+    )
     item.assets["mask"].extra_fields |= {**GRID, "classification:classes": _classes(coloured=True)}
     if sheet.probability is not None:
         what = "Probability of building; stored as 0 to 254, 255 nodata"
-        item.add_asset("probability", _asset(folder, sheet.probability, "Probability", what, COG))
+        item.add_asset("probability", _asset(folder, sheet.probability.path, "Probability", what, COG))
         item.assets["probability"].extra_fields |= GRID
     source = MEDIA.get(sheet.scene.suffix.lower(), "image/tiff")
     item.add_asset("scene", _asset(folder, sheet.scene, "Scene", "What the mask was made from", source, "source"))

@@ -167,7 +167,7 @@ def stamps(tiles: TileSet) -> dict[str, str]:
     """
     if tiles.sources is None:
         return {tile.name: _stamp(file_stamp, tiles.image_path(tile), tiles.mask_path(tile)) for tile in tiles.tiles}
-    from aerialseg.geo.tiles.sources import source_files
+    from aerialseg.geo.tiles.cut import source_files
 
     by_scene = {scene: _stamp(content_stamp, *paths) for scene, paths in source_files(tiles).items()}
     return {tile.name: by_scene[tile.scene] for tile in tiles.tiles}
@@ -258,8 +258,7 @@ def read_scenes(tiles: TileSet) -> list[ReadJob]:
 
     Raises BadDataError or NoInputError naming a scene that cannot be read any more.
     """
-    from aerialseg.geo.tiles.cut import padded, read_tiles, rows_of
-    from aerialseg.geo.tiles.sources import check_unchanged, plan_again
+    from aerialseg.geo.tiles.cut import check_unchanged, padded, plan_again, read_tiles, rows_of
 
     names = {tile.name for tile in tiles.tiles}
 

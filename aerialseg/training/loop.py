@@ -27,16 +27,15 @@ from aerialseg.models.device import is_out_of_memory, pick_device
 from aerialseg.models.package import FILE_NAME, save_model
 from aerialseg.progress import Progress, Silent
 from aerialseg.training.batches import open_readers
-from aerialseg.training.distillation import distillation_loss, with_teacher
 from aerialseg.training.history import SCORES, EpochRecord, draw_curves, write_metrics
 from aerialseg.training.job import build_job, reading_threads
 from aerialseg.training.logs import check_loggers, open_loggers
-from aerialseg.training.losses import IGNORE, building_loss
+from aerialseg.training.losses import IGNORE, building_loss, distillation_loss
 from aerialseg.training.optimizer import average_decay, learning_rate, set_learning_rate, update_average
 from aerialseg.training.ranks import ALONE, Ranks
 from aerialseg.training.report import announce, epoch_line, report
 from aerialseg.training.run_folder import TrainOptions, begin_run, claimed, open_run, write_start
-from aerialseg.training.start import start_again, start_fresh, start_from_model
+from aerialseg.training.start import start_again, start_fresh, start_from_model, with_teacher
 from aerialseg.training.state import TrainState, load_state_dict, save_checkpoint, state_dict
 
 if TYPE_CHECKING:

@@ -2,6 +2,9 @@
 
 Every loss but Lovasz is a ratio of sums over the batch, and each such sum passes through `all_reduce` before the
 division: training on several devices adds them up there, and the loss becomes that of the whole batch.
+
+Distillation (Hinton et al., arXiv:1503.02531), for one class: at temperature T both logits are divided by T, and the
+loss is multiplied by T^2, which keeps the size of its gradients.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from aerialseg.config.sections import LossSection
+    from aerialseg.config.sections import DistilSection, LossSection
 
     AllReduce: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -129,3 +132,24 @@ def _lovasz(scores: Tensor, truth: Tensor, labelled: Tensor) -> Tensor:
     union = missed[-1] + torch.arange(1, len(building) + 1, device=missed.device) - missed
     ground = torch.where(union > 1, (missed[-1] - missed) / (union.float() * (union - 1).clamp(min=1)), 1.0)
     return torch.dot(functional.relu(errors), torch.where(building, 1.0 / union, ground))
+
+
+def distillation_loss(
+    logits: Tensor,
+    teacher_logits: Tensor,
+    valid: Tensor,
+    section: DistilSection,
+    all_reduce: AllReduce = lambda sums: sums,
+) -> Tensor:
+    """Return the cross-entropy of `logits` to the teacher's probabilities as a float32 scalar, weighted.
+
+    `logits` and `teacher_logits`, these over the teacher's own temperature, are [N, 1, H, W]; the mean is over `valid`
+    pixels, bool [N, H, W], labelled or not. `all_reduce` is as in `building_loss`.
+    """
+    softness = section.temperature
+    scores = torch.where(valid, logits[:, 0].float(), 0.0) / softness
+    targets = torch.where(valid, teacher_logits[:, 0].float() / softness, 0.0).sigmoid()
+    each = functional.binary_cross_entropy_with_logits(scores, targets, reduction="none")
+    total, count = all_reduce(torch.stack([torch.where(valid, each, 0.0).sum(), valid.sum().float()]))
+    loss: Tensor = section.weight * softness**2 * total / count.clamp(min=1)
+    return loss

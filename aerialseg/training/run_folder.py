@@ -94,14 +94,23 @@ def open_run(
     configuration or other tiles; ModelError when its checkpoints are damaged.
     """
     refuse_input_as_output([tiles.folder], [run])
-    state = load_checkpoint(run, say) if options.resume and not options.overwrite else None
-    if state is not None:
-        begun = TrainConfig.model_validate(state["config"])
+    checkpoint = load_checkpoint(run, say) if options.resume and not options.overwrite else None
+    if checkpoint is not None:
+        begun = TrainConfig.model_validate(checkpoint["config"])
         if options.start_from is not None:  # the model file named the network, not the configuration
             config = config.model_copy(update={"model": begun.model})
         changed = [line for line in differences(begun, config) if not line.startswith(FREE)]
-        _check_unchanged(run, state, tiles, changed)
-        return {**state, "config": config.model_dump()}
+        if changed:
+            raise ConfigError(
+                f"{one_line(run)}: cannot resume with another configuration ({one_line('; '.join(changed))}); leave -c"
+                " and --set away, or start anew with --overwrite"
+            )
+        if checkpoint["tiles"] != tiles.digest:
+            raise BadDataError(
+                f"{one_line(tiles.folder)}: the tiles or their split have changed since {one_line(run)} was begun;"
+                " start anew with --overwrite, or fine-tune in a new folder with --from"
+            )
+        return {**checkpoint, "config": config.model_dump()}
     if options.resume and not options.overwrite:
         say(f"{one_line(run)}: nothing to resume yet, starting from the beginning")
     models = [find_model(path) for path in (options.start_from, options.teacher) if path is not None]
@@ -118,32 +127,6 @@ def begin_run(run: Path, config: TrainConfig) -> None:
         for stale in run.glob(pattern):
             remove(stale)
     write_text(run / CONFIG, RUN_COMMENT + to_toml(config))
-
-
-def _claim(run: Path, options: TrainOptions) -> None:
-    """Raise OutputError when the folder holds a run worth keeping, or files that another program wrote."""
-    kept = any((run / name).exists() for name in (LAST, PREVIOUS, FILE_NAME))
-    if kept and mark_of(run / CONFIG, "run") is not None and not options.resume and not options.overwrite:
-        raise OutputError(
-            f"{one_line(run)}: holds a run already; go on with --resume, give another folder with -o, or start anew"
-            " with --overwrite"
-        )
-    names = (LAST, PREVIOUS, FILE_NAME, CONFIG, METRICS, CURVES, RUN)
-    for path in (*(run / name for name in names), *run.glob(EVENTS)):
-        check_overwrite(path, "run", overwrite=options.overwrite, marked=run / CONFIG)
-
-
-def _check_unchanged(run: Path, state: Checkpoint, tiles: TileSet, changed: list[str]) -> None:
-    if changed:
-        raise ConfigError(
-            f"{one_line(run)}: cannot resume with another configuration ({one_line('; '.join(changed))}); leave -c and"
-            " --set away, or start anew with --overwrite"
-        )
-    if state["tiles"] != tiles.digest:
-        raise BadDataError(
-            f"{one_line(tiles.folder)}: the tiles or their split have changed since {one_line(run)} was begun; start"
-            " anew with --overwrite, or fine-tune in a new folder with --from"
-        )
 
 
 def write_start(job: TrainJob, step: int, command: Sequence[str]) -> str:
@@ -179,3 +162,16 @@ def read_run(run: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError):
         return {}
     return known
+
+
+def _claim(run: Path, options: TrainOptions) -> None:
+    """Raise OutputError when the folder holds a run worth keeping, or files that another program wrote."""
+    kept = any((run / name).exists() for name in (LAST, PREVIOUS, FILE_NAME))
+    if kept and mark_of(run / CONFIG, "run") is not None and not options.resume and not options.overwrite:
+        raise OutputError(
+            f"{one_line(run)}: holds a run already; go on with --resume, give another folder with -o, or start anew"
+            " with --overwrite"
+        )
+    names = (LAST, PREVIOUS, FILE_NAME, CONFIG, METRICS, CURVES, RUN)
+    for path in (*(run / name for name in names), *run.glob(EVENTS)):
+        check_overwrite(path, "run", overwrite=options.overwrite, marked=run / CONFIG)

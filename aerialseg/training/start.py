@@ -17,7 +17,7 @@ import torch
 
 from aerialseg.config import TrainConfig
 from aerialseg.config.sections import ModelSection
-from aerialseg.errors import ConfigError, ModelError, one_line
+from aerialseg.errors import BadDataError, ConfigError, ModelError, one_line
 from aerialseg.files import sha256_of
 from aerialseg.geo.geobox import gsd_differs
 from aerialseg.models.build import Segmenter, build_network, check_network, input_statistics
@@ -207,3 +207,52 @@ def git_revision(package: Path = Path(__file__).parent.parent) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None
+
+
+def with_teacher(start: Start, path: Path | None, *, resumed: bool) -> Start:
+    """Return the start with its teacher, whose SHA-256 the card of the model to come names; as it is without one.
+
+    Raises ConfigError and ModelError when a resumed run had another teacher, or none, and what `load_teacher` raises.
+    """
+    known, digest = start.card.training.get("teacher"), None if path is None else sha256_of(find_model(path))
+    if resumed and known != digest:
+        if path is None:
+            raise ConfigError("this run learns from a teacher: go on with the same --teacher MODEL")
+        found = "begun without a teacher" if known is None else f"begun with another teacher (SHA-256 {known[:12]})"
+        raise ModelError(f"{one_line(path)}: the run was {found}; go on with that, or start anew with --overwrite")
+    if path is None:
+        return start
+    card = replace(start.card, training={**start.card.training, "teacher": digest})
+    return replace(start, card=card, teacher=load_teacher(path, start.tiles, start.config))
+
+
+def load_teacher(path: Path, tiles: TileSet, config: TrainConfig) -> Teacher:
+    """Read the teacher, on the CPU, and check that it knows tiles like these.
+
+    Raises ModelError when it takes other bands or another value range, or is damaged, BadDataError when the tiles'
+    pixels are of another size on the ground, ConfigError when it does not take the crops.
+    """
+    segmenter, card = load_model(path)
+    name = one_line(find_model(path))
+    for label, taken, held in (
+        ("bands", _bands_of(card.band_indexes, card.bands), _bands_of(tiles.bands, len(tiles.mean))),
+        ("value range", card.scale, tiles.scale),
+    ):
+        if taken != held:
+            raise ModelError(
+                f"{name}: the teacher takes {label} {taken}, the tiles hold {held}; cut tiles like its own"
+            )
+    if gsd_differs(tiles.gsd_m, card.gsd_m):
+        raise BadDataError(
+            f"{one_line(tiles.folder)}: its pixels are {tiles.gsd_m:.3g} m, the teacher {name} was trained at"
+            f" {card.gsd_m:.3g} m; cut tiles with --gsd {card.gsd_m:.3g}"
+        )
+    try:
+        check_network(spec_of(card), config.data.crop)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: data.crop {config.data.crop}: {error}") from error
+    return Teacher(segmenter.requires_grad_(False).eval(), card.temperature)
+
+
+def _bands_of(indexes: tuple[int, ...] | None, count: int) -> tuple[int, ...]:
+    return indexes or tuple(range(1, count + 1))

@@ -4,7 +4,7 @@ raw     the floor without the COG step: the scene read in strips, the finished m
 floor   the scene read in strips, the finished mask put through the COG writer
 cog     the COG writer alone, for the mask that a peer left
 part    the engine up to the finished part: read, batch, run, blend, quantise, write; the scene hashed beside it
-whole   the same, and counting, COG and side files, in the order of prediction/job.py
+whole   the same, and counting, COG and side files, in the order of prediction/run.py
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def floor(source: Source, given: argparse.Namespace, folder: Path) -> Stages:
     from rasterio.windows import Window
 
     from aerialseg.geo.opening import open_raster
+    from aerialseg.geo.outputs import MASK
     from aerialseg.geo.writing import write_cog
-    from aerialseg.prediction.outputs import MASK
 
     height, width, rows = source.box.height, source.box.width, step_of(given.window)
     buffer = np.empty((len(source.bands), rows, width), np.uint8)
@@ -60,21 +60,22 @@ def floor(source: Source, given: argparse.Namespace, folder: Path) -> Stages:
 
 def cog(source: Source, given: argparse.Namespace, folder: Path) -> Stages:
     """Put a mask that is there as an array through the COG writer."""
+    from aerialseg.geo.outputs import MASK
     from aerialseg.geo.writing import write_cog
-    from aerialseg.prediction.outputs import MASK
 
     rows = step_of(given.window)
     mask = np.load(given.mask)
-    write_cog(folder / "mask.tif", source.box, lambda: np.split(mask, range(rows, len(mask), rows)), MASK)
+    write_cog(folder / "mask.tif", source.box, lambda: np.split(mask, range(rows, len(mask), rows)), MASK.layer)
     return {}
 
 
 def predicted(source: Source, given: argparse.Namespace, folder: Path, forward: Forward) -> Stages:
-    """Do what prediction/job.py does for one scene; returns the seconds of each stage."""
+    """Do what prediction/run.py does for one scene; returns the seconds of each stage."""
     from aerialseg.geo.digest import content_digest
+    from aerialseg.geo.outputs import MASK
     from aerialseg.prediction.engine import predict_scene
     from aerialseg.prediction.lattice import place_scenes
-    from aerialseg.prediction.outputs import SceneFiles, SeamCounter, count_pixels, finish, output_tags
+    from aerialseg.prediction.outputs import SeamCounter, count_pixels, finish, output_tags
     from aerialseg.prediction.reading import in_background
     from aerialseg.prediction.resume import ResumeFile
 
@@ -90,9 +91,9 @@ def predicted(source: Source, given: argparse.Namespace, folder: Path, forward: 
     stages = {"engine_s": written - began, "waiting_for_hash_s": hashed - written}
     if given.kind == "part":
         return stages
-    counts = count_pixels(part, 0.5, SeamCounter.of(canvas, forward.settings))
+    counts = count_pixels(part, 0.5, SeamCounter(canvas, forward.settings))
     counted = time.perf_counter()
-    files = SceneFiles(folder / "mask.tif", None)
+    files = {MASK: folder / "mask.tif"}
     finish(part, files, box, output_tags(digest, digest, 0.5, counts), threshold=0.5, replace_sides=False)
     part.path.unlink()
     return {**stages, "counting_s": counted - hashed, "cog_s": time.perf_counter() - counted}

@@ -44,7 +44,14 @@ def test_pairs_by_relative_stem_in_natural_order(tmp_path: Path, mask_file: Writ
 
 
 def test_probabilities_beside_the_predictions_are_left_alone(tmp_path: Path, mask_file: Write) -> None:
-    for place in ("out/x", "out/probability/x", "out/sub/probability/y", "gt/x"):
+    for place in (
+        "out/x",
+        "out/probability/x",
+        "out/sub/probability/y",
+        "out/disagreement/x",
+        "out/agreement/x",
+        "gt/x",
+    ):
         mask_file(tmp_path / f"{place}.tif")
     pairing = pair_predictions([tmp_path / "out"], [tmp_path / "gt"])
     assert names(tmp_path, pairing.pairs) == [("x", "out/x.tif", "gt/x.tif")]

@@ -21,7 +21,7 @@ LONGEST_S = 240.0
 
 
 def command(scenes: Path, model: Path, out: Path) -> list[str]:
-    options = ["--polygons", "--agreement", "--device", "cpu", "--precision", "fp32", "--batch", "2"]
+    options = ["--polygons", "--disagreement", "--device", "cpu", "--precision", "fp32", "--batch", "2"]
     return [sys.executable, "-m", "aerialseg", "predict", str(scenes), "-m", str(model), "-o", str(out), *options]
 
 

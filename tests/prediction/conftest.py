@@ -15,6 +15,7 @@ from aerialseg.models.presets import resolve
 from aerialseg.prediction.engine import predict_scene
 from aerialseg.prediction.lattice import ScenePlacement
 from aerialseg.prediction.network import EngineSettings, Forward
+from aerialseg.progress import Silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 
 def keep(strips: list[Kept]) -> Generator[None, Strip | None]:
     while (strip := (yield)) is not None:
-        agreement = strip.agreement()
-        strips.append((strip.row, strip.quanta().copy(), None if agreement is None else agreement.copy()))
+        quanta, *more = strip.planes().copy()
+        strips.append((strip.row, quanta, more[0] if more else None))
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def stream() -> Callable[..., NDArray[np.uint8]]:
     """Run the engine over a file and return its quanta [rows, cols], joined from strips that must follow each other.
 
     `canvas` gives the file's place among others; `skip` begins at a row, and the rows from there are returned; `strips`
-    is a list that receives (row, quanta, agreement) of each strip.
+    is a list that receives (row, quanta, disagreement) of each strip.
     """
 
     def call(
@@ -46,7 +47,7 @@ def stream() -> Callable[..., NDArray[np.uint8]]:
         segmenter: Segmenter,
         *,
         rule: BandRule | None = None,
-        progress: Any = None,
+        progress: Any = Silent(),
         canvas: ScenePlacement | None = None,
         skip: int = 0,
         strips: list[Kept] | None = None,
@@ -58,9 +59,8 @@ def stream() -> Callable[..., NDArray[np.uint8]]:
         source = inspect_scene(path, rule or BandRule(), Access(allow_ungeoreferenced=True))
         strips = [] if strips is None else strips
         chosen = EngineSettings(size, overlap, batch, torch.device("cpu"), **settings)
-        told = () if progress is None else (progress.advance,)
         forward = Forward(segmenter, chosen, progress)
-        predict_scene(forward, canvas or ScenePlacement.alone(source), keep(strips), *told, skip=skip)
+        predict_scene(forward, canvas or ScenePlacement.alone(source), keep(strips), progress.advance, skip=skip)
         rows = [len(quanta) for _, quanta, _ in strips]
         assert [row for row, _, _ in strips] == [skip, *(skip + np.cumsum(rows)[:-1])]
         joined = np.concatenate([quanta for _, quanta, _ in strips])

@@ -14,12 +14,13 @@ import pytest
 import rasterio
 import shapely
 from pyogrio.raw import write
-from small_run import CARD, HASH, Told, write_entry, write_run
+from small_run import Entry, Told, write_entry, write_run
+from small_run import collect as write_collection
 
 from aerialseg.errors import BadDataError, NoInputError, OutputError, Stopped
-from aerialseg.geo.qgis.styles import write_building_style
+from aerialseg.geo.styles import write_building_style
 from aerialseg.geo.vrt import MosaicPart
-from aerialseg.prediction.exports import SINGLY, Entry, check_collection, collection_paths, write_collection
+from aerialseg.prediction.exports import SINGLY, check_collection, collection_paths
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 def collect(root: Path, entries: list[Entry], buildings: Path | None = None) -> tuple[tuple[Path, ...], list[str]]:
     told = Told()
-    paths = write_collection(root / "out", entries, card=CARD, model_hash=HASH, buildings=buildings, progress=told)
+    paths = write_collection(root / "out", entries, buildings, progress=told)
     return paths, told.said
 
 
@@ -221,7 +222,7 @@ def test_a_strangers_file_is_replaced_when_asked_for(tmp_path: Path, name: str) 
     collect(tmp_path, entries)
     path, before = tmp_path / "out" / name, bytes_of(tmp_path)
     path.write_bytes(b"<VRTDataset/>")
-    write_collection(tmp_path / "out", entries, card=CARD, model_hash=HASH, buildings=None, overwrite=True)
+    write_collection(tmp_path / "out", entries, overwrite=True)
     assert bytes_of(tmp_path) == before
 
 
@@ -239,9 +240,7 @@ def test_a_stop_leaves_whole_files_and_the_next_run_goes_on(tmp_path: Path) -> N
         for name in ("mosaic.vrt", "project.qgz", "stac/collection.json", "stac/items/b.json"):
             (tmp_path / "out" / name).unlink(missing_ok=True)
         with pytest.raises(Stopped):
-            write_collection(
-                tmp_path / "out", entries, card=CARD, model_hash=HASH, buildings=None, progress=Told(calls)
-            )
+            write_collection(tmp_path / "out", entries, progress=Told(calls))
         there = bytes_of(tmp_path / "out")
         assert there.items() <= whole.items()
     collect(tmp_path, entries)
@@ -266,14 +265,14 @@ def test_a_scene_that_is_gone_is_named(tmp_path: Path) -> None:
 def test_a_control_character_in_a_name_costs_its_layers_only(tmp_path: Path) -> None:
     entries = write_run(tmp_path, ["a", "b\x01"])
     told = Told()
-    written = write_collection(tmp_path / "out", entries, card=CARD, model_hash=HASH, buildings=None, progress=told)
+    written = write_collection(tmp_path / "out", entries, progress=told)
     assert (tmp_path / "out/project.qgz") in written
     assert sum("a mosaic cannot hold this name" in line for line in told.said) == 2, "mask and probability"
 
 
 def test_scenes_are_styled_by_their_bands(tmp_path: Path, scene_file: Callable[..., Path]) -> None:
     from aerialseg.geo.opening import open_raster
-    from aerialseg.geo.qgis.styles import scene_pipe
+    from aerialseg.geo.styles import scene_pipe
 
     def renderer(**options: Any) -> Element:
         path = scene_file(tmp_path / "scene.tif", **options)

@@ -364,9 +364,9 @@ def test_no_row_with_a_nan_is_handed_out(
     path = scene_file(tmp_path / "scene.tif", size=size)
     canvas = ScenePlacement.alone(inspect_scene(path), gsd_m)
     strips: list[Any] = []
-    clean = stream(path, plain(PixelRule()), canvas=canvas, batch=1, agreement=True)
+    clean = stream(path, plain(PixelRule()), canvas=canvas, batch=1, planes=2)
     with pytest.raises(ModelError, match="NaN; use --precision fp32"):
-        stream(path, plain(NanAt(call)), canvas=canvas, batch=1, agreement=True, strips=strips)
+        stream(path, plain(NanAt(call)), canvas=canvas, batch=1, planes=2, strips=strips)
     for row, quanta, _ in strips:
         np.testing.assert_array_equal(quanta, clean[row : row + len(quanta)])
     assert (len(strips) > 0) == (call > 4), "rows above it are kept"
@@ -393,10 +393,9 @@ def test_a_strip_from_a_card_tells_of_nan_once_it_has_arrived() -> None:
     sound, rotten = (
         Strip(0, planes, None, Arrival(Arrived(), torch.tensor(total), "s.tif")) for total in (7.0, float("nan"))
     )
-    assert sound.quanta().shape == (3, 4)
-    for read in (rotten.quanta, rotten.agreement):
-        with pytest.raises(ModelError, match=r"s\.tif: the model gave NaN"):
-            read()
+    assert sound.planes().shape == (2, 3, 4)
+    with pytest.raises(ModelError, match=r"s\.tif: the model gave NaN"):
+        rotten.planes()
 
 
 def test_a_network_with_two_outputs_is_refused(
@@ -427,7 +426,7 @@ def test_row_33_each_file_is_opened_and_closed_in_the_one_thread_that_uses_it(
     def sink() -> Generator[None, Strip | None]:
         with watched(open, "mask")(tmp_path / "mask", "wb") as mask:
             while (strip := (yield)) is not None:
-                mask.write(strip.quanta().tobytes())
+                mask.write(strip.planes().tobytes())
 
     forward = Forward(plain(PixelRule()), EngineSettings(64, 0.25, 2, torch.device("cpu")))
     predict_scene(forward, ScenePlacement.alone(source), sink())

@@ -32,13 +32,12 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 def predicted(
     canvas: ScenePlacement, segmenter: Segmenter, device: torch.device, skip: int = 0, **chosen: Any
 ) -> np.ndarray:
-    """Return quanta and, where asked for, agreement: [1 or 2, rows, width]."""
+    """Return quanta and, where asked for, disagreement: [1 or 2, rows, width]."""
     strips: list[np.ndarray] = []
 
     def sink() -> Generator[None, Strip | None]:
         while (strip := (yield)) is not None:
-            planes = [plane for plane in (strip.quanta(), strip.agreement()) if plane is not None]
-            strips.append(np.stack(planes).copy())
+            strips.append(strip.planes().copy())
 
     settings = EngineSettings(**{"size": 64, "overlap": 0.25, "batch": 3, "device": device, **chosen})
     predict_scene(Forward(segmenter, settings), canvas, sink(), skip=skip)
@@ -56,7 +55,7 @@ def scene(tmp_path: Path, scene_file: Callable[..., Path]) -> tuple[ScenePlaceme
 def test_an_exact_model_has_no_wrong_pixel(scene: tuple[ScenePlacement, np.ndarray], chosen: dict[str, Any]) -> None:
     canvas, pixels = scene
     expected = np.where((pixels == 0).all(0), 255, certain(pixels))
-    found = predicted(canvas, plain(PixelRule()), GPU, agreement=True, **chosen)
+    found = predicted(canvas, plain(PixelRule()), GPU, planes=2, **chosen)
     np.testing.assert_array_equal(found[0], expected)
     np.testing.assert_array_equal(found[1], np.where(expected == 255, 255, 0))
 
@@ -67,7 +66,7 @@ def test_probabilities_are_those_of_the_processor(
 ) -> None:
     canvas = ScenePlacement.alone(scene[0].source, gsd_m)
     on_cpu, on_gpu = (
-        predicted(canvas, standardised(Neighbourhood()), device, agreement=True).astype(int) for device in (CPU, GPU)
+        predicted(canvas, standardised(Neighbourhood()), device, planes=2).astype(int) for device in (CPU, GPU)
     )
     assert np.abs(on_cpu - on_gpu).max() <= 2  # convolutions on a card may use TF32
     np.testing.assert_array_equal(on_cpu == 255, on_gpu == 255)
@@ -100,7 +99,7 @@ def test_no_row_with_a_nan_is_handed_out(scene: tuple[ScenePlacement, np.ndarray
 
     def sink() -> Generator[None, Strip | None]:
         while (strip := (yield)) is not None:
-            strips.append((strip.row, strip.quanta().copy()))
+            strips.append((strip.row, strip.planes()[0].copy()))
 
     forward = Forward(plain(NanBelow(4)), EngineSettings(64, 0.25, 3, GPU))
     with pytest.raises(ModelError, match="NaN; use --precision fp32"):

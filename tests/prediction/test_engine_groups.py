@@ -15,8 +15,8 @@ from known_networks import Counting, Neighbourhood, PixelRule, certain, plain, s
 
 from aerialseg.errors import BadDataError
 from aerialseg.geo.inspection import inspect_scene
-from aerialseg.prediction.engine import count_windows, predict_scene
-from aerialseg.prediction.lattice import ScenePlacement, place_scenes
+from aerialseg.prediction.engine import predict_scene
+from aerialseg.prediction.lattice import Lattice, ScenePlacement, place_scenes
 from aerialseg.prediction.network import EngineSettings, Forward
 
 if TYPE_CHECKING:
@@ -117,19 +117,19 @@ def test_ragged_pieces_equal_the_whole_at_any_settings(
     if nodata:
         pixels[:, height // 4 : height // 2, width // 3 :] = 0
     profile = {"nodata": 0} if nodata else {}
-    chosen = {"overlap": overlap, "blend": blend, "agreement": True}
+    chosen = {"overlap": overlap, "blend": blend, "planes": 2}
     kept: list[Any] = []
     source = inspect_scene(scene_file(folder / "whole.tif", pixels, **profile))
     whole = stream(
         source.path, standardised(Neighbourhood()), canvas=ScenePlacement.alone(source, gsd_m), strips=kept, **chosen
     )
-    spread = np.concatenate([agreement for _, _, agreement in kept])
+    spread = np.concatenate([disagreement for _, _, disagreement in kept])
     cuts = sorted(row for row in rows if row < height), sorted(col for col in cols if col < width)
     for place, canvas in cut(scene_file, folder / "cut", pixels, *cuts, gsd_m, **profile):
         found: list[Any] = []
         quanta = stream(canvas.source.path, standardised(Neighbourhood()), canvas=canvas, strips=found, **chosen)
         np.testing.assert_array_equal(quanta, whole[place])
-        np.testing.assert_array_equal(np.concatenate([agreement for _, _, agreement in found]), spread[place])
+        np.testing.assert_array_equal(np.concatenate([disagreement for _, _, disagreement in found]), spread[place])
 
 
 def test_a_piece_runs_the_windows_that_touch_it_alone(
@@ -145,7 +145,7 @@ def test_a_piece_runs_the_windows_that_touch_it_alone(
             for side, axis in zip((rows, cols), starts, strict=True)
         ]
         assert len(network.sizes) == touching[0] * touching[1]
-        assert count_windows(canvas, EngineSettings(64, 0.25, 1, torch.device("cpu"))) == len(network.sizes)
+        assert Lattice.of(canvas, 64, 0.25).count == len(network.sizes)
         network.sizes.clear()
         stream(canvas.source.path, plain(network), canvas=canvas, batch=100)
         assert network.sizes == [20]  # the group's windows: a network answers to its batch's size
@@ -217,7 +217,7 @@ def test_a_run_that_goes_on_at_any_strip_gives_the_same_bytes_and_runs_less(
         canvas = ScenePlacement.alone(source, chosen.get("gsd_m"))
     path, strips = canvas.source.path, []
     network = Counting()
-    options = {"canvas": canvas, "overlap": overlap, "agreement": True, "batch": 1}
+    options = {"canvas": canvas, "overlap": overlap, "planes": 2, "batch": 1}
     whole = stream(path, standardised(Neighbourhood()), strips=strips, **options)
     stream(path, plain(network), **options)
     everything = len(network.sizes)
@@ -226,8 +226,8 @@ def test_a_run_that_goes_on_at_any_strip_gives_the_same_bytes_and_runs_less(
         rest = stream(path, standardised(Neighbourhood()), skip=row, strips=again, **options)
         np.testing.assert_array_equal(rest, whole[row:])
         np.testing.assert_array_equal(
-            np.concatenate([agreement for _, _, agreement in again]),
-            np.concatenate([agreement for first, _, agreement in strips if first >= row]),
+            np.concatenate([disagreement for _, _, disagreement in again]),
+            np.concatenate([disagreement for first, _, disagreement in strips if first >= row]),
         )
     network.sizes.clear()
     stream(path, plain(network), skip=strips[-1][0], **options)
@@ -246,4 +246,4 @@ def test_nothing_is_run_when_every_strip_is_done(tmp_path: Path, scene_file: Cal
 
         streamed = predict_scene(Forward(plain(PixelRule()), settings), canvas, sink(), skip=128)
         assert (streamed.windows, streamed.run, sent) == (0, 0, [])
-        assert count_windows(canvas, settings) == (9 if gsd_m is None else 4)
+        assert Lattice.of(canvas, 64, 0.25).count == (9 if gsd_m is None else 4)

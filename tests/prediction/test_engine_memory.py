@@ -44,7 +44,7 @@ def memory(field):
 
 def sink():
     while (strip := (yield)) is not None:
-        strip.quanta()
+        strip.planes()
 
 torch.set_num_threads(1)
 paths, chosen = json.loads(sys.argv[1])
@@ -73,7 +73,7 @@ def wide_scene(path: Path, width: int, dtype: str = "uint8", left: float = 61600
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [3000, 15000])
-@pytest.mark.parametrize("chosen", [{}, {"agreement": True}, {"gsd_m": 0.6}, {"gsd_m": 0.2}, {"tta": "d4"}], ids=str)
+@pytest.mark.parametrize("chosen", [{}, {"planes": 2}, {"gsd_m": 0.6}, {"gsd_m": 0.2}, {"tta": "d4"}], ids=str)
 def test_measured_memory_stays_within_what_is_predicted(tmp_path: Path, width: int, chosen: dict[str, Any]) -> None:
     path = wide_scene(tmp_path / "scene.tif", width)
     expected, measured = measure([path], chosen)

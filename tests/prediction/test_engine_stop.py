@@ -49,7 +49,7 @@ def test_a_nan_is_not_forgotten_when_the_run_is_stopped_behind_it(
         logits = whole(self, pixels, valid)
         return logits.fill_(torch.nan) if len(calls) == 3 else logits
 
-    def run(out: Path, progress: Any = None) -> None:
+    def run(out: Path, progress: Any = Silent()) -> None:
         predict_scenes(find_scenes([scene.parent]), model, out, options, progress).raise_failures()
 
     run(tmp_path / "clean")

@@ -1,4 +1,4 @@
-"""Test-time augmentation and agreement, against the same done to whole windows in numpy."""
+"""Test-time augmentation and disagreement, against the same done to whole windows in numpy."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_probabilities_of_all_views_are_averaged(
 
 @pytest.mark.parametrize("overlap", [0, 0.25, 0.75])
 @pytest.mark.parametrize("blend", ["hann", "linear", "crop"])
-def test_agreement_is_twice_the_weighted_deviation_of_the_windows(
+def test_disagreement_is_twice_the_weighted_deviation_of_the_windows(
     tmp_path: Path, scene_file: Callable[..., Path], stream: Callable[..., Any], overlap: float, blend: str
 ) -> None:
     pixels = np.random.default_rng(1).integers(1, 256, (3, 150, 97), dtype=np.uint8)
@@ -91,8 +91,8 @@ def test_agreement_is_twice_the_weighted_deviation_of_the_windows(
         most[place] = np.maximum(most[place], weight[inside])
     expected = 2 * np.sqrt(np.maximum(square - mean**2, 0))
     strips: list[Any] = []
-    quanta = stream(path, segmenter, overlap=overlap, blend=blend, agreement=True, strips=strips)
-    found = np.concatenate([agreement for _, _, agreement in strips])
+    quanta = stream(path, segmenter, overlap=overlap, blend=blend, planes=2, strips=strips)
+    found = np.concatenate([disagreement for _, _, disagreement in strips])
     assert (found[blank] == 255).all()
     assert np.abs(found - 254 * expected)[~blank].max() <= 0.6
     assert (found[(most > 1 - 1e-9) & ~blank] == 0).all()
@@ -105,14 +105,14 @@ def test_windows_that_agree_disagree_nowhere(
 ) -> None:
     for overlap in (0.25, 0.5, 0.75):
         strips: list[Any] = []
-        stream(scene_file(tmp_path / "s.tif", size=(300, 97)), plain(PixelRule()), overlap=overlap, agreement=True,
+        stream(scene_file(tmp_path / "s.tif", size=(300, 97)), plain(PixelRule()), overlap=overlap, planes=2,
                strips=strips)  # fmt: skip
-        assert all((agreement == 0).all() for _, _, agreement in strips)
+        assert all((disagreement == 0).all() for _, _, disagreement in strips)
 
 
-def test_agreement_is_none_unless_asked_for(
+def test_disagreement_is_none_unless_asked_for(
     tmp_path: Path, scene_file: Callable[..., Path], stream: Callable[..., Any]
 ) -> None:
     strips: list[Any] = []
     stream(scene_file(tmp_path / "scene.tif"), plain(PixelRule()), strips=strips)
-    assert [agreement for _, _, agreement in strips] == [None] * len(strips)
+    assert [disagreement for _, _, disagreement in strips] == [None] * len(strips)

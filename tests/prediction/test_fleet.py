@@ -15,7 +15,7 @@ import pytest
 from aerialseg.errors import DeviceError, ModelError, OutputError, ResourceError, Stopped, UsageError
 from aerialseg.geo.polygons.polygonize import PolygonOptions
 from aerialseg.geo.scenes import find_scenes
-from aerialseg.prediction.multi_gpu import predict_anywhere, predict_on
+from aerialseg.prediction.multi_gpu import predict_on, predict_on_all_gpus
 from aerialseg.prediction.options import PredictOptions, Shard
 from aerialseg.prediction.run import predict_scenes
 from aerialseg.progress import Silent
@@ -159,11 +159,11 @@ def test_all_gpus_without_one_is_a_device_error(tmp_path: Path, scenes: Path, mo
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(DeviceError):
-        predict_anywhere(find_scenes([scenes]), model, tmp_path / "out", PredictOptions(device="cuda:all"), Silent())
+        predict_on_all_gpus(find_scenes([scenes]), model, tmp_path / "out", PredictOptions(device="cuda:all"), Silent())
 
 
 def test_one_device_is_a_plain_run(tmp_path: Path, scenes: Path, model: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("aerialseg.models.device.every_gpu", lambda: ("cpu",))
     options = PredictOptions(device="cuda:all", batch=2)
-    report = predict_anywhere(find_scenes([scenes]), model, tmp_path / "out", options, Silent())
+    report = predict_on_all_gpus(find_scenes([scenes]), model, tmp_path / "out", options, Silent())
     assert report.settings["device"] == "cpu"

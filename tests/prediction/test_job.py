@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -19,7 +20,6 @@ import torch
 
 from aerialseg.errors import (
     BadDataError,
-    ModelError,
     NoInputError,
     OutputError,
     SomeScenesFailed,
@@ -28,6 +28,7 @@ from aerialseg.errors import (
     UsageError,
 )
 from aerialseg.geo.inspection import Access, BandRule
+from aerialseg.geo.outputs import MASK
 from aerialseg.geo.polygons.polygonize import write_buildings
 from aerialseg.geo.scenes import Scene, find_scenes
 from aerialseg.prediction import engine
@@ -52,7 +53,7 @@ class Town:
             scene_file(self.scenes / f"austin{number}.tif", size=size, seed=number)
 
     def predict(self, **options: Any) -> PredictReport:
-        progress = options.pop("progress", None)
+        progress = options.pop("progress", Silent())
         model = options.pop("model", self.model)
         return predict_scenes(find_scenes([self.scenes]), model, self.out, PredictOptions(**options), progress)
 
@@ -85,7 +86,7 @@ def test_given_only_its_own_masks_it_says_so_and_keeps_the_report(town: Town) ->
 def no_torch_work(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Make loading a model an error from the call on."""
 
-    def refuse(run: Any) -> None:
+    def refuse(*_: Any) -> None:
         raise AssertionError("the model was loaded")
 
     return lambda: monkeypatch.setattr(job, "load_forward", refuse)
@@ -203,6 +204,34 @@ def test_probabilities_asked_for_later_are_added(town: Town) -> None:
     assert town.statuses(probability=True) == ["done", "skipped", "skipped"]
 
 
+def test_what_an_earlier_version_called_agreement_is_taken_over(
+    town: Town, no_torch_work: Callable[[], None], small_model: Callable[..., Path]
+) -> None:
+    town.predict(disagreement=True)
+    new, old = town.out / "disagreement", town.out / "agreement"
+    before = [path.read_bytes() for path in sorted(new.iterdir())]
+    new.rename(old)
+    no_torch_work()
+    assert town.statuses() == ["skipped"] * 3
+    assert [path.read_bytes() for path in sorted(old.iterdir())] == before, "who does not ask for it leaves it alone"
+    report = town.predict(disagreement=True)
+    assert [scene.status for scene in report.scenes] == ["skipped"] * 3
+    assert [scene.outputs["disagreement"] for scene in report.scenes] == sorted(new.iterdir())
+    assert [path.read_bytes() for path in sorted(new.iterdir())] == before
+    assert list(old.iterdir()) == []
+
+
+def test_agreement_of_another_run_is_not_taken_over(town: Town, small_model: Callable[..., Path]) -> None:
+    town.predict(disagreement=True, model=small_model(seed=1))
+    new, old = town.out / "disagreement", town.out / "agreement"
+    new.rename(old)
+    before = [path.read_bytes() for path in sorted(old.iterdir())]
+    town.predict()
+    assert town.statuses(disagreement=True) == ["done"] * 3
+    assert [path.read_bytes() for path in sorted(old.iterdir())] == before
+    assert len(list(new.iterdir())) == 3
+
+
 def test_missing_side_files_come_back_and_edited_ones_stay(town: Town) -> None:
     town.predict()
     (town.out / "austin1.qml").unlink()
@@ -279,9 +308,12 @@ def test_a_scene_that_changes_while_it_is_predicted_fails(town: Town, monkeypatc
     assert "changed while it was predicted" in str(report.scenes[1].failure)
 
 
-def test_a_model_that_changes_before_it_is_loaded_is_not_used(
+def test_a_model_that_changes_while_scenes_are_checked_is_run_as_it_was_hashed(
     town: Town, small_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    town.predict()
+    masks, first = town.masks(), town.model.read_bytes()
+    shutil.rmtree(town.out)
     town.model = Path(shutil.copy(town.model, tmp_path / "live.safetensors"))
     real = job.check_scenes
 
@@ -290,9 +322,10 @@ def test_a_model_that_changes_before_it_is_loaded_is_not_used(
         return real(run, scenes)
 
     monkeypatch.setattr(job, "check_scenes", improving)
-    with pytest.raises(ModelError, match="changed while the scenes were checked"):
-        town.predict()
-    assert town.masks() == {}
+    report = town.predict()
+    assert town.model.read_bytes() != first
+    assert report.model["sha256"] == hashlib.sha256(first).hexdigest()
+    assert town.masks() == masks
 
 
 def test_a_scene_that_vanishes_fails_alone(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -393,7 +426,7 @@ def test_a_full_disk_ends_the_run_and_keeps_the_scenes_before(town: Town, monkey
     real = job.finish
 
     def full(temporaries: Any, files: Any, *rest: Any, **options: Any) -> Any:
-        if files.mask.name == "austin2.tif":
+        if files[MASK].name == "austin2.tif":
             raise StorageError("no space")
         return real(temporaries, files, *rest, **options)
 

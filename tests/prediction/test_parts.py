@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from aerialseg.errors import StorageError
 from aerialseg.files import TEMPORARY
-from aerialseg.prediction.resume import HEAD, RECORD, ResumeFile, forget_part
+from aerialseg.prediction.resume import HEAD, RECORD, ResumeFile, forget_resume_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,15 +28,12 @@ class FakeStrip:
     row: int
     values: np.ndarray
 
-    def quanta(self) -> np.ndarray:
-        return self.values[0]
-
-    def agreement(self) -> np.ndarray | None:
-        return self.values[1] if len(self.values) > 1 else None
+    def planes(self) -> np.ndarray:
+        return self.values
 
 
-def pixels(layers: int = 1) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (layers, HEIGHT, WIDTH), dtype=np.uint8)
+def pixels(planes: int = 1) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (planes, HEIGHT, WIDTH), dtype=np.uint8)
 
 
 def known(key: bytes) -> Future[bytes]:
@@ -54,19 +51,19 @@ def write(part: ResumeFile, image: np.ndarray, edges: list[int], key: bytes = KE
     sink.close()
 
 
-def read(part: ResumeFile, layer: int = 0) -> np.ndarray:
-    return np.concatenate([values for _, values in part.strips(layer)])
+def read(part: ResumeFile, plane: int = 0) -> np.ndarray:
+    return np.concatenate([values for _, values in part.strips(plane)])
 
 
-@pytest.mark.parametrize("layers", [1, 2])
-def test_strips_come_back_and_a_second_run_goes_on_behind_them(tmp_path: Path, layers: int) -> None:
-    part, image = ResumeFile(tmp_path / "x.part", HEIGHT, WIDTH, layers), pixels(layers)
+@pytest.mark.parametrize("planes", [1, 2])
+def test_strips_come_back_and_a_second_run_goes_on_behind_them(tmp_path: Path, planes: int) -> None:
+    part, image = ResumeFile(tmp_path / "x.part", HEIGHT, WIDTH, planes), pixels(planes)
     write(part, image, [0, 8, 21])
     assert part.finished(KEY) == 21
     write(part, image, [21, 40])
     assert part.finished(KEY) == 40
-    for layer in range(layers):
-        np.testing.assert_array_equal(read(part, layer), image[layer])
+    for plane in range(planes):
+        np.testing.assert_array_equal(read(part, plane), image[plane])
 
 
 @settings(deadline=None)
@@ -144,14 +141,14 @@ def test_two_processes_at_one_scene_have_a_part_each(tmp_path: Path) -> None:
     write(second, 255 - image, [0, 8, 40])
     np.testing.assert_array_equal(read(first), image[0])
     second.remove()
-    forget_part(tmp_path, "x")
+    forget_resume_file(tmp_path, "x")
     assert first.path.exists(), "somebody is at it"
     first.release()
     third = ResumeFile.claimed(tmp_path, "x", (HEIGHT, WIDTH), 1)
     assert third.path == first.path
     assert third.finished(KEY) == HEIGHT
     third.release()
-    forget_part(tmp_path, "x")
+    forget_resume_file(tmp_path, "x")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -56,7 +56,9 @@ def test_the_windows_are_those_that_predict_then_looks_at(
 
 def test_more_work_takes_more_windows_and_more_disk(tmp_path: Path, scenes: Path, model: Path) -> None:
     plain = estimate(find_scenes([scenes]), model, tmp_path, PredictOptions(device="cpu"))
-    dense = estimate(find_scenes([scenes]), model, tmp_path, PredictOptions(device="cpu", overlap=0.75, agreement=True))
+    dense = estimate(
+        find_scenes([scenes]), model, tmp_path, PredictOptions(device="cpu", overlap=0.75, disagreement=True)
+    )
     assert dense.windows > plain.windows
     assert dense.disk_bytes > plain.disk_bytes
     assert dense.memory_bytes > plain.memory_bytes
@@ -86,3 +88,15 @@ def test_the_command_prints_a_table_or_json(
     code, out, _ = run(*options, "--json", *more)
     assert code == 0
     assert json.loads(out)["scenes"] == 3
+
+
+def test_the_name_that_disagreement_had_still_holds_and_says_the_new_one(
+    scenes: Path, model: Path, run: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    for verb in ("plan", "predict"):
+        out = tmp_path / verb
+        code, _, err = run(verb, scenes / "a.tif", "-m", model, "-o", out, "--device", "cpu", "--agreement")
+        assert code == 0
+        assert err.count("--agreement is called --disagreement now") == 1
+    assert {path.name for path in out.iterdir() if path.is_dir()} == {"disagreement", "stac"}
+    assert "disagreement" not in run("predict", scenes / "a.tif", "-m", model, "-o", out, "--device", "cpu")[2]

@@ -11,19 +11,18 @@ import numpy as np
 import pytest
 import rasterio
 from PIL import Image
-from small_run import CARD, HASH, HEIGHT, ODD_NAMES, WIDTH, write_run
+from small_run import HEIGHT, ODD_NAMES, WIDTH, collect, write_run
 
 from aerialseg.drawing import GAP, OUTLINE
 from aerialseg.errors import BadDataError, NoInputError, OutputError, Stopped, UsageError
 from aerialseg.geo.ownership import PREDICTION_TAG
-from aerialseg.prediction.exports import write_collection
 from aerialseg.prediction.preview import SHEET, write_previews
 from aerialseg.progress import Silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from aerialseg.prediction.exports import Entry
+    from small_run import Entry
 
 
 def report(root: Path, entries: list[Entry], **more: Any) -> Path:
@@ -70,7 +69,7 @@ def test_a_moved_folder_still_has_its_masks(tmp_path: Path) -> None:
 def test_scenes_that_moved_with_the_folder_are_found_by_their_stac_items(tmp_path: Path) -> None:
     entries = write_run(tmp_path / "before", ["plain", "hash#1 100%25"])
     out = report(tmp_path / "before", entries)
-    write_collection(out, entries, card=CARD, model_hash=HASH, buildings=None)
+    collect(out, entries)
     listening = Listening()
     expected = [path.read_bytes() for path in previewed(out)]
     (tmp_path / "before").rename(tmp_path / "after")

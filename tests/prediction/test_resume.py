@@ -55,7 +55,7 @@ def tall(tmp_path: Path, scene_file: Callable[..., Path]) -> Path:
     return tmp_path / "scenes"
 
 
-def run(scenes: Path, model: Path, out: Path, progress: Any = None, **options: Any) -> PredictReport:
+def run(scenes: Path, model: Path, out: Path, progress: Any = Silent(), **options: Any) -> PredictReport:
     chosen = PredictOptions(**{"batch": 1, "device": "cpu", **options})
     return predict_scenes(find_scenes([scenes]), model, out, chosen, progress)
 
@@ -65,7 +65,9 @@ def products(hashes: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in hashes.items() if name != "report.json" and not name.startswith(".")}
 
 
-@pytest.mark.parametrize("options", [{}, {"overlap": 0.75}, {"gsd_m": 0.2}, {"agreement": True, "probability": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"overlap": 0.75}, {"gsd_m": 0.2}, {"disagreement": True, "probability": True}]
+)
 def test_a_run_stopped_inside_a_scene_goes_on_there(
     tmp_path: Path, tall: Path, model: Path, tree_hashes: Hashes, options: dict[str, Any]
 ) -> None:

@@ -47,10 +47,10 @@ def canvas(tmp_path_factory: pytest.TempPathFactory, scene_file: Callable[..., P
 
 
 def tallied(canvas: ScenePlacement, quanta: np.ndarray, cuts: list[int]) -> float | None:
-    tally = SeamCounter.of(canvas, SETTINGS)
+    counter = SeamCounter(canvas, SETTINGS)
     for start, stop in zip([0, *cuts], [*cuts, len(quanta)], strict=True):
-        tally.add(start, quanta[start:stop])
-    return tally.index
+        counter.add(start, quanta[start:stop])
+    return counter.index
 
 
 @settings(deadline=None, max_examples=50)

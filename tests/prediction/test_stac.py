@@ -16,9 +16,8 @@ import rasterio
 import shapely
 from pystac.extensions.mlm import MLMExtension
 from pystac.extensions.projection import ProjectionExtension
-from small_run import CARD, HASH, ODD_NAMES, write_entry, write_run
+from small_run import CARD, HASH, ODD_NAMES, Entry, collect, write_entry, write_run
 
-from aerialseg.prediction.exports import Entry, write_collection
 from aerialseg.prediction.stac import UNKNOWN, Sheet, parse_taken
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ def stac_of(root: Path, entries: list[Entry], **card: Any) -> dict[str, Any]:
     """Write the collection and return its JSON files by their paths below stac/."""
     import dataclasses
 
-    write_collection(root / "out", entries, card=dataclasses.replace(CARD, **card), model_hash=HASH, buildings=None)
+    collect(root / "out", entries, card=dataclasses.replace(CARD, **card))
     folder = root / "out/stac"
     return {str(path.relative_to(folder)): json.loads(path.read_text()) for path in sorted(folder.rglob("*.json"))}
 
@@ -89,7 +88,7 @@ def test_names_become_plain_unequal_ids(tmp_path: Path) -> None:
     ids = [item for item in stac_of(tmp_path, write_run(tmp_path)) if item.startswith("items/")]
     assert len(ids) == len(ODD_NAMES)
     assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-./") for name in ids)
-    sheets = [Sheet(name, tmp_path, tmp_path, None, None, None) for name in ("a b", "a-b", "a/b", "x" * 251, "日本")]
+    sheets = [Sheet(name, tmp_path, None, None, None, None, None) for name in ("a b", "a-b", "a/b", "x" * 251, "日本")]
     identifiers = [sheet.identifier for sheet in sheets]
     assert len(set(identifiers)) == len(sheets)
     assert max(map(len, identifiers)) < 120

@@ -16,13 +16,14 @@ import torch
 from in_qgis import BUILDING, CANVAS, look
 
 from aerialseg.geo.inspection import inspect_scene
-from aerialseg.geo.qgis.styles import write_probability_sidecar
+from aerialseg.geo.outputs import MASK, PROBABILITY
 from aerialseg.geo.scenes import Scene
+from aerialseg.geo.styles import write_probability_sidecar
 from aerialseg.models.build import Segmenter
 from aerialseg.prediction.engine import predict_scene
 from aerialseg.prediction.lattice import ScenePlacement
 from aerialseg.prediction.network import EngineSettings, Forward
-from aerialseg.prediction.outputs import MEASURE, SceneFiles, finish
+from aerialseg.prediction.outputs import finish, scene_files
 from aerialseg.prediction.resume import ResumeFile
 
 if TYPE_CHECKING:
@@ -53,12 +54,12 @@ def predicted(image: Path, out: Path, name: str) -> Path:
     """Predict one scene with an exact rule, through the program's own engine and writers."""
     out.mkdir(exist_ok=True)
     source = inspect_scene(image)
-    files = SceneFiles.of(Scene(name, image), out, ("probability",))
+    files = scene_files(Scene(name, image), out, (PROBABILITY, MASK))
     part = ResumeFile.claimed(out, name, (source.box.height, source.box.width), 1)
     forward = Forward(Segmenter(Rule(), [0.0] * 3, [1.0] * 3), EngineSettings(64, 0.25, 4, torch.device("cpu")))
     predict_scene(forward, ScenePlacement.alone(source), part.write(0, Future()))
     finish(part, files, source.box, {"AERIALSEG_KEY": "x"}, threshold=0.5, replace_sides=False)
-    return files.mask
+    return files[MASK]
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +107,7 @@ def test_a_probability_is_clear_at_zero_and_red_at_one(masks: list[Path], tmp_pa
     assert bare["valid"]
     assert bare["renderer"] == "singlebandgray"
     assert bare["colours"][CANVAS] == 20 * 40
-    write_probability_sidecar(path, MEASURE.scale or 1)
+    write_probability_sidecar(path, PROBABILITY.layer.scale or 1)
     (seen,) = look(path)
     assert seen["renderer"] == "singlebandpseudocolor"
     houses = 50 * 100 + 40 * 80
@@ -118,7 +119,7 @@ def test_an_index_is_drawn_by_split(tmp_path: Path) -> None:
     import shapely
     from pyogrio.raw import write
 
-    from aerialseg.geo.qgis.styles import write_index_style
+    from aerialseg.geo.styles import write_index_style
 
     path = tmp_path / "index.gpkg"
     outlines = np.array([shapely.to_wkb(shapely.box(10 * i, 0, 10 * i + 9, 9)) for i in range(3)], dtype=object)

@@ -12,10 +12,10 @@ import pytest
 import shapely
 from in_qgis import BUILDING, CANVAS, look
 from pyogrio.raw import write
-from small_run import CARD, HASH, HEIGHT, ODD_NAMES, WIDTH, Told, labels_of, write_entry, write_run
+from small_run import HEIGHT, ODD_NAMES, WIDTH, Entry, Told, labels_of, write_entry, write_run
+from small_run import collect as write_collection
 
-from aerialseg.geo.qgis.styles import write_building_style
-from aerialseg.prediction.exports import Entry, write_collection
+from aerialseg.geo.styles import write_building_style
 
 pytestmark = pytest.mark.qgis
 
@@ -32,7 +32,7 @@ def buildings_at(path: Path) -> Path:
 
 def collect(root: Path, entries: list[Entry], buildings: Path | None = None) -> list[str]:
     told = Told()
-    write_collection(root / "out", entries, card=CARD, model_hash=HASH, buildings=buildings, progress=told)
+    write_collection(root / "out", entries, buildings, progress=told)
     return told.said
 
 

@@ -18,11 +18,12 @@ from aerialseg.geo.tiles.tileset import load_tileset, read_manifest, write_manif
 from aerialseg.models.build import Segmenter, build_network
 from aerialseg.models.package import ModelCard, load_model, read_card, save_model
 from aerialseg.models.presets import resolve
-from aerialseg.training import distillation, loop
+from aerialseg.training import loop, start
 from aerialseg.training.data import TileReader
-from aerialseg.training.distillation import distillation_loss, load_teacher
 from aerialseg.training.loop import train
+from aerialseg.training.losses import distillation_loss
 from aerialseg.training.run_folder import TrainOptions
+from aerialseg.training.start import load_teacher
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,7 +121,7 @@ def test_a_student_learns_on_unlabelled_tiles_what_its_teacher_knows(
     """The labels alone weigh next to nothing; the teacher's file stands in for a card, its function is `Bright`."""
     file = save_teacher(tmp_path / "teacher.safetensors")
     teacher = Segmenter(Bright(), (0.0,) * 3, (1.0,) * 3)
-    monkeypatch.setattr(distillation, "load_model", lambda path: (teacher, read_card(path)))
+    monkeypatch.setattr(start, "load_model", lambda path: (teacher, read_card(path)))
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     config = tiny_config("optimizer.lr=0.01", "schedule.epochs=1", "schedule.steps_per_epoch=30", "loss.bce=1e-6",
                          "loss.dice=0.0", "run.ema=0.5")  # fmt: skip
@@ -137,7 +138,7 @@ def test_a_student_learns_on_unlabelled_tiles_what_its_teacher_knows(
     assert agreed > 0.93 and 0.1 < buildings < 0.9
     assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
     assert not any(parameter.requires_grad or parameter.grad is not None for parameter in teacher.parameters())
-    assert card.training["teacher"] == distillation.sha256_of(file)
+    assert card.training["teacher"] == start.sha256_of(file)
 
 
 def test_settings_for_a_teacher_without_one_are_said(tiles_folder: Path, tmp_path: Path) -> None:

@@ -210,7 +210,7 @@ def test_without_a_cache_there_is_nothing_to_read(moved: TileSet) -> None:
 def test_a_manifest_that_does_not_say_where_its_scenes_are_is_refused(moved: TileSet) -> None:
     from dataclasses import replace
 
-    from aerialseg.geo.tiles.sources import plan_again
+    from aerialseg.geo.tiles.cut import plan_again
 
     for sources in (
         {},

@@ -21,7 +21,7 @@ from aerialseg.geo.geopackage import count_rows, write_table, writing_vectors
 from aerialseg.geo.opening import write_error
 from aerialseg.geo.ownership import BUILDINGS
 from aerialseg.geo.polygons.shape import join_footprints
-from aerialseg.geo.qgis.styles import write_building_style
+from aerialseg.geo.styles import write_building_style
 
 if TYPE_CHECKING:
     from pathlib import Path

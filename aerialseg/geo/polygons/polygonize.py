@@ -26,8 +26,8 @@ from aerialseg.geo.digest import content_digest
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.geopackage import is_open_elsewhere
 from aerialseg.geo.labels import decide_rule
-from aerialseg.geo.measures import is_of_another_run, kind_of, left_out_note
 from aerialseg.geo.opening import open_raster
+from aerialseg.geo.outputs import is_of_another_run, kind_of, left_out_note
 from aerialseg.geo.ownership import check_overwrite, embed_digest_in, mark_of, owner_of
 from aerialseg.geo.polygons.formats import SUFFIXES, create_buildings, require_writer
 from aerialseg.geo.polygons.shape import MetricFrame, ShapeCounts, Shaping, footprints, gather
@@ -130,7 +130,7 @@ def polygonize_masks(
     masks: Sequence[str | Path],
     target: Path,
     options: PolygonOptions | None = None,
-    progress: Progress | None = None,
+    progress: Progress = Silent(),
     *,
     probability: Path | None = None,
     overwrite: bool = False,
@@ -141,7 +141,6 @@ def polygonize_masks(
     by name. Raises what `write_buildings` raises, NoInputError when no mask or no probability is found, and OutputError
     when another run writes in the target's folder.
     """
-    progress = progress or Silent()
     require_writer(target)
     layers = find_layers(masks, probability)
     without = [layer.name for layer in layers if layer.probability is None]

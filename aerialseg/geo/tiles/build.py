@@ -33,6 +33,7 @@ from aerialseg.geo.tiles.cut import (
     CutTile,
     SceneRecord,
     cut_tiles,
+    describe_sources,
     drop_records,
     load_record,
     rows_of,
@@ -40,7 +41,6 @@ from aerialseg.geo.tiles.cut import (
     summarise,
 )
 from aerialseg.geo.tiles.plan import TileJob, TilingOptions, none_left, plan_tiles, set_aside
-from aerialseg.geo.tiles.sources import describe_sources
 from aerialseg.geo.tiles.tileset import (
     INDEX,
     MANIFEST,
@@ -350,7 +350,7 @@ def finish_set(
         "gsd_m": float(f"{statistics.median(known):.6g}") if known else None,
         **_statistics(records),
         "left_out": total_left_out(records),
-        "scenes": _scene_lines(records),
+        "scenes": [{"name": r.scene, "tiles": len(r.tiles), "digest": r.digest} for r in records],
         "failed": {name: str(error) for name, error in failures.items()},
         **({"sources": describe_sources(jobs, options, folder)} if options.index_only else {}),
     }
@@ -411,7 +411,3 @@ def _statistics(records: Sequence[SceneRecord]) -> dict[str, Any]:
         "building_fraction": None if math.isnan(share) else round(share, 9),
         "classes": classes,
     }
-
-
-def _scene_lines(records: Sequence[SceneRecord]) -> list[dict[str, Any]]:
-    return [{"name": record.scene, "tiles": len(record.tiles), "digest": record.digest} for record in records]

@@ -1,47 +1,62 @@
-"""Cutting tiles out of one scene, and what is remembered of every scene that was finished.
+"""Tiles and the scene they come from: cutting them out, what is remembered of it, and finding the scene again.
 
 A window of pixels and labels is read, counted, and both are written as GeoTIFFs. Counts are integers and belong to the
 tiles' cores, so that sums over any tiles are exact and count no pixel twice. They are kept with the tiles in a small
 JSON file per scene, in a hidden folder of the set, written after the scene's last tile. Such a record is only a claim:
 it holds as long as the digest of everything the tiles depend on is the same and the files are there in their sizes.
+
+A set may also do without pixels; then its `tileset.json` says what the tiles are read from: scenes, labels and options,
+with paths relative to the set, so that both can be moved together. Planned again from the same files, the tiles come
+out the same, which the scenes' digests prove; where they differ, the scene is named.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rasterio.windows import Window
 
 from aerialseg.counts import BUILDING, UNLABELLED
+<<<<<<< HEAD
 from aerialseg.files import remove, write_text
 from aerialseg.geo.labels import open_labels
+=======
+from aerialseg.errors import BadDataError, NoInputError, UsageError, one_line
+from aerialseg.files import write_text
+from aerialseg.geo.inspection import Access, BandRule
+from aerialseg.geo.labels import MaskRule, open_labels
+>>>>>>> main
 from aerialseg.geo.opening import is_tiff, open_raster
 from aerialseg.geo.ownership import TILE_TAG
 from aerialseg.geo.raster import read_window
 from aerialseg.geo.resampling import Reader, resampled
+from aerialseg.geo.scenes import Scene
+from aerialseg.geo.tiles.plan import TilingOptions, plan_tiles
 from aerialseg.geo.tiles.tileset import TileRecord, check_tiles, image_path, mask_path
 from aerialseg.geo.writing import write_geotiff
+from aerialseg.progress import Silent
 from aerialseg.values import from_values, read_json, to_values
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
     from aerialseg.geo.tiles.plan import PlannedTile, TileJob
+    from aerialseg.geo.tiles.tileset import TileSet
 
     Arrays = tuple[NDArray[np.uint8], NDArray[np.bool_], NDArray[np.uint8]]
     """The pixels (bands, rows, cols), valid (rows, cols) and labels (rows, cols) of one window."""
 
-"""In both files of a tile, with the tile's name: by this they are known to be ours."""
 BLOCK = 256
 NO_FILES = (-1, -1)
 """The sizes of a tile that was only counted."""
@@ -70,6 +85,59 @@ class CutTile:
     """Per band, the sum of their squares."""
     sizes: tuple[int, int] = NO_FILES
     """Bytes of the image and of the mask file."""
+
+
+@dataclass(frozen=True, slots=True)
+class SceneRecord:
+    """A finished scene: its tiles, and exact counts over their cores."""
+
+    scene: str
+    digest: str
+    tiles: tuple[TileRecord, ...]
+    sizes: tuple[tuple[int, int], ...]
+    """Bytes of each tile's image and mask."""
+    left_out: dict[str, int]
+    """Reason -> tiles."""
+    classes: tuple[tuple[int, int, int], ...]
+    """Each tile's pixels of background, building, unlabelled."""
+    pixels: int
+    """Valid pixels of the training tiles."""
+    sums: tuple[int, ...]
+    squares: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.tiles) == len(self.sizes) == len(self.classes) or self.left_out.keys() != set(REASONS):
+            raise ValueError(f"the record of {self.scene} does not tell of each tile and each reason")
+        if len(self.sums) != len(self.squares):
+            raise ValueError(f"the record of {self.scene} has {len(self.sums)} sums and {len(self.squares)} squares")
+
+    def holds(self, folder: Path) -> bool:
+        """Return whether all tile files are there in their sizes."""
+        return all(
+            (path.stat().st_size if path.is_file() else NO_FILES[0]) == size
+            for tile, sizes in zip(self.tiles, self.sizes, strict=True)
+            for path, size in zip((image_path(folder, tile.name), mask_path(folder, tile.name)), sizes, strict=True)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What `plan_again` needs beside what every set says of itself; paths are relative to the set."""
+
+    scenes: tuple[tuple[str, str, str | None], ...]
+    """Name, image and mask of each."""
+    split: str
+    val_area: str | None
+    gsd_m: float | None
+    masks: tuple[tuple[int, ...] | None, tuple[int, ...], int | None]
+    """Values that mean building and unlabelled, and the threshold."""
+    vectors: tuple[str, ...]
+    where: str | None
+    labelled_area: str | None
+    keep_empty: float
+    keep_unlabelled: bool
+    access: tuple[bool, float]
+    """Whether scenes without a place are taken, and pixels at most."""
 
 
 def rows_of(job: TileJob) -> list[list[PlannedTile]]:
@@ -197,39 +265,6 @@ def _numbers(window: Window) -> tuple[int, int, int, int]:
     return window.row_off, window.col_off, window.height, window.width
 
 
-@dataclass(frozen=True, slots=True)
-class SceneRecord:
-    """A finished scene: its tiles, and exact counts over their cores."""
-
-    scene: str
-    digest: str
-    tiles: tuple[TileRecord, ...]
-    sizes: tuple[tuple[int, int], ...]
-    """Bytes of each tile's image and mask."""
-    left_out: dict[str, int]
-    """Reason -> tiles."""
-    classes: tuple[tuple[int, int, int], ...]
-    """Each tile's pixels of background, building, unlabelled."""
-    pixels: int
-    """Valid pixels of the training tiles."""
-    sums: tuple[int, ...]
-    squares: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        if not len(self.tiles) == len(self.sizes) == len(self.classes) or self.left_out.keys() != set(REASONS):
-            raise ValueError(f"the record of {self.scene} does not tell of each tile and each reason")
-        if len(self.sums) != len(self.squares):
-            raise ValueError(f"the record of {self.scene} has {len(self.sums)} sums and {len(self.squares)} squares")
-
-    def holds(self, folder: Path) -> bool:
-        """Return whether all tile files are there in their sizes."""
-        return all(
-            (path.stat().st_size if path.is_file() else NO_FILES[0]) == size
-            for tile, sizes in zip(self.tiles, self.sizes, strict=True)
-            for path, size in zip((image_path(folder, tile.name), mask_path(folder, tile.name)), sizes, strict=True)
-        )
-
-
 def summarise(scene: str, digest: str, cuts: Sequence[CutTile], gap: int) -> SceneRecord:
     """Return the record of a scene whose tiles were all cut."""
     kept = [(cut, cut.record) for cut in cuts if cut.record is not None]
@@ -273,3 +308,88 @@ def drop_records(folder: Path, keep: Iterable[str]) -> None:
 
 def _path(folder: Path, stem: str) -> Path:
     return folder / FOLDER / f"{stem}.json"
+
+
+def describe_sources(jobs: Sequence[TileJob], options: TilingOptions, folder: Path) -> dict[str, Any]:
+    """Return as JSON values what `plan_again` needs."""
+
+    def place(path: Path) -> str:
+        return os.path.relpath(path.resolve(), folder.resolve())
+
+    def maybe(path: Path | None) -> str | None:
+        return None if path is None else place(path)
+
+    rule, access = options.masks, options.access
+    sources = Sources(
+        scenes=tuple((job.scene.name, place(job.scene.image), maybe(job.scene.mask)) for job in jobs),
+        split=options.split, val_area=maybe(options.val_area), gsd_m=options.gsd_m,
+        masks=(rule.building_values, rule.ignore_values, rule.threshold),
+        vectors=tuple(map(place, options.vectors)), where=options.where, labelled_area=maybe(options.labelled_area),
+        keep_empty=options.keep_empty, keep_unlabelled=options.keep_unlabelled,
+        access=(access.allow_ungeoreferenced, access.max_pixels),
+    )  # fmt: skip
+    values: dict[str, Any] = to_values(sources)
+    return values
+
+
+def source_files(tiles: TileSet) -> dict[str, tuple[Path, ...]]:
+    """Return scene -> the files its tiles are read from, the scene first; raises NoInputError naming a missing one."""
+    scenes, options = _planned_from(tiles)
+    labels = (*options.vectors, *((options.labelled_area,) if options.labelled_area else ()))
+    files = {
+        scene.name: tuple(path for path in (scene.image, scene.mask, *labels) if path is not None)
+        for scene in scenes
+        if scene.name in tiles.scenes
+    }
+    for path in (path for paths in files.values() for path in paths):
+        if not path.is_file():
+            raise NoInputError(
+                f"{one_line(path)}: missing, and the tiles of {one_line(tiles.folder)} are read from it; put it back,"
+                " or run aerialseg tile again"
+            )
+    return files
+
+
+def plan_again(tiles: TileSet) -> list[TileJob]:
+    """Return the scenes' jobs as they were when the set was made; raises what `plan_tiles` raises. Headers only."""
+    scenes, options = _planned_from(tiles)
+    found = plan_tiles(scenes, options, Silent())
+    for name in tiles.scenes:
+        if name in found.failures:
+            raise found.failures[name]
+    return [job for job in found.jobs if job.scene.name in tiles.scenes]
+
+
+def check_unchanged(tiles: TileSet, job: TileJob) -> None:
+    """Raise BadDataError when a scene or its labels are not what they were; reads all of its files."""
+    if job.digest() != tiles.scenes[job.scene.name]:
+        raise BadDataError(
+            f"{one_line(job.scene.image)}: the scene or its labels have changed since the tiles of"
+            f" {one_line(tiles.folder)} were chosen; run the same aerialseg tile command again"
+        )
+
+
+def _planned_from(tiles: TileSet) -> tuple[list[Scene], TilingOptions]:
+    """Return the scenes and options that `describe_sources` wrote down."""
+    folder = tiles.folder.resolve()
+
+    def place(text: str) -> Path:
+        return Path(os.path.normpath(folder / text))
+
+    def maybe(text: str | None) -> Path | None:
+        return None if text is None else place(text)
+
+    try:
+        known = from_values(Sources, tiles.sources)
+        options = TilingOptions(
+            tiles.size, tiles.overlap, known.split, maybe(known.val_area), BandRule(tiles.bands, tiles.scale),
+            known.gsd_m, MaskRule(*known.masks), tuple(map(place, known.vectors)), known.where,
+            maybe(known.labelled_area), known.keep_empty, Access(*known.access), index_only=True,
+            keep_unlabelled=known.keep_unlabelled,
+        )  # fmt: skip
+    except (ValueError, UsageError) as error:
+        raise BadDataError(
+            f"{one_line(tiles.folder)}: its tileset.json does not say what the tiles are read from ({error}); run"
+            " aerialseg tile again"
+        ) from error
+    return [Scene(name, place(image), maybe(mask)) for name, image, mask in known.scenes], options

@@ -97,7 +97,7 @@ class TileSet:
     content: str
     """The manifest's own digest: what the tiles hold, whatever their split is now."""
     sources: dict[str, Any] | None
-    """What the tiles are read from (sources.py) in a set without files of its own; None in one with them."""
+    """What the tiles are read from (`cut.Sources`) in a set without files of its own; None in one with them."""
     scenes: dict[str, str]
     """Scene -> a digest of everything its tiles depend on."""
     classes: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -259,7 +259,7 @@ def write_index(path: Path, tiles: Sequence[TileRecord], boxes: dict[str, GeoBox
     The outlines are in the scenes' CRS if they share one and in longitude and latitude if not; the tiles of a scene
     without georeferencing have none. A style by split is stored in the file.
     """
-    from aerialseg.geo.qgis.styles import write_index_style
+    from aerialseg.geo.styles import write_index_style
 
     crs = common_crs(list(boxes.values()))
     outlines = np.array([_outline(boxes[tile.scene], tile.window, crs) for tile in tiles], dtype=object)

@@ -356,7 +356,7 @@ def test_what_predict_measured_is_no_mask_and_a_folders_name_says_nothing(
 ) -> None:
     mask = np.pad(np.ones((4, 4), np.uint8), 2)
     scene_file(tmp_path / "out/x.tif", mask, nodata=255)
-    for folder in ("agreement", "probability"):
+    for folder in ("disagreement", "agreement", "probability"):
         path = scene_file(tmp_path / "out" / folder / "x.tif", mask * 200, nodata=255)
         with rasterio.open(path, "r+") as dataset:
             dataset.scales = (1 / 254,)

@@ -10,7 +10,7 @@ from pyproj import Transformer
 from rasterio.crs import CRS
 
 from aerialseg.geo.geobox import GeoBox
-from aerialseg.geo.qgis.project import WGS84, around, bounds_in, crs_code, outline
+from aerialseg.geo.project import WGS84, around, bounds_in, crs_code, outline
 
 UTM = CRS.from_epsg(26914)
 CUSTOM = CRS.from_proj4("+proj=tmerc +lat_0=47.5 +lon_0=16.3 +k=0.9999 +x_0=1000 +y_0=-5000000 +ellps=bessel +units=m")

@@ -15,8 +15,8 @@ from small_run import ODD_NAMES
 from aerialseg.errors import OutputError
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.ownership import write_owned
-from aerialseg.geo.qgis.project import MapGroup, MapLayer, compose_project, relative_to
-from aerialseg.geo.qgis.styles import building_renderer, mask_pipe
+from aerialseg.geo.project import MapGroup, MapLayer, compose_project, relative_to
+from aerialseg.geo.styles import building_renderer, mask_pipe
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element

@@ -12,7 +12,7 @@ import pytest
 import rasterio
 from rasterio.enums import ColorInterp
 
-from aerialseg.geo.qgis.styles import (
+from aerialseg.geo.styles import (
     MASK_CLASSES,
     SPLIT_COLOURS,
     write_index_style,
@@ -46,7 +46,7 @@ def test_gdal_reads_a_two_entry_palette_from_the_side_file(tmp_path: Path, scene
 
 
 def test_the_side_file_names_the_classes() -> None:
-    from aerialseg.geo.qgis.styles import _auxiliary
+    from aerialseg.geo.styles import _auxiliary
 
     band = ElementTree.fromstring(_auxiliary(MASK_CLASSES, "building mask")).find("PAMRasterBand")
     assert band is not None

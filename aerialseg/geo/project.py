@@ -26,7 +26,7 @@ from rasterio.warp import transform as reproject_points
 
 from aerialseg.errors import one_line
 from aerialseg.files import PLACEHOLDER
-from aerialseg.geo.qgis.styles import DOCTYPE, QGIS_VERSION
+from aerialseg.geo.styles import DOCTYPE, QGIS_VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -53,6 +53,8 @@ class MaskClass:
 
 
 MASK_CLASSES = (MaskClass(0, "background", (0, 0, 0, 0)), MaskClass(1, "building", (230, 57, 70, 255)))
+
+
 BUILDING_COLOUR = ",".join(map(str, MASK_CLASSES[1].colour[:3]))
 
 
