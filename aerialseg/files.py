@@ -7,18 +7,27 @@ start with `TEMPORARY`, so that what a killed run left behind can be recognised 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import secrets
 import shutil
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from aerialseg.errors import AerialsegError, BadDataError, OutputError, ReadError, StorageError, UsageError, one_line
+from aerialseg import system
+from aerialseg.errors import (
+    AerialsegError,
+    BadDataError,
+    InUseError,
+    OutputError,
+    ReadError,
+    StorageError,
+    UsageError,
+    one_line,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
@@ -43,6 +52,7 @@ def staged(final: Path) -> Iterator[Path]:
     symbolic link at `final` is replaced, never followed. Raises StorageError when the disk is full and OutputError for
     any other refusal of the operating system.
     """
+    _refuse_reserved(final)
     with _output_errors(final), temporary_file(final.parent, final.suffix[-16:]) as temporary:
         yield temporary
         commit(temporary, final)
@@ -57,8 +67,9 @@ def temporary_file(folder: Path, suffix: str) -> Iterator[Path]:
     try:
         yield path
     finally:
-        path.unlink(missing_ok=True)
-        Path(f"{path}.aux.xml").unlink(missing_ok=True)
+        for left in (path, Path(f"{path}.aux.xml")):
+            with suppress(PermissionError):  # open on Windows: a later sweep finds it
+                left.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -81,10 +92,27 @@ def working_folder(parent: Path) -> Iterator[Path]:
 
 
 def commit(temporary: Path, final: Path) -> None:
-    """Flush `temporary` to the disk and rename it to `final` in the same folder."""
+    """Flush `temporary` to the disk and rename it to `final` in the same folder.
+
+    Raises InUseError when another program keeps `final` from being replaced, as on Windows: it is as it was, and the
+    new file stays beside it until the next sweep.
+    """
     with temporary.open("rb+") as stream:
         os.fsync(stream.fileno())
-    temporary.replace(final)
+    try:
+        system.replace(temporary, final)
+    except OSError as error:
+        if not system.is_in_use(error, final):
+            raise
+        kept = final.with_name(f"{TEMPORARY}new-{final.name}")
+        temporary.replace(kept)
+        raise InUseError(f"{_in_use(final)} (what was to replace it is in {one_line(kept.name)})") from error
+
+
+def remove(path: Path) -> None:
+    """Remove a file that may be gone already; raises OutputError when the operating system refuses."""
+    with _output_errors(path):
+        path.unlink(missing_ok=True)
 
 
 def reserve(folder: Path, suffix: str) -> Path:
@@ -131,6 +159,7 @@ def prepare_output_folder(folder: Path) -> None:
         str(folder.absolute()).encode()
     except UnicodeEncodeError as error:
         raise BadDataError(f"{one_line(folder)}: the folder's name is not UTF-8; give another one with -o") from error
+    _refuse_reserved(folder)
     with _output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         reserve(folder, "").unlink(missing_ok=True)  # another run may sweep here
@@ -166,18 +195,18 @@ def locked(
     with _output_errors(folder / LOCK):
         stream = (folder / LOCK).open("a")
     with stream:
-        alone = _lock(stream, fcntl.LOCK_EX)
+        alone = _lock(stream)
         if alone:
             on_exclusive()
         held, deadline = alone and not shared, time.monotonic() + SHARING_S
-        while shared and not (held := _lock(stream, fcntl.LOCK_SH)) and time.monotonic() < deadline:
+        while shared and not (held := _lock(stream, shared=True)) and time.monotonic() < deadline:
             if waiting is not None:
                 waiting()
             time.sleep(POLL_S)
         while waiting is not None and not shared and not held:
             waiting()
             time.sleep(POLL_S)
-            held = _lock(stream, fcntl.LOCK_EX)
+            held = _lock(stream)
         if not held:
             raise OutputError(
                 f"{one_line(folder)}: another aerialseg run is writing here; wait for it, or give another -o"
@@ -185,20 +214,17 @@ def locked(
         yield alone
 
 
-def _lock(stream: IO[str], kind: int) -> bool:
+def _lock(stream: IO[str], *, shared: bool = False) -> bool:
     """Try to lock an open file; return False when somebody holds it otherwise."""
     try:
-        fcntl.flock(stream, kind | fcntl.LOCK_NB)
+        return system.try_lock(stream, shared=shared)
     except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN):
-            return False
         if error.errno in LOCKLESS:
             raise OutputError(
                 f"{one_line(Path(stream.name).parent)}: its disk knows no locks ({error.strerror}), so a second run"
                 " would go unnoticed; write to a local disk with -o and copy the result, or mount it with locks"
             ) from error
         raise output_error(Path(stream.name), error) from error
-    return True
 
 
 def sweep(folder: Path, keep: Collection[Path] = ()) -> int:
@@ -214,7 +240,8 @@ def sweep(folder: Path, keep: Collection[Path] = ()) -> int:
     stale = [path for path in found if path.name != LOCK and not any(map(path.is_relative_to, others))]
     stale = [path for path in stale if path not in keep]
     for path in stale:
-        path.unlink(missing_ok=True)
+        with suppress(PermissionError):  # open on Windows
+            path.unlink(missing_ok=True)
     return len(stale) + swept
 
 
@@ -227,6 +254,7 @@ def _sweep_folder(folder: Path) -> bool:
             shutil.rmtree(folder, ignore_errors=True)
     except OutputError:
         return False
+    shutil.rmtree(folder, ignore_errors=True)  # on Windows the lock file stays as long as it is open
     return True
 
 
@@ -257,8 +285,21 @@ def output_error(final: Path, error: OSError) -> AerialsegError:
         free = shutil.disk_usage(final.parent).free / 1e6
         shown, folder = one_line(lasting(final)), one_line(lasting(final.parent))
         return StorageError(f"{shown}: no space on {folder}: {free:,.1f} MB free; free some and run again")
+    if system.is_in_use(error, final):
+        return InUseError(_in_use(final))
     reason = error.strerror or str(error)
     return OutputError(f"{one_line(final)}: cannot be written: {reason}; give another folder with -o")
+
+
+def _in_use(final: Path) -> str:
+    return f"{one_line(final)}: is open in another program, QGIS perhaps; close it and run again"
+
+
+def _refuse_reserved(final: Path) -> None:
+    """Raise OutputError for a path that Windows would take for another one, or for a device."""
+    name = system.reserved_name(final)
+    if name is not None:
+        raise OutputError(f"{one_line(final)}: Windows has no files called {one_line(name)}; give another name")
 
 
 @contextmanager

@@ -139,7 +139,7 @@ def test_a_container_s_limit_bounds_the_memory(tmp_path: Path) -> None:
     assert doctor.available_memory(tmp_path) == 32_000_000 * 1024
     write(tmp_path / "sys/fs/cgroup/memory.max", "3000000000\n")
     assert doctor.available_memory(tmp_path) == 2_000_000_000
-    assert doctor.available_memory(tmp_path / "elsewhere") is None
+    assert doctor.available_memory(tmp_path / "elsewhere") > 1_000_000  # asks psutil
 
 
 def test_the_processors_are_those_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 from aerialseg.counts import QUANTA
 from aerialseg.errors import AerialsegError, UsageError, one_line
-from aerialseg.files import refuse_input_as_output
+from aerialseg.files import refuse_input_as_output, remove
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.geopackage import feature_tables
 from aerialseg.geo.opening import open_raster
@@ -131,7 +131,7 @@ def write_collection(run: Run, results: Sequence[SceneResult], buildings: Path |
         _write(path, content, say, overwrite=overwrite)
     for path in sorted(set((out / STAC / ITEMS).glob("*.json")).difference(stac)):
         if owner_of(path, "collection") == "ours" and not _mask_in(path).is_file():
-            path.unlink()
+            remove(path)
     _note_others(out, sheets, run.progress)
     groups = (
         MapGroup("", _polygons(buildings, say)),
@@ -170,7 +170,7 @@ def write_mosaics(
     mosaics = compose_mosaics(folder, parts, kind, say)
     for stale in sorted(set(folder.glob("mosaic*.vrt")).difference(mosaic.path for mosaic in mosaics)):
         if owner_of(stale, "collection") == "ours":
-            stale.unlink()
+            remove(stale)
     for mosaic in mosaics:
         _write(mosaic.path, mosaic.content, say, overwrite=overwrite)
     return mosaics

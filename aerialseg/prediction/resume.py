@@ -7,7 +7,6 @@ strips become is `outputs`' business.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import struct
@@ -17,6 +16,7 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
+from aerialseg import system
 from aerialseg.errors import StorageError, one_line
 from aerialseg.files import TEMPORARY, output_error, reserve
 
@@ -66,8 +66,10 @@ class ResumeFile:
 
     def remove(self) -> None:
         """Remove the file, for its scene is finished, or has to be begun anew."""
-        self.path.unlink(missing_ok=True)
-        self.release()
+        if self.claim is None:
+            self.path.unlink(missing_ok=True)
+        else:
+            system.remove_locked(self.path, self.claim)
 
     def release(self) -> None:
         """Leave the file for another run to go on from."""
@@ -117,7 +119,9 @@ class ResumeFile:
                     stream.flush()
                     if not told and key.done() and key.exception() is None:
                         told = True
-                        os.pwrite(stream.fileno(), self._head(key.result()), 0)
+                        stream.seek(0)
+                        stream.write(self._head(key.result()))
+                        stream.seek(0, os.SEEK_END)
         except OSError as error:
             raise output_error(self.path, error) from error
 
@@ -168,8 +172,7 @@ def forget_resume_file(out: Path, name: str) -> None:
     """Remove what is left of a scene that is finished, unless another process is at it."""
     path = resume_path(out, name)
     if path.exists() and (claim := _claim(path)) is not None:
-        path.unlink(missing_ok=True)
-        claim.close()
+        system.remove_locked(path, claim)
 
 
 def _claim(path: Path) -> IO[bytes] | None:
@@ -177,12 +180,11 @@ def _claim(path: Path) -> IO[bytes] | None:
     while True:
         stream = path.open("ab")
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not system.try_lock(stream):
+                stream.close()
+                return None
             if os.path.samestat(os.fstat(stream.fileno()), path.stat()):
                 return stream
-        except BlockingIOError:
-            stream.close()
-            return None
         except FileNotFoundError:
             pass
         stream.close()  # its owner finished, and removed it, in between

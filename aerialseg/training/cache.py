@@ -22,7 +22,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 from zlib import crc32
 
 import numpy as np
@@ -31,7 +31,7 @@ from rasterio.windows import Window
 
 from aerialseg.counts import BUILDING
 from aerialseg.errors import BadDataError, ConfigError, NoInputError, OutputError, ReadError, StorageError, one_line
-from aerialseg.files import locked, prepare_output_folder, require_space, staged, sweep
+from aerialseg.files import locked, prepare_output_folder, remove, require_space, staged, sweep
 from aerialseg.geo.digest import content_stamp, file_stamp
 from aerialseg.geo.opening import open_raster, raster_errors
 from aerialseg.training.batches import wait_for
@@ -129,7 +129,7 @@ def open_tiles(tiles: TileSet, section: DataSection, readers: Readers, progress:
             if isinstance(found := find(), TileCache):
                 return found  # somebody else made it meanwhile
             needed = len(contents.stamps) * (contents.record + TABLE_BYTES)
-            path.unlink(missing_ok=True)
+            remove(path)
             sweep(path.parent)
             require_space(path.parent, needed)
             tiles_in_all = f"{len(contents.stamps):,} tiles, {needed / 1e6:,.0f} MB"
@@ -181,7 +181,7 @@ def open_cache(
         return "is not there"
     try:
         with path.open("rb") as stream:
-            table = _read_table(stream.fileno())
+            table = _read_table(stream)
             held = {name: stamp for name, stamp, _ in table["tiles"]}
             expected = [FORMAT, wanted.digest, wanted.size, wanted.bands]
             if [table[key] for key in ("format", "digest", "size", "bands")] == expected and (
@@ -296,12 +296,12 @@ def _stamp(look: Callable[[Path], str], *paths: Path) -> str:
         raise NoInputError(f"{one_line(error.filename)}: {error.strerror}; run aerialseg tile again") from error
 
 
-def _read_table(descriptor: int) -> dict[str, Any]:
+def _read_table(stream: IO[bytes]) -> dict[str, Any]:
     """Return the table at the end of a cache; raises ValueError when it is not whole or not where it should be."""
-    size = os.fstat(descriptor).st_size
-    length, digest = TAIL.unpack(os.pread(descriptor, TAIL.size, max(0, size - TAIL.size)).rjust(TAIL.size, b"\0"))
+    size = stream.seek(0, os.SEEK_END)
+    length, digest = TAIL.unpack(_read_at(stream, max(0, size - TAIL.size), TAIL.size).rjust(TAIL.size, b"\0"))
     begin = size - TAIL.size - length
-    text = os.pread(descriptor, length, begin) if begin >= 0 else b""
+    text = _read_at(stream, begin, length) if begin >= 0 else b""
     if hashlib.sha256(text).digest() != digest:
         raise ValueError("its end is missing")
     table: dict[str, Any] = parse_json(text)
@@ -310,10 +310,15 @@ def _read_table(descriptor: int) -> dict[str, Any]:
     return table
 
 
+def _read_at(stream: IO[bytes], place: int, size: int) -> bytes:
+    stream.seek(place)
+    return stream.read(size)
+
+
 def _check_record(path: Path, number: int, size: int, crc: int) -> None:
     """Read one record and compare it with its checksum: an I/O error comes as one, which the map would not give."""
     with path.open("rb", buffering=0) as stream:
-        content = os.pread(stream.fileno(), size, number * size)
+        content = _read_at(stream, number * size, size)
     if len(content) != size or crc32(content) != crc:
         raise ReadError(f"tile {number + 1} is not as it was written")
 

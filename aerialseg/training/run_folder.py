@@ -24,6 +24,7 @@ from aerialseg.files import (
     locked,
     prepare_output_folder,
     refuse_input_as_output,
+    remove,
     sweep,
     write_json,
     write_text,
@@ -124,7 +125,7 @@ def begin_run(run: Path, config: TrainConfig) -> None:
     """Clear away what an earlier run left, except its model, and write down what is trained now."""
     for pattern in (LAST, PREVIOUS, METRICS, CURVES, EVENTS, RUN):
         for stale in run.glob(pattern):
-            stale.unlink()
+            remove(stale)
     write_text(run / CONFIG, RUN_COMMENT + to_toml(config))
 
 

@@ -22,6 +22,7 @@ from aerialseg.files import (
     locked,
     prepare_output_folder,
     refuse_input_as_output,
+    remove,
     sweep,
     usable_processors,
     write_json,
@@ -158,7 +159,7 @@ def tile_scenes(
         (out / FOLDER).mkdir(parents=True, exist_ok=True)
         if edits:
             write_json(out / FOLDER / EDITS, edits)
-        (out / MANIFEST).unlink(missing_ok=True)
+        remove(out / MANIFEST)
         for job, cuts in _cut_all(todo, None if options.index_only else out, options, progress):
             if isinstance(cuts, AerialsegError):
                 set_aside(failures, job.scene, cuts, plan.given, progress)
@@ -357,14 +358,14 @@ def finish_set(
     drop_records(folder, [job.stem for job in jobs if job.scene.name in done])
     write_index(folder / INDEX, [replace(tile, split=edits.get(tile.name, tile.split)) for tile in tiles], boxes)
     write_manifest(folder, body, tiles)
-    (folder / FOLDER / EDITS).unlink(missing_ok=True)
+    remove(folder / FOLDER / EDITS)
 
 
 def remove_stale(folder: Path, names: set[str]) -> None:
     """Remove tiles that an earlier run made and this one did not, known by their tag."""
     for path in [path for part in PARTS for path in sorted((folder / part).glob("*.tif")) if path.stem not in names]:
         if mark_of(path, "tile") == path.stem:
-            path.unlink()
+            remove(path)
 
 
 def total_left_out(records: Sequence[SceneRecord]) -> dict[str, int]:

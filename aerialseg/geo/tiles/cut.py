@@ -26,10 +26,15 @@ import numpy as np
 from rasterio.windows import Window
 
 from aerialseg.counts import BUILDING, UNLABELLED
+<<<<<<< HEAD
+from aerialseg.files import remove, write_text
+from aerialseg.geo.labels import open_labels
+=======
 from aerialseg.errors import BadDataError, NoInputError, UsageError, one_line
 from aerialseg.files import write_text
 from aerialseg.geo.inspection import Access, BandRule
 from aerialseg.geo.labels import MaskRule, open_labels
+>>>>>>> main
 from aerialseg.geo.opening import is_tiff, open_raster
 from aerialseg.geo.ownership import TILE_TAG
 from aerialseg.geo.raster import read_window
@@ -298,7 +303,7 @@ def drop_records(folder: Path, keep: Iterable[str]) -> None:
     kept = {_path(folder, stem).name for stem in keep}
     for path in (folder / FOLDER).glob("*.json"):
         if path.name not in kept:
-            path.unlink()
+            remove(path)
 
 
 def _path(folder: Path, stem: str) -> Path:
