@@ -346,6 +346,7 @@ def finish_set(
         "overlap": options.overlap,
         "bands": options.bands.bands,
         "scale": options.bands.scale,
+        **options.bands.marks,
         "gsd_m": float(f"{statistics.median(known):.6g}") if known else None,
         **_statistics(records),
         "left_out": total_left_out(records),
