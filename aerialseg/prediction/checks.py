@@ -7,7 +7,7 @@ noted of them, is `run`'s business.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from aerialseg.errors import AerialsegError, BadDataError, Stopped, UsageError, one_line
@@ -81,7 +81,7 @@ class Run:
     def rule(self) -> BandRule:
         """The card's bands and scale, unless the user gave others."""
         chosen = self.options.rule
-        return BandRule(chosen.bands or self.card.band_indexes, chosen.scale or self.card.scale)
+        return replace(chosen, bands=chosen.bands or self.card.band_indexes, scale=chosen.scale or self.card.scale)
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -95,6 +95,7 @@ class Run:
             "precision": self.options.precision,
             "bands": self.rule.bands,
             "scale": self.rule.scale,
+            **self.rule.marks,
         }
 
     def digest(self, path: Path) -> str:

@@ -22,6 +22,7 @@ from aerialseg.geo.inspection import inspect_scene
 from aerialseg.geo.opening import open_raster
 from aerialseg.geo.scenes import SUFFIXES, Scene, find_scenes
 from aerialseg.geo.tiles.tileset import INDEX, MANIFEST, load_tileset, read_tileset
+from aerialseg.geo.validity import tagged_alpha
 from aerialseg.models.package import FILE_NAME, KEY, find_model, read_card
 from aerialseg.values import parse_json, to_values
 
@@ -261,11 +262,11 @@ def _mask_kind(dataset: DatasetReader, path: Path) -> str:
 
     flags = dataset.mask_flag_enums[0]
     if MaskFlags.all_valid in flags:
-        return "none: every pixel is valid"
+        return "none: every pixel counts as valid"
     if MaskFlags.alpha in flags:
         return "alpha band"
     if MaskFlags.nodata in flags:
-        return "nodata value"
+        return "nodata value" if tagged_alpha(dataset) is None else "nodata value and alpha band"
     return "a .msk file beside it" if Path(f"{path}.msk").exists() else "a mask inside the file"
 
 
