@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from aerialseg.errors import UsageError, one_line
 from aerialseg.evaluation.error_maps import BUILDINGS, check_error_folder, error_path, write_error_maps
-from aerialseg.evaluation.polygons import AreaOfInterest, score_polygons
+from aerialseg.evaluation.polygons import area_of_interest, score_polygons
 from aerialseg.evaluation.report import PageOptions, check_claims, check_report_path, write_report
 from aerialseg.evaluation.scores import EvaluateOptions, decide_rules, evaluate_pairs
 from aerialseg.files import refuse_input_as_output
@@ -23,9 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from aerialseg.evaluation.pairs import Pair
-    from aerialseg.evaluation.polygons import PolygonScores
     from aerialseg.evaluation.results import EvaluationReport
-    from aerialseg.geo.vectors import VectorLayer
     from aerialseg.progress import Progress
 
 
@@ -60,7 +58,10 @@ def evaluate(
     drawn = None if extras.polygons is None else read_layer(extras.polygons, empty_ok=True)
     found = evaluate_pairs(pairs, options, progress)
     if drawn is not None:
-        found = replace(found, polygons=_score_polygons(drawn, pairs, options))
+        true = [read_layer(vectors, where=options.where) for vectors in pairs[0].vectors]
+        area = None if options.labelled_area is None else read_layer(options.labelled_area)
+        predictions = [pair.prediction for pair in pairs]
+        found = replace(found, polygons=score_polygons(drawn, true, *area_of_interest(predictions, area)))
         found = _with_warnings(found, drawn.warnings, progress)
     found = _with_warnings(found, [*leaks, *check_claims(pairs, found.overall.building_fraction)], progress)
     if extras.report is not None:
@@ -92,12 +93,6 @@ def _check(pairs: Sequence[Pair], options: EvaluateOptions, extras: Extras, read
         check_report_path(extras.report, pairs, overwrite=extras.overwrite)
     if extras.errors is not None:
         check_error_folder(extras.errors, pairs, overwrite=extras.overwrite)
-
-
-def _score_polygons(predicted: VectorLayer, pairs: Sequence[Pair], options: EvaluateOptions) -> PolygonScores:
-    true = [read_layer(vectors, where=options.where) for vectors in pairs[0].vectors]
-    area = None if options.labelled_area is None else read_layer(options.labelled_area)
-    return score_polygons(predicted, true, AreaOfInterest.of(pairs, area))
 
 
 def _with_warnings(report: EvaluationReport, warnings: Sequence[str], progress: Progress) -> EvaluationReport:
