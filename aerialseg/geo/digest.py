@@ -1,7 +1,7 @@
 """A digest of what a raster or vector file says, side files included: how "is it done?" is decided, never by times.
 
 A digest vouches for what was read only if nothing changed between the first look at a file and the last: that is told
-from outside, by size, time and inode, which `seen` notes before a header is read and `refuse_changed` compares at last.
+from outside, by size, time and inode, which `seen` notes before a header is read and `what_changed` compares at last.
 Of a GDAL `.aux.xml` counts what it says of the raster, without what looking at the raster in a GIS adds to it. What the
 pixels or polygons mean is not known here.
 """
@@ -65,11 +65,10 @@ def seen(paths: Iterable[Path | None]) -> dict[Path, str]:
     return {path: _seen(path) for path in paths if path is not None}
 
 
-def refuse_changed(before: Mapping[Path, str], done: str) -> None:
-    """Raise BadDataError naming the first file that no longer looks as it did `before`: while it was `done`."""
-    for path, look in before.items():
-        if _seen(path) != look:
-            raise BadDataError(f"{one_line(path)}: changed while it was {done}; run again")
+def what_changed(before: Mapping[Path, str], done: str) -> BadDataError | None:
+    """Return an error naming the first file that no longer looks as it did `before`: while it was `done`; or None."""
+    changed = next((path for path, look in before.items() if _seen(path) != look), None)
+    return None if changed is None else BadDataError(f"{one_line(changed)}: changed while it was {done}; run again")
 
 
 def _seen(path: Path) -> str:

@@ -484,7 +484,7 @@ def test_row_41_an_input_that_changes_meanwhile_fails_its_scene_and_counts_for_n
         else:
             fresh = scene_file if changes.startswith("images") else mask_file
             fresh(tmp_path / "new.tif", seed=9, transform=(0.3, 0.0, 700000.0, 0.0, -0.3, 3347000.0))
-            os.replace(tmp_path / "new.tif", inputs / changes)
+            (tmp_path / "new.tif").replace(inputs / changes)
 
     def read(*arguments: Any) -> Any:
         result = real(*arguments)
@@ -542,7 +542,7 @@ def test_row_41_a_scene_replaced_under_the_command_is_cut_again_by_the_next_run(
     while not list((tmp_path / "set" / "images").glob("*.tif")):
         assert work.poll() is None, work.communicate()
         time.sleep(0.01)
-    os.replace(other, scene)
+    other.replace(scene)
     err = work.communicate()[1]
     assert work.returncode == 65 and one_error(err).endswith("images/a.tif: changed while it was cut; run again")
     assert not (tmp_path / "set" / "tileset.json").exists()

@@ -26,7 +26,7 @@ from aerialseg.files import (
     usable_processors,
     write_json,
 )
-from aerialseg.geo.digest import refuse_changed
+from aerialseg.geo.digest import what_changed
 from aerialseg.geo.ownership import check_overwrite, mark_of
 from aerialseg.geo.tiles.cut import (
     FOLDER,
@@ -190,22 +190,13 @@ def _digests(
             try:
                 digests[job.stem] = digest.result()
             except ReadError as error:
-                reason = _changed(job)
+                reason = what_changed(job.seen, "cut")
                 if reason is None or options.fail_fast:
                     raise reason or error from error
                 set_aside(failures, job.scene, reason, plan.given, progress)
             progress.advance(1, job.scene.name)
     progress.finish()
     return digests
-
-
-def _changed(job: TileJob) -> BadDataError | None:
-    """Return what to say when an input of a scene is no longer what it was when it was planned."""
-    try:
-        refuse_changed(job.seen, "cut")
-    except BadDataError as error:
-        return error
-    return None
 
 
 def _known(out: Path, jobs: Sequence[TileJob], digests: Mapping[str, str]) -> dict[str, SceneRecord]:
@@ -238,7 +229,7 @@ def _cut_all(
                         raise
                     failure = failure or error
                 progress.advance(_mpx(row), job.scene.name)
-            changed = _changed(job)
+            changed = what_changed(job.seen, "cut")
             if changed is not None and options.fail_fast:
                 raise changed
             yield job, changed or failure or cuts
