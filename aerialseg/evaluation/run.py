@@ -13,8 +13,9 @@ from aerialseg.errors import UsageError, one_line
 from aerialseg.evaluation.error_maps import BUILDINGS, check_error_folder, error_path, write_error_maps
 from aerialseg.evaluation.polygons import area_of_interest, score_polygons
 from aerialseg.evaluation.report import check_claims, check_report_path, make_report
-from aerialseg.evaluation.scores import EvaluateOptions, decide_rules, evaluate_pairs
+from aerialseg.evaluation.scores import EvaluateOptions, decide_rules, evaluate_pairs, look_at
 from aerialseg.files import refuse_input_as_output, write_text
+from aerialseg.geo.digest import seen, what_changed
 from aerialseg.geo.scenes import find_scenes
 from aerialseg.geo.tiles.tileset import find_leaks
 from aerialseg.geo.vectors import read_layer
@@ -53,6 +54,7 @@ def evaluate(
     Raises UsageError for options that contradict each other, and what the parts of the work raise.
     """
     _check(pairs, options, extras, read)
+    looks = {**look_at(pairs, options), **seen([extras.polygons])}
     scenes = [(pair.name, pair.prediction) for pair in pairs]
     leaks = [] if extras.trained_on is None else find_leaks(extras.trained_on, scenes)
     drawn = None if extras.polygons is None else read_layer(extras.polygons, empty_ok=True)
@@ -71,6 +73,8 @@ def evaluate(
         wrong = write_error_maps(extras.errors, pairs, decide_rules(pairs, options)[0], progress)
         missed, invented = wrong["missed"], wrong["invented"]
         progress.say(f"{missed:,} missed and {invented:,} invented buildings in {one_line(extras.errors)}")
+    if (changed := what_changed(looks, "evaluated")) is not None:
+        raise changed
     return found
 
 

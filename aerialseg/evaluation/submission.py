@@ -21,6 +21,7 @@ import numpy as np
 from aerialseg.errors import BadDataError, NoInputError, ReadError, StorageError, one_line
 from aerialseg.evaluation.pairs import is_measure
 from aerialseg.files import staged, working_folder
+from aerialseg.geo.digest import seen, what_changed
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.labels import ResolvedRule, decide_rule, read_mask
 from aerialseg.geo.opening import create_raster, open_raster, raster_errors, refuse_remote, writing_errors
@@ -91,6 +92,7 @@ def write_submission(
     """
     found, left_out = _find_masks(predictions, expected)
     warnings = [f"{len(left_out)} masks are of no test scene and are left out: {_listed(left_out)}"] if left_out else []
+    looks = seen(found.values())
     rule = decide_rule(list(found.values()))
     progress.start("submit", 2 * len(found), "mask")
     with working_folder(out.parent) as folder, staged(out) as temporary:
@@ -106,6 +108,8 @@ def write_submission(
                 archive.writestr(entry, mask.read_bytes())
                 mask.unlink()
                 progress.advance(1, note=name)
+        if (changed := what_changed(looks, "packed")) is not None:
+            raise changed
         checked = check_submission(temporary, expected, progress, called=out)
     progress.finish()
     return Submission(out, checked.files, form, checked.size, checked.building, tuple(warnings))

@@ -1,5 +1,7 @@
 """A digest of what a raster or vector file says, side files included: how "is it done?" is decided, never by times.
 
+A digest vouches for what was read only if nothing changed between the first look at a file and the last: that is told
+from outside, by size, time and inode, which `seen` notes before a header is read and `what_changed` compares at last.
 Of a GDAL `.aux.xml` counts what it says of the raster, without what looking at the raster in a GIS adds to it. What the
 pixels or polygons mean is not known here.
 """
@@ -12,10 +14,11 @@ import xml.etree.ElementTree as ET
 from typing import TYPE_CHECKING
 from xml.parsers import expat
 
+from aerialseg.errors import BadDataError, one_line
 from aerialseg.files import sha256_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
 PAM = ".aux.xml"
@@ -52,6 +55,30 @@ def content_stamp(path: Path) -> str:
     It changes whenever the digest does, and at times when that does not. Raises OSError for a missing file.
     """
     return " ".join([file_stamp(path), *_beside(path, file_stamp)])
+
+
+def seen(paths: Iterable[Path | None]) -> dict[Path, str]:
+    """Return what each file and its side files look like from outside before anything of it is read.
+
+    Sizes, times of change and inodes; empty for a file that cannot be found, which whoever reads it will say.
+    """
+    return {path: _seen(path) for path in paths if path is not None}
+
+
+def what_changed(before: Mapping[Path, str], done: str) -> BadDataError | None:
+    """Return an error naming the first file that no longer looks as it did `before`: while it was `done`; or None."""
+    changed = next((path for path, look in before.items() if _seen(path) != look), None)
+    return None if changed is None else BadDataError(f"{one_line(changed)}: changed while it was {done}; run again")
+
+
+def _seen(path: Path) -> str:
+    def look(file: Path) -> str:
+        return f"{file_stamp(file)}:{file.stat().st_ino}"
+
+    try:
+        return " ".join([look(path), *_beside(path, look)])
+    except OSError:  # gone, or going
+        return ""
 
 
 def side_files(path: Path) -> list[Path]:

@@ -15,6 +15,7 @@ from urllib.parse import unquote
 from aerialseg.drawing import frame, read_small, save_png, sheet, thumbnail
 from aerialseg.errors import BadDataError, NoInputError, UsageError, one_line
 from aerialseg.files import locked, prepare_output_folder, refuse_input_as_output, sweep
+from aerialseg.geo.digest import seen, what_changed
 from aerialseg.geo.opening import open_raster
 from aerialseg.geo.outputs import is_of_another_run, left_out_note
 from aerialseg.geo.ownership import check_overwrite
@@ -75,7 +76,10 @@ def write_previews(
         progress.start("preview", sum(map(_mpx, found)), "Mpx")
         thumbnails = []
         for item in found:
-            name, scene = one_line(item.name), read_small(item.scene, item.mask, item.probability, size, progress)
+            name, looks = one_line(item.name), seen(item.files)
+            scene = read_small(item.scene, item.mask, item.probability, size, progress)
+            if (changed := what_changed(looks, "drawn")) is not None:
+                raise changed
             save_png(targets[item.name], frame(scene, name))
             thumbnails.append((name, thumbnail(scene, len(found))))
         progress.finish()

@@ -22,7 +22,7 @@ from pyproj.exceptions import CRSError
 from aerialseg.errors import BadDataError, NoInputError, OutputError, UsageError, one_line
 from aerialseg.files import TEMPORARY, locked, prepare_output_folder, refuse_input_as_output, staged
 from aerialseg.geo.adjacency import connect_grids
-from aerialseg.geo.digest import content_digest
+from aerialseg.geo.digest import content_digest, seen, what_changed
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.geopackage import is_open_elsewhere
 from aerialseg.geo.labels import decide_rule
@@ -208,6 +208,7 @@ def write_buildings(
     require_writer(target)
     crs = _target_crs(target, options)
     mark = _mark_of_older(layers, target, overwrite=overwrite)
+    looks = seen(path for layer in layers for path in (layer.mask, layer.probability))
     mosaics = group_masks([check_mask(layer, max_pixels) for layer in layers])
     tables = _by_layer(mosaics, target, crs)
     digest = _digest(layers, target, options)
@@ -223,6 +224,8 @@ def write_buildings(
     with staged(target) as temporary, _cleared(temporary):
         file = create_buildings(temporary, target, digest)
         _write(file, tables, rule, shaping, counts, progress)
+        if (changed := what_changed(looks, "traced")) is not None:
+            raise changed
         embed_digest_in(temporary)
         _require_replaceable(target, overwrite=overwrite)
     return BuildingsReport(target, tuple(tables), counts.kept, counts.removed, counts.unregularised)

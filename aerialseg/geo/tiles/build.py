@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from aerialseg.errors import AerialsegError, BadDataError, NoInputError, OutputError, one_line
+from aerialseg.errors import AerialsegError, BadDataError, NoInputError, OutputError, ReadError, one_line
 from aerialseg.files import (
     locked,
     prepare_output_folder,
@@ -27,6 +27,7 @@ from aerialseg.files import (
     usable_processors,
     write_json,
 )
+from aerialseg.geo.digest import what_changed
 from aerialseg.geo.ownership import check_overwrite, mark_of
 from aerialseg.geo.tiles.cut import (
     FOLDER,
@@ -60,7 +61,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from aerialseg.geo.scenes import Scene
-    from aerialseg.geo.tiles.plan import PlannedTile
+    from aerialseg.geo.tiles.plan import PlannedTile, TilingPlan
 
     Row = Sequence[PlannedTile]
 
@@ -155,13 +156,10 @@ def tile_scenes(
     with locked(out):
         sweep(out)
         before, edits = look_before(out, overwrite=options.overwrite)
-        failures, digests = dict(plan.failures), _digests(plan.jobs, options, progress)
-        records: dict[str, SceneRecord] = {}
-        for job in () if options.overwrite else plan.jobs:
-            known = load_record(out, job.stem)
-            if known is not None and known.digest == digests[job.stem] and known.holds(out):
-                records[job.stem] = known
-        todo = [job for job in plan.jobs if job.stem not in records]
+        failures = dict(plan.failures)
+        digests = _digests(plan, failures, options, progress)
+        records = {} if options.overwrite else _known(out, plan.jobs, digests)
+        todo = [job for job in plan.jobs if job.stem in digests and job.stem not in records]
         sources = describe_sources(plan.jobs, options, out) if options.index_only else None
         if not todo and is_finished(out, before, list(records.values()), failures, sources):
             return _report(out, list(records.values()), [], failures, began)
@@ -191,16 +189,34 @@ def _threads(options: TilingOptions) -> int:
     return options.threads or min(MAX_THREADS, usable_processors() + 2)
 
 
-def _digests(jobs: Sequence[TileJob], options: TilingOptions, progress: Progress) -> dict[str, str]:
-    """Return each scene's digest by stem; all input files are read once."""
+def _digests(
+    plan: TilingPlan, failures: dict[str, AerialsegError], options: TilingOptions, progress: Progress
+) -> dict[str, str]:
+    """Return each scene's digest by stem; all input files are read once. What has changed by now joins `failures`."""
     digests = {}
-    progress.start("comparing", len(jobs), "scene")
+    progress.start("comparing", len(plan.jobs), "scene")
     with ThreadPoolExecutor(_threads(options)) as pool:
-        for job, digest in zip(jobs, pool.map(TileJob.digest, jobs), strict=True):
-            digests[job.stem] = digest
+        for job, digest in [(job, pool.submit(job.digest)) for job in plan.jobs]:
+            try:
+                digests[job.stem] = digest.result()
+            except ReadError as error:
+                reason = what_changed(job.seen, "cut")
+                if reason is None or options.fail_fast:
+                    raise reason or error from error
+                set_aside(failures, job.scene, reason, plan.given, progress)
             progress.advance(1, job.scene.name)
     progress.finish()
     return digests
+
+
+def _known(out: Path, jobs: Sequence[TileJob], digests: Mapping[str, str]) -> dict[str, SceneRecord]:
+    """Return the records, by stem, of the scenes that an earlier run made from the same inputs."""
+    known = [(job.stem, load_record(out, job.stem)) for job in jobs if job.stem in digests]
+    return {
+        stem: record
+        for stem, record in known
+        if record is not None and record.digest == digests[stem] and record.holds(out)
+    }
 
 
 def _cut_all(
@@ -223,7 +239,10 @@ def _cut_all(
                         raise
                     failure = failure or error
                 progress.advance(_mpx(row), job.scene.name)
-            yield job, failure or cuts
+            changed = what_changed(job.seen, "cut")
+            if changed is not None and options.fail_fast:
+                raise changed
+            yield job, changed or failure or cuts
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         progress.finish()
