@@ -117,6 +117,11 @@ def one_line(text: str | Path) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text))
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number of things in words: 1 building, 6,621 buildings."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def first_line(error: BaseException) -> str:
     """Return what another library's error says first, or its kind when it says nothing."""
     return one_line(str(error).strip().partition("\n")[0][:200]) or type(error).__name__

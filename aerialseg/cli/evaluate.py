@@ -65,6 +65,9 @@ def evaluate(
             help="Predicted polygons, judged by those of --masks: PoLiS, angles, corners.", show_default=False
         ),
     ] = None,
+    min_area_m2: Annotated[
+        float, typer.Option("--min-area-m2", help="Leave smaller polygons out of --polygons, true and predicted alike.")
+    ] = 0.0,
     report: Annotated[
         Path | None,
         typer.Option(help="Write a page with scores, pictures and curves: report.html.", show_default=False),
@@ -112,6 +115,7 @@ def evaluate(
     chosen = EvaluateOptions(rule, access, not pixels_only, where, labelled_area, filtered)
     extras = run.Extras(
         polygons,
+        min_area_m2,
         trained_on,
         report,
         errors,

@@ -35,7 +35,14 @@ def predict(
         bool,
         typer.Option("--polygons", help="Write buildings.gpkg over all scenes too (with --probability); shape it by:"),
     ] = False,
-    min_area_m2: Annotated[float, typer.Option("--min-area-m2", help="Leave smaller buildings out of them.")] = 0.0,
+    min_area_m2: Annotated[
+        float | None,
+        typer.Option(
+            "--min-area-m2",
+            help="Leave smaller buildings out of them; 0 keeps all.",
+            show_default="the larger of 4 and nine pixels, holes alike",
+        ),
+    ] = None,
     crs: Annotated[
         str | None, typer.Option(help="Reproject them to this CRS, as EPSG:25832.", show_default="each scene's own")
     ] = None,

@@ -98,9 +98,15 @@ class PolygonScores:
         return {name: None if value != value else value for name, value in values.items()}
 
 
-def score_polygons(predicted: VectorLayer, true: Sequence[VectorLayer], ground: AreaOfInterest) -> PolygonScores:
-    """Compare the predicted polygons with those of true vector files, on the ground where both are known."""
-    own, other = _moved([predicted], ground.metric), _moved(true, ground.metric)
+def score_polygons(
+    predicted: VectorLayer, true: Sequence[VectorLayer], ground: AreaOfInterest, min_area_m2: float = 0.0
+) -> PolygonScores:
+    """Compare the predicted polygons with those of true vector files, on the ground where both are known.
+
+    Those smaller than `min_area_m2` are left out of both.
+    """
+    both = _moved([predicted], ground.metric), _moved(true, ground.metric)
+    own, other = (shapes[shapely.area(shapes) >= min_area_m2] for shapes in both)
     (own_pieces, own_counted), (pieces, counted) = (_on_ground(shapes, ground.shape) for shapes in (own, other))
     pairs = match_polygons(own_pieces, pieces)
     for i, j, _ in pairs:
