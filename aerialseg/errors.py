@@ -97,10 +97,11 @@ class ModelError(AerialsegError):
 
 
 class Stopped(AerialsegError):
-    """A signal asked for a clean stop; what was finished is kept and the same command goes on from there."""
+    """A signal asked for a clean stop; what was finished is kept, and `advice` says how to go on from there."""
 
-    def __init__(self, signum: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}; run the same command again to go on from here")
+    def __init__(self, signum: int, advice: str = "run the same command again to go on from here") -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}; {advice}")
+        self.signum = signum
         self.exit_code = 128 + signum
 
 

@@ -91,7 +91,9 @@ def evaluate(
         bool, typer.Option("--json", help="Print JSON: overall.iou, cities.NAME.iou, scenes.NAME.iou ...")
     ] = False,
 ) -> None:
-    """Score predicted masks: pixels (IoU, accuracy, F1, MCC ...), outlines, and buildings found and invented.
+    """Score predicted masks by true ones.
+
+    Pixels (IoU, accuracy, F1, MCC ...), outlines, and buildings found and invented are judged.
 
     Counts are pooled per scene, per city (austin in austin3) and overall and divided once, as the Inria benchmark does
     it. Masks pair with predictions by name and must lie on the same grid. Nodata is not counted. Outlines are compared

@@ -20,10 +20,12 @@ from aerialseg.geo.adjacency import find_groups
 from aerialseg.geo.digest import side_files
 from aerialseg.geo.inspection import inspect_scene
 from aerialseg.geo.opening import open_raster
+from aerialseg.geo.outputs import kind_of
 from aerialseg.geo.scenes import SUFFIXES, Scene, find_scenes
 from aerialseg.geo.tiles.tileset import INDEX, MANIFEST, load_tileset, read_tileset
 from aerialseg.models.package import FILE_NAME, KEY, find_model, read_card
-from aerialseg.values import parse_json, to_values
+from aerialseg.prediction.checks import REPORT
+from aerialseg.values import from_values, parse_json, read_json, to_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -63,6 +65,8 @@ def look_at(path: Path) -> Summary:
         return describe_model(path)
     if (path / MANIFEST).exists() or (path / INDEX).exists():
         return describe_tiles(path)
+    if (path / REPORT).exists():
+        return describe_predictions(path)
     try:
         return describe_scenes(path)
     except NoInputError as error:
@@ -170,6 +174,32 @@ def _tried(read: Callable[[], Any], problems: list[AerialsegError]) -> Any:
         return None
 
 
+def describe_predictions(folder: Path) -> Summary:
+    """Say what predict wrote into a folder, by its report; raises BadDataError when that cannot be read."""
+    path = folder / REPORT
+    try:
+        known = from_values(dict[str, Any], read_json(path))
+        totals, scenes = from_values(dict[str, Any], known["totals"]), from_values(dict[str, Any], known["scenes"])
+        command = str(known["command"])
+    except (OSError, ValueError, KeyError) as error:
+        raise BadDataError(f"{one_line(path)}: cannot be read; is the folder predict's? Run predict again") from error
+    failed = [name for name, scene in scenes.items() if scene.get("status") == "failed"]
+    return Summary(
+        "predictions",
+        (
+            Fact("folder", str(folder)),
+            Fact("made_by", command, f"aerialseg {command}"),
+            Fact("scenes", len(scenes)),
+            *(Fact(name.replace(" ", "_"), totals.get(name)) for name in ("done", "skipped", "failed", "not started")),
+            Fact("failed_scenes", failed),
+            Fact("mpx", totals.get("mpx")),
+            Fact("model", known.get("model", {})),
+            Fact("settings", known.get("settings", {})),
+            Fact("products", known.get("products", {})),
+        ),
+    )
+
+
 def describe_scene(path: Path) -> Summary:
     """Say what a scene is and whether predict would take it as it is; raises what opening it raises."""
     from aerialseg.geo.geobox import GeoBox
@@ -177,6 +207,13 @@ def describe_scene(path: Path) -> Summary:
     with open_raster(path) as dataset:
         facts = [Fact("file", str(path)), Fact("bytes", path.stat().st_size), *_pixels(dataset, path)]
         box = GeoBox.of(dataset)
+    ours = kind_of(path)
+    if ours is not None:
+        what = {
+            "mask": "a mask that predict wrote: 0 background, 1 building",
+            "measure": "a measure of predict's, 0 to 1",
+        }
+        return Summary(ours, (*facts, *_place(box), Fact("made_by", "predict", what[ours])))
     try:
         source = inspect_scene(path)
         verdict = f"takes it as it is, with a model of {len(source.bands)} bands"
