@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import rasterio
 from small_tiles import settings, write_splits, write_tileset
@@ -198,3 +199,13 @@ def test_only_scenes_of_one_split_are_predicted(
     (tmp_path / "im/a2.tif").unlink()
     code, _, err = run(*predict, "-o", tmp_path / "none")
     assert code == 66 and "--split val: none of 2 scenes is wholly that in" in err
+
+
+def test_a_scale_is_proposed_for_scenes_that_are_not_8_bit(run: Run, tmp_path: Path, scene_file: Any) -> None:
+    values = np.random.default_rng(0).normal(900, 50, (3, 120, 120)).clip(1, 3000).astype(np.uint16)
+    path = scene_file(tmp_path / "deep.tif", values)
+    known = json.loads(run("info", path, "--json")[1])
+    assert known["scale"] == pytest.approx(np.percentile(values, [1, 99]), rel=0.01)
+    assert f"--scale {known['scale'][0]:.6g}:" in run("info", path)[1]
+    assert "use --scale LO:HI (aerialseg info proposes one)" in json.loads(run("info", path, "--json")[1])["predict"]
+    assert "scale" not in json.loads(run("info", scene_file(tmp_path / "plain.tif"), "--json")[1])

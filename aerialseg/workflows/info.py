@@ -14,12 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from rasterio.windows import Window
+
 from aerialseg.errors import AerialsegError, BadDataError, ModelError, NoInputError, one_line
 from aerialseg.files import sha256_of
 from aerialseg.geo.adjacency import find_groups
 from aerialseg.geo.digest import side_files
 from aerialseg.geo.inspection import inspect_scene
-from aerialseg.geo.opening import open_raster
+from aerialseg.geo.opening import open_raster, raster_errors
 from aerialseg.geo.outputs import kind_of
 from aerialseg.geo.scenes import SUFFIXES, Scene, find_scenes
 from aerialseg.geo.tiles.tileset import INDEX, MANIFEST, load_tileset, read_tileset
@@ -41,6 +44,8 @@ NOT_LEARNED = re.compile(r"(mean|std|.*\.(running_mean|running_var|num_batches_t
 """Tensors of a model file that training does not change by gradients."""
 MOST_SIBLINGS = 1000
 """In a folder with more scenes neighbours are not looked for: every header would have to be read."""
+SAMPLES, SAMPLE_PX = 4, 128
+"""A side: 16 windows of a scene tell which values it has."""
 NAMED = 3
 """Neighbours that are called by name."""
 
@@ -206,6 +211,7 @@ def describe_scene(path: Path) -> Summary:
 
     with open_raster(path) as dataset:
         facts = [Fact("file", str(path)), Fact("bytes", path.stat().st_size), *_pixels(dataset, path)]
+        facts += _proposed_scale(dataset, path)
         box = GeoBox.of(dataset)
     ours = kind_of(path)
     if ours is not None:
@@ -300,6 +306,26 @@ def _pixels(dataset: DatasetReader, path: Path) -> list[Fact]:
         Fact("nodata", dataset.nodata),
         Fact("mask", _mask_kind(dataset, path)),
     ]
+
+
+def _proposed_scale(dataset: DatasetReader, path: Path) -> list[Fact]:
+    """Propose the values that become 0 and 255: the 1st and 99th percentile of valid pixels in a sample of windows."""
+    if {np.dtype(dtype).kind for dtype in dataset.dtypes} - set("uif") or set(dataset.dtypes) == {"uint8"}:
+        return []
+    height, width = min(SAMPLE_PX, dataset.height), min(SAMPLE_PX, dataset.width)
+    colours = [band for band, colour in enumerate(dataset.colorinterp, 1) if colour.name != "alpha"]
+    values = []
+    for down, across in np.ndindex(SAMPLES, SAMPLES):
+        row, col = (round(place / (SAMPLES - 1) * room) for place, room in
+                    ((down, dataset.height - height), (across, dataset.width - width)))  # fmt: skip
+        with raster_errors(path, "a sample of its values"):
+            read = dataset.read(colours, window=Window(col, row, width, height), masked=True).compressed()
+        values.append(read[np.isfinite(read)])
+    together = np.concatenate(values)
+    if not together.size:
+        return []
+    low, high = np.percentile(together, [1, 99]).tolist()
+    return [Fact("scale", [low, high], f"--scale {low:.6g}:{high:.6g} (1st and 99th percentile)")] if low < high else []
 
 
 def _mask_kind(dataset: DatasetReader, path: Path) -> str:
