@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 MINUTE = 60.0
 READER_GONE = 141
 """128 + SIGPIPE, as shells say it."""
+FEW_ROWS = 3
 
 
 @contextmanager
@@ -186,16 +187,45 @@ def print_json(value: Any) -> None:
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """Print a table on stdout; columns of numbers are aligned on the right."""
+    """Print a table on stdout; columns of numbers are aligned on the right.
+
+    Where it is too wide for the terminal, a table of a few rows is turned, and others lose their last columns, which
+    is said on stderr: no number and no name is folded.
+    """
     from rich.table import Table
 
+    console = _console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140)
+    columns, rows, hidden = _fitted(columns, rows, console.width)
     table = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
         numbers = index > 0 and all(_is_number(row[index]) for row in rows)
         table.add_column(column, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    _console(width=None if sys.stdout.isatty() else 140).print(table)
+    console.print(table)
+    if hidden:
+        sys.stdout.flush()
+        text = f"left out for want of width: {', '.join(hidden)}; a wider terminal shows them, and --json has all"
+        print(text, file=sys.stderr)  # noqa: T201
+
+
+def _fitted(columns: list[str], rows: list[list[str]], width: int) -> tuple[list[str], list[list[str]], list[str]]:
+    """Return columns and rows that fit into `width` characters without a fold, and the columns left out for that."""
+    lines = [columns, *rows]
+    if _table_width(lines) <= width or len(columns) <= 2:
+        return columns, rows, []
+    turned = [list(line) for line in zip(*lines, strict=True)]
+    if len(rows) <= FEW_ROWS and _table_width(turned) <= width:
+        return turned[0], turned[1:], []
+    kept = max(2, *(n for n in range(len(columns)) if _table_width([line[:n] for line in lines]) <= width))
+    return columns[:kept], [row[:kept] for row in rows], columns[kept:]
+
+
+def _table_width(lines: list[list[str]]) -> int:
+    """Return how many characters a table needs in a row: each column its longest text, two spaces and a border."""
+    from rich.cells import cell_len
+
+    return 1 + sum(max(map(cell_len, column)) + 3 for column in zip(*lines, strict=True))
 
 
 def number(value: float, form: str = ".4f", unit: str = "") -> str:

@@ -20,9 +20,10 @@ def preview(
     overwrite: Annotated[bool, typer.Option("-f", "--overwrite", help="Replace pictures of other origin.")] = False,
     as_json: PathsAsJson = False,
 ) -> None:
-    """Draw each scene with its mask's outline and probability as a PNG, and all of them on one contact sheet.
+    """Draw what predict found, a picture of each scene.
 
-    Prints the path of the sheet.
+    Each is a PNG of the scene with its mask's outline and probability; all are on one contact sheet, too, whose
+    path is printed.
 
     \b
     Examples:

@@ -34,6 +34,8 @@ class Extras:
 
     polygons: Path | None = None
     """Predicted polygons, judged by the true ones."""
+    min_area_m2: float = 0.0
+    """Smaller polygons count neither as predicted nor as true."""
     trained_on: Path | None = None
     """The tiles of training: scenes on their ground are said."""
     report: Path | None = None
@@ -62,8 +64,8 @@ def evaluate(
     if drawn is not None:
         true = [read_layer(vectors, where=options.where) for vectors in pairs[0].vectors]
         area = None if options.labelled_area is None else read_layer(options.labelled_area)
-        predictions = [pair.prediction for pair in pairs]
-        found = replace(found, polygons=score_polygons(drawn, true, *area_of_interest(predictions, area)))
+        place = area_of_interest([pair.prediction for pair in pairs], area)
+        found = replace(found, polygons=score_polygons(drawn, true, *place, extras.min_area_m2))
         found = _with_warnings(found, drawn.warnings, progress)
     found = _with_warnings(found, [*leaks, *check_claims(pairs, found.overall.building_fraction)], progress)
     if extras.report is not None:
@@ -87,6 +89,10 @@ def _check(pairs: Sequence[Pair], options: EvaluateOptions, extras: Extras, read
         raise UsageError("--scenes are shown by --report; give --report FILE.html too")
     if extras.overwrite and not written:
         raise UsageError("--overwrite is about --report and --errors; give one of them too")
+    if not 0 <= extras.min_area_m2 < float("inf"):
+        raise UsageError(f"--min-area-m2 {extras.min_area_m2:g}: give a number of 0 or more")
+    if extras.min_area_m2 and extras.polygons is None:
+        raise UsageError("--min-area-m2 is about --polygons; give them too")
     if extras.polygons is not None and not pairs[0].vectors:
         raise UsageError("--polygons are judged by true polygons: give vector files with --masks")
     outputs = [] if extras.report is None else [extras.report]

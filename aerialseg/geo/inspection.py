@@ -199,11 +199,25 @@ def _check_bands(
         chosen = "" if rule.bands is None else f" (--bands {_listed(bands)} takes {len(bands)})"
         wants = "uint8 is wanted" if expected is None else f"model wants {expected} x uint8"
         found = f"scene has {_counted(dataset.count)} {'/'.join(sorted(types))}{chosen}"
-        raise BadDataError(f"{name}: {found}, {wants}: use --bands / --scale")
+        raise BadDataError(f"{name}: {found}, {wants}: {_way_out(dataset, bands, types, rule, expected)}")
     if rule.scale is not None and np.dtype(dtype).kind in "ui" and rule.scale[1] > np.iinfo(dtype).max:
         lo, hi = rule.scale
         raise BadDataError(f"{name}: scene is {dtype}, whose values never reach the upper end of --scale {lo:g}:{hi:g}")
     return dtype
+
+
+def _way_out(
+    dataset: DatasetReader, bands: tuple[int, ...], types: set[str], rule: BandRule, expected: int | None
+) -> str:
+    """Return which options help where bands or values are not those wanted: no other is named."""
+    usable = {dtype for dtype in types if np.dtype(dtype).kind in "uif"}
+    if expected is not None and dataset.count < expected:
+        return f"no option adds bands; give a model of {_counted(dataset.count)}, or scenes of {_counted(expected)}"
+    if not usable:
+        return "such values are no picture; convert the scene to uint8"
+    options = ["--bands"] if len(types) > 1 or (expected is not None and len(bands) != expected) else []
+    options += ["--scale LO:HI (aerialseg info proposes one)"] if rule.scale is None and usable != {"uint8"} else []
+    return f"use {' and '.join(options)}"
 
 
 def _check_place(box: GeoBox, name: str, access: Access) -> list[str]:

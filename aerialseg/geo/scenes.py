@@ -27,7 +27,7 @@ from aerialseg.geo.opening import open_raster, refuse_remote
 from aerialseg.geo.vrt import mosaic_sources
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from aerialseg.geo.inspection import Source
 
@@ -204,12 +204,13 @@ def _layout(root: Path) -> tuple[Path, Path | None] | None:
     for above, between in product(ROOTS, ROOTS):
         train = root / above / between / "train"
         if (train / "images").is_dir():
-            return train / "images", _mask_folder(train)
-    masks = _mask_folder(root)
+            return train / "images", mask_folder(train)
+    masks = mask_folder(root)
     return (root / "images", masks) if masks is not None and (root / "images").is_dir() else None
 
 
-def _mask_folder(folder: Path) -> Path | None:
+def mask_folder(folder: Path) -> Path | None:
+    """Return the folder of masks in a folder, by the names that are usual."""
     return next((folder / name for name in MASK_FOLDERS if (folder / name).is_dir()), None)
 
 
@@ -333,18 +334,21 @@ def _unique_stems(scenes: Sequence[Scene]) -> dict[str, Path]:
     return {stem: image for stem, image in stems if counts[stem] == 1}
 
 
-def split_scenes(scenes: Sequence[Scene], spec: str) -> dict[str, Split]:  # noqa: C901  (a line for each form)
+def split_scenes(  # noqa: C901  (a line for each form)
+    scenes: Sequence[Scene], spec: str, pixels: Mapping[str, int] | None = None
+) -> dict[str, Split]:
     """Return scene name -> split, by "inria", "val=austin1-5,tyrol-w1,vienna*", a share such as "0.2", or "auto".
 
     "auto" is Inria's rule when every scene is one of Inria's and both splits get some, else a share of 0.2. A share is
-    taken evenly from the cities, the same scenes every time. Raises UsageError when the spec is not understood, when an
+    taken evenly from the cities, the same scenes every time; with `pixels` by scene "auto" takes it of them rather than
+    of the scenes' number. Raises UsageError when the spec is not understood, when an
     item of it matches no scene, or when a split stays empty.
     """
     if spec == "auto":
         inria = all(scene.city in INRIA_CITIES for scene in scenes)
         splits = _by_number(scenes) if inria else {}
         if len(set(splits.values())) < 2:
-            splits = _by_share(scenes, AUTO_SHARE)
+            splits = _by_share(scenes, AUTO_SHARE, pixels)
     elif spec == "inria":
         splits = _by_number(scenes)
     elif spec.startswith("val="):
@@ -387,8 +391,11 @@ def _matches(scene: Scene, item: str) -> bool:
     return int(span["first"]) <= scene.number <= int(span["last"])
 
 
-def _by_share(scenes: Sequence[Scene], share: float) -> dict[str, Split]:
-    """Order every city by a hash of the names, spread the cities evenly over one line, and take its beginning."""
+def _by_share(scenes: Sequence[Scene], share: float, pixels: Mapping[str, int] | None = None) -> dict[str, Split]:
+    """Order every city by a hash of the names, spread the cities evenly over one line, and take its beginning.
+
+    With `pixels`, what would lead further from the share of them than it is without is passed over.
+    """
     if len(scenes) < 2:
         raise UsageError("one scene cannot be split by scenes; use --split blocks=N")
     cities: dict[str | None, list[str]] = defaultdict(list)
@@ -399,6 +406,14 @@ def _by_share(scenes: Sequence[Scene], share: float) -> dict[str, Split]:
         for names in cities.values()
         for place, name in enumerate(names)
     )
-    count = min(max(1, round(share * len(scenes))), len(scenes) - 1)
-    chosen = {name for _, _, name in line[:count]}
+    names = [name for _, _, name in line]
+    if pixels is None or len({pixels[name] for name in names}) == 1:
+        chosen = set(names[: min(max(1, round(share * len(scenes))), len(scenes) - 1)])
+    else:
+        wanted, chosen = share * sum(pixels[name] for name in names), set()
+        for name in names:
+            if pixels[name] <= 2 * wanted and pixels[name] > 0:
+                chosen.add(name)
+                wanted -= pixels[name]
+        chosen = chosen or {min(names, key=lambda name: pixels[name])}
     return {scene.name: "val" if scene.name in chosen else "train" for scene in scenes}

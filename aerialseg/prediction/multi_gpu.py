@@ -19,7 +19,6 @@ from aerialseg import errors
 from aerialseg.errors import AerialsegError, ResourceError, Stopped, UsageError
 from aerialseg.files import remove, write_json
 from aerialseg.geo.outputs import PROBABILITY
-from aerialseg.geo.polygons.polygonize import PolygonOptions
 from aerialseg.models.package import find_model
 from aerialseg.prediction.checks import REPORT, report_name
 from aerialseg.prediction.exports import check_products
@@ -78,7 +77,7 @@ def predict_on(
     workers = []
     for number, device in enumerate(devices, 1):
         own = replace(options, device=device, probability=PROBABILITY in options.outputs)
-        own = replace(own, polygons=False, shaping=PolygonOptions())  # this process draws them, over all scenes
+        own = replace(own, polygons=False, shaping=PredictOptions().shaping)  # this process draws them, over all scenes
         ours, theirs = context.Pipe(duplex=False)
         arguments = (theirs, scenes, model, out, replace(own, shard=Shard(number, len(devices))))
         process = context.Process(target=_work, args=arguments, name=f"aerialseg {device}", daemon=True)

@@ -167,10 +167,10 @@ def fit(job: TrainJob, state: TrainState, progress: Progress) -> None:
                     if state.finished or record.seconds > WORTH_A_PICTURE_S:
                         draw_curves(job.run, state.records)
                 progress.say(epoch_line(job, state, record))
-        except Stopped:
+        except Stopped as stop:
             save(job, state)
-            progress.say(f"saved after step {state.taken:,}; the same command with --resume goes on from there")
-            raise
+            advice = f"saved after step {state.taken:,}: the same command with --resume goes on from there"
+            raise Stopped(stop.signum, advice) from stop
 
 
 def train_step(  # noqa: C901  (all of a step on one screen)

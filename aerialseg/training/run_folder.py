@@ -100,6 +100,12 @@ def open_run(
         if options.start_from is not None:  # the model file named the network, not the configuration
             config = config.model_copy(update={"model": begun.model})
         changed = [line for line in differences(begun, config) if not line.startswith(FREE)]
+        if changed and checkpoint["standing"]["finished"]:
+            raise ConfigError(
+                f"{one_line(run)}: is finished, so it cannot go on with another configuration"
+                f" ({one_line('; '.join(changed))}); train on from its model in a new folder: --from {one_line(run)}"
+                " -o NEW, without --resume"
+            )
         if changed:
             raise ConfigError(
                 f"{one_line(run)}: cannot resume with another configuration ({one_line('; '.join(changed))}); leave -c"

@@ -56,7 +56,7 @@ def test_options_reach_the_file(tmp_path: Path, mask_file: Write, run: Run) -> N
     mask_file(tmp_path / "a.tif")
     code, out, _ = run("polygonize", tmp_path / "a.tif", "-o", tmp_path / "b.gpkg", "--min-area-m2", "1e4")
     assert (code, buildings_in(tmp_path / "b.gpkg")) == (0, 0)
-    assert "4 smaller than asked for left out" in out
+    assert "0 buildings, 4 smaller than 1e+04 m2 left out (--min-area-m2 0 keeps them)" in out
     options = ("--crs", "EPSG:3857", "--simplify", "0.2", "--regularise", "-f")
     code, _, err = run("polygonize", tmp_path / "a.tif", "-o", tmp_path / "b.gpkg", *options)
     assert code == 0, err

@@ -207,7 +207,7 @@ def test_row_7_half_a_pixel_is_tolerated_with_a_warning(
 
 
 @pytest.mark.parametrize(("profile", "words"), [
-    ({"dtype": "uint16"}, "use --bands / --scale"), ({"dtype": "float32"}, "use --bands / --scale"),
+    ({"dtype": "uint16"}, "uint8 is wanted: use --scale LO:HI"), ({"dtype": "float32"}, "use --scale LO:HI"),
     ({"bands": 1, "photometric": "palette"}, "palette"),
 ])  # fmt: skip
 def test_row_8_pixels_that_need_a_decision_are_refused(

@@ -252,7 +252,7 @@ def test_products_are_left_alone_when_nothing_changed(
 
 def test_polygons_are_shaped_as_asked_for(tmp_path: Path, tall: Path, model: Path) -> None:
     out = tmp_path / "out"
-    every = run(tall, model, out, polygons=True).products["buildings"]["kept"]
+    every = run(tall, model, out, polygons=True, shaping=PolygonOptions()).products["buildings"]["kept"]
     areas = pyogrio.read_dataframe(out / "buildings.gpkg")["area_m2"]
     shaped = run(tall, model, out, polygons=True, shaping=PolygonOptions(1.0, "EPSG:4326", 0.3))
     assert [scene.status for scene in shaped.scenes] == ["skipped"]

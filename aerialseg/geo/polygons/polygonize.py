@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pyproj import CRS
 from pyproj.exceptions import CRSError
 
-from aerialseg.errors import BadDataError, NoInputError, OutputError, UsageError, one_line
+from aerialseg.errors import BadDataError, NoInputError, OutputError, UsageError, counted, one_line
 from aerialseg.files import TEMPORARY, locked, prepare_output_folder, refuse_input_as_output, staged
 from aerialseg.geo.adjacency import connect_grids
 from aerialseg.geo.digest import content_digest, seen, what_changed
@@ -77,8 +77,9 @@ class PolygonOptions:
         PolygonOptions(min_area_m2=10, crs=None, simplify_m=0.0, regularise=True)
     """
 
-    min_area_m2: float = 0.0
-    """Smaller buildings are left out, measured before anything else is done to them."""
+    min_area_m2: float | None = 0.0
+    """Smaller buildings are left out, measured before anything else is done to them. None: the larger of 4 m2 and nine
+    pixels, and smaller holes are closed, too."""
     crs: str | None = None
     """What all are reprojected to."""
     simplify_m: float = 0.0
@@ -86,7 +87,7 @@ class PolygonOptions:
 
     def __post_init__(self) -> None:
         for name, value in (("--min-area-m2", self.min_area_m2), ("--simplify", self.simplify_m)):
-            if not 0 <= value < float("inf"):
+            if value is not None and not 0 <= value < float("inf"):
                 raise UsageError(f"{name} {value:g}: give a number of 0 or more")
 
 
@@ -99,6 +100,8 @@ class BuildingsReport:
     kept: int = 0
     removed: int = 0
     """Buildings smaller than --min-area-m2."""
+    floors_m2: tuple[float, ...] = ()
+    """What that was, by size; several where it follows pixels of several sizes."""
     unregularised: int = 0
     """Buildings left as they were, because the regulariser would have lost or bent them."""
     done_before: bool = False
@@ -117,8 +120,11 @@ class BuildingsReport:
             return f"{name}: made from the same masks and options before; nothing to do"
         if self.stays is not None:
             return f"{name}: {self.stays}"
-        parts = [f"{self.kept:,} buildings"]
-        parts += [f"{self.removed:,} smaller than asked for left out"] if self.removed else []
+        first = counted(self.kept, "building")
+        if self.removed:
+            floor = " to ".join(f"{value:.3g}" for value in sorted({self.floors_m2[0], self.floors_m2[-1]}))
+            first += f", {self.removed:,} smaller than {floor} m2 left out (--min-area-m2 0 keeps them)"
+        parts = [first]
         parts += (
             [f"{self.unregularised:,} could not be regularised and stay as they were"] if self.unregularised else []
         )
@@ -228,7 +234,9 @@ def write_buildings(
             raise changed
         embed_digest_in(temporary)
         _require_replaceable(target, overwrite=overwrite)
-    return BuildingsReport(target, tuple(tables), counts.kept, counts.removed, counts.unregularised)
+    return BuildingsReport(
+        target, tuple(tables), counts.kept, counts.removed, tuple(sorted(counts.floors_m2)), counts.unregularised
+    )
 
 
 def check_mask(layer: MaskLayer, max_pixels: float = MAX_PIXELS) -> PlacedMask:

@@ -149,6 +149,7 @@ def tile_scenes(
     """
     options, began = options or TilingOptions(), time.monotonic()
     plan = plan_tiles(scenes, options, progress)
+    options = replace(options, size=plan.size)
     for note in plan.notes:
         progress.say(note)
     refuse_outputs(out, plan.jobs, overwrite=options.overwrite)

@@ -173,6 +173,18 @@ def load_tileset(folder: Path) -> TileSet:
     return replace(tileset, tiles=kept, digest=current)
 
 
+def scenes_of_split(folder: Path, split: str) -> tuple[set[str], set[str]]:
+    """Return the scenes of a set whose tiles are all of one split, and those that the border of the split cuts.
+
+    Raises as `load_tileset` does.
+    """
+    splits: dict[str, set[str]] = {}
+    for tile in load_tileset(folder).tiles:
+        splits.setdefault(tile.scene, set()).add(tile.split)
+    whole = {scene for scene, found in splits.items() if found == {split}}
+    return whole, {scene for scene, found in splits.items() if split in found} - whole
+
+
 def read_tileset(folder: Path) -> TileSet | None:
     """Return a set as it was written, before edits in the index and whether or not its files are still there.
 
@@ -254,7 +266,7 @@ def read_splits(path: Path) -> dict[str, str]:
 
 
 def write_index(path: Path, tiles: Sequence[TileRecord], boxes: dict[str, GeoBox]) -> None:
-    """Write one row per tile, in order, with its window's outline; `boxes` are the scenes' grids by name.
+    """Write one row per tile, in order, with the outline of its pixels; `boxes` are the scenes' grids by name.
 
     The outlines are in the scenes' CRS if they share one and in longitude and latitude if not; the tiles of a scene
     without georeferencing have none. A style by split is stored in the file.
@@ -316,14 +328,15 @@ def _columns(tiles: Sequence[TileRecord]) -> dict[str, NDArray[np.generic]]:
 
 
 def _outline(box: GeoBox, window: tuple[int, int, int, int], crs: CRS | None) -> bytes | None:
-    """Return the window (row, col, height, width) as a WKB polygon in `crs`, or None without georeferencing."""
+    """Return what a window (row, col, height, width) has of a scene as a WKB polygon in `crs`, None without place."""
     import shapely
     from rasterio.warp import transform
 
     if crs is None or box.crs is None or not box.georeferenced:
         return None
-    row, col, height, width = window
-    corners = [(col, row), (col + width, row), (col + width, row + height), (col, row + height)]
+    top, left, height, width = window
+    bottom, right = min(top + height, box.height), min(left + width, box.width)
+    corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
     x, y = zip(*(box.transform @ corner for corner in corners), strict=True)
     if box.crs != crs:
         x, y = transform(box.crs, crs, x, y)
@@ -377,8 +390,8 @@ def find_leak(index: Path) -> str | None:
     place = f"within scene {one_line(one)}" if one == other else f"scene {one_line(one)} on scene {one_line(other)}"
     return (
         f"{one_line(index)}: {len(np.unique(i)):,} of {len(val):,} validation tiles lie on the ground of training tiles"
-        f" ({place}, for example), so validation scores flatter; change the split there, or tile again with a gap"
-        " (--split blocks=...)"
+        f" ({place}, for example), so validation scores flatter; give tiles of one ground the same split there, or"
+        " clear the split of some, which leaves them out"
     )
 
 
