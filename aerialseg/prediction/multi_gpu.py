@@ -17,12 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from aerialseg import errors
 from aerialseg.errors import AerialsegError, ResourceError, Stopped, UsageError
-<<<<<<< HEAD
 from aerialseg.files import remove, write_json
-=======
-from aerialseg.files import write_json
 from aerialseg.geo.outputs import PROBABILITY
->>>>>>> main
 from aerialseg.geo.polygons.polygonize import PolygonOptions
 from aerialseg.models.package import find_model
 from aerialseg.prediction.checks import REPORT, report_name

@@ -18,21 +18,16 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-<<<<<<< HEAD
 from aerialseg.errors import (
     AerialsegError,
     BadDataError,
     InUseError,
-    ModelError,
     NoInputError,
     OutputError,
     Stopped,
     StorageError,
     one_line,
 )
-=======
-from aerialseg.errors import AerialsegError, BadDataError, NoInputError, OutputError, Stopped, StorageError, one_line
->>>>>>> main
 from aerialseg.files import (
     locked,
     prepare_output_folder,
@@ -188,227 +183,12 @@ def _find_jobs(
             failed = True
             continue
         if done is None:
-<<<<<<< HEAD
-            found.append(work)
-        else:
-            forget_part(run.out, scene.name)
-            journal.record(done)
-    return [] if run.options.fail_fast and journal.failed else found
-
-
-def _predict(journal: RunLog, work: Sequence[SceneJob]) -> None:
-    """Run the scenes through the model, one after the other."""
-    run = journal.run
-    pixels = [item.pixels for item in work]
-    require_space(run.out, disk_bytes(run.options, pixels, find_device(run).type))
-    forward = load_forward(run)
-    journal.settings |= {"device": str(forward.settings.device), "used_precision": forward.settings.precision}
-    journal.loaded = time.monotonic()
-    run.progress.start("predict", sum(pixels) / 1e6, "Mpx")
-    finisher = _Finisher(journal, finishers(forward.settings.device.type))
-    try:
-        for item in work:
-            _stream(journal, item, forward, finisher)
-            if run.options.fail_fast and journal.failed:
-                break
-    finally:
-        journal.settings["batch"] = forward.together
-        finisher.settle()
-        run.progress.finish()
-
-
-class _Finisher:
-    """Finishes the files of up to `together` scenes while the next one runs, and records them in their order."""
-
-    def __init__(self, journal: RunLog, together: int = 1) -> None:
-        self._journal, self._together = journal, together
-        self._pending: deque[Future[SceneResult]] = deque()
-
-    def begin(self, finish_scene: Callable[[], SceneResult]) -> None:
-        """Start finishing a scene, once there is a place."""
-        self._settle(self._together - 1)
-        self._pending.append(in_background(finish_scene, "finisher"))
-
-    def advance(self, amount: float) -> None:
-        """Count million pixels as done, and record the scenes before that are finished by now."""
-        self._journal.run.progress.advance(amount)
-        while self._pending and self._pending[0].done():
-            self._journal.record(self._pending.popleft().result())
-
-    def settle(self) -> None:
-        """Wait until nothing is pending; a stop waits a little, too, for the scenes are nearly there."""
-        try:
-            self._settle(0)
-        finally:
-            left, self._pending = self._pending, deque()
-            wait(left, PATIENCE_S)
-            for future in left:
-                if future.done():
-                    self._journal.record(future.result())
-
-    def _settle(self, places: int) -> None:
-        """Wait until no more than so many are pending."""
-        while len(self._pending) > places:
-            _wait(self._pending[0], self._journal.run.progress)
-            self._journal.record(self._pending.popleft().result())
-
-
-def _stream(journal: RunLog, work: SceneJob, forward: Forward, finisher: _Finisher) -> None:
-    """Run one scene and begin to finish its files; a failure of its own goes into the journal."""
-    from aerialseg.prediction.engine import predict_scene
-    from aerialseg.prediction.outputs import SeamCounter
-
-    run, began = journal.run, time.monotonic()
-    part = ResumeFile.claimed(run.out, work.scene.name, (work.box.height, work.box.width), 1 + run.options.agreement)
-    key = in_background(partial(_part_key, run, work, forward), "hasher")
-    try:
-        skip = 0
-        if part.keyed:  # also to overwrite: it holds what this very run began, or would compute
-            _wait(key, run.progress)
-            skip = part.finished(key.result())
-        run.progress.advance(skip * work.box.width / 1e6)
-        streamed = predict_scene(forward, work.canvas, part.write(skip, key), finisher.advance, skip=skip)
-    except AerialsegError as error:
-        if isinstance(error, Stopped) or journal.knows(error):
-            part.release()
-            raise
-        part.remove()  # on a full disk, it makes room
-        journal.record(replace(work.result, status="failed", failure=error))
-        return
-    seams = SeamCounter.of(work.canvas, forward.settings)
-    partly = replace(work.result, windows=streamed.windows, windows_run=streamed.run, resumed_rows=skip)
-    finisher.begin(partial(_finish, run, replace(work, known=partly), part, seams, began))
-
-
-def _finish(run: Run, work: SceneJob, part: ResumeFile, seams: SeamCounter, began: float) -> SceneResult:
-    """Write a scene's rasters; runs beside the next scene, so what goes wrong is part of the result."""
-    image, threshold = work.scene.image, run.card.threshold
-    try:
-        key = run.key(work.canvas)
-        if not work.unchanged:
-            part.remove()
-            raise BadDataError(f"{one_line(image)}: changed while it was predicted; run again")
-        counts = count_pixels(part, threshold, seams)
-        tags = output_tags(key, run.model_hash, threshold, counts)
-        hashes, warnings = finish(part, work.files, work.box, tags, threshold=threshold, replace_sides=work.foreign)
-        part.remove()
-    except AerialsegError as error:
-        part.release()  # what was computed stays
-        return replace(work.result, status="failed", failure=error)
-    if not counts[0]:
-        warnings = (*warnings, f"{one_line(image)}: has no valid pixel; its mask is all nodata")
-    return replace(
-        work.result,
-        status="done",
-        outputs=work.files.by_kind,
-        seconds=time.monotonic() - began,
-        valid_pixels=counts[0],
-        building_pixels=counts[1],
-        seam_index=seams.index,
-        hashes={"key": key, "scene": run.digest(image), **hashes},
-        warnings=(*work.warnings, *warnings),
-    )
-
-
-def _part_key(run: Run, work: SceneJob, forward: Forward) -> bytes:
-    """Return what a part must be made from to be gone on with: what promises equal bytes, not only equal pixels."""
-    import torch
-
-    settings, version = forward.settings, (torch.__version__, torch.get_num_threads())
-    exact = (run.key(work.canvas), settings.batch, str(settings.device), settings.precision, settings.compile, version)
-    return hashlib.sha256(repr(exact).encode()).digest()
-
-
-def _wait(future: Future[Any], progress: Progress) -> None:
-    """Wait for a background task, looking for a stop meanwhile."""
-    while not wait([future], POLL_S).done:
-        progress.advance(0)
-
-
-class RunLog:
-    """What has become of each scene so far; a class because it is all state."""
-
-    def __init__(self, run: Run, scenes: Sequence[Scene]) -> None:
-        self.run = run
-        mine = scenes if run.options.shard is None else run.options.shard.of(scenes)
-        self.results = {scene.name: SceneResult(scene.name, scene.image, "not started") for scene in mine}
-        self._taken: dict[str, SceneResult] = {}
-        self._measured = _measured_before(run.out)
-        self.settings: dict[str, Any] = {}
-        self.products: dict[str, Any] = {}
-        """What was made of all scenes together."""
-        self.loaded: float | None = None
-        """When the model was ready."""
-
-    def take(self, result: SceneResult) -> None:
-        """Note what another process made of a scene; it has been shown already."""
-        self._taken[result.name] = self.results[result.name] = result
-
-    @property
-    def known(self) -> bool:
-        """Whether other processes predicted the scenes before."""
-        return bool(self._taken)
-
-    @property
-    def failed_here(self) -> bool:
-        """Whether a scene has failed in this process."""
-        return any(result.status == "failed" and name not in self._taken for name, result in self.results.items())
-
-    def knows_failure(self, name: str) -> bool:
-        """Return whether another process failed on the scene."""
-        return name in self._taken and self._taken[name].status == "failed"
-
-    def record(self, result: SceneResult) -> SceneResult:
-        """Note and show a scene's result; raises its failure when the next scene would be written to the same disk."""
-        self.results[result.name] = result
-        if result.status == "skipped" and result.name in self._taken:  # done a moment ago, by another process
-            self.results[result.name] = self._taken[result.name]
-            return result
-        if result.status == "skipped":
-            kept = self._measured.get((result.name, result.hashes["key"]), {})
-            self.results[result.name] = result = replace(result, **kept)
-        for warning in result.warnings:
-            self.run.progress.say(f"warning: {warning}")
-        if isinstance(result.failure, OutputError | StorageError) and not isinstance(result.failure, InUseError):
-            raise result.failure
-        if result.failure is None or len(self.results) > 1:  # a single scene's failure is raised, and so shown once
-            self.run.progress.say(result.line())
-        return result
-
-    def knows(self, error: AerialsegError) -> bool:
-        """Return whether the error is already noted as a scene's failure."""
-        return any(result.failure is error for result in self.results.values())
-
-    @property
-    def failed(self) -> bool:
-        """Whether a scene has failed."""
-        return any(result.status == "failed" for result in self.results.values())
-
-    def write(self) -> PredictReport:
-        """Write report.json and return it."""
-        run = self.run
-        names = ("preset", "threshold", "temperature", "gsd_m")
-        card = {name: getattr(run.card, name) for name in names}
-        model = {"path": str(run.model) if isinstance(run.model, Path) else None, "sha256": run.model_hash, **card}
-        asked = {
-            name: getattr(run.options, name)
-            for name in ("probability", "agreement", "polygons", "neighbours", "compiled")
-        }
-        settings = {**run.parameters, **asked, **self.settings}
-        del settings["model"]
-        seconds = time.monotonic() - run.began
-        loading = seconds if self.loaded is None else self.loaded - run.began
-        report = PredictReport(run.out, model, settings, tuple(self.results.values()), seconds, loading, self.products)
-        write_json(run.out / report_name(run.options.shard), report.to_json())
-        return report
-=======
             jobs.append(job)
             continue
         forget_resume_file(run.out, scene.name)
         if known is None:
             log.record(replace(done, **measured.get((scene.name, done.hashes["key"]), {})))
     return [] if run.options.fail_fast and log.failed else jobs
->>>>>>> main
 
 
 def _measured_before(out: Path) -> dict[tuple[str, str], dict[str, Any]]:
@@ -591,7 +371,7 @@ class RunLog:
         self.results[result.name] = result
         for warning in result.warnings:
             self.run.progress.say(f"warning: {warning}")
-        if isinstance(result.failure, OutputError | StorageError):
+        if isinstance(result.failure, OutputError | StorageError) and not isinstance(result.failure, InUseError):
             raise result.failure
         if result.failure is None or len(self.results) > 1:  # a single scene's failure is raised, and so shown once
             self.run.progress.say(result.line())

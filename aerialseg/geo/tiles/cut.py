@@ -26,15 +26,10 @@ import numpy as np
 from rasterio.windows import Window
 
 from aerialseg.counts import BUILDING, UNLABELLED
-<<<<<<< HEAD
-from aerialseg.files import remove, write_text
-from aerialseg.geo.labels import open_labels
-=======
 from aerialseg.errors import BadDataError, NoInputError, UsageError, one_line
-from aerialseg.files import write_text
+from aerialseg.files import remove, write_text
 from aerialseg.geo.inspection import Access, BandRule
 from aerialseg.geo.labels import MaskRule, open_labels
->>>>>>> main
 from aerialseg.geo.opening import is_tiff, open_raster
 from aerialseg.geo.ownership import TILE_TAG
 from aerialseg.geo.raster import read_window
