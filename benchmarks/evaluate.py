@@ -107,12 +107,12 @@ def count(part: str, prediction: Path, truth: Path) -> int:
     pair = Pair("x", prediction, truth)
     rules = pairs.Rules(decide_rule([prediction]), decide_rule([truth]), part != "pixels")
     with pairs.open_pair(pair, rules) as (box, strips):
-        tally = pairs.PairCounter(box, details=part != "pixels")
-        tally.boundary = tally.boundary if part in ("outlines", "all") else None
-        tally.objects = tally.objects if part in ("objects", "all") else None
+        counter = pairs.PairCounter(box, details=part != "pixels")
+        counter.boundary = counter.boundary if part in ("outlines", "all") else None
+        counter.objects = counter.objects if part in ("objects", "all") else None
         for strip in strips:
-            tally.add(strip)
-    objects = tally.result(pair).objects
+            counter.add(strip)
+    objects = counter.result(pair).objects
     return 0 if objects is None else sum(objects.true)
 
 

@@ -14,7 +14,7 @@ from aerialseg.errors import BadDataError, UsageError, one_line
 from aerialseg.evaluation.report import check_report_path, number, render
 from aerialseg.evaluation.results import FEW, EvaluationReport, Interval, SceneScore, percentiles, resampled
 from aerialseg.evaluation.scores import EvaluateOptions, evaluate_pairs
-from aerialseg.files import refuse_input_as_output, write_text
+from aerialseg.files import refuse_input_as_output
 from aerialseg.values import to_values
 
 if TYPE_CHECKING:
@@ -160,11 +160,6 @@ def check_comparison(path: Path | None, pairs: Sequence[Pair], read: Sequence[Pa
         check_report_path(path, pairs, overwrite=overwrite)
     elif overwrite:
         raise UsageError("--overwrite says how --report is made; give --report FILE.html too")
-
-
-def write_comparison(path: Path, compared: Comparison, names: tuple[str, str], command: str) -> None:
-    """Write the page; `names` are what A and B are called. Raises OutputError and StorageError."""
-    write_text(path, render_comparison(compared, names, command))
 
 
 def render_comparison(compared: Comparison, names: tuple[str, str], command: str = "") -> str:

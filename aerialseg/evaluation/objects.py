@@ -53,8 +53,9 @@ class ObjectCounts:
 
     def __add__(self, other: ObjectCounts) -> ObjectCounts:
         """Pool two counts."""
-        sizes = [tuple(map(sum, zip(a, b, strict=True))) for a, b in zip(self._sizes(), other._sizes(), strict=True)]
-        return ObjectCounts(*sizes, cut=self.cut + other.cut)
+        pairs = zip(self._sizes(), other._sizes(), strict=True)
+        true, found, predicted, right = (tuple(map(sum, zip(*pair, strict=True))) for pair in pairs)
+        return ObjectCounts(true, found, predicted, right, self.cut + other.cut)
 
     @property
     def recall(self) -> float:
@@ -76,7 +77,9 @@ class ObjectCounts:
 
     def of_size(self, size: int) -> ObjectCounts:
         """Return the counts of one size, an index of SIZES, alone."""
-        return ObjectCounts(*((*ZEROS[:size], part[size], *ZEROS[size + 1 :]) for part in self._sizes()))
+        kept = ((*ZEROS[:size], part[size], *ZEROS[size + 1 :]) for part in self._sizes())
+        true, found, predicted, right = kept
+        return ObjectCounts(true, found, predicted, right)
 
     def _sizes(self) -> tuple[BySize, ...]:
         return self.true, self.found, self.predicted, self.right

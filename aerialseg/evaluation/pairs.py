@@ -256,7 +256,9 @@ def open_pair(pair: Pair, rules: Rules) -> Iterator[tuple[GeoBox, Iterator[PairS
         if rules.filtered is not None:
             read_truth = partial(_read_filtered, read_truth, rules.filtered)
         blocks = [dataset.block_shapes[0][0] for dataset in datasets]
-        chunks = _chunks(box, blocks) if rules.filtered is None else _rows_of(box, rules.filtered)
+        # Whole rows of blocks where GDAL's cache may not hold them until the next window.
+        large = (rows for rows in blocks if CACHED_BLOCKS < rows * box.width <= LARGEST_BLOCKS)
+        chunks = _rows_of(box, max(large, default=1) if rules.filtered is None else rules.filtered)
         read = partial(read_mask, predicted, rules.prediction)
         yield box, _read_strips(chunks, read, read_truth, probability, read_rival)
 
@@ -283,12 +285,6 @@ def _read_strips(
             row, some = int(chunk.row_off) + top, None if quanta is None else quanta[part]
             unseen = None if hidden is None else hidden[part]
             yield _joined(row, (building[part], valid[part]), (truth[part], labelled[part]), some, unseen)
-
-
-def _chunks(box: GeoBox, block_rows: Sequence[int]) -> Iterator[Window]:
-    """Yield full-width windows: whole rows of blocks where GDAL's cache may not hold them until the next window."""
-    least = max((rows for rows in block_rows if CACHED_BLOCKS < rows * box.width <= LARGEST_BLOCKS), default=1)
-    return _rows_of(box, least)
 
 
 def _rows_of(box: GeoBox, least: int) -> Iterator[Window]:

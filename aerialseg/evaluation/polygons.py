@@ -35,6 +35,7 @@ from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.labels import decide_rule, read_mask
 from aerialseg.geo.opening import open_raster, without_warnings
 from aerialseg.geo.raster import block_windows
+from aerialseg.values import to_values
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,8 +93,9 @@ class PolygonScores:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, None where undefined."""
-        values = asdict(self) | {name: getattr(self, name) for name in ("precision", "recall", "f1")}
-        return {name: None if value != value else value for name, value in values.items()}
+        shares = {name: getattr(self, name) for name in ("precision", "recall", "f1")}
+        values: dict[str, Any] = to_values(asdict(self) | shares)
+        return values
 
 
 def score_polygons(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from aerialseg.errors import AerialsegError, one_line
 from aerialseg.evaluation.pairs import open_pair
 from aerialseg.evaluation.results import FEW, calibration_error, reliability, threshold_curve
 from aerialseg.evaluation.scores import EvaluateOptions, decide_rules
-from aerialseg.files import prepare_output_folder, refuse_input_as_output, sha256_of, write_text
+from aerialseg.files import prepare_output_folder, refuse_input_as_output, sha256_of
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.opening import open_raster
 from aerialseg.geo.ownership import PAGE_COMMENT, check_overwrite
@@ -88,18 +88,6 @@ LEGEND = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class PageOptions:
-    """How the page is made."""
-
-    scored: EvaluateOptions = field(default_factory=EvaluateOptions)
-    """How the truth was read for the scores."""
-    scenes: tuple[str | Path, ...] = ()
-    """Files, folders or globs of the scenes to be shown behind the errors."""
-    command: str = ""
-    """The command line that makes the page again; empty leaves it out."""
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Views:
     """Two PNG files, and where the close-up lies."""
@@ -119,25 +107,31 @@ def check_report_path(path: Path, pairs: Sequence[Pair], *, overwrite: bool) -> 
     check_overwrite(path, "page", overwrite=overwrite)
 
 
-def write_report(
-    path: Path, report: EvaluationReport, pairs: Sequence[Pair], options: PageOptions, progress: Progress
-) -> None:
-    """Write the page, with pictures of the worst and the best scenes, over their pixels where they were given.
+def make_report(
+    report: EvaluationReport,
+    pairs: Sequence[Pair],
+    scored: EvaluateOptions,
+    scenes: Sequence[str | Path],
+    command: str,
+    progress: Progress,
+) -> str:
+    """Return the page, with pictures of the worst and the best scenes.
 
-    Raises what `find_scenes` raises, OutputError and StorageError.
+    `scored` says how the truth was read for the scores; `scenes` are files, folders or globs of the scenes to be shown
+    behind the errors; `command` is the command line that makes the page again, "" leaves it out. Raises what
+    `find_scenes` raises.
     """
     chosen = _choose(report)
-    images = _match_scenes(pairs, options.scenes, progress) if options.scenes else {}
-    rules, _ = decide_rules(pairs, replace(options.scored, details=False))
+    images = _match_scenes(pairs, scenes, progress) if scenes else {}
+    rules, _ = decide_rules(pairs, replace(scored, details=False))
     by_name = {pair.name: pair for pair in pairs}
     views = {}
     progress.start("draw", len(chosen), "scene")
     for name in chosen:
-        views[name] = draw_views(by_name[name], rules, images.get(name), options.scored.access, progress)
+        views[name] = draw_views(by_name[name], rules, images.get(name), scored.access, progress)
         progress.advance(1, note=one_line(name))
     progress.finish()
-    page = render_page(report, views, describe_model(pairs), options.command, over_scenes=bool(images))
-    write_text(path, page)
+    return render_page(report, views, describe_model(pairs), command, over_scenes=bool(images))
 
 
 def describe_model(pairs: Iterable[Pair]) -> dict[str, Any]:
@@ -301,7 +295,7 @@ def render_page(
     scores, by_name = everything.scores(), {result.name: result for result in report.results}
     shown = {"intervals": intervals, "polygons": report.polygons, "probabilities": report.histogram}
     objects, sizes = everything.objects, []
-    if objects is not None and sum(objects.true):
+    if objects is not None and any(objects.true):
         labels = SIZE_LABELS if objects.true[-1] + objects.predicted[-1] else SIZE_LABELS[:-1]
         sizes = [*((label, objects.of_size(index)) for index, label in enumerate(labels)), ("all", objects)]
     headline = [("building IoU, pooled", scores["iou"], intervals.get("iou"))]

@@ -7,6 +7,7 @@ from a histogram of stored probability by truth, so that no probability is kept 
 from __future__ import annotations
 
 from dataclasses import astuple, dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,16 +65,12 @@ class Counts:
     def with_numbers(self, numbers: list[int]) -> Counts:
         """Return counts of the same kinds with other numbers, in the order of `numbers()`."""
         left = iter(numbers)
-
-        def take(count: int) -> list[int]:
-            return [next(left) for _ in range(count)]
-
-        confusion = Confusion(*take(4))
-        boundary = None if self.boundary is None else tuple(BoundaryCounts(*take(6)) for _ in self.boundary)
+        confusion = Confusion(*islice(left, 4))
+        boundary = None if self.boundary is None else tuple(BoundaryCounts(*islice(left, 6)) for _ in self.boundary)
         if self.objects is None:
             return Counts(confusion, boundary)
-        sizes = [tuple(take(len(SIZES))) for _ in range(4)]
-        return Counts(confusion, boundary, ObjectCounts(*sizes, cut=next(left)))
+        true, found, predicted, right = (tuple(islice(left, len(SIZES))) for _ in range(4))
+        return Counts(confusion, boundary, ObjectCounts(true, found, predicted, right, next(left)))
 
     def to_json(self) -> dict[str, Any]:
         """Return scores, None where undefined, and the counts behind them."""

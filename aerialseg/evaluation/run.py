@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from aerialseg.errors import UsageError, one_line
 from aerialseg.evaluation.error_maps import BUILDINGS, check_error_folder, error_path, write_error_maps
 from aerialseg.evaluation.polygons import area_of_interest, score_polygons
-from aerialseg.evaluation.report import PageOptions, check_claims, check_report_path, write_report
+from aerialseg.evaluation.report import check_claims, check_report_path, make_report
 from aerialseg.evaluation.scores import EvaluateOptions, decide_rules, evaluate_pairs
-from aerialseg.files import refuse_input_as_output
+from aerialseg.files import refuse_input_as_output, write_text
 from aerialseg.geo.scenes import find_scenes
 from aerialseg.geo.tiles.tileset import find_leaks
 from aerialseg.geo.vectors import read_layer
@@ -65,7 +65,8 @@ def evaluate(
         found = _with_warnings(found, drawn.warnings, progress)
     found = _with_warnings(found, [*leaks, *check_claims(pairs, found.overall.building_fraction)], progress)
     if extras.report is not None:
-        write_report(extras.report, found, pairs, PageOptions(options, extras.scenes, extras.command), progress)
+        page = make_report(found, pairs, options, extras.scenes, extras.command, progress)
+        write_text(extras.report, page)
     if extras.errors is not None:
         wrong = write_error_maps(extras.errors, pairs, decide_rules(pairs, options)[0], progress)
         missed, invented = wrong["missed"], wrong["invented"]

@@ -107,6 +107,9 @@ def evaluate_pairs(
         progress.say(f"warning: {warning}")
     results = _count_all(pairs, rules, progress)
     missing = [line for result in results for line in _what_was_not_counted(result)]
+    counts = [result.confusion for result in results]
+    if any(count.pixels for count in counts) and not any(count.tp + count.fn for count in counts):
+        missing.append("no counted pixel is true building; check the true masks' values, or the polygons")
     for warning in missing:
         progress.say(f"warning: {warning}")
     return EvaluationReport(tuple(results), (*warnings, *doubts, *missing))

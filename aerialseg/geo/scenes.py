@@ -333,7 +333,7 @@ def _unique_stems(scenes: Sequence[Scene]) -> dict[str, Path]:
     return {stem: image for stem, image in stems if counts[stem] == 1}
 
 
-def split_scenes(scenes: Sequence[Scene], spec: str) -> dict[str, Split]:
+def split_scenes(scenes: Sequence[Scene], spec: str) -> dict[str, Split]:  # noqa: C901  (a line for each form)
     """Return scene name -> split, by "inria", "val=austin1-5,tyrol-w1,vienna*", a share such as "0.2", or "auto".
 
     "auto" is Inria's rule when every scene is one of Inria's and both splits get some, else a share of 0.2. A share is

@@ -43,7 +43,7 @@ TWELFTHS = np.array([[12 * ones // max(known, 1) for ones in range(5)] for known
 """By valid quarters of a pixel and those among them that are 1: the share of 1 in twelfths, which are exact."""
 
 
-def write_geotiff(
+def write_geotiff(  # noqa: PLR0913  (what a GeoTIFF can hold)
     path: Path,
     array: NDArray[Any],
     box: GeoBox,

@@ -54,6 +54,7 @@ class Findings:
     """Everything a bench found, and on what."""
 
     machine: dict[str, str | int]
+    """What the numbers depend on."""
     rows: list[Row] = field(default_factory=list)
     accuracy: list[Accuracy] = field(default_factory=list)
 
@@ -102,7 +103,13 @@ def bench_networks(
     """
     if budget is not None and out is None:
         raise UsageError("--tiles needs --out FOLDER: the trainings write their runs there")
-    findings = Findings(_describe(options))
+    device = pick_device(options.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+    precision = pick_precision(options.precision, device)
+    findings = Findings({
+        "device": str(device), "name": name, "precision": precision, "batch": options.batch,
+        "threads": torch.get_num_threads(), "torch": str(torch.__version__),
+    })  # fmt: skip
     with ExitStack() as ending:
         if out is not None:
             prepare_output_folder(out)
@@ -129,18 +136,6 @@ def _write(out: Path, findings: Findings) -> None:
         return
     write_json(out / COSTS, findings.to_json())
     draw_costs(out / PICTURE, findings.rows, findings.machine)
-
-
-def _describe(options: BenchOptions) -> dict[str, str | int]:
-    """Return what the numbers depend on."""
-    device = pick_device(options.device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
-    precision = pick_precision(options.precision, device)
-    threads, version = torch.get_num_threads(), str(torch.__version__)
-    return {
-        "device": str(device), "name": name, "precision": precision, "batch": options.batch,
-        "threads": threads, "torch": version,
-    }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

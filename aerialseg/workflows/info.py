@@ -22,6 +22,7 @@ from aerialseg.geo.inspection import inspect_scene
 from aerialseg.geo.opening import open_raster
 from aerialseg.geo.scenes import SUFFIXES, Scene, find_scenes
 from aerialseg.geo.tiles.tileset import INDEX, MANIFEST, load_tileset, read_tileset
+from aerialseg.geo.validity import tagged_alpha
 from aerialseg.models.package import FILE_NAME, KEY, find_model, read_card
 from aerialseg.values import parse_json, to_values
 
@@ -135,19 +136,19 @@ def _progress(run: Path, problems: list[AerialsegError]) -> list[Fact]:
     from aerialseg.training.state import load_checkpoint
 
     said: list[str] = []
-    state = _tried(lambda: load_checkpoint(run, said.append), problems)
+    checkpoint = _tried(lambda: load_checkpoint(run, said.append), problems)
     problems += [ModelError(line) for line in said]
-    if state is None:
+    if checkpoint is None:
         return [Fact("state", "no checkpoint", "no checkpoint to go on from")]
-    standing, epochs = state["standing"], state["config"]["schedule"]["epochs"]
-    done = standing["finished"]
+    state, epochs = checkpoint["standing"], checkpoint["config"]["schedule"]["epochs"]
+    done = state["finished"]
     return [
         Fact("state", "finished" if done else "unfinished", "finished" if done else "goes on with train --resume"),
-        Fact("epochs", standing["epoch"], f"{standing['epoch']} of {epochs}"),
-        Fact("steps", standing["taken"]),
-        Fact("best_iou", standing["best_iou"]),
-        Fact("best_epoch", standing["best_epoch"] or None),
-        Fact("threshold", standing["threshold"]),
+        Fact("epochs", state["epoch"], f"{state['epoch']} of {epochs}"),
+        Fact("steps", state["taken"]),
+        Fact("best_iou", state["best_iou"]),
+        Fact("best_epoch", state["best_epoch"] or None),
+        Fact("threshold", state["threshold"]),
     ]
 
 
@@ -261,11 +262,11 @@ def _mask_kind(dataset: DatasetReader, path: Path) -> str:
 
     flags = dataset.mask_flag_enums[0]
     if MaskFlags.all_valid in flags:
-        return "none: every pixel is valid"
+        return "none: every pixel counts as valid"
     if MaskFlags.alpha in flags:
         return "alpha band"
     if MaskFlags.nodata in flags:
-        return "nodata value"
+        return "nodata value" if tagged_alpha(dataset) is None else "nodata value and alpha band"
     return "a .msk file beside it" if Path(f"{path}.msk").exists() else "a mask inside the file"
 
 

@@ -112,6 +112,15 @@ class TilingReport:
             "mpx_per_s": round(self.mpx / self.seconds, 2) if self.seconds else 0.0,
         }  # fmt: skip
 
+    def notes(self, edits: int) -> list[str]:
+        """Return what a user should know of a set that was made, `edits` of whose tiles were set by hand."""
+        shares = [share for share in self.building.values() if not math.isnan(share)]
+        found = [f"kept the split of {edits} tiles as edited in {INDEX}; --overwrite forgets it"] if edits else []
+        if shares and not any(shares):
+            name = one_line(self.folder)
+            found.append(f"{name}: no labelled pixel is building; check the masks' values, or the polygons")
+        return found
+
     def summary(self) -> str:
         """Return what this run did, in a line."""
         if not self.cut:
@@ -170,10 +179,10 @@ def tile_scenes(
         if not in_order:
             raise none_left(failures)
         finish_set(out, plan.jobs, in_order, failures, options, edits)
-        if edits:
-            progress.say(f"kept the split of {len(edits)} tiles as edited in {INDEX}; --overwrite forgets it")
         report = _report(out, in_order, [job for job in todo if job.stem in records], failures, began)
         write_json(out / REPORT, report.to_json())
+        for note in report.notes(len(edits)):
+            progress.say(note)
     return report
 
 
@@ -347,6 +356,7 @@ def finish_set(
         "overlap": options.overlap,
         "bands": options.bands.bands,
         "scale": options.bands.scale,
+        **options.bands.marks,
         "gsd_m": float(f"{statistics.median(known):.6g}") if known else None,
         **_statistics(records),
         "left_out": total_left_out(records),

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from rasterio.windows import Window
@@ -133,6 +133,9 @@ class Sources:
     keep_unlabelled: bool
     access: tuple[bool, float]
     """Whether scenes without a place are taken, and pixels at most."""
+    nodata: tuple[float, ...] = ()
+    """Values of no data and, below, the alpha band; they are left out where nothing was said of them."""
+    alpha: int | Literal["auto", "data"] = "auto"
 
 
 def rows_of(job: TileJob) -> list[list[PlannedTile]]:
@@ -324,7 +327,7 @@ def describe_sources(jobs: Sequence[TileJob], options: TilingOptions, folder: Pa
         access=(access.allow_ungeoreferenced, access.max_pixels),
     )  # fmt: skip
     values: dict[str, Any] = to_values(sources)
-    return values
+    return {name: value for name, value in values.items() if name not in ("nodata", "alpha")} | options.bands.marks
 
 
 def source_files(tiles: TileSet) -> dict[str, tuple[Path, ...]]:
@@ -377,8 +380,9 @@ def _planned_from(tiles: TileSet) -> tuple[list[Scene], TilingOptions]:
     try:
         known = from_values(Sources, tiles.sources)
         options = TilingOptions(
-            tiles.size, tiles.overlap, known.split, maybe(known.val_area), BandRule(tiles.bands, tiles.scale),
-            known.gsd_m, MaskRule(*known.masks), tuple(map(place, known.vectors)), known.where,
+            tiles.size, tiles.overlap, known.split, maybe(known.val_area),
+            BandRule(tiles.bands, tiles.scale, known.nodata, known.alpha), known.gsd_m, MaskRule(*known.masks),
+            tuple(map(place, known.vectors)), known.where,
             maybe(known.labelled_area), known.keep_empty, Access(*known.access), index_only=True,
             keep_unlabelled=known.keep_unlabelled,
         )  # fmt: skip

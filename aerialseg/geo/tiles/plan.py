@@ -326,7 +326,7 @@ def _settings(
     windows = [(t.name, t.split, t.tile.window.toranges(), t.tile.core.toranges()) for t in tiles]
     crs = None if box.crs is None else box.crs.to_wkt()
     grid = [box.height, box.width, tuple(box.transform), crs, box.gcps]
-    pixels = [source.bands, source.scale, source.has_mask]
+    pixels = [source.bands, source.scale, source.has_mask, *source.validity.settings()]
     chosen = (("index only", options.index_only), ("unlabelled", options.keep_unlabelled))
     flags = [flag for flag, given in chosen if given]
     return json.dumps([FORMAT, windows, grid, pixels, labels.settings(), options.keep_empty, *flags])
