@@ -13,10 +13,7 @@ import re
 import resource
 import signal
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
-
-if TYPE_CHECKING and sys.platform != "win32":
-    from multiprocessing.context import ForkServerContext
+from typing import IO, Any
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
 """The signals that ask for a clean stop."""
@@ -68,7 +65,7 @@ def encode_output() -> None:
     """Let standard output and error hold every character: they do."""
 
 
-def fresh_processes(preload: list[str]) -> ForkServerContext:
+def fresh_processes(preload: list[str]) -> Any:
     """Return a context whose processes start from one that has loaded the modules of `preload` and nothing else."""
     import multiprocessing
 
