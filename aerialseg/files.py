@@ -30,6 +30,39 @@ SHARING_S, POLL_S = 60.0, 0.1
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LOCKLESS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """What network disks answer that are mounted without locks."""
+
+
+def is_regular(path: Path) -> bool:
+    """Return whether `path` is a regular file or leads to one; False for all that cannot be looked at.
+
+    Unlike Path.is_file, it never raises: not for a name of over 255 bytes, nor for a link in a circle.
+    """
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether `path` is a folder or leads to one; False, as in `is_regular`, where that cannot be told."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
+def exists(path: Path) -> bool:
+    """Return whether anything is at `path`, or where its link leads; False where that cannot be told."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
+def resolved(path: Path) -> Path:
+    """Return the absolute path without links; one that leads in a circle stays in it. Never raises OSError."""
+    return Path(os.path.realpath(path))
+
+
+def open_regular(path: Path, mode: str = "rb") -> IO[bytes]:
+    """Open a regular file, or begin one; raises OSError for anything else: pipes would block, devices never end."""
+    if exists(path) and not is_regular(path):
+        code = errno.EISDIR if is_folder(path) else errno.EINVAL
+        raise OSError(code, os.strerror(code) if is_folder(path) else "Not a regular file", str(path))
+    return path.open(mode)
+
+
 DIGEST = "aerialseg-sha256:"
 PLACEHOLDER = DIGEST + "0" * 64
 """Stands in a file's content where the digest of its own bytes is to be embedded (see `aerialseg.geo.ownership`)."""
@@ -116,7 +149,7 @@ def write_json(final: Path, value: Any) -> None:
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of the file's bytes as hex; raises ReadError when it cannot be read."""
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise ReadError(f"{one_line(path)}: cannot be read: {error.strerror}; check its disk and run again") from error
@@ -164,7 +197,7 @@ def locked(
     second in every wait. The kernel drops the lock with its process, so a killed run never leaves one behind.
     """
     with _output_errors(folder / LOCK):
-        stream = (folder / LOCK).open("a")
+        stream = open_regular(folder / LOCK, "ab")
     with stream:
         alone = _lock(stream, fcntl.LOCK_EX)
         if alone:
@@ -185,7 +218,7 @@ def locked(
         yield alone
 
 
-def _lock(stream: IO[str], kind: int) -> bool:
+def _lock(stream: IO[bytes], kind: int) -> bool:
     """Try to lock an open file; return False when somebody holds it otherwise."""
     try:
         fcntl.flock(stream, kind | fcntl.LOCK_NB)
@@ -207,9 +240,9 @@ def sweep(folder: Path, keep: Collection[Path] = ()) -> int:
     A folder further down with a lock of its own is another run's, which may be alive, and is left alone; a working
     folder goes as a whole when nobody holds its lock.
     """
-    working = {path for path in folder.rglob(f"{WORKING}*") if path.is_dir()}
+    working = {path for path in folder.rglob(f"{WORKING}*") if is_folder(path)}
     swept = sum(map(_sweep_folder, working))
-    found = [path for path in folder.rglob(f"{TEMPORARY}*") if not path.is_dir() and working.isdisjoint(path.parents)]
+    found = [path for path in folder.rglob(f"{TEMPORARY}*") if not is_folder(path) and working.isdisjoint(path.parents)]
     others = [path.parent for path in found if path.name == LOCK and path.parent != folder]
     stale = [path for path in found if path.name != LOCK and not any(map(path.is_relative_to, others))]
     stale = [path for path in stale if path not in keep]
@@ -220,7 +253,7 @@ def sweep(folder: Path, keep: Collection[Path] = ()) -> int:
 
 def _sweep_folder(folder: Path) -> bool:
     """Remove a working folder whose run is gone; return whether it was. One without a lock was never in use."""
-    if not (folder / LOCK).is_file() or folder.is_symlink():
+    if not is_regular(folder / LOCK) or folder.is_symlink():
         return False
     try:
         with locked(folder):
@@ -271,8 +304,8 @@ def _output_errors(final: Path) -> Iterator[None]:
 
 def _identities(path: Path) -> set[object]:
     """Return what `path` is known by: its resolved name without regard to case and, if it exists, its inode."""
-    identities: set[object] = {str(path.resolve()).casefold()}
-    if path.exists():
+    identities: set[object] = {str(resolved(path)).casefold()}
+    if exists(path):
         status = path.stat()
         identities.add((status.st_dev, status.st_ino))
     return identities

@@ -20,7 +20,7 @@ import numpy as np
 
 from aerialseg.errors import BadDataError, NoInputError, ReadError, StorageError, one_line
 from aerialseg.evaluation.pairs import is_measure
-from aerialseg.files import staged, working_folder
+from aerialseg.files import is_folder, is_regular, staged, working_folder
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.labels import ResolvedRule, decide_rule, read_mask
 from aerialseg.geo.opening import create_raster, open_raster, raster_errors, refuse_remote, writing_errors
@@ -60,7 +60,7 @@ class Expected:
     def of_folder(cls, root: Path) -> Expected:
         """Return a mask for every test scene below an Inria root, or a folder of scenes, with the scenes' own sizes."""
         places = (root / above / "test" / "images" for above in ("", "AerialImageDataset", "data", "raw"))
-        folder = next((place for place in places if place.is_dir()), root)
+        folder = next((place for place in places if is_folder(place)), root)
         sizes = {}
         for scene in find_scenes([folder]):
             with open_raster(scene.image) as dataset:
@@ -119,7 +119,7 @@ def check_submission(path: Path, expected: Expected, progress: Progress, called:
     """
     refuse_remote(path)
     name = one_line(called or path)
-    if not path.is_file():
+    if not is_regular(path):
         raise NoInputError(f"{name}: no such file; give the zip to check")
     try:
         with zipfile.ZipFile(path) as archive:

@@ -18,6 +18,7 @@ from rasterio.crs import CRS
 from rasterio.errors import CRSError
 
 from aerialseg.errors import BadDataError, one_line
+from aerialseg.files import exists, open_regular
 from aerialseg.geo.opening import write_error
 
 if TYPE_CHECKING:
@@ -69,9 +70,9 @@ def write_table(
     """
     from pyogrio.raw import write
 
-    if path.exists() and not path.stat().st_size:
+    if exists(path) and not path.stat().st_size:
         path.unlink()  # GDAL wants to create the file itself
-    append = path.exists()
+    append = exists(path)
     write(
         path, outlines, list(columns.values()), list(columns), layer=table, driver="GPKG", geometry_type="Polygon",
         crs=crs, append=append, dataset_options=None if append else VERSION,
@@ -189,7 +190,7 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
 def _flatgeobuf_crs(path: Path) -> CRS | None:
     import pyogrio
 
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         if not stream.read(8).startswith(FLATGEOBUF):
             raise BadDataError(f"{one_line(path)}: is not a FlatGeobuf; make it again")
     crs = pyogrio.read_info(path)["crs"]

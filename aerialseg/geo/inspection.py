@@ -7,7 +7,6 @@ guess (which bands, which value range, where on the ground) is refused with the 
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.windows import Window
 
 from aerialseg.errors import BadDataError, UsageError, one_line
+from aerialseg.files import exists
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.opening import is_tiff, open_raster, raster_errors
 
@@ -196,7 +196,7 @@ def _suspicions(dataset: DatasetReader, path: Path) -> list[str]:
     found = []
     for suffix in (".ovr", ".OVR"):
         overviews = Path(f"{path}{suffix}")
-        if os.path.exists(overviews) and not is_tiff(overviews):  # noqa: PTH110  (Path.exists raises on long names)
+        if exists(overviews) and not is_tiff(overviews):
             found.append(f"{one_line(overviews)}: is not a TIFF and is ignored; remove it")
     if "OVERVIEW_FILE" in dataset.tags(ns="OVERVIEWS"):
         found.append(f"{one_line(path)}: names another file as its overviews, which is ignored")

@@ -27,13 +27,14 @@ from segmentation_models_pytorch.decoders.unetplusplus.decoder import UnetPlusPl
 from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
 from segmentation_models_pytorch.encoders import get_encoder
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from aerialseg.errors import ConfigError, first_line, one_line
 from aerialseg.models.presets import PRESETS, SIZE_MULTIPLE, STEM_SKIP, ModelSpec
 from aerialseg.models.pyramid import PyramidEncoder, make_stem, parse_design
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
 # What smp and timm decide themselves, or what would let a model file name a checkpoint or a repository to load.
 RESERVED_ARGUMENTS = frozenset(
@@ -48,6 +49,8 @@ JOINED = ("unet", "segformer", "fpn", "upernet")
 SKIPPING = ("unet", "unetplusplus")
 """Architectures whose decoder has a skip at stride 2."""
 STEM_CHANNELS = 32
+SPARE = 4
+"""Times as many parameters as a network keeps are registered at most while it is built: some parts are made anew."""
 
 
 def build_network(spec: ModelSpec) -> nn.Module:
@@ -140,6 +143,29 @@ def outline(spec: ModelSpec, device: str = "meta") -> nn.Module:
         if device == "cpu":
             raise
         return outline(spec, "cpu").to(device)  # some compute with numbers while they are built
+
+
+@contextmanager
+def no_larger_than(tensors: Collection[Tensor]) -> Iterator[None]:
+    """Stop a network from being built, on whatever device, that has far more numbers, or parameters, than `tensors`.
+
+    So a file cannot ask for more memory or time than it brings. Raises ConfigError; of all networks that are built
+    meanwhile, the parameters count together.
+    """
+    count, numbers = 0, 0
+    most = (SPARE * (len(tensors) + 100), SPARE * (sum(tensor.numel() for tensor in tensors) + 100_000))
+
+    def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal count, numbers
+        count, numbers = count + 1, numbers + (0 if parameter is None else parameter.numel())
+        if count > most[0] or numbers > most[1]:
+            raise ConfigError("the network that its card names is far larger than its tensors")
+
+    handle = register_module_parameter_registration_hook(register)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _check_spec(spec: ModelSpec) -> None:

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from aerialseg.errors import DeviceError, UsageError, first_line, one_line
+from aerialseg.files import exists, is_regular
 
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
 """The oldest Linux driver by CUDA's major version (NVIDIA's CUDA compatibility guide)."""
@@ -326,17 +327,17 @@ def find_card(root: Path = Path("/"), smi: str = "nvidia-smi") -> Gpu | None:
     if listed is not None:
         return listed
     version = root / "proc/driver/nvidia/version"
-    if version.is_file():
+    if is_regular(version):
         found = re.search(r"\b(\d{3,4}\.\d+(?:\.\d+)*)\b", version.read_text(errors="replace"))
         return Gpu(driver=found.group(1) if found else None)
-    if (root / "dev/nvidia0").exists() or any(_is_nvidia(folder) for folder in root.glob("sys/bus/pci/devices/*")):
+    if exists(root / "dev/nvidia0") or any(_is_nvidia(folder) for folder in root.glob("sys/bus/pci/devices/*")):
         return Gpu()
     return None
 
 
 def read_cpu_flags(cpuinfo: Path) -> frozenset[str]:
     """Return the feature flags of the first processor that `cpuinfo` lists."""
-    if not cpuinfo.is_file():
+    if not is_regular(cpuinfo):
         return frozenset()
     found = re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo.read_text(errors="replace"), re.MULTILINE)
     return frozenset(found.group(1).split()) if found else frozenset()
@@ -346,7 +347,7 @@ def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """Return the processor's name as the system gives it."""
     found = (
         re.search(r"^model name\s*:\s*(.*)$", cpuinfo.read_text(errors="replace"), re.MULTILINE)
-        if (cpuinfo.is_file())
+        if (is_regular(cpuinfo))
         else None
     )
     return found.group(1).strip() if found else platform.processor() or platform.machine()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from aerialseg.errors import AerialsegError, BadDataError, Stopped, UsageError, one_line
-from aerialseg.files import sha256_of
+from aerialseg.files import resolved, sha256_of
 from aerialseg.geo.digest import content_digest
 from aerialseg.geo.inspection import BandRule, inspect_scene
 from aerialseg.geo.ownership import check_overwrite, mark_of, owner_of, read_tags
@@ -232,7 +232,7 @@ def report_name(shard: Shard | None) -> str:
 
 def is_output_in(image: Path, out: Path) -> bool:
     """Return whether a scene is an output of an earlier run in the same place: `predict data -o data/out`, twice."""
-    return image.resolve().is_relative_to(out.resolve()) and mark_of(image, "prediction") is not None
+    return resolved(image).is_relative_to(resolved(out)) and mark_of(image, "prediction") is not None
 
 
 def is_ours(image: Path, out: Path) -> bool:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aerialseg.errors import NoInputError, one_line
-from aerialseg.files import sha256_of
+from aerialseg.files import is_folder, sha256_of
 from aerialseg.geo.resampling import ROWS_AT_ONCE
 from aerialseg.models.package import find_model, read_card
 from aerialseg.prediction.checks import Run, check_scenes, disk_bytes
@@ -165,7 +165,7 @@ def time_windows(forward: Forward, bands: int, progress: Progress) -> float:
 
 def _existing(folder: Path) -> Path:
     """Return the folder, or the first above it that is there."""
-    return next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
+    return next(place for place in (folder, *folder.absolute().parents) if is_folder(place))
 
 
 def peak_bytes(canvas: ScenePlacement, settings: EngineSettings, bands: int) -> int:

@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 
 from aerialseg.errors import StorageError, one_line
-from aerialseg.files import TEMPORARY, output_error, reserve
+from aerialseg.files import TEMPORARY, is_regular, open_regular, output_error, reserve
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -78,7 +78,7 @@ class ResumeFile:
         """Return how many rows are there, whole and made from `key`; what follows them is cut off."""
         rows, end = 0, 0
         try:
-            with self.path.open("r+b") as stream:
+            with open_regular(self.path, "r+b") as stream:
                 if self._head(key) == stream.read(HEAD.size):
                     end = HEAD.size
                     for record in self._records(stream):
@@ -94,7 +94,7 @@ class ResumeFile:
     def keyed(self) -> bool:
         """Whether there is a part that says what it is made from; without one there is nothing to go on from."""
         try:
-            with self.path.open("rb") as stream:
+            with open_regular(self.path) as stream:
                 return stream.read(HEAD.size)[len(MAGIC) :][:32] not in (b"", UNKNOWN)
         except OSError:
             return False
@@ -122,7 +122,7 @@ class ResumeFile:
         """
         row = 0
         try:
-            with self.path.open("rb") as stream:
+            with open_regular(self.path) as stream:
                 stream.seek(HEAD.size)
                 for record in self._records(stream, checked=checked):
                     yield record.row, record.layers[layer]
@@ -164,7 +164,7 @@ def part_path(out: Path, name: str) -> Path:
 def forget_part(out: Path, name: str) -> None:
     """Remove what is left of a scene that is finished, unless another process is at it."""
     path = part_path(out, name)
-    if path.exists() and (claim := _claim(path)) is not None:
+    if is_regular(path) and (claim := _claim(path)) is not None:
         path.unlink(missing_ok=True)
         claim.close()
 
@@ -172,7 +172,7 @@ def forget_part(out: Path, name: str) -> None:
 def _claim(path: Path) -> IO[bytes] | None:
     """Open and lock a file, made if need be; None when another process has it."""
     while True:
-        stream = path.open("ab")
+        stream = open_regular(path, "ab")
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(stream.fileno()), path.stat()):
@@ -188,7 +188,7 @@ def _claim(path: Path) -> IO[bytes] | None:
 @contextmanager
 def _open_to_write(path: Path, *, new: bool) -> Iterator[IO[bytes]]:
     try:
-        with path.open("wb" if new else "r+b") as stream:
+        with open_regular(path, "wb" if new else "r+b") as stream:
             stream.seek(0, os.SEEK_END)
             yield stream
     except OSError as error:

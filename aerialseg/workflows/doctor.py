@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from aerialseg.errors import AerialsegError, DeviceError, first_line, one_line
-from aerialseg.files import usable_processors
+from aerialseg.files import is_folder, is_regular, resolved, usable_processors
 
 if TYPE_CHECKING:
     from aerialseg.models.device import System
@@ -158,7 +158,7 @@ def _memory() -> Iterator[Finding]:
             "memory", "memory", f"{_size(available)} free", *_judged(available >= LOW_MEMORY, "warning", advice)
         )
     shared = Path("/dev/shm")
-    if shared.is_dir():
+    if is_folder(shared):
         total = shutil.disk_usage(shared).total
         advice = "training on several GPUs needs more: docker run --shm-size 1g"
         yield Finding("memory", "/dev/shm", _size(total), *_judged(total >= LOW_SHM, "warning", advice))
@@ -166,7 +166,7 @@ def _memory() -> Iterator[Finding]:
 
 def _disk(folder: Path) -> Iterator[Finding]:
     free = shutil.disk_usage(folder).free
-    name = one_line(folder.resolve())
+    name = one_line(resolved(folder))
     yield Finding(
         "disk", name, f"{_size(free)} free", *_judged(free >= LOW_DISK, "warning", "free some, or work elsewhere")
     )
@@ -197,12 +197,12 @@ def _write_and_read(folder: Path) -> None:
 def available_memory(root: Path = Path("/")) -> int | None:
     """Return the bytes that can still be used: the kernel's estimate, or what a container's limit leaves."""
     meminfo = root / "proc/meminfo"
-    found = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text() if meminfo.is_file() else "", re.MULTILINE)
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text() if is_regular(meminfo) else "", re.MULTILINE)
     if found is None:
         return None
     available = int(found.group(1)) * 1024
     limit, used = (root / f"sys/fs/cgroup/memory.{name}" for name in ("max", "current"))
-    if limit.is_file() and used.is_file() and limit.read_text().strip() != "max":
+    if is_regular(limit) and is_regular(used) and limit.read_text().strip() != "max":
         available = min(available, int(limit.read_text()) - int(used.read_text()))
     return available
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from aerialseg.errors import first_line
+from aerialseg.files import exists, is_regular
 from aerialseg.models.build import build_network
 from aerialseg.models.device import Machine, autocast, is_out_of_memory
 from aerialseg.models.presets import ModelSpec
@@ -160,7 +161,7 @@ def _observe(run: Callable[[], None], device: torch.device, limit_s: float) -> t
     """Return the median seconds of a pass, and the most memory held during all of them."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    elif FORGET.exists():
+    elif exists(FORGET):
         FORGET.write_text("5")  # sets VmHWM back: proc(5)
     times: list[float] = []
     run()
@@ -188,7 +189,7 @@ def _memory(device: torch.device, *, peak: bool = False) -> int | None:
 
 
 def _status(name: str) -> int | None:
-    found = re.search(rf"^{name}:\s+(\d+) kB", STATUS.read_text() if STATUS.is_file() else "", re.MULTILINE)
+    found = re.search(rf"^{name}:\s+(\d+) kB", STATUS.read_text() if is_regular(STATUS) else "", re.MULTILINE)
     return None if found is None else int(found.group(1)) * 1024
 
 

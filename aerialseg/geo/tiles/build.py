@@ -19,9 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 from aerialseg.errors import AerialsegError, BadDataError, NoInputError, OutputError, one_line
 from aerialseg.files import (
+    is_folder,
+    is_regular,
     locked,
     prepare_output_folder,
     refuse_input_as_output,
+    resolved,
     sweep,
     usable_processors,
     write_json,
@@ -261,18 +264,18 @@ def _report(
 def refuse_outputs(folder: Path, jobs: Sequence[TileJob], *, overwrite: bool) -> None:
     """Raise when the set would overwrite an input (UsageError), or foreign files without consent (OutputError)."""
     inputs = {path for job in jobs for path in job.inputs}
-    places = {str((folder / part).resolve()).casefold() for part in PARTS}
+    places = {str(resolved(folder / part)).casefold() for part in PARTS}
     outputs = [folder / INDEX, folder / MANIFEST, folder / REPORT]
-    if any(str(path.resolve().parent).casefold() in places for path in inputs):
+    if any(str(resolved(path).parent).casefold() in places for path in inputs):
         names = [tile.name for job in jobs for tile in job.tiles]
         outputs += [path(folder, name) for name in names for path in (image_path, mask_path)]
     refuse_input_as_output(inputs, outputs)
-    if overwrite or (folder / FOLDER).is_dir():
+    if overwrite or is_folder(folder / FOLDER):
         return
     for path in outputs[:3]:
         check_overwrite(path, overwrite=False)
     for part in PARTS:
-        if (folder / part).is_dir() and any((folder / part).iterdir()):
+        if is_folder(folder / part) and any((folder / part).iterdir()):
             raise OutputError(
                 f"{one_line(folder / part)}: holds files that are not tiles of this set; give another folder with -o,"
                 " or --overwrite"
@@ -296,7 +299,7 @@ def look_before(folder: Path, *, overwrite: bool) -> tuple[TileSet | None, dict[
             return None, from_values(dict[str, str], read_json(aside))
         except (OSError, ValueError):
             return None, {}
-    if not (folder / INDEX).is_file():
+    if not is_regular(folder / INDEX):
         return tileset, {}
     now = read_splits(folder / INDEX)
     planned = {tile.name: tile.split for tile in tileset.tiles}
@@ -316,7 +319,7 @@ def is_finished(
         and tileset.sources == sources
         and list(tileset.scenes.items()) == [(record.scene, record.digest) for record in records]
         and tileset.failed == {name: str(error) for name, error in failures.items()}
-        and (folder / INDEX).is_file()
+        and is_regular(folder / INDEX)
     )
 
 

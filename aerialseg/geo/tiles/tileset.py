@@ -26,7 +26,7 @@ import shapely
 from rasterio.windows import Window
 
 from aerialseg.errors import BadDataError, NoInputError, OutputError, one_line
-from aerialseg.files import staged, write_text
+from aerialseg.files import is_folder, is_regular, staged, write_text
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.geopackage import is_open_elsewhere, write_table, writing_vectors
 from aerialseg.geo.opening import open_raster, write_error
@@ -153,7 +153,7 @@ def load_tileset(folder: Path) -> TileSet:
     Tiles whose row was deleted or emptied there are left out. Raises NoInputError when there is no such folder and
     BadDataError when the set is unfinished, damaged, or lacks files.
     """
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise NoInputError(f"{one_line(folder)}: no such folder; make it with aerialseg tile")
     tileset = read_tileset(folder)
     if tileset is None:
@@ -164,7 +164,7 @@ def load_tileset(folder: Path) -> TileSet:
     kept = tuple(replace(tile, split=splits[tile.name]) for tile in tileset.tiles if tile.name in splits)
     paths = () if tileset.sources is not None else kept
     missing = [
-        path for tile in paths for path in (tileset.image_path(tile), tileset.mask_path(tile)) if not path.is_file()
+        path for tile in paths for path in (tileset.image_path(tile), tileset.mask_path(tile)) if not is_regular(path)
     ]
     if missing:
         others = f" (and {len(missing) - 1} more files of the set)" if len(missing) > 1 else ""
@@ -196,7 +196,7 @@ def read_tileset(folder: Path) -> TileSet | None:
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """Return the content of `tileset.json`, or None when there is none; raises BadDataError when it is damaged."""
     path = folder / MANIFEST
-    if not path.is_file():
+    if not is_regular(path):
         return None
     try:
         body = read_json(path)
@@ -241,7 +241,7 @@ def read_splits(path: Path) -> dict[str, str]:
     Raises BadDataError when the file is missing or damaged, or a split is neither train nor val nor left out.
     """
     name = one_line(path)
-    if not path.is_file():
+    if not is_regular(path):
         raise BadDataError(f"{name}: missing, and the split is kept in it; run the same aerialseg tile command again")
     splits: dict[str, str] = {}
     for tile, text in _read_rows(path):
@@ -337,8 +337,8 @@ def find_leaks(tiles: Path, scenes: Iterable[tuple[str, Path]]) -> list[str]:
     its grid. Raises NoInputError when there is no index, and BadDataError when it cannot be read, holds no training
     tile, or its tiles or a scene have no place on the ground.
     """
-    index = tiles / INDEX if tiles.is_dir() else tiles
-    if not index.is_file():
+    index = tiles / INDEX if is_folder(tiles) else tiles
+    if not is_regular(index):
         raise NoInputError(f"{one_line(index)}: no such file; give a folder that aerialseg tile wrote")
     if "train" not in read_splits(index).values():
         raise BadDataError(f"{one_line(index)}: holds no training tile; give the tiles the model was trained on")
