@@ -11,10 +11,11 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -69,16 +70,19 @@ PLACEHOLDER = DIGEST + "0" * 64
 
 
 @contextmanager
-def staged(final: Path) -> Iterator[Path]:
+def staged(final: Path, *, apart: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `final`; on success flush it and rename it to `final`, on failure remove it.
 
     The temporary name keeps the suffix (drivers look at it) and is short, so that a `final` of 255 bytes works. A
-    symbolic link at `final` is replaced, never followed. Raises StorageError when the disk is full and OutputError for
-    any other refusal of the operating system.
+    symbolic link at `final` is replaced, never followed. For who does not hold the place in `final`'s folder, the file
+    lies `apart`, in a working folder: another run's sweep would remove it. Raises StorageError when the disk is full
+    and OutputError for any other refusal of the operating system.
     """
-    with _output_errors(final), temporary_file(final.parent, final.suffix[-16:]) as temporary:
-        yield temporary
-        commit(temporary, final)
+    with _output_errors(final), ExitStack() as folders:
+        folder = folders.enter_context(working_folder(final.parent)) if apart else final.parent
+        with temporary_file(folder, final.suffix[-16:]) as temporary:
+            yield temporary
+            commit(temporary, final)
 
 
 @contextmanager
@@ -114,7 +118,7 @@ def working_folder(parent: Path) -> Iterator[Path]:
 
 
 def commit(temporary: Path, final: Path) -> None:
-    """Flush `temporary` to the disk and rename it to `final` in the same folder."""
+    """Flush `temporary` to the disk and rename it to `final` on the same disk."""
     with temporary.open("rb+") as stream:
         os.fsync(stream.fileno())
     temporary.replace(final)
@@ -130,15 +134,15 @@ def reserve(folder: Path, suffix: str) -> Path:
     return path
 
 
-def write_bytes(final: Path, content: bytes) -> None:
-    """Write `content` to `final` as a whole, or not at all."""
-    with staged(final) as temporary:
+def write_bytes(final: Path, content: bytes, *, apart: bool = False) -> None:
+    """Write `content` to `final` as a whole, or not at all; `apart` as in `staged`."""
+    with staged(final, apart=apart) as temporary:
         temporary.write_bytes(content)
 
 
-def write_text(final: Path, text: str) -> None:
-    """Write UTF-8 `text` to `final` as a whole, or not at all."""
-    write_bytes(final, text.encode())
+def write_text(final: Path, text: str, *, apart: bool = False) -> None:
+    """Write UTF-8 `text` to `final` as a whole, or not at all; `apart` as in `staged`."""
+    write_bytes(final, text.encode(), apart=apart)
 
 
 def write_json(final: Path, value: Any) -> None:
@@ -276,6 +280,19 @@ def require_space(folder: Path, needed: int) -> None:
 def usable_processors() -> int:
     """Return how many processors this process may use; all of them where the system does not say which (macOS)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def available_memory(root: Path = Path("/")) -> int | None:
+    """Return the bytes that can still be used: the kernel's estimate, or what a container's limit leaves."""
+    meminfo = root / "proc/meminfo"
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text() if is_regular(meminfo) else "", re.MULTILINE)
+    if found is None:
+        return None
+    available = int(found.group(1)) * 1024
+    limit, used = (root / f"sys/fs/cgroup/memory.{name}" for name in ("max", "current"))
+    if is_regular(limit) and is_regular(used) and limit.read_text().strip() != "max":
+        available = min(available, int(limit.read_text()) - int(used.read_text()))
+    return available
 
 
 def lasting(path: Path) -> Path:

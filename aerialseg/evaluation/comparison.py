@@ -185,7 +185,7 @@ def check_comparison(path: Path | None, pairs: Sequence[Pair], read: Sequence[Pa
 
 def write_comparison(path: Path, compared: Comparison, names: tuple[str, str], command: str) -> None:
     """Write the page; `names` are what A and B are called. Raises OutputError and StorageError."""
-    write_text(path, render_comparison(compared, names, command))
+    write_text(path, render_comparison(compared, names, command), apart=True)
 
 
 def render_comparison(compared: Comparison, names: tuple[str, str], command: str = "") -> str:

@@ -149,7 +149,7 @@ def write_report(
         progress.advance(1, note=one_line(name))
     progress.finish()
     content = PageContent(report, views, describe_model(pairs), options.command, over_scenes=bool(images))
-    write_text(path, render_page(content))
+    write_text(path, render_page(content), apart=True)
 
 
 def describe_model(pairs: Iterable[Pair]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.windows import Window
 
 from aerialseg.errors import BadDataError, UsageError, one_line
-from aerialseg.files import exists
+from aerialseg.files import available_memory, exists
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.opening import is_tiff, open_raster, raster_errors
 
@@ -31,6 +31,8 @@ ALPHA_SAMPLES = 8
 ALPHA_SAMPLE_SIZE = 256
 ALPHA_DATA_SHARE = 0.01
 """A true alpha band is 0 or opaque but for a few edge pixels."""
+ROWS, ROW_BYTES = 256, 24
+"""About what a command holds of a raster at once: rows as high as a block, and bytes for each of their pixels."""
 NOT_RGB = {
     ColorInterp.cyan, ColorInterp.magenta, ColorInterp.yellow, ColorInterp.black,
     ColorInterp.hue, ColorInterp.saturation, ColorInterp.lightness,
@@ -79,13 +81,27 @@ class Access:
             raise UsageError(f"--max-pixels {self.max_pixels:g}: give a number of pixels, such as 1e10")
 
     def require_size(self, height: int, width: int, name: str, kind: str) -> None:
-        """Raise BadDataError when a raster, such as a scene, has more pixels than permitted; `name` is its file's."""
+        """Raise BadDataError when a raster, such as a scene, has more pixels than permitted; `name` is its file's.
+
+        Or when rows as wide as it do not fit into the memory that is free: whatever is read, some rows are at once.
+        """
+        require_rows(height, width, name)
         pixels = height * width
         if pixels > self.max_pixels:
             raise BadDataError(
                 f"{name}: {height}x{width} is {pixels:.3g} pixels, more than --max-pixels {self.max_pixels:g}; raise it"
                 f" if the {kind} is really that large"
             )
+
+
+def require_rows(height: int, width: int, name: str) -> None:
+    """Raise BadDataError when a raster is so wide that the rows that are read at once do not fit into memory."""
+    needed, free = min(height, ROWS) * width * ROW_BYTES, available_memory()
+    if free is not None and needed > free:
+        raise BadDataError(
+            f"{name}: is {width:,} px wide: its rows need about {needed / 1e9:,.1f} GB of memory, {free / 1e9:,.1f} GB"
+            " are free; cut it into less wide ones: gdal_translate -srcwin"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,6 +100,25 @@ def check_network(spec: ModelSpec, tile_size: int) -> None:
     )
 
 
+def check_batch_of_one(spec: ModelSpec, crop: int) -> None:
+    """Raise ConfigError when the network cannot learn from one crop at a time: BatchNorm has no spread over one value.
+
+    So it is where a map is pooled to a single pixel, as in DeepLabV3 and PSPNet. One pass on torch's meta device tells.
+    """
+    network = outline(spec).train()
+    try:
+        with torch.device("meta"), torch.no_grad():
+            network(torch.zeros(1, spec.bands, crop, crop))
+    except ValueError as error:
+        if "more than 1 value per channel" in str(error):
+            raise ConfigError(
+                f"data.batch 1: {one_line(spec.architecture)} normalises over maps of one pixel, for which a batch of"
+                " one crop has nothing to average; take data.batch 2 or more, perhaps with a smaller data.crop"
+            ) from error
+    except Exception:  # a network that cannot run on this device is judged by its first step
+        return
+
+
 def input_statistics(spec: ModelSpec) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """Return mean and std (units of 0..255) that the pretrained encoder expects; None: use those of the tile set.
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aerialseg.counts import GSD_RANGE
 from aerialseg.errors import ConfigError, Diverged, ModelError, NoInputError, one_line
 from aerialseg.files import is_folder, is_regular, write_bytes
 from aerialseg.models.presets import NVIDIA, ModelSpec
@@ -31,8 +32,6 @@ FILE_NAME = "model.safetensors"
 MAX_TILE_SIZE = 16_384
 MAX_OVERLAP = 0.75
 """As for windows of predict: above, the work grows without end."""
-GSD_RANGE = (1e-4, 1e4)
-"""Metres per pixel, from a microscope's to a weather satellite's."""
 LEAST, MOST = 1e-6, 1e6
 """How small and how large a standard deviation or a temperature is in any use; the network counts in float32."""
 MAX_HEADER_BYTES = 100_000_000  # the safetensors specification's own limit
@@ -121,7 +120,7 @@ def save_model(path: Path, segmenter: Segmenter, card: ModelCard) -> None:
 
     Raises Diverged when a weight is not finite, OutputError or StorageError when the file cannot be written.
     """
-    write_bytes(path, model_bytes(path, segmenter, card))
+    write_bytes(path, model_bytes(path, segmenter, card), apart=True)
 
 
 def model_bytes(path: Path, segmenter: Segmenter, card: ModelCard) -> bytes:

@@ -14,6 +14,7 @@ Finished rows on their way out: brought back to the scene's own grid, quantised 
 
 from __future__ import annotations
 
+import os
 import traceback
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,11 +26,22 @@ import torch
 
 from aerialseg.counts import NODATA, QUANTA
 from aerialseg.errors import AerialsegError, ModelError, ResourceError, one_line
+from aerialseg.files import available_memory
+from aerialseg.geo.resampling import ROWS_AT_ONCE
 from aerialseg.geo.windows import blend_weights
 from aerialseg.models.device import is_out_of_memory
 from aerialseg.prediction.lattice import CHUNK_ROWS, Lattice, Regrid, Schedule
 from aerialseg.prediction.network import batch_size, mark
-from aerialseg.prediction.reading import READ_DEPTH, WRITE_DEPTH, WindowBatch, read_ahead, read_batches, write_behind
+from aerialseg.prediction.reading import (
+    BANDS,
+    READ_DEPTH,
+    WRITE_DEPTH,
+    WindowBatch,
+    is_read_twice,
+    read_ahead,
+    read_batches,
+    write_behind,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -42,6 +54,9 @@ if TYPE_CHECKING:
     from aerialseg.prediction.network import EngineSettings, Forward
     from aerialseg.prediction.reading import Validity
 
+FLOAT = 4
+OVERHEAD = 44 << 20
+"""Threads, the allocator's reserves, code that is loaded on first use: measured."""
 MIDDLE = 0.5
 """What probabilities are counted from for their spread: near zero squares lose fewer digits."""
 
@@ -68,9 +83,10 @@ def predict_scene(
     touch rows above are not run, and the strips are the same bytes. `advance` is called in this thread after every
     batch with the million pixels done (those skipped are not counted), and may raise. Memory grows with the scene's
     width: see `peak_bytes`. Raises what the reader, the sink, `forward` and `advance` raise, ModelError when the
-    network gives NaN, and ResourceError when the scene's own arrays do not fit into memory; the sink has then been
-    closed at its `yield`, and nothing is left running.
+    network gives NaN, and ResourceError when the scene's own arrays do not fit into memory, if that can be told
+    before anything is read; else the sink has been closed at its `yield`. Nothing is left running.
     """
+    _require_memory(canvas, forward.settings, len(canvas.source.bands))
     try:
         return _stream(forward, canvas, sink, advance, skip)
     except AerialsegError as error:
@@ -128,10 +144,75 @@ def _clear_frames(error: BaseException) -> None:
         link = link.__cause__ or link.__context__
 
 
-def _too_wide(canvas: ScenePlacement, settings: EngineSettings) -> ResourceError:
+def peak_bytes(canvas: ScenePlacement, settings: EngineSettings, bands: int) -> int:
+    """Return about how much host memory predicting the scene takes at most, beyond the network itself.
+
+    Every term is an array of the engine, in a closed form over sizes; nothing is allocated.
+    """
+    lattice = Lattice.of(canvas, settings.size, settings.overlap)
+    planes = 2 if settings.agreement else 1
+    batch, area = batch_size(settings, lattice), settings.size * settings.size
+    under, width = lattice.size * lattice.padded, canvas.source.box.width
+    total = OVERHEAD + min(_cache_bytes(), _scene_bytes(canvas))
+    total += BANDS * under * (bands + 1) + _reading(canvas, lattice, bands)
+    total += READ_DEPTH * batch * area * (bands + 1)
+    rows = lattice.size if canvas.factor == 1 else CHUNK_ROWS
+    strips = planes * rows * width
+    total += strips * (WRITE_DEPTH + 2) + 4 * rows * width  # quantised; valid, and what the sink makes of a strip
+    if settings.device.type != "cuda":
+        total += batch * area * FLOAT * (3 * bands + 3)  # standardised pixels, logits, probabilities
+        if settings.tta != "none":
+            total += batch * area * (2 * (bands + 1) + FLOAT * (bands + 2))  # the view, what it says, turned back
+        total += planes * (under + area) * FLOAT
+        if canvas.factor != 1:
+            total += planes * FLOAT * (under + 4 * rows * width)
+        elif planes > 1:
+            total += under * FLOAT
+    return total
+
+
+def _reading(canvas: ScenePlacement, lattice: Lattice, bands: int) -> int:
+    """Return what reading the rows under a row of windows takes, in pixels of the scene's own grid."""
+    rows = min(canvas.height, round(lattice.size * canvas.factor))
+    cols = min(canvas.width, round(lattice.padded * canvas.factor))
+    item = np.dtype(canvas.source.dtype).itemsize
+    each = bands * item + 2
+    if canvas.source.scale is not None:
+        each += bands * (1 + FLOAT * (1 if item <= 2 else 2))
+    total = CHUNK_ROWS * canvas.source.box.width * each if is_read_twice(canvas) else 0  # beside what follows
+    if canvas.neighbours:
+        each += bands + 1
+    total += rows * cols * each
+    if canvas.factor != 1:
+        total += 5 * FLOAT * bands * ROWS_AT_ONCE * (cols + lattice.padded)
+        total += lattice.size * lattice.padded * (bands + 1)
+    return total
+
+
+def _scene_bytes(canvas: ScenePlacement) -> int:
+    boxes = [canvas.source.box, *(neighbour.source.box for neighbour in canvas.neighbours)]
+    pixels = sum(box.height * box.width for box in boxes)
+    return pixels * len(canvas.source.bands) * np.dtype(canvas.source.dtype).itemsize
+
+
+def _cache_bytes() -> int:
+    """Return GDAL's block cache in bytes; its variable holds megabytes when it is a small number."""
+    given = os.environ.get("GDAL_CACHEMAX", "")
+    size = int(given) if given.isdigit() else 64
+    return size << 20 if size < 100000 else size
+
+
+def _require_memory(canvas: ScenePlacement, settings: EngineSettings, bands: int) -> None:
+    """Raise ResourceError when the scene's own arrays will not fit into what is free, before any of it is read."""
+    needed, free = peak_bytes(canvas, settings, bands), available_memory()
+    if free is not None and needed > free:
+        raise _too_wide(canvas, settings, f" need {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free")
+
+
+def _too_wide(canvas: ScenePlacement, settings: EngineSettings, found: str = "") -> ResourceError:
     name, width = one_line(canvas.source.path), canvas.source.box.width
     return ResourceError(
-        f"{name}: out of memory with rows of {settings.size} px windows over {width:,} px;"
+        f"{name}: out of memory with rows of {settings.size} px windows over {width:,} px{found};"
         " use a smaller --window or --batch, or cut the scene into less wide ones"
     )
 

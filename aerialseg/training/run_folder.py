@@ -9,6 +9,7 @@ Places and times stand in run.json and not in the model file, so that equal trai
 
 from __future__ import annotations
 
+import os
 import secrets
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import torch
 
 from aerialseg.config import TrainConfig, differences, to_toml
 from aerialseg.errors import BadDataError, ConfigError, OutputError, one_line
-from aerialseg.files import exists, locked, prepare_output_folder, refuse_input_as_output, sweep, write_json, write_text
+from aerialseg.files import locked, prepare_output_folder, refuse_input_as_output, sweep, write_json, write_text
 from aerialseg.geo.ownership import RUN_COMMENT, check_overwrite, mark_of
 from aerialseg.models.device import cpu_name
 from aerialseg.models.package import FILE_NAME, find_model
@@ -158,7 +159,7 @@ def read_run(run: Path) -> dict[str, Any]:
 
 def _claim(run: Path, options: TrainOptions) -> None:
     """Raise OutputError when the folder holds a run worth keeping, or files that another program wrote."""
-    kept = any(exists(run / name) for name in (LAST, PREVIOUS, FILE_NAME))
+    kept = any(os.path.lexists(run / name) for name in (LAST, PREVIOUS, FILE_NAME))
     if kept and mark_of(run / CONFIG, "run") is not None and not options.resume and not options.overwrite:
         raise OutputError(
             f"{one_line(run)}: holds a run already; go on with --resume, give another folder with -o, or start anew"

@@ -20,7 +20,7 @@ from aerialseg.config.sections import ModelSection
 from aerialseg.errors import BadDataError, ConfigError, ModelError, one_line
 from aerialseg.files import exists, sha256_of
 from aerialseg.geo.geobox import gsd_differs
-from aerialseg.models.build import Segmenter, build_network, check_network, input_statistics
+from aerialseg.models.build import Segmenter, build_network, check_batch_of_one, check_network, input_statistics
 from aerialseg.models.package import ModelCard, find_model, load_model, spec_of
 from aerialseg.models.presets import PRESETS, SIZE_MULTIPLE, ModelSpec, licence_of, resolve
 from aerialseg.training.data import training_tiles, validation_side, validation_tiles
@@ -120,6 +120,8 @@ def _check_fit(spec: ModelSpec, tiles: TileSet, config: TrainConfig, use_unlabel
             f"data.crop {crop}: {spec.preset} takes multiples of {multiple}, for example {crop // multiple * multiple}"
         )
     check_network(spec, crop)
+    if config.data.batch == 1:
+        check_batch_of_one(spec, crop)
     if validation_tiles(tiles, config.data):
         check_network(spec, validation_side(tiles, SIZE_MULTIPLE))
 

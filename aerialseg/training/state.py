@@ -8,6 +8,7 @@ can run. The format is private to a run in progress; what others use is the mode
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -122,7 +123,7 @@ def load_checkpoint(run: Path, say: Callable[[str], None]) -> Checkpoint | None:
 
     Tells `say` when the last one is damaged and the previous one is used; raises ModelError when both are.
     """
-    found = [path for path in (run / LAST, run / PREVIOUS) if exists(path)]
+    found = [path for path in (run / LAST, run / PREVIOUS) if os.path.lexists(path)]
     problems: list[str] = []
     for path in found:
         try:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from aerialseg.errors import AerialsegError, DeviceError, first_line, one_line
-from aerialseg.files import is_folder, is_regular, resolved, usable_processors
+from aerialseg.files import available_memory, is_folder, resolved, usable_processors
 
 if TYPE_CHECKING:
     from aerialseg.models.device import System
@@ -192,19 +192,6 @@ def _write_and_read(folder: Path) -> None:
     box = GeoBox(16, 16, Affine(0.3, 0, 616_000, 0, -0.3, 3_347_000), CRS.from_epsg(26914))
     with tempfile.TemporaryDirectory(prefix=".aerialseg-", dir=folder) as temporary:
         write_geotiff(Path(temporary) / "doctor.tif", np.arange(256, dtype=np.uint8).reshape(16, 16), box)
-
-
-def available_memory(root: Path = Path("/")) -> int | None:
-    """Return the bytes that can still be used: the kernel's estimate, or what a container's limit leaves."""
-    meminfo = root / "proc/meminfo"
-    found = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text() if is_regular(meminfo) else "", re.MULTILINE)
-    if found is None:
-        return None
-    available = int(found.group(1)) * 1024
-    limit, used = (root / f"sys/fs/cgroup/memory.{name}" for name in ("max", "current"))
-    if is_regular(limit) and is_regular(used) and limit.read_text().strip() != "max":
-        available = min(available, int(limit.read_text()) - int(used.read_text()))
-    return available
 
 
 def _judged(good: bool, otherwise: State, advice: str) -> tuple[State, str]:

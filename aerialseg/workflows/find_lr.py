@@ -100,7 +100,7 @@ def draw_range_test(path: Path, found: RangeTest, *, tiles: Path, overwrite: boo
     axes.set_ylim(0, 1.3 * max(*found.smoothed[:FIRST], found.smoothed[-1]))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower left")
-    with staged(path) as temporary:
+    with staged(path, apart=True) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
 
 

@@ -152,7 +152,9 @@ def tile_scenes(
         records: dict[str, SceneRecord] = {}
         for job in () if options.overwrite else plan.jobs:
             known = load_record(out, job.stem)
-            if known is not None and known.digest == digests[job.stem] and known.holds(out):
+            if known is None or (known.scene, known.digest) != (job.scene.name, digests[job.stem]):
+                continue
+            if len(known.sums) in (0, len(job.source.bands)) and known.holds(out):
                 records[job.stem] = known
         todo = [job for job in plan.jobs if job.stem not in records]
         sources = describe_sources(plan.jobs, options, out) if options.index_only else None
@@ -296,7 +298,8 @@ def look_before(folder: Path, *, overwrite: bool) -> tuple[TileSet | None, dict[
         tileset = None
     if tileset is None:
         try:
-            return None, from_values(dict[str, str], read_json(aside))
+            kept = from_values(dict[str, str], read_json(aside))
+            return None, {name: split for name, split in kept.items() if split in ("train", "val", "")}
         except (OSError, ValueError):
             return None, {}
     if not is_regular(folder / INDEX):

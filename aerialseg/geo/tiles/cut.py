@@ -18,7 +18,7 @@ import os
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +105,10 @@ class SceneRecord:
             raise ValueError(f"the record of {self.scene} does not tell of each tile and each reason")
         if len(self.sums) != len(self.squares):
             raise ValueError(f"the record of {self.scene} has {len(self.sums)} sums and {len(self.squares)} squares")
+        counts = [self.pixels, *self.sums, *self.squares, *self.left_out.values(), *chain(*self.classes)]
+        spread = [self.pixels * square - total * total for total, square in zip(self.sums, self.squares, strict=True)]
+        if min((*counts, *spread)) < 0:
+            raise ValueError(f"the record of {self.scene} holds counts that no pixels have")
 
     def holds(self, folder: Path) -> bool:
         """Return whether all tile files are there in their sizes."""
