@@ -10,12 +10,13 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from aerialseg import system
 from aerialseg.errors import (
@@ -31,6 +32,7 @@ from aerialseg.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
+    from io import BufferedRandom
 
 TEMPORARY = ".aerialseg-"
 WORKING = f"{TEMPORARY}work-"
@@ -39,23 +41,59 @@ SHARING_S, POLL_S = 60.0, 0.1
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LOCKLESS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """What network disks answer that are mounted without locks."""
+
+
+def is_regular(path: Path) -> bool:
+    """Return whether `path` is a regular file or leads to one; False for all that cannot be looked at.
+
+    Unlike Path.is_file, it never raises: not for a name of over 255 bytes, nor for a link in a circle.
+    """
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether `path` is a folder or leads to one; False, as in `is_regular`, where that cannot be told."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
+def exists(path: Path) -> bool:
+    """Return whether anything is at `path`, or where its link leads; False where that cannot be told."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
+def resolved(path: Path) -> Path:
+    """Return the absolute path without links; one that leads in a circle stays in it. Never raises OSError."""
+    return Path(os.path.realpath(path))
+
+
+def open_regular(path: Path, mode: str = "rb") -> BufferedRandom:
+    """Open a regular file, or begin one; raises OSError for anything else: pipes would block, devices never end."""
+    if exists(path) and not is_regular(path):
+        code = errno.EISDIR if is_folder(path) else errno.EINVAL
+        raise OSError(code, os.strerror(code) if is_folder(path) else "Not a regular file", str(path))
+    return cast("BufferedRandom", path.open(mode))
+
+
 DIGEST = "aerialseg-sha256:"
 PLACEHOLDER = DIGEST + "0" * 64
 """Stands in a file's content where the digest of its own bytes is to be embedded (see `aerialseg.geo.ownership`)."""
 
 
 @contextmanager
-def staged(final: Path) -> Iterator[Path]:
+def staged(final: Path, *, apart: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `final`; on success flush it and rename it to `final`, on failure remove it.
 
     The temporary name keeps the suffix (drivers look at it) and is short, so that a `final` of 255 bytes works. A
-    symbolic link at `final` is replaced, never followed. Raises StorageError when the disk is full and OutputError for
-    any other refusal of the operating system.
+    symbolic link at `final` is replaced, never followed. For who does not hold the place in `final`'s folder, the file
+    lies `apart`, in a working folder: another run's sweep would remove it. Raises StorageError when the disk is full
+    and OutputError for any other refusal of the operating system.
     """
     _refuse_reserved(final)
-    with _output_errors(final), temporary_file(final.parent, final.suffix[-16:]) as temporary:
-        yield temporary
-        commit(temporary, final)
+    with _output_errors(final), ExitStack() as folders:
+        folder = folders.enter_context(working_folder(final.parent)) if apart else final.parent
+        with temporary_file(folder, final.suffix[-16:]) as temporary:
+            yield temporary
+            commit(temporary, final)
 
 
 @contextmanager
@@ -92,7 +130,7 @@ def working_folder(parent: Path) -> Iterator[Path]:
 
 
 def commit(temporary: Path, final: Path) -> None:
-    """Flush `temporary` to the disk and rename it to `final` in the same folder.
+    """Flush `temporary` to the disk and rename it to `final` on the same disk.
 
     Raises InUseError when another program keeps `final` from being replaced, as on Windows: it is as it was, and the
     new file stays beside it until the next sweep.
@@ -125,15 +163,15 @@ def reserve(folder: Path, suffix: str) -> Path:
     return path
 
 
-def write_bytes(final: Path, content: bytes) -> None:
-    """Write `content` to `final` as a whole, or not at all."""
-    with staged(final) as temporary:
+def write_bytes(final: Path, content: bytes, *, apart: bool = False) -> None:
+    """Write `content` to `final` as a whole, or not at all; `apart` as in `staged`."""
+    with staged(final, apart=apart) as temporary:
         temporary.write_bytes(content)
 
 
-def write_text(final: Path, text: str) -> None:
-    """Write UTF-8 `text` to `final` as a whole, or not at all."""
-    write_bytes(final, text.encode())
+def write_text(final: Path, text: str, *, apart: bool = False) -> None:
+    """Write UTF-8 `text` to `final` as a whole, or not at all; `apart` as in `staged`."""
+    write_bytes(final, text.encode(), apart=apart)
 
 
 def write_json(final: Path, value: Any) -> None:
@@ -144,7 +182,7 @@ def write_json(final: Path, value: Any) -> None:
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of the file's bytes as hex; raises ReadError when it cannot be read."""
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise ReadError(f"{one_line(path)}: cannot be read: {error.strerror}; check its disk and run again") from error
@@ -193,7 +231,7 @@ def locked(
     second in every wait. The kernel drops the lock with its process, so a killed run never leaves one behind.
     """
     with _output_errors(folder / LOCK):
-        stream = (folder / LOCK).open("a")
+        stream = open_regular(folder / LOCK, "ab")
     with stream:
         alone = _lock(stream)
         if alone:
@@ -214,7 +252,7 @@ def locked(
         yield alone
 
 
-def _lock(stream: IO[str], *, shared: bool = False) -> bool:
+def _lock(stream: IO[bytes], *, shared: bool = False) -> bool:
     """Try to lock an open file; return False when somebody holds it otherwise."""
     try:
         return system.try_lock(stream, shared=shared)
@@ -233,9 +271,9 @@ def sweep(folder: Path, keep: Collection[Path] = ()) -> int:
     A folder further down with a lock of its own is another run's, which may be alive, and is left alone; a working
     folder goes as a whole when nobody holds its lock.
     """
-    working = {path for path in folder.rglob(f"{WORKING}*") if path.is_dir()}
+    working = {path for path in folder.rglob(f"{WORKING}*") if is_folder(path)}
     swept = sum(map(_sweep_folder, working))
-    found = [path for path in folder.rglob(f"{TEMPORARY}*") if not path.is_dir() and working.isdisjoint(path.parents)]
+    found = [path for path in folder.rglob(f"{TEMPORARY}*") if not is_folder(path) and working.isdisjoint(path.parents)]
     others = [path.parent for path in found if path.name == LOCK and path.parent != folder]
     stale = [path for path in found if path.name != LOCK and not any(map(path.is_relative_to, others))]
     stale = [path for path in stale if path not in keep]
@@ -247,7 +285,7 @@ def sweep(folder: Path, keep: Collection[Path] = ()) -> int:
 
 def _sweep_folder(folder: Path) -> bool:
     """Remove a working folder whose run is gone; return whether it was. One without a lock was never in use."""
-    if not (folder / LOCK).is_file() or folder.is_symlink():
+    if not is_regular(folder / LOCK) or folder.is_symlink():
         return False
     try:
         with locked(folder):
@@ -271,6 +309,21 @@ def require_space(folder: Path, needed: int) -> None:
 def usable_processors() -> int:
     """Return how many processors this process may use; all of them where the system does not say which (macOS)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def available_memory(root: Path = Path("/")) -> int:
+    """Return the bytes that can still be used: the kernel's estimate, or what a container's limit leaves."""
+    meminfo = root / "proc/meminfo"
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text() if is_regular(meminfo) else "", re.MULTILINE)
+    if found is None:
+        import psutil  # Windows, macOS
+
+        return int(psutil.virtual_memory().available)
+    available = int(found.group(1)) * 1024
+    limit, used = (root / f"sys/fs/cgroup/memory.{name}" for name in ("max", "current"))
+    if is_regular(limit) and is_regular(used) and limit.read_text().strip() != "max":
+        available = min(available, int(limit.read_text()) - int(used.read_text()))
+    return available
 
 
 def lasting(path: Path) -> Path:
@@ -312,8 +365,8 @@ def _output_errors(final: Path) -> Iterator[None]:
 
 def _identities(path: Path) -> set[object]:
     """Return what `path` is known by: its resolved name without regard to case and, if it exists, its inode."""
-    identities: set[object] = {str(path.resolve()).casefold()}
-    if path.exists():
+    identities: set[object] = {str(resolved(path)).casefold()}
+    if exists(path):
         status = path.stat()
         identities.add((status.st_dev, status.st_ino))
     return identities

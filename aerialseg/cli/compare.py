@@ -60,7 +60,7 @@ def compare(
     with console_progress() as progress:
         compared = compare_runs(a, b, chosen, progress)
     if report is not None:
-        write_text(report, render_comparison(compared, (run_a, run_b), options.command_line(context)))
+        write_text(report, render_comparison(compared, (run_a, run_b), options.command_line(context)), apart=True)
     print_json(compared.to_json()) if as_json else _print(compared)
 
 

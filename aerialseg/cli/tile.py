@@ -133,8 +133,10 @@ def tile(
 
 def _default_folder(scene: str) -> Path:
     """Return tiles/NAME, NAME being the folder that is given, or that holds the file that is given."""
-    path = Path(scene).resolve()
-    return Path("tiles") / (path.name if path.is_dir() else path.parent.name)
+    from aerialseg.files import is_folder, resolved
+
+    path = resolved(Path(scene))
+    return Path("tiles") / (path.name if is_folder(path) else path.parent.name)
 
 
 def _print(report: TilingReport) -> None:

@@ -70,7 +70,7 @@ def evaluate(
     found = _with_warnings(found, [*leaks, *check_claims(pairs, found.overall.building_fraction)], progress)
     if extras.report is not None:
         page = make_report(found, pairs, options, extras.scenes, extras.command, progress)
-        write_text(extras.report, page)
+        write_text(extras.report, page, apart=True)
     if extras.errors is not None:
         wrong = write_error_maps(extras.errors, pairs, decide_rules(pairs, options)[0], progress)
         missed, invented = wrong["missed"], wrong["invented"]

@@ -9,13 +9,12 @@ pixels or polygons mean is not known here.
 from __future__ import annotations
 
 import hashlib
-import os
 import xml.etree.ElementTree as ET
 from typing import TYPE_CHECKING
 from xml.parsers import expat
 
 from aerialseg.errors import BadDataError, one_line
-from aerialseg.files import sha256_of
+from aerialseg.files import exists, is_folder, is_regular, open_regular, sha256_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -83,15 +82,24 @@ def _seen(path: Path) -> str:
 
 def side_files(path: Path) -> list[Path]:
     """Return the files beside a raster or vector file that GDAL reads with it."""
+    return [file for file in _side_names(path) if is_regular(file)]
+
+
+def irregular_beside(path: Path) -> Path | None:
+    """Return what GDAL would read with a raster or vector file but is a pipe or a device, where it would hang."""
+    return next(
+        (file for file in _side_names(path) if exists(file) and not is_regular(file) and not is_folder(file)), None
+    )
+
+
+def _side_names(path: Path) -> list[Path]:
     # As programs write a suffix: .tfw, .TFW and, beside an upper-case name, .TFw.
     suffixes = [
         form
         for suffix in REPLACED.get(path.suffix.lower(), ())
         for form in (suffix, suffix.upper(), suffix[:-1].upper() + suffix[-1])
     ]
-    beside = [*(path.with_name(path.name + suffix) for suffix in APPENDED), *map(path.with_suffix, suffixes)]
-    # Not Path.is_file: beside a name of 255 bytes it raises "File name too long" instead of answering.
-    return [file for file in beside if os.path.isfile(file)]  # noqa: PTH113
+    return [*(path.with_name(path.name + suffix) for suffix in APPENDED), *map(path.with_suffix, suffixes)]
 
 
 def file_stamp(path: Path) -> str:
@@ -142,7 +150,7 @@ def _parse(path: Path) -> ET.Element | None:
     parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = begin, end, builder.data
     parser.StartDoctypeDeclHandler = refuse
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             content = stream.read(LARGEST + 1)
         if len(content) > LARGEST:
             return None

@@ -7,7 +7,6 @@ guess (which bands, which value range, where on the ground) is refused with the 
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +16,7 @@ from affine import Affine
 from rasterio.enums import ColorInterp
 
 from aerialseg.errors import BadDataError, UsageError, one_line
+from aerialseg.files import available_memory, exists
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.opening import is_tiff, open_raster
 from aerialseg.geo.validity import ValidityRule, decide_alpha, decide_validity, find_collar, tagged_alpha
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 MAX_BLOCK_BYTES = 1 << 30
 """A block is decoded whole; one larger than this (a compressed file in a single strip) does not fit small memory."""
 MAX_CHECKED_BLOCKS = 4096
+ROWS, ROW_BYTES = 256, 24
+"""About what a command holds of a raster at once: rows as high as a block, and bytes for each of their pixels."""
 NOT_RGB = {
     ColorInterp.cyan, ColorInterp.magenta, ColorInterp.yellow, ColorInterp.black,
     ColorInterp.hue, ColorInterp.saturation, ColorInterp.lightness,
@@ -96,13 +98,27 @@ class Access:
             raise UsageError(f"--max-pixels {self.max_pixels:g}: give a number of pixels, such as 1e10")
 
     def require_size(self, height: int, width: int, name: str, kind: str) -> None:
-        """Raise BadDataError when a raster, such as a scene, has more pixels than permitted; `name` is its file's."""
+        """Raise BadDataError when a raster, such as a scene, has more pixels than permitted; `name` is its file's.
+
+        Or when rows as wide as it do not fit into the memory that is free: whatever is read, some rows are at once.
+        """
+        require_rows(height, width, name)
         pixels = height * width
         if pixels > self.max_pixels:
             raise BadDataError(
                 f"{name}: {height}x{width} is {pixels:.3g} pixels, more than --max-pixels {self.max_pixels:g}; raise it"
                 f" if the {kind} is really that large"
             )
+
+
+def require_rows(height: int, width: int, name: str) -> None:
+    """Raise BadDataError when a raster is so wide that the rows that are read at once do not fit into memory."""
+    needed, free = min(height, ROWS) * width * ROW_BYTES, available_memory()
+    if free is not None and needed > free:
+        raise BadDataError(
+            f"{name}: is {width:,} px wide: its rows need about {needed / 1e9:,.1f} GB of memory, {free / 1e9:,.1f} GB"
+            " are free; cut it into less wide ones: gdal_translate -srcwin"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +258,7 @@ def _suspicions(dataset: DatasetReader, path: Path) -> list[str]:
     found = []
     for suffix in (".ovr", ".OVR"):
         overviews = Path(f"{path}{suffix}")
-        if os.path.exists(overviews) and not is_tiff(overviews):  # noqa: PTH110  (Path.exists raises on long names)
+        if exists(overviews) and not is_tiff(overviews):
             found.append(f"{one_line(overviews)}: is not a TIFF and is ignored; remove it")
     if "OVERVIEW_FILE" in dataset.tags(ns="OVERVIEWS"):
         found.append(f"{one_line(path)}: names another file as its overviews, which is ignored")

@@ -24,6 +24,7 @@ from rasterio.windows import Window
 
 from aerialseg.counts import UNLABELLED
 from aerialseg.errors import AerialsegError, BadDataError, NoInputError, UsageError, one_line
+from aerialseg.files import is_folder
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.inspection import Access
 from aerialseg.geo.opening import open_raster, raster_errors
@@ -96,7 +97,7 @@ def find_labels(
 
 def _vectors_of(path: Path) -> list[Path]:
     """Return the vector files that a path stands for: itself, a glob's, or those of a folder that holds no raster."""
-    if path.is_dir():
+    if is_folder(path):
         rasters = any(file.suffix.lower() in SUFFIXES for file in path.rglob("*"))
         return [] if rasters else sorted(file for file in path.iterdir() if is_vector(file))
     if os.path.lexists(path) or not glob.has_magic(str(path)):

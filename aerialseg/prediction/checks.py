@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from aerialseg.errors import AerialsegError, BadDataError, Stopped, UsageError, one_line
-from aerialseg.files import output_error, sha256_of
+from aerialseg.files import output_error, resolved, sha256_of
 from aerialseg.geo.digest import content_digest, seen, what_changed
 from aerialseg.geo.geobox import gsd_differs
 from aerialseg.geo.inspection import BandRule, inspect_scene
@@ -273,7 +273,7 @@ def report_name(shard: Shard | None) -> str:
 
 def is_output_in(image: Path, out: Path) -> bool:
     """Return whether a scene is an output of an earlier run in the same place: `predict data -o data/out`, twice."""
-    return image.resolve().is_relative_to(out.resolve()) and mark_of(image, "prediction") is not None
+    return resolved(image).is_relative_to(resolved(out)) and mark_of(image, "prediction") is not None
 
 
 def is_ours(image: Path, out: Path) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 
 from aerialseg import system
 from aerialseg.errors import StorageError, one_line
-from aerialseg.files import TEMPORARY, output_error, reserve
+from aerialseg.files import TEMPORARY, is_regular, open_regular, output_error, reserve
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -80,7 +80,7 @@ class ResumeFile:
         """Return how many rows are there, whole and made from `key`; what follows them is cut off."""
         rows, end = 0, 0
         try:
-            with self.path.open("r+b") as stream:
+            with open_regular(self.path, "r+b") as stream:
                 if self._head(key) == stream.read(HEAD.size):
                     end = HEAD.size
                     for row, planes in self._records(stream):
@@ -96,7 +96,7 @@ class ResumeFile:
     def keyed(self) -> bool:
         """Whether there is a file that says what it is made from; without one there is nothing to go on from."""
         try:
-            with self.path.open("rb") as stream:
+            with open_regular(self.path) as stream:
                 return stream.read(HEAD.size)[len(MAGIC) :][:32] not in (b"", UNKNOWN)
         except OSError:
             return False
@@ -132,7 +132,7 @@ class ResumeFile:
         """
         row = 0
         try:
-            with self.path.open("rb") as stream:
+            with open_regular(self.path) as stream:
                 stream.seek(HEAD.size)
                 for first, planes in self._records(stream, checked=checked):
                     yield first, planes[plane]
@@ -171,14 +171,14 @@ def resume_path(out: Path, name: str) -> Path:
 def forget_resume_file(out: Path, name: str) -> None:
     """Remove what is left of a scene that is finished, unless another process is at it."""
     path = resume_path(out, name)
-    if path.exists() and (claim := _claim(path)) is not None:
+    if is_regular(path) and (claim := _claim(path)) is not None:
         system.remove_locked(path, claim)
 
 
 def _claim(path: Path) -> IO[bytes] | None:
     """Open and lock a file, made if need be; None when another process has it."""
     while True:
-        stream = path.open("ab")
+        stream = open_regular(path, "ab")
         try:
             if not system.try_lock(stream):
                 stream.close()

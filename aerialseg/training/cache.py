@@ -31,7 +31,17 @@ from rasterio.windows import Window
 
 from aerialseg.counts import BUILDING
 from aerialseg.errors import BadDataError, ConfigError, NoInputError, OutputError, ReadError, StorageError, one_line
-from aerialseg.files import locked, prepare_output_folder, remove, require_space, staged, sweep
+from aerialseg.files import (
+    is_regular,
+    locked,
+    open_regular,
+    prepare_output_folder,
+    remove,
+    require_space,
+    resolved,
+    staged,
+    sweep,
+)
 from aerialseg.geo.digest import content_stamp, file_stamp
 from aerialseg.geo.opening import open_raster, raster_errors
 from aerialseg.training.batches import wait_for
@@ -154,7 +164,7 @@ def cache_path(tiles: TileSet, place: str) -> Path:
     """Return the file that holds the set's tiles; a folder outside the set may serve several sets."""
     if place == "auto":
         return tiles.folder / FOLDER / f"all{SUFFIX}"
-    folder = tiles.folder.resolve()
+    folder = resolved(tiles.folder)
     return Path(place) / FOLDER / f"{folder.name[:100]}-{hashlib.sha256(bytes(folder)).hexdigest()[:12]}{SUFFIX}"
 
 
@@ -177,10 +187,10 @@ def open_cache(
     path: Path, wanted: Contents, readers: Readers, *, timeout_s: float, progress: Progress
 ) -> TileCache | str:
     """Map the file if it holds what is wanted and every byte is as it was written, or return why not."""
-    if not path.is_file():
+    if not is_regular(path):
         return "is not there"
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             table = _read_table(stream)
             held = {name: stamp for name, stamp, _ in table["tiles"]}
             expected = [FORMAT, wanted.digest, wanted.size, wanted.bands]

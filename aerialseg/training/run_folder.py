@@ -9,6 +9,7 @@ Places and times stand in run.json and not in the model file, so that equal trai
 
 from __future__ import annotations
 
+import os
 import secrets
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -172,7 +173,7 @@ def read_run(run: Path) -> dict[str, Any]:
 
 def _claim(run: Path, options: TrainOptions) -> None:
     """Raise OutputError when the folder holds a run worth keeping, or files that another program wrote."""
-    kept = any((run / name).exists() for name in (LAST, PREVIOUS, FILE_NAME))
+    kept = any(os.path.lexists(run / name) for name in (LAST, PREVIOUS, FILE_NAME))
     if kept and mark_of(run / CONFIG, "run") is not None and not options.resume and not options.overwrite:
         raise OutputError(
             f"{one_line(run)}: holds a run already; go on with --resume, give another folder with -o, or start anew"

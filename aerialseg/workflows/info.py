@@ -18,7 +18,7 @@ import numpy as np
 from rasterio.windows import Window
 
 from aerialseg.errors import AerialsegError, BadDataError, ModelError, NoInputError, one_line
-from aerialseg.files import sha256_of
+from aerialseg.files import exists, is_folder, sha256_of
 from aerialseg.geo.adjacency import find_groups
 from aerialseg.geo.digest import side_files
 from aerialseg.geo.inspection import inspect_scene
@@ -55,20 +55,20 @@ def look_at(path: Path) -> Summary:
 
     Raises NoInputError when nothing of ours and no scene is there, and what opening it raises when nothing can be said.
     """
-    if not path.is_dir():
+    if not is_folder(path):
         if path.suffix.lower() in SUFFIXES:
             return describe_scene(path)
-        if not path.exists():
+        if not exists(path):
             raise NoInputError(f"{one_line(path)}: no such file or folder; give a run, a model, tiles, or scenes")
         return describe_scenes(path) if path.suffix.lower() == ".vrt" else describe_model(path)
     from aerialseg.training.run_folder import CONFIG, RUN
     from aerialseg.training.state import LAST, PREVIOUS
 
-    if any((path / name).exists() for name in (LAST, PREVIOUS, CONFIG, RUN)):
+    if any(exists(path / name) for name in (LAST, PREVIOUS, CONFIG, RUN)):
         return describe_run(path)
-    if (path / FILE_NAME).exists():
+    if exists(path / FILE_NAME):
         return describe_model(path)
-    if (path / MANIFEST).exists() or (path / INDEX).exists():
+    if exists(path / MANIFEST) or exists(path / INDEX):
         return describe_tiles(path)
     if (path / REPORT).exists():
         return describe_predictions(path)
@@ -118,7 +118,7 @@ def describe_run(run: Path) -> Summary:
     known = read_run(run)
     starts = known.get("starts", [])
     config = _tried(lambda: load_config(run / CONFIG).model_dump(exclude_none=True), problems)
-    card = _tried(lambda: read_card(run), problems) if (run / FILE_NAME).exists() else None
+    card = _tried(lambda: read_card(run), problems) if exists(run / FILE_NAME) else None
     last = dict(starts[-1]) if starts else {}
     command = last.pop("command", [])
     made = last.pop("versions", card.training.get("versions", {}) if card else {})
@@ -334,7 +334,7 @@ def _mask_kind(dataset: DatasetReader, path: Path) -> str:
         return "alpha band"
     if MaskFlags.nodata in flags:
         return "nodata value" if tagged_alpha(dataset) is None else "nodata value and alpha band"
-    return "a .msk file beside it" if Path(f"{path}.msk").exists() else "a mask inside the file"
+    return "a .msk file beside it" if exists(Path(f"{path}.msk")) else "a mask inside the file"
 
 
 def _place(box: GeoBox) -> list[Fact]:

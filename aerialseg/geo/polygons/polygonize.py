@@ -20,7 +20,7 @@ from pyproj import CRS
 from pyproj.exceptions import CRSError
 
 from aerialseg.errors import BadDataError, NoInputError, OutputError, UsageError, counted, one_line
-from aerialseg.files import TEMPORARY, locked, prepare_output_folder, refuse_input_as_output, staged
+from aerialseg.files import TEMPORARY, locked, prepare_output_folder, refuse_input_as_output, resolved, staged
 from aerialseg.geo.adjacency import connect_grids
 from aerialseg.geo.digest import content_digest, seen, what_changed
 from aerialseg.geo.geobox import GeoBox
@@ -175,8 +175,8 @@ def find_layers(masks: Sequence[str | Path], probability: Path | None = None) ->
     """
     scenes = [scene for scene in find_scenes(masks) if kind_of(scene.mask or scene.image) != "measure"]
     candidates = () if probability is None else find_scenes([probability])
-    taken = {candidate.image.resolve() for candidate in candidates}
-    scenes = [scene for scene in scenes if scene.image.resolve() not in taken]
+    taken = {resolved(candidate.image) for candidate in candidates}
+    scenes = [scene for scene in scenes if resolved(scene.image) not in taken]
     if not scenes:
         raise NoInputError(f"{one_line(masks[0])}: no masks here; give the folder that predict -o wrote")
     found = pair_by_name(scenes, candidates, None)

@@ -19,10 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from aerialseg.errors import AerialsegError, BadDataError, NoInputError, OutputError, ReadError, one_line
 from aerialseg.files import (
+    is_folder,
+    is_regular,
     locked,
     prepare_output_folder,
     refuse_input_as_output,
     remove,
+    resolved,
     sweep,
     usable_processors,
     write_json,
@@ -212,12 +215,14 @@ def _digests(
 
 def _known(out: Path, jobs: Sequence[TileJob], digests: Mapping[str, str]) -> dict[str, SceneRecord]:
     """Return the records, by stem, of the scenes that an earlier run made from the same inputs."""
-    known = [(job.stem, load_record(out, job.stem)) for job in jobs if job.stem in digests]
-    return {
-        stem: record
-        for stem, record in known
-        if record is not None and record.digest == digests[stem] and record.holds(out)
-    }
+    known: dict[str, SceneRecord] = {}
+    for job in jobs:
+        record = load_record(out, job.stem) if job.stem in digests else None
+        if record is None or (record.scene, record.digest) != (job.scene.name, digests[job.stem]):
+            continue
+        if len(record.sums) in (0, len(job.source.bands)) and record.holds(out):
+            known[job.stem] = record
+    return known
 
 
 def _cut_all(
@@ -291,18 +296,18 @@ def _report(
 def refuse_outputs(folder: Path, jobs: Sequence[TileJob], *, overwrite: bool) -> None:
     """Raise when the set would overwrite an input (UsageError), or foreign files without consent (OutputError)."""
     inputs = {path for job in jobs for path in job.inputs}
-    places = {str((folder / part).resolve()).casefold() for part in PARTS}
+    places = {str(resolved(folder / part)).casefold() for part in PARTS}
     outputs = [folder / INDEX, folder / MANIFEST, folder / REPORT]
-    if any(str(path.resolve().parent).casefold() in places for path in inputs):
+    if any(str(resolved(path).parent).casefold() in places for path in inputs):
         names = [tile.name for job in jobs for tile in job.tiles]
         outputs += [path(folder, name) for name in names for path in (image_path, mask_path)]
     refuse_input_as_output(inputs, outputs)
-    if overwrite or (folder / FOLDER).is_dir():
+    if overwrite or is_folder(folder / FOLDER):
         return
     for path in outputs[:3]:
         check_overwrite(path, overwrite=False)
     for part in PARTS:
-        if (folder / part).is_dir() and any((folder / part).iterdir()):
+        if is_folder(folder / part) and any((folder / part).iterdir()):
             raise OutputError(
                 f"{one_line(folder / part)}: holds files that are not tiles of this set; give another folder with -o,"
                 " or --overwrite"
@@ -323,10 +328,11 @@ def look_before(folder: Path, *, overwrite: bool) -> tuple[TileSet | None, dict[
         tileset = None
     if tileset is None:
         try:
-            return None, from_values(dict[str, str], read_json(aside))
+            kept = from_values(dict[str, str], read_json(aside))
+            return None, {name: split for name, split in kept.items() if split in ("train", "val", "")}
         except (OSError, ValueError):
             return None, {}
-    if not (folder / INDEX).is_file():
+    if not is_regular(folder / INDEX):
         return tileset, {}
     now = read_splits(folder / INDEX)
     planned = {tile.name: tile.split for tile in tileset.tiles}
@@ -346,7 +352,7 @@ def is_finished(
         and tileset.sources == sources
         and list(tileset.scenes.items()) == [(record.scene, record.digest) for record in records]
         and tileset.failed == {name: str(error) for name, error in failures.items()}
-        and (folder / INDEX).is_file()
+        and is_regular(folder / INDEX)
     )
 
 
