@@ -26,7 +26,7 @@ RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
 VERBS = LAYERS[4]
 HOMES = {
     "fcntl": {"system/posix"}, "resource": {"system/posix"}, "msvcrt": {"system/windows"},
-    "psutil": {"system/windows", "workflows/doctor"},
+    "psutil": {"files", "system/windows"},
     "typer": {"cli"}, "pydantic": {"config", "values"}, "albumentations": {"training/data"},
 }  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))

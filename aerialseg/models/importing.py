@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from aerialseg.counts import GSD_RANGE
 from aerialseg.errors import ModelError, NoInputError, OutputError, UsageError, first_line, one_line
-from aerialseg.files import refuse_input_as_output, sha256_of
+from aerialseg.files import exists, is_folder, is_regular, refuse_input_as_output, sha256_of
 from aerialseg.models.package import MAX_OVERLAP, MAX_TILE_SIZE, ModelCard, save_model
 from aerialseg.models.presets import NVIDIA
 
