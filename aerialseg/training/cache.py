@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from numpy.typing import NDArray
+    from rasterio.io import DatasetReader
 
     from aerialseg.config.sections import DataSection
     from aerialseg.geo.tiles.plan import PlannedTile, TileJob
@@ -293,8 +294,8 @@ def read_square(tiles: TileSet, tile: TileRecord, window: Window) -> Arrays:
     Where there is no data, nothing is labelled. Raises BadDataError for a damaged file, or for a mask that holds
     anything but 0, 1 and 255.
     """
-    pixels, valid = _read_image(tiles.image_path(tile), window)
-    target = _read_mask(tiles.mask_path(tile), window)
+    pixels, valid = _read_image(tiles.image_path(tile), window, (tiles.size, len(tiles.mean)))
+    target = _read_mask(tiles.mask_path(tile), window, tiles.size)
     target[~valid] = IGNORE
     return pixels, target, valid
 
@@ -350,9 +351,10 @@ def _write_records(
     return sums
 
 
-def _read_image(path: Path, window: Window) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Read pixels [rows, cols, bands] and where there is data, [rows, cols]."""
+def _read_image(path: Path, window: Window, made: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Read pixels [rows, cols, bands] and where there is data, [rows, cols]; `made` are the tile's side and bands."""
     with open_raster(path) as source, raster_errors(path):
+        _require(path, source, *made)
         pixels = np.empty((window.height, window.width, source.count), np.uint8)
         source.read(out=pixels.transpose(2, 0, 1), window=window)  # as the file is laid out: no turning afterwards
         if source.mask_flag_enums[0] == [MaskFlags.all_valid]:
@@ -360,8 +362,9 @@ def _read_image(path: Path, window: Window) -> tuple[NDArray[np.uint8], NDArray[
         return pixels, source.dataset_mask(window=window) != 0
 
 
-def _read_mask(path: Path, window: Window) -> NDArray[np.uint8]:
+def _read_mask(path: Path, window: Window, side: int) -> NDArray[np.uint8]:
     with open_raster(path) as source, raster_errors(path):
+        _require(path, source, side, 1)
         mask: NDArray[np.uint8] = source.read(1, window=window)
     if not ((mask <= BUILDING) | (mask == IGNORE)).all():
         values = [int(value) for value in np.unique(mask) if value not in (0, BUILDING, IGNORE)]
@@ -370,3 +373,14 @@ def _read_mask(path: Path, window: Window) -> NDArray[np.uint8]:
             " (ignored) only; cut the tiles again, with --building-values"
         )
     return mask
+
+
+def _require(path: Path, source: DatasetReader, side: int, bands: int) -> None:
+    """Raise BadDataError for a file that is not what its set says of all of them."""
+    found, expected = (source.height, source.width, source.count), (side, side, bands)
+    if found != expected:
+        rows, cols, count = found
+        raise BadDataError(
+            f"{one_line(path)}: is {rows}x{cols} px with {count} bands, its set has tiles of {side}x{side} px with"
+            f" {bands}; run the same aerialseg tile command again"
+        )
