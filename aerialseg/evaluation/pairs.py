@@ -14,7 +14,7 @@ from aerialseg.errors import AerialsegError, NoInputError, UsageError, one_line
 from aerialseg.geo.labels import find_labels, mask_box
 from aerialseg.geo.outputs import MEASURE_FOLDERS, PROBABILITY, is_of_another_run, left_out_note
 from aerialseg.geo.scenes import Scene, check_same_grid, find_scenes, pair_masks
-from aerialseg.geo.vectors import is_vector
+from aerialseg.geo.vector_files import is_vector
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

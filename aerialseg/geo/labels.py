@@ -30,7 +30,8 @@ from aerialseg.geo.opening import open_raster, raster_errors
 from aerialseg.geo.raster import block_windows
 from aerialseg.geo.resampling import resampled
 from aerialseg.geo.scenes import SUFFIXES, pair_masks, require_masks
-from aerialseg.geo.vectors import is_vector, overlay
+from aerialseg.geo.vector_files import is_vector
+from aerialseg.geo.vectors import overlay
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
