@@ -17,7 +17,8 @@ from aerialseg.evaluation.scores import EvaluateOptions, decide_rules, evaluate_
 from aerialseg.files import refuse_input_as_output
 from aerialseg.geo.scenes import find_scenes
 from aerialseg.geo.tiles.tileset import find_leaks
-from aerialseg.geo.vectors import read_layer
+from aerialseg.geo.vector_files import split_layer
+from aerialseg.geo.vectors import read_layer, read_layers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,6 +88,7 @@ def _check(pairs: Sequence[Pair], options: EvaluateOptions, extras: Extras, read
     if extras.errors is not None:
         outputs += [extras.errors / BUILDINGS, *(error_path(extras.errors, pair.name) for pair in pairs)]
     inputs = [*read, *(path for path in (extras.polygons, options.labelled_area) if path is not None)]
+    inputs = [split_layer(path)[0] for path in inputs]
     refuse_input_as_output([*inputs, *(scene.image for scene in find_scenes(extras.scenes))], outputs)
     if extras.report is not None:
         check_report_path(extras.report, pairs, overwrite=extras.overwrite)
@@ -95,7 +97,7 @@ def _check(pairs: Sequence[Pair], options: EvaluateOptions, extras: Extras, read
 
 
 def _score_polygons(predicted: VectorLayer, pairs: Sequence[Pair], options: EvaluateOptions) -> PolygonScores:
-    true = [read_layer(vectors, where=options.where) for vectors in pairs[0].vectors]
+    true = read_layers(pairs[0].vectors, where=options.where)
     area = None if options.labelled_area is None else read_layer(options.labelled_area)
     return score_polygons(predicted, true, AreaOfInterest.of(pairs, area))
 

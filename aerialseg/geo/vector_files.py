@@ -90,6 +90,11 @@ def split_layer(path: Path) -> tuple[Path, str | None]:
     return (Path(file), layer) if separator else (path, None)
 
 
+def with_layer(path: Path, layer: str) -> Path:
+    """Return a path that names a layer of a file."""
+    return Path(f"{path}{LAYER}{layer}")
+
+
 def read_polygons(path: Path, where: str | None = None) -> Polygons:
     """Read the polygons of a vector file; `where` is a condition in SQLite's SQL on its attributes and `fid`.
 

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import shapely
 from affine import Affine
-from pyproj import CRS, Transformer
+from pyproj import CRS
 from pyproj.exceptions import ProjError
 from rasterio.features import rasterize
 
 from aerialseg.errors import BadDataError, one_line
+from aerialseg.geo.datum import datum_note, way_between
 from aerialseg.geo.opening import without_warnings
 from aerialseg.geo.vector_files import named_columns, read_polygons, split_layer
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+    from pyproj import Transformer
     from rasterio.windows import Window
 
     from aerialseg.geo.geobox import GeoBox
@@ -53,6 +54,8 @@ class VectorLayer:
     """The convex hull of all polygons of each file: the ground that was surely looked at."""
     digests: tuple[str, ...]
     """Of the files, from before they were read."""
+    chosen: tuple[str | None, ...]
+    """The layer of each file that was asked for."""
     warnings: tuple[str, ...] = ()
 
     @property
@@ -132,14 +135,15 @@ def read_layers(paths: Sequence[Path], *, where: str | None = None, empty_ok: bo
     systems: dict[str, list[int]] = {}
     for index, content in enumerate(found):
         systems.setdefault(content.crs.to_wkt(), []).append(index)
-    layers = []
+    layers: list[VectorLayer] = []
     for members in systems.values():
         shapes = np.concatenate([found[index].shapes for index in members])
         hulls = [shapely.convex_hull(shapely.geometrycollections(found[index].shapes)) for index in members]
         files, known = tuple(split_layer(paths[index])[0] for index in members), tuple(found[i].digest for i in members)
         said = () if layers else tuple(warnings)
         crs, tree = found[members[0]].crs, shapely.STRtree(shapes)
-        layers.append(VectorLayer(files, crs, shapes, tree, np.array(hulls, dtype=object), known, said))
+        chosen = tuple(split_layer(paths[index])[1] for index in members)
+        layers.append(VectorLayer(files, crs, shapes, tree, np.array(hulls, dtype=object), known, chosen, said))
     return tuple(layers)
 
 
@@ -180,10 +184,38 @@ def overlay(layers: Iterable[VectorLayer], box: GeoBox) -> Overlay:
     return Overlay(found, shapely.STRtree(found), covered)
 
 
-@lru_cache(maxsize=64)
-def way_between(source: str, target: str) -> Transformer:
-    """Return the way from one CRS to another, both as WKT; raises ProjError where there is none."""
-    return Transformer.from_crs(CRS.from_wkt(source), CRS.from_wkt(target), always_xy=True)
+def datum_notes(layers: Iterable[VectorLayer], boxes: Iterable[GeoBox]) -> list[str]:
+    """Say of each layer whose way to some raster is worse than a pixel for want of a grid; the first such raster's."""
+    rasters = list(boxes)
+    notes = ((datum_note(layer.name, box, layer.crs) for box in rasters) for layer in layers)
+    return [line for line in (next(filter(None, found), None) for found in notes) if line is not None]
+
+
+def places(layers: Iterable[VectorLayer], boxes: Iterable[GeoBox]) -> str:
+    """Say where polygons and rasters lie, in degrees, for an error that says that they lie apart."""
+    ground = [(layer.tree.geometries, layer.crs.to_wkt()) for layer in layers]
+    theirs = [(shapely.total_bounds(shapes), crs) for shapes, crs in ground if len(shapes)]
+    own = [(box.bounds, box.crs.to_wkt()) for box in boxes if box.georeferenced and box.crs is not None]
+    return f"polygons lie at {_degrees(theirs)}, scenes at {_degrees(own)}"
+
+
+def _degrees(places: Iterable[tuple[Sequence[float], str]]) -> str:
+    found = []
+    for bounds, crs in places:
+        try:
+            way = way_between(crs, CRS.from_epsg(4326).to_wkt())
+            placed = way.transform_bounds(*bounds)
+        except ProjError:
+            placed = (math.inf,) * 4
+        if np.isfinite(placed).all():
+            found.append(placed)
+    if not found:
+        return "an unknown place"
+    west, south, east, north = (
+        min(each[0] for each in found), min(each[1] for each in found),
+        max(each[2] for each in found), max(each[3] for each in found),
+    )  # fmt: skip
+    return f"longitude {west:.4f} to {east:.4f}, latitude {south:.4f} to {north:.4f}"
 
 
 def _around(box: GeoBox, crs: CRS, to_crs: Transformer) -> shapely.MultiPolygon | None:

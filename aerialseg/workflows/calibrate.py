@@ -17,6 +17,7 @@ from aerialseg.evaluation.results import at_limit, calibration_error, fit_temper
 from aerialseg.evaluation.scores import EvaluateOptions, check_truth, count_probabilities
 from aerialseg.files import prepare_output_folder, refuse_input_as_output, sha256_of, working_folder
 from aerialseg.geo.ownership import check_overwrite
+from aerialseg.geo.vector_files import split_layer
 from aerialseg.models.package import find_model, load_model, read_card, save_model
 from aerialseg.prediction.options import PredictOptions
 from aerialseg.prediction.run import predict_scenes
@@ -125,7 +126,8 @@ def calibrate_model(
 def _check_output(scenes: Sequence[Scene], model: Path, out: Path, options: CalibrateOptions) -> None:
     inputs = [path for scene in scenes for path in (scene.image, scene.mask) if path is not None]
     area = [] if options.truth.labelled_area is None else [options.truth.labelled_area]
-    refuse_input_as_output([model, *inputs, *options.vectors, *area], [out])
+    vectors = [split_layer(path)[0] for path in (*options.vectors, *area)]
+    refuse_input_as_output([model, *inputs, *vectors], [out])
     prepare_output_folder(out.parent)
     check_overwrite(out, overwrite=options.overwrite)
 
