@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import struct
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,9 @@ LAYER = "|layername="
 POLYGON = 3
 """shapely's type id."""
 COLLECTION = 7
+TRIANGLE = 17
+PATCHED = {15: COLLECTION, 16: COLLECTION, TRIANGLE: POLYGON}
+"""WKB's types of 3D surfaces, TINs and triangles, and what they are without heights."""
 SHOWN = 20
 """Columns that a message names."""
 ROW = "row of aerialseg"
@@ -118,7 +122,8 @@ def read_polygons(path: Path, where: str | None = None) -> Polygons:
             raise BadDataError(
                 f"{name}: --where {one_line(where)}: {one_line(str(error))}; its columns are {named_columns(names)}"
             ) from error
-    shapes, strange, repaired = _only_polygons(shapely.from_wkb(geometry, on_invalid="fix"))
+    plain = np.array([*map(_without_patches, geometry), None], dtype=object)[:-1]
+    shapes, strange, repaired = _only_polygons(shapely.from_wkb(plain, on_invalid="fix"))
     return Polygons(crs, shapes, len(geometry), strange, repaired, tuple(names), digest)
 
 
@@ -248,6 +253,29 @@ def _affinity(values: Iterable[Any]) -> str:
 def _only_reads(action: int, name: str | None, *_: object) -> int:
     allowed = action in (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION)
     return sqlite3.SQLITE_OK if allowed else sqlite3.SQLITE_DENY
+
+
+def _without_patches(wkb: bytes | None) -> bytes | None:
+    """Return a triangle as a polygon and a surface of patches as a collection of polygons, which shapely can read."""
+    if wkb is None or len(wkb) < 9:
+        return wkb
+    order = "<" if wkb[0] else ">"
+    kind, count = struct.unpack_from(f"{order}II", wkb, 1)
+    if kind not in PATCHED:
+        return wkb
+    plain = bytearray(wkb)
+    struct.pack_into(f"{order}I", plain, 1, PATCHED[kind])
+    at = 9
+    try:
+        for _ in range(0 if kind == TRIANGLE else count):
+            rings = struct.unpack_from(f"{order}I", plain, at + 5)[0]
+            struct.pack_into(f"{order}I", plain, at + 1, POLYGON)
+            at += 9
+            for _ in range(rings):
+                at += 4 + 16 * struct.unpack_from(f"{order}I", plain, at)[0]
+    except struct.error:
+        return None
+    return bytes(plain)
 
 
 def _only_polygons(shapes: Shapes) -> tuple[Shapes, int, int]:

@@ -253,7 +253,8 @@ def _placed(shapes: Shapes, around: shapely.MultiPolygon, to_crs: Transformer, g
     wide = shapely.union_all([shapely.box(*_grown(part.bounds, reach)) for part in around.geoms])
     far = ~shapely.within(shapes, wide)
     if far.any():
-        cut = shapely.get_parts(shapely.intersection(shapes[far], wide))
+        with np.errstate(all="ignore"):  # corners out of all bounds
+            cut = shapely.get_parts(shapely.intersection(shapes[far], wide))
         shapes = np.concatenate([shapes[~far], cut[shapely.get_dimensions(cut) == 2]])
     moved = _moved(shapes, to_crs, grid)
     lost = ~np.isfinite(shapely.bounds(moved)).all(axis=-1)
