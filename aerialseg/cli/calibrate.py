@@ -28,6 +28,7 @@ def calibrate(
     ignore_values: options.IgnoreValues = None,
     mask_threshold: options.MaskThreshold = None,
     where: options.Where = None,
+    layer: options.Layer = None,
     labelled_area: options.LabelledArea = None,
     device: options.Device = "auto",
     allow_ungeoreferenced: options.AllowUngeoreferenced = False,
@@ -59,7 +60,7 @@ def calibrate(
     rule = options.mask_rule(building_values, ignore_values, mask_threshold)
     access = Access(allow_ungeoreferenced, max_pixels)
     truth = EvaluateOptions(rule, access, where=where, labelled_area=labelled_area)
-    found, vectors = find_labels(find_scenes(scenes), masks or (), mask_pattern)
+    found, vectors = find_labels(find_scenes(scenes), masks or (), mask_pattern, layer=layer)
     chosen = CalibrateOptions(truth, vectors, overwrite, PredictOptions(device=device, access=access))
     with console_progress() as progress:
         report = calibrate_model(found, model, out, chosen, progress)

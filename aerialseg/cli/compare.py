@@ -23,6 +23,7 @@ def compare(
     ignore_values: options.IgnoreValues = None,
     mask_threshold: options.MaskThreshold = None,
     where: options.Where = None,
+    layer: options.Layer = None,
     labelled_area: options.LabelledArea = None,
     allow_ungeoreferenced: options.AllowUngeoreferenced = False,
     max_pixels: options.MaxPixels = 1e10,
@@ -54,7 +55,7 @@ def compare(
     rule = options.mask_rule(building_values, ignore_values, mask_threshold)
     access = Access(allow_ungeoreferenced, max_pixels)
     chosen = EvaluateOptions(rule, access, details=True, where=where, labelled_area=labelled_area)
-    a, b = (pair_predictions([run], masks, mask_pattern).pairs for run in (run_a, run_b))
+    a, b = (pair_predictions([run], masks, mask_pattern, layer).pairs for run in (run_a, run_b))
     read = [Path(given) for given in masks] + ([] if labelled_area is None else [labelled_area])
     check_comparison(report, [*a, *b], read, overwrite=overwrite)
     with console_progress() as progress:

@@ -41,6 +41,7 @@ def evaluate(
     ignore_values: options.IgnoreValues = None,
     mask_threshold: options.MaskThreshold = None,
     where: options.Where = None,
+    layer: options.Layer = None,
     labelled_area: options.LabelledArea = None,
     allow_ungeoreferenced: options.AllowUngeoreferenced = False,
     max_pixels: options.MaxPixels = 1e10,
@@ -125,7 +126,7 @@ def evaluate(
         overwrite=overwrite,
         command=options.command_line(context),
     )
-    pairing = pair_predictions(predictions, masks, mask_pattern)
+    pairing = pair_predictions(predictions, masks, mask_pattern, layer)
     with console_progress() as progress:
         _say_unused(pairing.unused, progress)
         found = run.evaluate(pairing.pairs, chosen, extras, [Path(given) for given in masks], progress)

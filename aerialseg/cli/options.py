@@ -59,7 +59,11 @@ MaskThreshold = Annotated[
     int | None, typer.Option(help="For anti-aliased true masks: this value and above is building, as 128.")
 ]
 Where = Annotated[
-    str | None, typer.Option(help="Which polygons of true vector files are buildings, as \"kind = 'house'\".")
+    str | None,
+    typer.Option(help="Which polygons of true vector files are buildings, in SQLite's SQL, as \"kind = 'house'\"."),
+]
+Layer = Annotated[
+    str | None, typer.Option(help="Which layer of true vector files, where there are several; or FILE|layername=NAME.")
 ]
 LabelledArea = Annotated[
     Path | None, typer.Option(help="Polygons of the ground that was labelled; outside nothing is counted.")

@@ -19,8 +19,8 @@ def tile(
         list[str] | None,
         typer.Option(
             "--masks",
-            help="Masks (files, folder, quoted glob) or polygons (.gpkg .geojson .fgb .shp); may be repeated. "
-            "Not needed for an Inria root.",
+            help="Masks (files, folder, quoted glob) or polygons (.gpkg .geojson .fgb .shp .parquet ...); may be "
+            "repeated. Not needed for an Inria root.",
             show_default=False,
         ),
     ] = None,
@@ -65,7 +65,12 @@ def tile(
     mask_pattern: Annotated[
         str | None, typer.Option(help="How a mask's name is made from the scene's, as '{stem}_label.tif'.")
     ] = None,
-    where: Annotated[str | None, typer.Option(help="Which polygons are buildings, as \"kind = 'house'\".")] = None,
+    where: Annotated[
+        str | None, typer.Option(help="Which polygons are buildings, in SQLite's SQL, as \"kind = 'house'\".")
+    ] = None,
+    layer: Annotated[
+        str | None, typer.Option(help="Which layer of vector files, where there are several; or FILE|layername=NAME.")
+    ] = None,
     building_values: Annotated[
         str | None, typer.Option(help="Values of the masks that mean building, as 1,6; others are background.")
     ] = None,
@@ -115,7 +120,7 @@ def tile(
 
     pixels, values = band_rule(bands, scale, nodata, alpha), whole_numbers("--building-values", building_values)
     ignored = whole_numbers("--ignore-values", ignore_values) or ()
-    found, vectors = find_labels(find_scenes(scenes), masks or (), mask_pattern, partly=keep_unlabelled)
+    found, vectors = find_labels(find_scenes(scenes), masks or (), mask_pattern, layer=layer, partly=keep_unlabelled)
     options = TilingOptions(
         size, overlap, split, val_area, pixels, gsd, MaskRule(values, ignored, mask_threshold), vectors, where,
         labelled_area, keep_empty, Access(allow_ungeoreferenced, max_pixels), threads, overwrite, fail_fast,

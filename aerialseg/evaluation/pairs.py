@@ -29,7 +29,7 @@ from aerialseg.geo.labels import find_labels, mask_box, open_labels, read_mask
 from aerialseg.geo.opening import open_raster, raster_errors
 from aerialseg.geo.outputs import MEASURE_FOLDERS, PROBABILITY, is_of_another_run, left_out_note
 from aerialseg.geo.scenes import Scene, check_same_grid, find_scenes, pair_masks
-from aerialseg.geo.vectors import is_vector
+from aerialseg.geo.vector_files import is_vector, split_layer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -75,7 +75,7 @@ class Pair:
     def files(self) -> tuple[Path, ...]:
         """Everything that is read for it, and may therefore not be written over."""
         known = (self.prediction, self.truth, self.probability, self.rival)
-        return (*(path for path in known if path is not None), *self.vectors)
+        return (*(path for path in known if path is not None), *(split_layer(path)[0] for path in self.vectors))
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,19 +124,24 @@ class PairStrip:
 
 
 def pair_predictions(
-    predictions: Sequence[str | Path], masks: Sequence[str | Path], pattern: str | None = None
+    predictions: Sequence[str | Path],
+    masks: Sequence[str | Path],
+    pattern: str | None = None,
+    layer: str | None = None,
 ) -> Pairing:
     """Pair predicted masks with true ones by relative stem, or by `pattern` ('{stem}_label.tif').
 
     Both are files, folders or globs; masks may be an Inria root, which stands for its true masks, or vector files,
-    whose polygons are the truth of every prediction they lie on. One file on each side makes a pair whatever the names.
-    Raises NoInputError when a side is empty, BadDataError for predictions without a mask, and UsageError when a
-    prediction is itself the mask.
+    whose polygons, in `layer` where there are several, are the truth of every prediction they lie on. One file on each
+    side makes a pair whatever the names. Raises NoInputError when a side is empty, BadDataError for predictions without
+    a mask, and UsageError when a prediction is itself the mask.
     """
     predicted = [scene for scene in find_scenes(predictions) if not is_measure(scene.name)]
     if not predicted:
         raise NoInputError(f"{one_line(predictions[0])}: no predicted masks here; give the folder `predict -o` wrote")
-    vectors = find_labels(predicted, masks, pattern)[1] if any(map(_may_be_vectors, masks)) else ()
+    vectors: tuple[Path, ...] = ()
+    if layer is not None or any(map(_may_be_vectors, masks)):
+        vectors = find_labels(predicted, masks, pattern, layer=layer)[1]
     if vectors:
         by_ground = (_pair(replace(scene, mask=vectors[0]), scene.image) for scene in predicted)
         return Pairing(tuple(replace(pair, vectors=vectors) for pair in by_ground))

@@ -18,7 +18,8 @@ from aerialseg.files import refuse_input_as_output, write_text
 from aerialseg.geo.digest import seen, what_changed
 from aerialseg.geo.scenes import find_scenes
 from aerialseg.geo.tiles.tileset import find_leaks
-from aerialseg.geo.vectors import read_layer
+from aerialseg.geo.vector_files import split_layer
+from aerialseg.geo.vectors import read_layer, read_layers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,7 +63,7 @@ def evaluate(
     drawn = None if extras.polygons is None else read_layer(extras.polygons, empty_ok=True)
     found = evaluate_pairs(pairs, options, progress)
     if drawn is not None:
-        true = [read_layer(vectors, where=options.where) for vectors in pairs[0].vectors]
+        true = read_layers(pairs[0].vectors, where=options.where)
         area = None if options.labelled_area is None else read_layer(options.labelled_area)
         place = area_of_interest([pair.prediction for pair in pairs], area)
         found = replace(found, polygons=score_polygons(drawn, true, *place, extras.min_area_m2))
@@ -99,6 +100,7 @@ def _check(pairs: Sequence[Pair], options: EvaluateOptions, extras: Extras, read
     if extras.errors is not None:
         outputs += [extras.errors / BUILDINGS, *(error_path(extras.errors, pair.name) for pair in pairs)]
     inputs = [*read, *(path for path in (extras.polygons, options.labelled_area) if path is not None)]
+    inputs = [split_layer(path)[0] for path in inputs]
     refuse_input_as_output([*inputs, *(scene.image for scene in find_scenes(extras.scenes))], outputs)
     if extras.report is not None:
         check_report_path(extras.report, pairs, overwrite=extras.overwrite)

@@ -19,7 +19,7 @@ from aerialseg.geo.digest import seen, what_changed
 from aerialseg.geo.inspection import Access
 from aerialseg.geo.labels import Labels, LabelSource, MaskRule, ResolvedRule, decide_rule, mask_box
 from aerialseg.geo.scenes import Scene
-from aerialseg.geo.vectors import read_layer
+from aerialseg.geo.vectors import datum_notes, read_layer, read_layers
 from aerialseg.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def read_truth(
     pairs: Sequence[Pair], options: EvaluateOptions
 ) -> tuple[ResolvedRule | None, dict[str, Labels], list[str]]:
     """Return the rule of true masks or None, labels by name where the truth is more than a mask, and warnings."""
-    layers = tuple(read_layer(path, where=options.where) for path in pairs[0].vectors)
+    layers = read_layers(pairs[0].vectors, where=options.where)
     if layers and options.rule != MaskRule():
         raise UsageError("--building-values, --ignore-values and --mask-threshold are for masks; polygons take --where")
     if options.where is not None and not layers:
@@ -163,7 +163,8 @@ def read_truth(
         labels = {
             pair.name: source.of(Scene(pair.name, pair.prediction, pair.truth), boxes[pair.name]) for pair in pairs
         }
-        warnings += [line for layer in (*layers, *((area,) if area else ())) for line in layer.warnings]
+        every = (*layers, *((area,) if area else ()))
+        warnings += [line for layer in every for line in layer.warnings] + datum_notes(every, boxes.values())
         warnings += source.coverage_notes(labels, boxes)
     return truth, labels, warnings
 

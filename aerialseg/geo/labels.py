@@ -32,7 +32,8 @@ from aerialseg.geo.raster import block_windows
 from aerialseg.geo.resampling import resampled
 from aerialseg.geo.scenes import SUFFIXES, mask_folder, pair_masks, require_masks
 from aerialseg.geo.validity import tagged_alpha
-from aerialseg.geo.vectors import is_vector, overlay
+from aerialseg.geo.vector_files import is_vector, split_layer, with_layer
+from aerialseg.geo.vectors import named, overlay, places
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -68,14 +69,19 @@ class Labels:
 
 
 def find_labels(
-    scenes: Sequence[Scene], given: Sequence[str | Path], pattern: str | None = None, *, partly: bool = False
+    scenes: Sequence[Scene],
+    given: Sequence[str | Path],
+    pattern: str | None = None,
+    *,
+    layer: str | None = None,
+    partly: bool = False,
 ) -> tuple[tuple[Scene, ...], tuple[Path, ...]]:
     """Return the scenes with their masks, or the scenes and the vector files that label them all by their ground.
 
     `given` are masks or vector files: files, folders, globs; without any, the scenes must have come with masks, or have
-    them in a folder beside their own, such as ../gt. Raises
-    UsageError when both kinds are given, or a pattern alone, and BadDataError naming scenes without a mask, which are
-    welcome beside others when the ground is labelled `partly`.
+    them in a folder beside their own, such as ../gt. Of vector files `layer` is read, unless a path says another.
+    Raises UsageError when both kinds are given, or a pattern or layer alone, and BadDataError naming scenes without a
+    mask, which are welcome beside others when the ground is labelled `partly`.
     """
     vectors, rasters = [], []
     for item in given:
@@ -84,8 +90,11 @@ def find_labels(
         rasters += [] if found else [item]
     if vectors and (rasters or pattern is not None):
         raise UsageError("--masks names vector files, which pair by ground, and masks as well; give one kind")
+    if layer is not None and not vectors:
+        raise UsageError(f"--layer {one_line(layer)}: chooses a layer of vector files, but --masks names none")
     if vectors:
-        return tuple(scenes), tuple(vectors)
+        named_alone = (file if layer is None or split_layer(file)[1] else with_layer(file, layer) for file in vectors)
+        return tuple(scenes), tuple(named_alone)
     if pattern is not None and not rasters:
         raise UsageError(f"--mask-pattern {one_line(pattern)}: needs --masks, the place to look for such masks")
     if not rasters and all(scene.mask is None for scene in scenes):
@@ -121,10 +130,12 @@ class LabelSource:
             return Labels(None, None, overlay(self.layers, box), area)
         return Labels(scene.mask, self.rule, None, area)
 
-    def files(self, scene: Scene) -> tuple[Path, ...]:
-        """Return the files that a scene's labels are made from."""
-        own = tuple(layer.path for layer in self.layers) or (() if scene.mask is None else (scene.mask,))
-        return own if self.area is None else (*own, self.area.path)
+    def files(self, scene: Scene) -> dict[Path, str | None]:
+        """Return the files that a scene's labels are made from, vector files with their digests."""
+        own = {file: known for layer in self.layers for file, known in zip(layer.paths, layer.digests, strict=True)}
+        masks: dict[Path, str | None] = {} if scene.mask is None or self.layers else {scene.mask: None}
+        area = {} if self.area is None else dict(zip(self.area.paths, self.area.digests, strict=True))
+        return {**masks, **own, **area}
 
     def settings(self) -> list[Any]:
         """Return what, besides the files, decides the labels, for a digest."""
@@ -132,16 +143,18 @@ class LabelSource:
         rule.pop("warnings", None)
         if not rule.get("nodata_is_building"):
             rule.pop("nodata_is_building", None)
-        return [rule, self.where, self.area is not None]
+        layers = [name for layer in self.layers for name in layer.chosen if name is not None]
+        return [rule, self.where, self.area is not None, *layers]
 
     def coverage_notes(self, labels: Mapping[str, Labels], boxes: Mapping[str, GeoBox]) -> list[str]:
         """Say how much ground lies outside the polygons; raises BadDataError when all of it does."""
         outside = {name: 1 - item.polygons.covered for name, item in labels.items() if item.polygons is not None}
         if not outside:
             return []
-        files = ", ".join(one_line(layer.path) for layer in self.layers)
+        files = named([path for layer in self.layers for path in layer.paths])
         if min(outside.values()) >= 1:
-            raise BadDataError(f"{files}: no polygon near any scene; check the CRS and place of both")
+            where = places(self.layers, boxes.values())
+            raise BadDataError(f"{files}: no polygon near any scene: {where}; check the CRS and place of both")
         pixels = {name: boxes[name].height * boxes[name].width for name in outside}
         share = sum(outside[name] * pixels[name] for name in outside) / sum(pixels.values())
         if self.area is not None or share < OUTSIDE_SAID:

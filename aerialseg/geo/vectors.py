@@ -1,57 +1,72 @@
-"""Polygons from vector files, laid on a raster's grid: footprints to burn, areas to ask about.
+"""Polygons of vector files laid on a raster's grid: footprints to burn, areas to ask about.
 
-A file is opened only after its first bytes have shown it to be of an allowed format, since drivers chosen by content
-could be made to read other files. Attributes are never loaded; what counts as a building is said by a `where`.
 Rasters are not read here: a polygon is moved to pixel coordinates (x = column, y = row) of a GeoBox, and burned there.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import shapely
 from affine import Affine
-from pyproj import CRS, Transformer
+from pyproj import CRS
 from pyproj.exceptions import ProjError
 from rasterio.features import rasterize
 
-from aerialseg.errors import BadDataError, NoInputError, one_line
-from aerialseg.files import is_regular, open_regular
-from aerialseg.geo.opening import raster_errors, refuse_irregular_beside, refuse_remote, without_warnings
+from aerialseg.errors import BadDataError, one_line
+from aerialseg.geo.datum import datum_note, way_between
+from aerialseg.geo.opening import without_warnings
+from aerialseg.geo.vector_files import named_columns, read_polygons, split_layer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
+    from pyproj import Transformer
     from rasterio.windows import Window
 
     from aerialseg.geo.geobox import GeoBox
+    from aerialseg.geo.vector_files import Polygons
 
     Shapes = NDArray[np.object_]
 
-DRIVERS = {".gpkg": "GPKG", ".geojson": "GeoJSON", ".json": "GeoJSON", ".fgb": "FlatGeobuf", ".shp": "ESRI Shapefile"}
-"""The formats that are read, by suffix."""
-MAGIC = {"GPKG": b"SQLite format 3\0", "FlatGeobuf": b"fgb\x03", "ESRI Shapefile": b"\0\0\x27\x0a", "GeoJSON": b"{"}
-PIPELINE = b"gdal_streamed_alg"
-"""JSON with this word makes GDAL >= 3.11 run a pipeline of commands, which may read any file."""
-POLYGON = 3
-"""shapely's type id."""
+MARGIN = 0.05
+"""The share of a raster's extent by which the ground around it is larger, in the CRS of a layer."""
+REACH = 1.0
+"""Polygons that reach farther than this many extents are cut there before they are moved."""
+POINTS = 21
+"""A side of the raster is followed into another CRS by so many points."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VectorLayer:
-    """The polygons of one vector file, in the file's own CRS."""
+    """The polygons of vector files that have one CRS."""
 
-    path: Path
+    paths: tuple[Path, ...]
     crs: CRS
     shapes: Shapes
     tree: shapely.STRtree
-    hull: shapely.Polygon
-    """The convex hull of all polygons: the ground that was surely looked at."""
+    hulls: Shapes
+    """The convex hull of all polygons of each file: the ground that was surely looked at."""
+    digests: tuple[str, ...]
+    """Of the files, from before they were read."""
+    chosen: tuple[str | None, ...]
+    """The layer of each file that was asked for."""
     warnings: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> Path:
+        """The first of its files."""
+        return self.paths[0]
+
+    @property
+    def name(self) -> str:
+        """The file, or how many there are, for a message."""
+        return named(self.paths)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,132 +97,185 @@ class Overlay:
         return float(shapely.union_all(shapely.intersection(found, box)).area / box.area)
 
 
-def is_vector(path: Path) -> bool:
-    """Return whether the name ends like a vector file that `read_layer` opens."""
-    return path.suffix.lower() in DRIVERS
+def named(paths: Sequence[Path]) -> str:
+    """Return a file, or how many there are and the first, for a message."""
+    first = one_line(paths[0])
+    return first if len(paths) == 1 else f"{len(paths)} label files ({first} ...)"
 
 
 def read_layer(path: Path, *, where: str | None = None, empty_ok: bool = False) -> VectorLayer:
-    """Read the polygons of a vector file; `where` is an SQL condition on its attributes.
+    """Read one vector file as `read_layers` does; without a polygon it may be if that is `empty_ok`."""
+    (layer,) = read_layers([path], where=where, empty_ok=empty_ok)
+    return layer
 
-    Invalid polygons are repaired; other geometries are left out with a warning. Raises UsageError when the path is not
-    local, NoInputError when nothing is there or may be read, ReadError when the disk fails, and BadDataError when the
-    content is of another format, has no CRS, or holds no polygon, unless that is `empty_ok`: a prediction may find
-    nothing.
+
+def read_layers(paths: Sequence[Path], *, where: str | None = None, empty_ok: bool = False) -> tuple[VectorLayer, ...]:
+    """Read the polygons of vector files, those of one CRS as one layer; `where` is a condition on their attributes.
+
+    Files without a polygon are welcome beside others and said. Raises what `read_polygons` raises, and BadDataError
+    when no file holds a polygon, unless that is `empty_ok`: a prediction may find nothing.
     """
-    driver = _check_format(path)
-    meta, geometry = _read_geometry(path, driver, where)
-    if not meta["crs"]:
-        raise BadDataError(f"{one_line(path)}: has no CRS, so its place is unknown; assign one, for example in QGIS")
-    shapes, warnings = _only_polygons(path, shapely.from_wkb(geometry, on_invalid="ignore"))
-    if not len(shapes) and not empty_ok:
-        condition = f" where {where}" if where else ""
-        raise BadDataError(f"{one_line(path)}: holds no polygon{condition}; at least one was expected")
-    hull = shapely.convex_hull(shapely.geometrycollections(shapes))
-    return VectorLayer(path, CRS.from_user_input(meta["crs"]), shapes, shapely.STRtree(shapes), hull, warnings)
+    found = [read_polygons(path, where) for path in paths]
+    empty = [path for path, content in zip(paths, found, strict=True) if not len(content.shapes)]
+    condition = f" where {one_line(where)}" if where else ""
+    if paths and len(empty) == len(paths) and not empty_ok:
+        columns = "" if where is None else f"; its columns are {named_columns(found[0].columns)}"
+        what = f"{named(paths)}: holds no polygon{condition}; at least one was expected{columns}"
+        raise BadDataError(what if len(paths) == 1 else what.replace("holds", "hold").replace("its", "the first's"))
+    warnings = _what_is_odd(paths, found)
+    if empty and len(paths) > 1:
+        few, many = (
+            ("is empty", "are empty")
+            if where is None
+            else (f"has no polygon{condition}", f"have no polygon{condition}")
+        )
+        warnings.append(
+            f"{len(empty)} of {len(paths)} label files {few if len(empty) == 1 else many}: {one_line(empty[0])}"
+        )
+    systems: dict[str, list[int]] = {}
+    for index, content in enumerate(found):
+        systems.setdefault(content.crs.to_wkt(), []).append(index)
+    layers: list[VectorLayer] = []
+    for members in systems.values():
+        shapes = np.concatenate([found[index].shapes for index in members])
+        hulls = [shapely.convex_hull(shapely.geometrycollections(found[index].shapes)) for index in members]
+        files, known = tuple(split_layer(paths[index])[0] for index in members), tuple(found[i].digest for i in members)
+        said = () if layers else tuple(warnings)
+        crs, tree = found[members[0]].crs, shapely.STRtree(shapes)
+        chosen = tuple(split_layer(paths[index])[1] for index in members)
+        layers.append(VectorLayer(files, crs, shapes, tree, np.array(hulls, dtype=object), known, chosen, said))
+    return tuple(layers)
+
+
+def _what_is_odd(paths: Sequence[Path], found: Sequence[Polygons]) -> list[str]:
+    """Return a line on what was left out and one on what was repaired, over all files."""
+    strange, repaired = sum(content.strange for content in found), sum(content.repaired for content in found)
+    features = sum(content.features for content in found)
+    lines = [f"{named(paths)}: {strange} of {features} features are no polygons; left out"] if strange else []
+    return lines + ([f"{named(paths)}: {repaired} invalid polygons were repaired"] if repaired else [])
 
 
 def overlay(layers: Iterable[VectorLayer], box: GeoBox) -> Overlay:
     """Lay the layers' polygons on the grid of `box`; those that do not touch it are left out.
 
-    Raises BadDataError when the raster has no CRS and transform, or its CRS cannot be reached from a layer's.
+    Nothing is moved to the raster's CRS that does not lie near the raster: elsewhere a projection may have no answer,
+    or a wrong one. Raises BadDataError when the raster has no CRS and transform, or its CRS cannot be reached from a
+    layer's.
     """
     frame = shapely.box(0, 0, box.width, box.height)
     shapes: list[Shapes] = [np.empty(0, dtype=object)]
     hulls: list[Any] = []
     for layer in layers:
-        name = one_line(layer.path)
         if not box.georeferenced or box.crs is None:
-            raise BadDataError(f"{name}: polygons cannot be placed on a scene that has no CRS and transform")
+            raise BadDataError(f"{layer.name}: polygons cannot be placed on a scene that has no CRS and transform")
         try:
-            to_crs = Transformer.from_crs(layer.crs, CRS.from_wkt(box.crs.to_wkt()), always_xy=True)
+            to_crs = way_between(layer.crs.to_wkt(), box.crs.to_wkt())
         except ProjError as error:
-            raise BadDataError(f"{name}: no way from its CRS to the scene's: {one_line(str(error))}") from error
-        near = layer.shapes[np.sort(layer.tree.query(_around(box, layer, to_crs)))]
-        moved = _moved(near, to_crs, ~box.transform)
+            raise BadDataError(f"{layer.name}: no way from its CRS to the scene's: {one_line(str(error))}") from error
+        around = _around(box, layer.crs, to_crs)
+        if around is None:
+            continue
+        near = np.unique(layer.tree.query(shapely.get_parts(around))[1])
+        moved = _placed(layer.shapes[near], around, to_crs, ~box.transform)
         shapes.append(moved[shapely.intersects(moved, frame)])
-        hulls.extend(_moved(np.array([layer.hull]), to_crs, ~box.transform))
+        hulls.extend(_placed(layer.hulls[shapely.intersects(layer.hulls, around)], around, to_crs, ~box.transform))
     found = np.concatenate(shapes)
     covered = shapely.union_all(hulls).intersection(frame).area / frame.area
     return Overlay(found, shapely.STRtree(found), covered)
 
 
-def _around(box: GeoBox, layer: VectorLayer, to_crs: Transformer) -> shapely.Polygon:
-    """Return a rectangle in the layer's CRS that holds the raster; all of the layer where that is unclear."""
-    corners = np.array([box.transform @ (x, y) for x in (0, box.width) for y in (0, box.height)])
-    ground = (*corners.min(axis=0), *corners.max(axis=0))
-    west, south, east, north = to_crs.transform_bounds(*ground, direction="INVERSE")
-    if not np.isfinite([west, south, east, north]).all() or west > east:  # a pole or the 180th meridian
-        return layer.hull.envelope
-    margin = 0.01 * max(east - west, north - south)
-    return shapely.box(west - margin, south - margin, east + margin, north + margin)
+def datum_notes(layers: Iterable[VectorLayer], boxes: Iterable[GeoBox]) -> list[str]:
+    """Say of each layer whose way to some raster is worse than a pixel for want of a grid; the first such raster's."""
+    rasters = list(boxes)
+    notes = ((datum_note(layer.name, box, layer.crs) for box in rasters) for layer in layers)
+    return [line for line in (next(filter(None, found), None) for found in notes) if line is not None]
+
+
+def places(layers: Iterable[VectorLayer], boxes: Iterable[GeoBox]) -> str:
+    """Say where polygons and rasters lie, in degrees, for an error that says that they lie apart."""
+    ground = [(layer.tree.geometries, layer.crs.to_wkt()) for layer in layers]
+    theirs = [(shapely.total_bounds(shapes), crs) for shapes, crs in ground if len(shapes)]
+    own = [(box.bounds, box.crs.to_wkt()) for box in boxes if box.georeferenced and box.crs is not None]
+    return f"polygons lie at {_degrees(theirs)}, scenes at {_degrees(own)}"
+
+
+def _degrees(places: Iterable[tuple[Sequence[float], str]]) -> str:
+    found = []
+    for bounds, crs in places:
+        try:
+            way = way_between(crs, CRS.from_epsg(4326).to_wkt())
+            placed = way.transform_bounds(*bounds)
+        except ProjError:
+            placed = (math.inf,) * 4
+        if np.isfinite(placed).all():
+            found.append(placed)
+    if not found:
+        return "an unknown place"
+    west, south, east, north = (
+        min(each[0] for each in found), min(each[1] for each in found),
+        max(each[2] for each in found), max(each[3] for each in found),
+    )  # fmt: skip
+    return f"longitude {west:.4f} to {east:.4f}, latitude {south:.4f} to {north:.4f}"
+
+
+def _around(box: GeoBox, crs: CRS, to_crs: Transformer) -> shapely.MultiPolygon | None:
+    """Return rectangles in a layer's CRS that hold the raster; None where that CRS has no place for it."""
+    cols, rows = np.meshgrid(np.linspace(0, box.width, POINTS), np.linspace(0, box.height, POINTS))
+    t = box.transform
+    x, y = t.a * cols + t.b * rows + t.c, t.d * cols + t.e * rows + t.f
+    own_x, own_y = to_crs.transform(x, y, direction="INVERSE")
+    back_x, back_y = to_crs.transform(own_x, own_y)
+    missed = np.hypot(back_x - x, back_y - y)
+    known = np.isfinite(missed) & (missed <= math.sqrt(abs(t.determinant)))
+    if not known.any():
+        return None
+    own_x, own_y = own_x[known], own_y[known]
+    (west, east), (south, north) = (own_x.min(), own_x.max()), (own_y.min(), own_y.max())
+    sides = [(west, east)]
+    if crs.is_geographic:
+        negative, positive = own_x[own_x < 0], own_x[own_x >= 0]
+        if len(negative) and len(positive) and positive.min() - negative.max() > 180:
+            sides = [(-180, negative.max()), (positive.min(), 180)]
+        for pole in (-90.0, 90.0):
+            col, row = (~t) @ to_crs.transform(0.0, pole)
+            if 0 <= col <= box.width and 0 <= row <= box.height:
+                sides, south, north = [(-180, 180)], min(south, pole), max(north, pole)
+    margin = MARGIN * max(*(right - left for left, right in sides), north - south)
+    return shapely.MultiPolygon(
+        [shapely.box(left - margin, south - margin, right + margin, north + margin) for left, right in sides]
+    )
+
+
+def _placed(shapes: Shapes, around: shapely.MultiPolygon, to_crs: Transformer, grid: Affine) -> Shapes:
+    """Return shapes of a layer in pixel coordinates, their far ends cut off; without those that have no place there."""
+    west, south, east, north = shapely.bounds(around)
+    reach = REACH * max(east - west, north - south)
+    wide = shapely.union_all([shapely.box(*_grown(part.bounds, reach)) for part in around.geoms])
+    far = ~shapely.within(shapes, wide)
+    if far.any():
+        with np.errstate(all="ignore"):  # corners out of all bounds
+            cut = shapely.get_parts(shapely.intersection(shapes[far], wide))
+        shapes = np.concatenate([shapes[~far], cut[shapely.get_dimensions(cut) == 2]])
+    moved = _moved(shapes, to_crs, grid)
+    lost = ~np.isfinite(shapely.bounds(moved)).all(axis=-1)
+    if lost.any():
+        cut = shapely.get_parts(shapely.intersection(shapes[lost], around))
+        again = _moved(cut[shapely.get_dimensions(cut) == 2], to_crs, grid)
+        moved = np.concatenate([moved[~lost], again[np.isfinite(shapely.bounds(again)).all(axis=-1)]])
+    return moved
+
+
+def _grown(bounds: tuple[float, float, float, float], by: float) -> tuple[float, float, float, float]:
+    west, south, east, north = bounds
+    return west - by, south - by, east + by, north + by
 
 
 def _moved(shapes: Shapes, to_crs: Transformer, grid: Affine) -> Shapes:
-    """Return shapes of a layer in pixel coordinates, without those that have no place there."""
+    """Return shapes of a layer in pixel coordinates."""
 
     def move(points: NDArray[np.float64]) -> NDArray[np.float64]:
         x, y = to_crs.transform(points[:, 0], points[:, 1])
         return np.stack([grid.a * x + grid.b * y + grid.c, grid.d * x + grid.e * y + grid.f], axis=1)
 
-    moved = shapely.transform(shapes, move)
-    placed: Shapes = moved[np.isfinite(shapely.bounds(moved)).all(axis=-1)]
-    return placed
-
-
-def _check_format(path: Path) -> str:
-    """Return the driver for the path's suffix, once the content has shown to be of that format."""
-    refuse_remote(path)
-    name = one_line(path)
-    with raster_errors(path):
-        if not is_regular(path):
-            raise NoInputError(f"{name}: no such file")
-        refuse_irregular_beside(path)
-        driver = DRIVERS.get(path.suffix.lower())
-        if driver is None:
-            raise BadDataError(f"{name}: {path.suffix or 'no suffix'} is not one of {', '.join(DRIVERS)}")
-        with open_regular(path) as stream:
-            head = stream.read(2**16 if driver == "GeoJSON" else 64)
-    if driver == "GeoJSON":
-        head = head.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")
-    if not head.startswith(MAGIC[driver]) or PIPELINE in head:
-        raise BadDataError(f"{name}: the content is not {driver}, which the name promises; expected polygons")
-    return driver
-
-
-def _read_geometry(path: Path, driver: str, where: str | None) -> tuple[dict[str, Any], Shapes]:
-    """Return pyogrio's metadata and the geometries as WKB; pyogrio's errors are RuntimeError and ValueError."""
-    import pyogrio
-
-    name = one_line(path)
-    try:
-        wanted = ("Polygon", "Surface", "Collection", "Unknown")
-        layers = [layer for layer, kind in pyogrio.list_layers(path) if kind and any(word in kind for word in wanted)]
-        if len(layers) != 1:
-            found = one_line(", ".join(layers) or "none")
-            raise BadDataError(f"{name}: layers that can hold polygons: {found}; keep exactly one in a file")
-        actual = pyogrio.read_info(path, layer=layers[0])["driver"]
-        if actual != driver:
-            raise BadDataError(f"{name}: the content is {actual}, expected {driver}")
-        meta, _, geometry, _ = pyogrio.raw.read(path, layer=layers[0], columns=[], where=where, force_2d=True)
-    except (RuntimeError, ValueError) as error:
-        advice = "check --where" if where else "check the file"
-        raise BadDataError(f"{name}: cannot be read: {one_line(str(error))}; {advice}") from error
-    return dict(meta), geometry
-
-
-def _only_polygons(path: Path, shapes: Shapes) -> tuple[Shapes, tuple[str, ...]]:
-    """Return single polygons, all valid, in the file's order, and what there is to say about the others."""
-    polygonal = np.isin(shapely.get_type_id(shapes), (POLYGON, POLYGON + 3)) & ~shapely.is_empty(shapes)
-    kept = shapes[polygonal]
-    broken = ~shapely.is_valid(kept)
-    kept[broken] = shapely.make_valid(kept[broken])
-    parts = shapely.get_parts(shapely.get_parts(kept))  # a repaired polygon may be a collection of collections
-    warnings = []
-    if not polygonal.all():
-        warnings.append(
-            f"{one_line(path)}: {np.count_nonzero(~polygonal)} of {len(shapes)} features are no polygons; left out"
-        )
-    if broken.any():
-        warnings.append(f"{one_line(path)}: {np.count_nonzero(broken)} invalid polygons were repaired")
-    return parts[shapely.get_type_id(parts) == POLYGON], tuple(warnings)
+    moved: Shapes = shapely.transform(shapes, move)
+    return moved

@@ -22,6 +22,7 @@ from pyproj.exceptions import CRSError
 from aerialseg.errors import BadDataError, NoInputError, OutputError, UsageError, counted, one_line
 from aerialseg.files import TEMPORARY, locked, prepare_output_folder, refuse_input_as_output, resolved, staged
 from aerialseg.geo.adjacency import connect_grids
+from aerialseg.geo.datum import datum_note
 from aerialseg.geo.digest import content_digest, seen, what_changed
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.geopackage import is_open_elsewhere
@@ -224,7 +225,7 @@ def write_buildings(
         return BuildingsReport(target, stays=reason)
     with _own_advice():
         rule = decide_rule([layer.mask for layer in layers])
-    for warning in rule.warnings:
+    for warning in (*rule.warnings, *_datum_notes(mosaics, crs)):
         progress.say(warning)
     shaping, counts = Shaping(options.min_area_m2, options.simplify_m, options.regularise, crs), ShapeCounts()
     with staged(target) as temporary, _cleared(temporary):
@@ -342,6 +343,15 @@ def _target_crs(target: Path, options: PolygonOptions) -> CRS | None:
             f"--crs {one_line(str(options.crs))}: GeoJSON is always in WGS 84; leave it out, or write .gpkg"
         )
     return CRS.from_user_input(WGS84)
+
+
+def _datum_notes(mosaics: Sequence[Mosaic], crs: CRS | None) -> list[str]:
+    """Say of each CRS of the masks whose way to `crs` is worse than a pixel for want of a grid."""
+    boxes = {
+        mask.crs.to_wkt(): (one_line(mask.mask), mask.box) for mosaic in reversed(mosaics) for mask in mosaic[::-1]
+    }
+    notes = [datum_note(name, box, crs, towards=True) for name, box in boxes.values()] if crs is not None else []
+    return [note for note in notes if note is not None]
 
 
 def _by_layer(mosaics: Sequence[Mosaic], target: Path, crs: CRS | None) -> dict[str, list[Mosaic]]:

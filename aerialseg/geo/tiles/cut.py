@@ -37,6 +37,7 @@ from aerialseg.geo.resampling import Reader, resampled
 from aerialseg.geo.scenes import Scene
 from aerialseg.geo.tiles.plan import TilingOptions, plan_tiles
 from aerialseg.geo.tiles.tileset import TileRecord, check_tiles, image_path, mask_path
+from aerialseg.geo.vector_files import split_layer
 from aerialseg.geo.writing import write_geotiff
 from aerialseg.progress import Silent
 from aerialseg.values import from_values, read_json, to_values
@@ -337,7 +338,8 @@ def describe_sources(jobs: Sequence[TileJob], options: TilingOptions, folder: Pa
 def source_files(tiles: TileSet) -> dict[str, tuple[Path, ...]]:
     """Return scene -> the files its tiles are read from, the scene first; raises NoInputError naming a missing one."""
     scenes, options = _planned_from(tiles)
-    labels = (*options.vectors, *((options.labelled_area,) if options.labelled_area else ()))
+    vectors = (*options.vectors, *((options.labelled_area,) if options.labelled_area else ()))
+    labels = [split_layer(path)[0] for path in vectors]
     files = {
         scene.name: tuple(path for path in (scene.image, scene.mask, *labels) if path is not None)
         for scene in scenes

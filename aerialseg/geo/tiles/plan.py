@@ -31,7 +31,7 @@ from aerialseg.geo.labels import Labels, LabelSource, MaskRule, decide_rule
 from aerialseg.geo.opening import open_raster
 from aerialseg.geo.resampling import at_gsd
 from aerialseg.geo.scenes import Scene, check_same_grid, require_masks, split_scenes
-from aerialseg.geo.vectors import overlay, read_layer
+from aerialseg.geo.vectors import datum_notes, overlay, read_layer, read_layers
 from aerialseg.geo.windows import Tile, TileGrid
 
 if TYPE_CHECKING:
@@ -146,16 +146,16 @@ class TileJob:
     """The share of training tiles without buildings that is kept."""
     keep_unlabelled: bool
     """Whether training tiles without a label are kept."""
-    inputs: tuple[Path, ...]
-    """The files the tiles are made from, the scene first."""
+    inputs: Mapping[Path, str | None]
+    """The files the tiles are made from, the scene first; with the digests of those that were read for all scenes."""
     seen: dict[Path, str]
     """What those looked like before the first of them was read."""
     settings: str
     """Whatever else the tiles depend on, as JSON."""
 
     def digest(self) -> str:
-        """Return a SHA-256 over everything the tiles depend on; reads all input files."""
-        contents = [content_digest(path) for path in self.inputs]
+        """Return a SHA-256 over everything the tiles depend on; reads the scene and its mask."""
+        contents = [known or content_digest(path) for path, known in self.inputs.items()]
         return hashlib.sha256("\n".join([self.settings, *contents]).encode()).hexdigest()
 
 
@@ -181,7 +181,7 @@ def plan_tiles(scenes: Sequence[Scene], options: TilingOptions, progress: Progre
     """
     masks = (scene.mask for scene in scenes if not options.vectors)
     looks = seen([*options.vectors, options.labelled_area, *(scene.image for scene in scenes), *masks])
-    layers = tuple(read_layer(path, where=options.where) for path in options.vectors)
+    layers = read_layers(options.vectors, where=options.where)
     labelled, validation = (read_layer(path) if path else None for path in (options.labelled_area, options.val_area))
     sources, failures, notes = _inspect(
         scenes if layers else require_masks(scenes, partly=options.keep_unlabelled), options, progress
@@ -206,12 +206,13 @@ def plan_tiles(scenes: Sequence[Scene], options: TilingOptions, progress: Progre
             for tile, split in zip(grids[name], splits[name], strict=True)
             if split != "gap"
         )
-        inputs = (scene.image, *label_source.files(scene))
+        inputs = {scene.image: None, **label_source.files(scene)}
         settings = _settings(source, box, tiles, label_source, options)
         planned = scene, stem, source, box, label_source.of(scene, box), tiles, splits[name].count("gap")
         before = {path: looks[path] for path in inputs}
         jobs.append(TileJob(*planned, options.keep_empty, options.keep_unlabelled, inputs, before, settings))
     notes += [line for layer in (*layers, labelled, validation) if layer is not None for line in layer.warnings]
+    notes += datum_notes([layer for layer in (*layers, labelled, validation) if layer is not None], boxes.values())
     notes += [] if rule is None else rule.warnings
     notes += label_source.coverage_notes({job.scene.name: job.labels for job in jobs}, boxes)
     return TilingPlan(len(scenes), size, tuple(jobs), failures, tuple(_collapsed([*notes, *_set_notes(jobs)])))
