@@ -47,7 +47,7 @@ def train(
     ] = False,
     as_json: ResultAsJson = False,
 ) -> None:
-    """Train a segmenter on tiles, by the split in their index.gpkg.
+    """Train a segmenter on tiles, by the split in their index.
 
     Writes RUN/model.safetensors (the best weights, with everything predict needs), last.ckpt (to resume from),
     config.toml and run.json (all it takes to repeat the run), metrics.csv, curves.png and TensorBoard events. Ctrl-C or
