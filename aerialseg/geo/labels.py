@@ -370,7 +370,7 @@ def _nodata_share(mask: DatasetReader, windows: Iterable[Window]) -> float:
     counts = [
         (np.count_nonzero(values == mask.nodata), values.size) for values in (mask.read(1, window=w) for w in windows)
     ]
-    return sum(count for count, _ in counts) / sum(size for _, size in counts)
+    return float(sum(count for count, _ in counts) / sum(size for _, size in counts))
 
 
 def _refuse(values: list[float], path: Path, building: tuple[int, ...]) -> None:

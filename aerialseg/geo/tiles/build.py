@@ -173,7 +173,8 @@ def tile_scenes(
             progress.say(f"kept the split of {len(edits)} tiles as edited in {INDEX}; --overwrite forgets it")
         report = _report(out, in_order, [job for job in todo if job.stem in records], failures, began)
         write_json(out / REPORT, report.to_json())
-        if sum(known := [share for share in report.building.values() if not math.isnan(share)]) == 0 and known:
+        labelled = [share for share in report.building.values() if not math.isnan(share)]
+        if labelled and not any(labelled):
             progress.say(f"{one_line(out)}: no labelled pixel is building; check the masks' values, or the polygons")
     return report
 
