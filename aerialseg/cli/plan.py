@@ -40,7 +40,10 @@ def plan(
     shard: options.ShardText = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the estimate as JSON.")] = False,
 ) -> None:
-    """Say what predict would take: windows, memory, disk, and time from a short probe of the network.
+    """Say what predicting would take, before it starts.
+
+    Windows are counted as predict would lay them; memory is the most it would need at once, disk what masks and
+    measures would fill, and time comes from a short probe of the network on this machine.
 
     Nothing is written. Scenes that predict would refuse are named here, with the reason.
 

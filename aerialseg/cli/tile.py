@@ -28,7 +28,10 @@ def tile(
         Path | None,
         typer.Option("-o", "--out", help="The set's folder.", show_default="tiles/NAME, after the scenes' folder"),
     ] = None,
-    size: Annotated[int, typer.Option(help="Side of a tile in pixels.")] = 1024,
+    size: Annotated[
+        int | None,
+        typer.Option(help="Side of a tile in pixels.", show_default="1024, or the longest side of the scenes"),
+    ] = None,
     overlap: Annotated[float, typer.Option(help="Share of a tile that its neighbour sees too.")] = 0.0,
     split: Annotated[
         str,
@@ -88,7 +91,7 @@ def tile(
     ] = False,
     as_json: ReportAsJson = False,
 ) -> None:
-    """Cut scenes and their masks or polygons into tiles for training.
+    """Cut scenes and their labels into tiles for training.
 
     Writes images/, masks/ (0 background, 1 building, 255 unlabelled), index.gpkg and tileset.json. The split is kept in
     index.gpkg: open it in QGIS, edit the column `split`, and training obeys. The same command again goes on where it
@@ -130,8 +133,10 @@ def tile(
 
 def _default_folder(scene: str) -> Path:
     """Return tiles/NAME, NAME being the folder that is given, or that holds the file that is given."""
-    path = Path(scene).resolve()
-    return Path("tiles") / (path.name if path.is_dir() else path.parent.name)
+    from aerialseg.files import is_folder, resolved
+
+    path = resolved(Path(scene))
+    return Path("tiles") / (path.name if is_folder(path) else path.parent.name)
 
 
 def _print(report: TilingReport) -> None:

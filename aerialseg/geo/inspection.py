@@ -7,7 +7,6 @@ guess (which bands, which value range, where on the ground) is refused with the 
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +16,7 @@ from affine import Affine
 from rasterio.enums import ColorInterp
 
 from aerialseg.errors import BadDataError, UsageError, one_line
+from aerialseg.files import available_memory, exists
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.opening import is_tiff, open_raster
 from aerialseg.geo.validity import ValidityRule, decide_alpha, decide_validity, find_collar, tagged_alpha
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 MAX_BLOCK_BYTES = 1 << 30
 """A block is decoded whole; one larger than this (a compressed file in a single strip) does not fit small memory."""
 MAX_CHECKED_BLOCKS = 4096
+ROWS, ROW_BYTES = 256, 24
+"""About what a command holds of a raster at once: rows as high as a block, and bytes for each of their pixels."""
 NOT_RGB = {
     ColorInterp.cyan, ColorInterp.magenta, ColorInterp.yellow, ColorInterp.black,
     ColorInterp.hue, ColorInterp.saturation, ColorInterp.lightness,
@@ -96,13 +98,27 @@ class Access:
             raise UsageError(f"--max-pixels {self.max_pixels:g}: give a number of pixels, such as 1e10")
 
     def require_size(self, height: int, width: int, name: str, kind: str) -> None:
-        """Raise BadDataError when a raster, such as a scene, has more pixels than permitted; `name` is its file's."""
+        """Raise BadDataError when a raster, such as a scene, has more pixels than permitted; `name` is its file's.
+
+        Or when rows as wide as it do not fit into the memory that is free: whatever is read, some rows are at once.
+        """
+        require_rows(height, width, name)
         pixels = height * width
         if pixels > self.max_pixels:
             raise BadDataError(
                 f"{name}: {height}x{width} is {pixels:.3g} pixels, more than --max-pixels {self.max_pixels:g}; raise it"
                 f" if the {kind} is really that large"
             )
+
+
+def require_rows(height: int, width: int, name: str) -> None:
+    """Raise BadDataError when a raster is so wide that the rows that are read at once do not fit into memory."""
+    needed, free = min(height, ROWS) * width * ROW_BYTES, available_memory()
+    if free is not None and needed > free:
+        raise BadDataError(
+            f"{name}: is {width:,} px wide: its rows need about {needed / 1e9:,.1f} GB of memory, {free / 1e9:,.1f} GB"
+            " are free; cut it into less wide ones: gdal_translate -srcwin"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +151,7 @@ def inspect_scene(
     rule, access = rule or BandRule(), access or Access()
     with open_raster(path) as dataset:
         name = one_line(path)
+        _refuse_complex(dataset, name)
         _check_size(dataset, name, access)
         _check_colours(dataset, name, rule)
         alpha = tagged_alpha(dataset) if rule.alpha == "auto" else rule.alpha
@@ -146,6 +163,15 @@ def inspect_scene(
         validity = decide_validity(dataset, path, alpha, bands, rule.nodata)
         notes = (*_suspicions(dataset, path), *([note] if note else []), *_collar_note(dataset, path, bands, validity))
         return Source(path, box, bands, dtype, rule.scale, validity, (*place, *notes))
+
+
+def _refuse_complex(dataset: DatasetReader, name: str) -> None:
+    """Raise for complex numbers, before anything asks NumPy for their type: it knows none of complex integers."""
+    if any("complex" in dtype for dtype in dataset.dtypes):
+        raise BadDataError(
+            f"{name}: holds complex numbers ({dataset.dtypes[0]}), as radar does; a network takes real ones: write"
+            " their amplitude to a raster first, with gdal_calc.py or your radar software"
+        )
 
 
 def _check_size(dataset: DatasetReader, name: str, access: Access) -> None:
@@ -189,11 +215,25 @@ def _check_bands(
         chosen = "" if rule.bands is None else f" (--bands {_listed(bands)} takes {len(bands)})"
         wants = "uint8 is wanted" if expected is None else f"model wants {expected} x uint8"
         found = f"scene has {_counted(dataset.count)} {'/'.join(sorted(types))}{chosen}"
-        raise BadDataError(f"{name}: {found}, {wants}: use --bands / --scale")
+        raise BadDataError(f"{name}: {found}, {wants}: {_way_out(dataset, bands, types, rule, expected)}")
     if rule.scale is not None and np.dtype(dtype).kind in "ui" and rule.scale[1] > np.iinfo(dtype).max:
         lo, hi = rule.scale
         raise BadDataError(f"{name}: scene is {dtype}, whose values never reach the upper end of --scale {lo:g}:{hi:g}")
     return dtype
+
+
+def _way_out(
+    dataset: DatasetReader, bands: tuple[int, ...], types: set[str], rule: BandRule, expected: int | None
+) -> str:
+    """Return which options help where bands or values are not those wanted: no other is named."""
+    usable = {dtype for dtype in types if np.dtype(dtype).kind in "uif"}
+    if expected is not None and dataset.count < expected:
+        return f"no option adds bands; give a model of {_counted(dataset.count)}, or scenes of {_counted(expected)}"
+    if not usable:
+        return "such values are no picture; convert the scene to uint8"
+    options = ["--bands"] if len(types) > 1 or (expected is not None and len(bands) != expected) else []
+    options += ["--scale LO:HI (aerialseg info proposes one)"] if rule.scale is None and usable != {"uint8"} else []
+    return f"use {' and '.join(options)}"
 
 
 def _check_place(box: GeoBox, name: str, access: Access) -> list[str]:
@@ -218,7 +258,7 @@ def _suspicions(dataset: DatasetReader, path: Path) -> list[str]:
     found = []
     for suffix in (".ovr", ".OVR"):
         overviews = Path(f"{path}{suffix}")
-        if os.path.exists(overviews) and not is_tiff(overviews):  # noqa: PTH110  (Path.exists raises on long names)
+        if exists(overviews) and not is_tiff(overviews):
             found.append(f"{one_line(overviews)}: is not a TIFF and is ignored; remove it")
     if "OVERVIEW_FILE" in dataset.tags(ns="OVERVIEWS"):
         found.append(f"{one_line(path)}: names another file as its overviews, which is ignored")

@@ -24,12 +24,13 @@ from rasterio.windows import Window
 
 from aerialseg.counts import UNLABELLED
 from aerialseg.errors import AerialsegError, BadDataError, NoInputError, UsageError, one_line
+from aerialseg.files import is_folder
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.inspection import Access
 from aerialseg.geo.opening import open_raster, raster_errors
 from aerialseg.geo.raster import block_windows
 from aerialseg.geo.resampling import resampled
-from aerialseg.geo.scenes import SUFFIXES, pair_masks, require_masks
+from aerialseg.geo.scenes import SUFFIXES, mask_folder, pair_masks, require_masks
 from aerialseg.geo.validity import tagged_alpha
 from aerialseg.geo.vectors import is_vector, overlay
 
@@ -71,7 +72,8 @@ def find_labels(
 ) -> tuple[tuple[Scene, ...], tuple[Path, ...]]:
     """Return the scenes with their masks, or the scenes and the vector files that label them all by their ground.
 
-    `given` are masks or vector files: files, folders, globs; without any, the scenes must have come with masks. Raises
+    `given` are masks or vector files: files, folders, globs; without any, the scenes must have come with masks, or have
+    them in a folder beside their own, such as ../gt. Raises
     UsageError when both kinds are given, or a pattern alone, and BadDataError naming scenes without a mask, which are
     welcome beside others when the ground is labelled `partly`.
     """
@@ -86,6 +88,8 @@ def find_labels(
         return tuple(scenes), tuple(vectors)
     if pattern is not None and not rasters:
         raise UsageError(f"--mask-pattern {one_line(pattern)}: needs --masks, the place to look for such masks")
+    if not rasters and all(scene.mask is None for scene in scenes):
+        rasters = sorted({masks for scene in scenes if (masks := mask_folder(scene.image.parent.parent)) is not None})
     if rasters:
         return pair_masks(scenes, rasters, pattern, partly=partly), ()
     return require_masks(scenes, partly=partly), ()
@@ -93,7 +97,7 @@ def find_labels(
 
 def _vectors_of(path: Path) -> list[Path]:
     """Return the vector files that a path stands for: itself, a glob's, or those of a folder that holds no raster."""
-    if path.is_dir():
+    if is_folder(path):
         rasters = any(file.suffix.lower() in SUFFIXES for file in path.rglob("*"))
         return [] if rasters else sorted(file for file in path.iterdir() if is_vector(file))
     if os.path.lexists(path) or not glob.has_magic(str(path)):

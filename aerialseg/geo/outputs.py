@@ -41,7 +41,7 @@ _SHARE = BandMeaning(NODATA, "average", scale=1 / QUANTA)
 PROBABILITY = Output("probability", "probability", 0, _SHARE, "probability")
 DISAGREEMENT = Output("disagreement", "disagreement", 1, _SHARE, None)
 """0 where the windows over a pixel agree, 1 where half of them say 0 and half 1."""
-MASK = Output("mask", "", 0, BandMeaning(NODATA), "mask")
+MASK = Output("mask", "", 0, BandMeaning(NODATA, "share"), "mask")
 OUTPUTS = (PROBABILITY, DISAGREEMENT, MASK)
 """In the order in which they are written: where a mask stands, all of its scene's outputs do."""
 FORMER_FOLDERS = {DISAGREEMENT.folder: "agreement"}

@@ -22,7 +22,7 @@ from rasterio.control import GroundControlPoint
 from rasterio.windows import Window
 
 from aerialseg.errors import BadDataError, one_line
-from aerialseg.files import staged, temporary_file
+from aerialseg.files import exists, staged, temporary_file
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.opening import create_raster, open_raster, write_error, writing_errors
 
@@ -36,10 +36,14 @@ COG_BLOCK = 512
 PLAIN_ROWS = 16
 """Rows that lie together in the temporary file; GDAL holds some 64 MB of them while it copies blocks."""
 ROWS = 512
-"""An even number of rows that are looked at together."""
+"""An even number of rows that are looked at together, and a whole number of blocks of overviews."""
+SHARE_BLOCK = 8
+"""Side of the squares of an overview of a mask in which the share of 1 stays as it is."""
+TWELFTHS = np.array([[12 * ones // max(known, 1) for ones in range(5)] for known in range(5)], np.uint8)
+"""By valid quarters of a pixel and those among them that are 1: the share of 1 in twelfths, which are exact."""
 
 
-def write_geotiff(
+def write_geotiff(  # noqa: PLR0913  (what a GeoTIFF can hold)
     path: Path,
     array: NDArray[Any],
     box: GeoBox,
@@ -78,8 +82,8 @@ class BandMeaning:
     """How the values of a one-band raster are meant."""
 
     nodata: int
-    resampling: Literal["mode", "average"] = "mode"
-    """How overviews are made: classes by majority, measurements by their mean."""
+    resampling: Literal["mode", "share", "average"] = "mode"
+    """How overviews are made: classes by majority, masks so that the share of 1 stays, measurements by their mean."""
     scale: float | None = None
     """What a stored value is multiplied by to give the real one; GDAL and QGIS apply it."""
 
@@ -99,15 +103,16 @@ def write_cog(
     released while copying. Raises StorageError or OutputError, leaving an older file at `path` as it was, and
     BadDataError when a GeoTIFF cannot hold the CRS.
     """
-    options = {"COMPRESS": "DEFLATE", "BLOCKSIZE": COG_BLOCK, "OVERVIEW_RESAMPLING": layer.resampling.upper()}
+    options = {"COMPRESS": "DEFLATE", "BLOCKSIZE": COG_BLOCK}
+    options["OVERVIEW_RESAMPLING"] = "AVERAGE" if layer.resampling == "average" else "MODE"
     needed = box.height * box.width
     with temporary_file(path.parent, ".tif") as plain:
         with writing_errors(path, needed):
             _write_plain(plain, box, strips(), layer, tags or {})
         with staged(path) as staging:
             # Overviews of classes the COG takes over; those of measurements it makes itself.
-            classes = layer.resampling == "mode"
-            overviews = with_overviews(plain, layer.nodata, COG_BLOCK) if classes else nullcontext()
+            classes = layer.resampling != "average"
+            overviews = with_overviews(plain, layer, COG_BLOCK) if classes else nullcontext()
             with writing_errors(path, needed), overviews, open_raster(plain, overviews=True) as source:
                 rasterio.shutil.copy(source, staging, driver="COG", BIGTIFF="IF_SAFER", **options)
             with writing_errors(path, needed), open_raster(staging) as copy:
@@ -184,7 +189,7 @@ def _has_place(written: DatasetReader, box: GeoBox) -> bool:
     What a GeoTIFF cannot hold, GDAL puts into a .aux.xml beside the temporary name, where it would be lost.
     """
     found = GeoBox.of(written)
-    if Path(f"{written.name}.aux.xml").exists():
+    if exists(Path(f"{written.name}.aux.xml")):
         return False
     if box.gcps and not box.georeferenced:
         return [point[:5] for point in box.gcps] == [point[:5] for point in found.gcps]
@@ -200,7 +205,7 @@ def _require_intact(path: Path, *, same: bool, placed: bool) -> None:
 
 
 @contextmanager
-def with_overviews(plain: Path, nodata: int, largest: int) -> Iterator[None]:
+def with_overviews(plain: Path, layer: BandMeaning, largest: int) -> Iterator[None]:
     """Put overviews beside a temporary one-band uint8 raster for as long as the block lasts.
 
     Each halves the one before, until height and width are `largest` at most. GDAL takes NAME.ovr for the overview of
@@ -209,7 +214,7 @@ def with_overviews(plain: Path, nodata: int, largest: int) -> Iterator[None]:
     made: list[Path] = []
     try:
         finer = plain
-        while (coarser := _halve(finer, nodata, largest, made)) is not None:
+        while (coarser := _halve(finer, layer, largest, made)) is not None:
             finer = coarser
         yield
     finally:
@@ -217,23 +222,70 @@ def with_overviews(plain: Path, nodata: int, largest: int) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def _halve(path: Path, nodata: int, largest: int, made: list[Path]) -> Path | None:
+def _halve(path: Path, layer: BandMeaning, largest: int, made: list[Path]) -> Path | None:
     """Write the overview of a raster, note it in `made` and return it; None when the raster is small enough."""
     with open_raster(path) as source:
         height, width = source.shape
         if max(height, width) <= largest:
             return None
-        overview = Path(f"{path}.ovr")
+        overview, owed = Path(f"{path}.ovr"), 0
         made.append(overview)
         size = {"height": -(-height // 2), "width": -(-width // 2), "count": 1, "dtype": "uint8"}
-        with create_raster(overview, driver="GTiff", nodata=nodata, BIGTIFF="IF_SAFER", **size) as target:
+        with create_raster(overview, driver="GTiff", nodata=layer.nodata, BIGTIFF="IF_SAFER", **size) as target:
             for row in range(0, height, ROWS):
                 rows = source.read(1, window=Window(0, row, width, min(ROWS, height - row)))
-                half = majority(rows, nodata)
+                if layer.resampling == "share":
+                    half, owed = same_share(rows, layer.nodata, owed)
+                else:
+                    half = majority(rows, layer.nodata)
                 target.write(half, 1, window=Window(0, row // 2, half.shape[1], len(half)))
     if overview.stat().st_size < size["height"] * size["width"]:  # GDAL does not always say that a disk is full
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return overview
+
+
+def same_share(values: NDArray[np.uint8], nodata: int, owed: int = 0) -> tuple[NDArray[np.uint8], int]:
+    """Halve a mask of 0, 1 and nodata so that in every 8 by 8 pixels as many are 1 as make up the area of 1 there.
+
+    By majority, houses smaller than four pixels would vanish and towns with them. A pixel's share of 1 is taken over
+    its valid quarters, in twelfths; within a block the pixels of the largest shares become 1, and of equal ones some,
+    spread evenly. `owed` is the part of a pixel, in twelfths, that the blocks above and to the left left over; what is
+    left over in the end is returned beside the [half the rows, half the columns], rounded up. Nodata counts only where
+    there is nothing else; an odd last row or column stands for two of its kind.
+    """
+    height, width = (-(-length // 2) for length in values.shape)
+    values = np.pad(values, ((0, values.shape[0] % 2), (0, values.shape[1] % 2)), mode="edge")
+    filled = np.pad(values, [(0, -length % (2 * SHARE_BLOCK)) for length in values.shape])
+    corners = [filled[row::2, col::2] for row in (0, 1) for col in (0, 1)]
+    half = corners[0].copy()
+    unlike = (half != corners[1]) | (half != corners[2]) | (half != corners[3])
+    shape = half.shape[0] // SHARE_BLOCK, SHARE_BLOCK, half.shape[1] // SHARE_BLOCK, SHARE_BLOCK
+    place = np.nonzero(unlike.reshape(shape).any(axis=(1, 3)))  # elsewhere the area is a whole number of pixels
+    four = np.stack([corner.reshape(shape)[place[0], :, place[1]] for corner in corners])
+    known = (four != nodata).sum(axis=0, dtype=np.uint8)
+    shares = TWELFTHS[known, (four == 1).sum(axis=0, dtype=np.uint8)].reshape(-1, SHARE_BLOCK**2)
+    area = owed + np.cumsum(shares.sum(axis=1, dtype=np.int64))
+    wanted = np.diff((area + 6) // 12, prepend=(owed + 6) // 12)
+    chosen = _largest(shares, wanted).reshape(known.shape).view(np.uint8)
+    half.reshape(shape)[place[0], :, place[1]] = np.where(known == 0, np.uint8(nodata), chosen)
+    last = int(area[-1]) if len(area) else owed
+    return np.ascontiguousarray(half[:height, :width]), last - (last + 6) // 12 * 12
+
+
+def _largest(shares: NDArray[np.uint8], wanted: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which of each row's shares, 0 to 12, are among its `wanted` largest; of equal ones some, spread evenly."""
+    least, left = np.full(len(shares), -1, np.int8), wanted.astype(np.uint16)
+    for share in np.flatnonzero(np.bincount(shares.ravel()))[::-1]:  # until there are more of one than are still wanted
+        count = np.count_nonzero(shares == share, axis=1)
+        undecided, enough = least < 0, count > left
+        least = np.where(undecided & enough, np.int8(share), least)
+        left = np.where(undecided & ~enough, left - count, left).astype(np.uint16)
+    equal = shares == least[:, None]
+    order = equal.cumsum(axis=1, dtype=np.uint16)
+    many = np.maximum(order[:, -1:], 1)
+    spread = order * left[:, None] // many > (order - np.uint16(1)) * left[:, None] // many
+    chosen: NDArray[np.bool_] = (shares > least[:, None]) | (equal & spread & (left > 0)[:, None])
+    return chosen
 
 
 def majority(values: NDArray[np.uint8], nodata: int) -> NDArray[np.uint8]:

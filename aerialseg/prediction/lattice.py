@@ -220,7 +220,8 @@ class ScenePlacement:
         """
         box, reach = self.source.box, ceil(self.reach * self.factor)
         beyond = self.height - self.row - box.height, self.width - self.col - box.width
-        validity = [source.validity.settings() for source in (self.source, *(n.source for n in self.neighbours))]
+        sources = self.source, *(placed.source for placed in self.neighbours)
+        validity = [source.validity.settings() for source in sources]
         return {
             "offset": [self.row, self.col],
             "beyond": [min(extent, reach) for extent in beyond],

@@ -14,17 +14,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from rasterio.windows import Window
+
 from aerialseg.errors import AerialsegError, BadDataError, ModelError, NoInputError, one_line
-from aerialseg.files import sha256_of
+from aerialseg.files import exists, is_folder, sha256_of
 from aerialseg.geo.adjacency import find_groups
 from aerialseg.geo.digest import side_files
 from aerialseg.geo.inspection import inspect_scene
-from aerialseg.geo.opening import open_raster
+from aerialseg.geo.opening import open_raster, raster_errors
+from aerialseg.geo.outputs import kind_of
 from aerialseg.geo.scenes import SUFFIXES, Scene, find_scenes
 from aerialseg.geo.tiles.tileset import INDEX, MANIFEST, load_tileset, read_tileset
 from aerialseg.geo.validity import tagged_alpha
 from aerialseg.models.package import FILE_NAME, KEY, find_model, read_card
-from aerialseg.values import parse_json, to_values
+from aerialseg.prediction.checks import REPORT
+from aerialseg.values import from_values, parse_json, read_json, to_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,13 +38,14 @@ if TYPE_CHECKING:
 
     from aerialseg.geo.geobox import GeoBox
     from aerialseg.geo.inspection import Source
-    from aerialseg.geo.tiles.tileset import TileRecord, TileSet
-    from aerialseg.models.package import ModelCard
+    from aerialseg.geo.tiles.tileset import TileRecord
 
 NOT_LEARNED = re.compile(r"(mean|std|.*\.(running_mean|running_var|num_batches_tracked))")
 """Tensors of a model file that training does not change by gradients."""
 MOST_SIBLINGS = 1000
 """In a folder with more scenes neighbours are not looked for: every header would have to be read."""
+SAMPLES, SAMPLE_PX = 4, 128
+"""A side: 16 windows of a scene tell which values it has."""
 NAMED = 3
 """Neighbours that are called by name."""
 
@@ -49,21 +55,23 @@ def look_at(path: Path) -> Summary:
 
     Raises NoInputError when nothing of ours and no scene is there, and what opening it raises when nothing can be said.
     """
-    if not path.is_dir():
+    if not is_folder(path):
         if path.suffix.lower() in SUFFIXES:
             return describe_scene(path)
-        if not path.exists():
+        if not exists(path):
             raise NoInputError(f"{one_line(path)}: no such file or folder; give a run, a model, tiles, or scenes")
         return describe_scenes(path) if path.suffix.lower() == ".vrt" else describe_model(path)
     from aerialseg.training.run_folder import CONFIG, RUN
     from aerialseg.training.state import LAST, PREVIOUS
 
-    if any((path / name).exists() for name in (LAST, PREVIOUS, CONFIG, RUN)):
+    if any(exists(path / name) for name in (LAST, PREVIOUS, CONFIG, RUN)):
         return describe_run(path)
-    if (path / FILE_NAME).exists():
+    if exists(path / FILE_NAME):
         return describe_model(path)
-    if (path / MANIFEST).exists() or (path / INDEX).exists():
+    if exists(path / MANIFEST) or exists(path / INDEX):
         return describe_tiles(path)
+    if (path / REPORT).exists():
+        return describe_predictions(path)
     try:
         return describe_scenes(path)
     except NoInputError as error:
@@ -72,21 +80,33 @@ def look_at(path: Path) -> Summary:
 
 def describe_model(path: Path) -> Summary:
     """Say what a model file holds and what it was trained as; raises as `read_card` does."""
+    from safetensors import safe_open
+
     card, file = read_card(path), find_model(path)
     made = dict(card.training)
     config = made.pop("config", {})
-    return Summary(
-        "model",
-        (
-            Fact("file", str(file)),
-            Fact("bytes", file.stat().st_size),
-            Fact("sha256", sha256_of(file)),
-            *_tensors(file),
-            *_card_facts(card),
-            Fact("made_by", made),
-            Fact("config", config),
-        ),
+    with safe_open(file, "numpy") as content:  # no tensor is read
+        digest = parse_json(content.metadata()[KEY])["digest"]
+        shapes = [content.get_slice(name).get_shape() for name in content.keys() if not NOT_LEARNED.fullmatch(name)]  # noqa: SIM118
+    words = {
+        "gsd_m": "unknown" if card.gsd_m is None else f"{card.gsd_m:.4g} m",
+        "band_indexes": "" if card.band_indexes else "all but alpha",
+        "scale": "" if card.scale else "8-bit scenes as they are",
+        "tile_size": f"{card.tile_size} px",
+        "licence": card.licence or "not recorded",
+    }
+    known = {name: value for name, value in to_values(card).items() if name != "training"}
+    facts = (
+        Fact("file", str(file)),
+        Fact("bytes", file.stat().st_size),
+        Fact("sha256", sha256_of(file)),
+        Fact("digest", digest),
+        Fact("parameters", sum(map(math.prod, shapes))),
+        *(Fact(name, value, words.get(name, "")) for name, value in known.items()),
+        Fact("made_by", made),
+        Fact("config", config),
     )
+    return Summary("model", facts)
 
 
 def describe_run(run: Path) -> Summary:
@@ -98,7 +118,7 @@ def describe_run(run: Path) -> Summary:
     known = read_run(run)
     starts = known.get("starts", [])
     config = _tried(lambda: load_config(run / CONFIG).model_dump(exclude_none=True), problems)
-    card = _tried(lambda: read_card(run), problems) if (run / FILE_NAME).exists() else None
+    card = _tried(lambda: read_card(run), problems) if exists(run / FILE_NAME) else None
     last = dict(starts[-1]) if starts else {}
     command = last.pop("command", [])
     made = last.pop("versions", card.training.get("versions", {}) if card else {})
@@ -125,41 +145,20 @@ def _progress(run: Path, problems: list[AerialsegError]) -> list[Fact]:
     from aerialseg.training.state import load_checkpoint
 
     said: list[str] = []
-    state = _tried(lambda: load_checkpoint(run, said.append), problems)
+    checkpoint = _tried(lambda: load_checkpoint(run, said.append), problems)
     problems += [ModelError(line) for line in said]
-    if state is None:
+    if checkpoint is None:
         return [Fact("state", "no checkpoint", "no checkpoint to go on from")]
-    standing, epochs = state["standing"], state["config"]["schedule"]["epochs"]
-    done = standing["finished"]
+    state, epochs = checkpoint["standing"], checkpoint["config"]["schedule"]["epochs"]
+    done = state["finished"]
     return [
         Fact("state", "finished" if done else "unfinished", "finished" if done else "goes on with train --resume"),
-        Fact("epochs", standing["epoch"], f"{standing['epoch']} of {epochs}"),
-        Fact("steps", standing["taken"]),
-        Fact("best_iou", standing["best_iou"]),
-        Fact("best_epoch", standing["best_epoch"] or None),
-        Fact("threshold", standing["threshold"]),
+        Fact("epochs", state["epoch"], f"{state['epoch']} of {epochs}"),
+        Fact("steps", state["taken"]),
+        Fact("best_iou", state["best_iou"]),
+        Fact("best_epoch", state["best_epoch"] or None),
+        Fact("threshold", state["threshold"]),
     ]
-
-
-def _card_facts(card: ModelCard) -> list[Fact]:
-    words = {
-        "gsd_m": "unknown" if card.gsd_m is None else f"{card.gsd_m:.4g} m",
-        "band_indexes": "" if card.band_indexes else "all but alpha",
-        "scale": "" if card.scale else "8-bit scenes as they are",
-        "tile_size": f"{card.tile_size} px",
-        "licence": card.licence or "not recorded",
-    }
-    return [Fact(name, value, words.get(name, "")) for name, value in to_values(card).items() if name != "training"]
-
-
-def _tensors(file: Path) -> list[Fact]:
-    """Count the numbers that were learned, and return the digest that the file carries; no tensor is read."""
-    from safetensors import safe_open
-
-    with safe_open(file, "numpy") as content:
-        digest = parse_json(content.metadata()[KEY])["digest"]
-        shapes = [content.get_slice(name).get_shape() for name in content.keys() if not NOT_LEARNED.fullmatch(name)]  # noqa: SIM118
-    return [Fact("digest", digest), Fact("parameters", sum(map(math.prod, shapes)))]
 
 
 def _tried(read: Callable[[], Any], problems: list[AerialsegError]) -> Any:
@@ -171,13 +170,47 @@ def _tried(read: Callable[[], Any], problems: list[AerialsegError]) -> Any:
         return None
 
 
+def describe_predictions(folder: Path) -> Summary:
+    """Say what predict wrote into a folder, by its report; raises BadDataError when that cannot be read."""
+    path = folder / REPORT
+    try:
+        known = from_values(dict[str, Any], read_json(path))
+        totals, scenes = from_values(dict[str, Any], known["totals"]), from_values(dict[str, Any], known["scenes"])
+        command = str(known["command"])
+    except (OSError, ValueError, KeyError) as error:
+        raise BadDataError(f"{one_line(path)}: cannot be read; is the folder predict's? Run predict again") from error
+    failed = [name for name, scene in scenes.items() if scene.get("status") == "failed"]
+    return Summary(
+        "predictions",
+        (
+            Fact("folder", str(folder)),
+            Fact("made_by", command, f"aerialseg {command}"),
+            Fact("scenes", len(scenes)),
+            *(Fact(name.replace(" ", "_"), totals.get(name)) for name in ("done", "skipped", "failed", "not started")),
+            Fact("failed_scenes", failed),
+            Fact("mpx", totals.get("mpx")),
+            Fact("model", known.get("model", {})),
+            Fact("settings", known.get("settings", {})),
+            Fact("products", known.get("products", {})),
+        ),
+    )
+
+
 def describe_scene(path: Path) -> Summary:
     """Say what a scene is and whether predict would take it as it is; raises what opening it raises."""
     from aerialseg.geo.geobox import GeoBox
 
     with open_raster(path) as dataset:
         facts = [Fact("file", str(path)), Fact("bytes", path.stat().st_size), *_pixels(dataset, path)]
+        facts += _proposed_scale(dataset, path)
         box = GeoBox.of(dataset)
+    ours = kind_of(path)
+    if ours is not None:
+        what = {
+            "mask": "a mask that predict wrote: 0 background, 1 building",
+            "measure": "a measure of predict's, 0 to 1",
+        }
+        return Summary(ours, (*facts, *_place(box), Fact("made_by", "predict", what[ours])))
     try:
         source = inspect_scene(path)
         verdict = f"takes it as it is, with a model of {len(source.bands)} bands"
@@ -230,6 +263,7 @@ def describe_tiles(folder: Path) -> Summary:
         facts = Fact("folder", str(folder)), Fact("tiles", len(planned.tiles)), Fact("size", planned.size)
         return Summary("tiles", facts, (error,))
     planned = planned or tiles
+    cities = Counter(Scene(tile.scene, Path(tile.scene)).city or "" for tile in tiles.tiles)  # as the names say
     exact = planned.classes if planned.tiles == tiles.tiles else {}  # the split may have been edited since
     return Summary(
         "tiles",
@@ -243,8 +277,11 @@ def describe_tiles(folder: Path) -> Summary:
             Fact("scale", tiles.scale, "" if tiles.scale else "8-bit scenes as they are"),
             Fact("mean", tiles.mean),
             Fact("std", tiles.std),
-            *(Fact(split, _side(tiles.of_split(split), tiles.gsd_m, exact.get(split))) for split in ("train", "val")),
-            Fact("cities", _cities(tiles)),
+            *(
+                Fact(split, _counted(tiles.of_split(split), tiles.gsd_m, exact.get(split)))
+                for split in ("train", "val")
+            ),
+            Fact("cities", {city: cities[city] for city in sorted(cities) if city}),
             Fact("left_out", {**planned.left_out, "by hand": len(planned.tiles) - len(tiles.tiles)}),
             Fact("failed_scenes", planned.failed),
         ),
@@ -266,6 +303,26 @@ def _pixels(dataset: DatasetReader, path: Path) -> list[Fact]:
     ]
 
 
+def _proposed_scale(dataset: DatasetReader, path: Path) -> list[Fact]:
+    """Propose the values that become 0 and 255: the 1st and 99th percentile of valid pixels in a sample of windows."""
+    if any("complex" in dtype for dtype in dataset.dtypes) or set(dataset.dtypes) == {"uint8"}:
+        return []
+    height, width = min(SAMPLE_PX, dataset.height), min(SAMPLE_PX, dataset.width)
+    colours = [band for band, colour in enumerate(dataset.colorinterp, 1) if colour.name != "alpha"]
+    values = []
+    for down, across in np.ndindex(SAMPLES, SAMPLES):
+        row, col = (round(place / (SAMPLES - 1) * room) for place, room in
+                    ((down, dataset.height - height), (across, dataset.width - width)))  # fmt: skip
+        with raster_errors(path, "a sample of its values"):
+            read = dataset.read(colours, window=Window(col, row, width, height), masked=True).compressed()
+        values.append(read[np.isfinite(read)])
+    together = np.concatenate(values)
+    if not together.size:
+        return []
+    low, high = np.percentile(together, [1, 99]).tolist()
+    return [Fact("scale", [low, high], f"--scale {low:.6g}:{high:.6g} (1st and 99th percentile)")] if low < high else []
+
+
 def _mask_kind(dataset: DatasetReader, path: Path) -> str:
     """Say what marks pixels as not valid."""
     from rasterio.enums import MaskFlags
@@ -277,7 +334,7 @@ def _mask_kind(dataset: DatasetReader, path: Path) -> str:
         return "alpha band"
     if MaskFlags.nodata in flags:
         return "nodata value" if tagged_alpha(dataset) is None else "nodata value and alpha band"
-    return "a .msk file beside it" if Path(f"{path}.msk").exists() else "a mask inside the file"
+    return "a .msk file beside it" if exists(Path(f"{path}.msk")) else "a mask inside the file"
 
 
 def _place(box: GeoBox) -> list[Fact]:
@@ -324,8 +381,8 @@ def _inspected(scenes: Sequence[Scene]) -> tuple[list[Source], list[AerialsegErr
     return sources, problems
 
 
-def _side(tiles: Sequence[TileRecord], gsd_m: float | None, exact: dict[str, int] | None) -> dict[str, Any]:
-    """Return the counts of one side of the split, over its tiles' cores.
+def _counted(tiles: Sequence[TileRecord], gsd_m: float | None, exact: dict[str, int] | None) -> dict[str, Any]:
+    """Return the counts of one split, over its tiles' cores.
 
     `exact` are the classes' pixels as they were counted; where the split was edited since, the tiles' shares tell.
     """
@@ -343,12 +400,6 @@ def _side(tiles: Sequence[TileRecord], gsd_m: float | None, exact: dict[str, int
         **area,
         "building_fraction": building / labelled if labelled else None,
     }
-
-
-def _cities(tiles: TileSet) -> dict[str, int]:
-    """Return city -> tiles, of scenes whose names say one."""
-    named = (Scene(tile.scene, Path(tile.scene)).city for tile in tiles.tiles)
-    return dict(sorted(Counter(city for city in named if city is not None).items()))
 
 
 @dataclass(frozen=True, slots=True)

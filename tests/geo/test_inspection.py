@@ -43,8 +43,10 @@ def recoloured(path: Path, *colours: ColorInterp) -> Path:
     [
         ({"bands": 4, "dtype": "uint16", **PLAIN}, {}, 3, "4 bands uint16, model wants 3 x uint8: use --bands"),
         ({"bands": 4, **PLAIN}, {}, 3, "scene has 4 bands uint8, model wants 3 x uint8: use --bands"),
+        ({"bands": 1}, {}, 3, "no option adds bands; give a model of 1 band, or scenes of 3 bands"),
+        ({"bands": 3, "dtype": "uint16"}, {}, 3, "model wants 3 x uint8: use --scale LO:HI"),
         ({"bands": 1}, {}, 3, "scene has 1 band uint8, model wants 3"),
-        ({"bands": 3, "dtype": "uint16"}, {}, None, "scene has 3 bands uint16, uint8 is wanted: use --bands / --scale"),
+        ({"bands": 3, "dtype": "uint16"}, {}, None, "scene has 3 bands uint16, uint8 is wanted: use --scale LO:HI"),
         ({"bands": 3, "dtype": "float32"}, {}, 3, "3 bands float32, model wants 3 x uint8"),
         ({"bands": 3}, {"bands": (1, 2)}, 3, "(--bands 1,2 takes 2), model wants 3"),
         ({"bands": 3}, {"bands": (1, 2, 4)}, 3, "scene has 3 bands, --bands 1,2,4"),
@@ -278,3 +280,15 @@ def test_paths_that_are_no_rasters_are_named(tmp_path: Path) -> None:
     link.symlink_to("nowhere")
     with pytest.raises(BadDataError, match="link to nothing"):
         inspect_scene(link)
+
+
+@pytest.mark.parametrize("dtype", ["complex_int16", "complex64"])
+def test_complex_numbers_are_refused(tmp_path: Path, dtype: str) -> None:
+    """NumPy has no type for GDAL's complex integers, and asking for it is a TypeError."""
+    grid = {"crs": "EPSG:26914", "transform": Affine(0.3, 0, 6e5, 0, -0.3, 3e6)}
+    with rasterio.open(
+        tmp_path / "sar.tif", "w", driver="GTiff", height=16, width=16, count=1, dtype=dtype, **grid
+    ) as d:
+        d.write(np.zeros((1, 16, 16), np.complex64))
+    with pytest.raises(BadDataError, match=r"sar\.tif: holds complex numbers"):
+        inspect_scene(tmp_path / "sar.tif")
