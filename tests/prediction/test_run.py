@@ -183,7 +183,9 @@ def test_a_changed_scene_or_side_file_is_predicted_again(town: Town, scene_file:
 
 
 @pytest.mark.parametrize(
-    "change", [{"overlap": 0.5}, {"precision": "fp32"}, {"rule": BandRule(bands=(3, 2, 1))}], ids=str
+    "change",
+    [{"overlap": 0.5}, {"precision": "fp32"}, {"rule": BandRule(bands=(3, 2, 1))}, {"rule": BandRule(nodata=(0,))}],
+    ids=str,
 )
 def test_other_parameters_are_other_work(town: Town, change: dict[str, Any]) -> None:
     town.predict()
