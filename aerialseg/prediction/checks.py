@@ -176,6 +176,17 @@ def check_scenes(run: Run, scenes: Sequence[Scene]) -> tuple[dict[Path, ScenePla
     return placements, failures
 
 
+def note_views(run: Run) -> None:
+    """Warn of views that the network was never trained on."""
+    config = run.card.training.get("config")
+    data = config.get("data") if isinstance(config, dict) else None
+    if run.options.tta != "none" and isinstance(data, dict) and data.get("flips") is False:
+        run.progress.say(
+            f"warning: --tta {run.options.tta} shows the network turned and mirrored scenes, and it was trained without"
+            " them (data.flips = false): masks may become worse"
+        )
+
+
 def finishers(device: str) -> int:
     """Return how many scenes' files are finished side by side on a device of this type."""
     return FINISHERS if device == "cuda" else 1
