@@ -72,6 +72,10 @@ class OutputError(AerialsegError):
     exit_code = 73
 
 
+class InUseError(OutputError):
+    """An output is open in another program, which keeps it from being replaced. Another one may well be written."""
+
+
 class StorageError(AerialsegError):
     """Writing failed half-way: disk full, I/O error. Whatever is written next would meet the same disk."""
 

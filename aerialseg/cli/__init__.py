@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aerialseg import __version__
+from aerialseg import __version__, system
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     A user's mistake ends in one line on stderr and the error's exit code; a traceback comes before it with `--debug`,
     and alone when the program itself is at fault.
     """
-    handlers = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.signal(number, _stop) for number in system.STOPS}
+    system.encode_output()
     from aerialseg.cli.console import drop_unwritable
     from aerialseg.errors import AerialsegError
 

@@ -15,6 +15,7 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
+from aerialseg import system
 from aerialseg.errors import Stopped, StorageError
 from aerialseg.values import to_values
 
@@ -28,18 +29,20 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 MINUTE = 60.0
+READER_GONE = 141
+"""128 + SIGPIPE, as shells say it."""
 FEW_ROWS = 3
 
 
 @contextmanager
 def console_progress(*, quiet: bool = False) -> Iterator[ConsoleProgress]:
-    """Yield the Progress of a command, with SIGINT and SIGTERM turned into a clean stop; a `quiet` one shows nothing.
+    """Yield the Progress of a command, with the signals that ask for one turned into a clean stop.
 
     The first signal lets the verb reach its next safe point, where `advance` raises Stopped; the second one ends the
-    process at once, and so does the first one as long as no work has been started.
+    process at once, and so does the first one as long as no work has been started. A `quiet` one shows nothing.
     """
     progress = ConsoleProgress(quiet)
-    previous = {number: signal.signal(number, progress.on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, progress.on_signal) for number in system.STOPS}
     try:
         yield progress
     finally:
@@ -150,7 +153,7 @@ def guarded_stdout() -> Iterator[None]:
     """Let failures of standard output end a command with one line: StorageError, or SystemExit for `| head`."""
     original = sys.stdout
     if sys.stderr is None:  # closed: `2>&-`
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
     if original is None:
         raise StorageError("standard output is closed, so results have no way out; send it to a file or to /dev/null")
     guarded = ResultStream(original)
@@ -173,8 +176,8 @@ def drop_unwritable(stream: TextIO) -> None:
 
 def _failed_result(error: OSError) -> BaseException:
     """Return what ends a command whose result cannot be written: quietly when its reader has left."""
-    if isinstance(error, BrokenPipeError):
-        return SystemExit(128 + signal.SIGPIPE)
+    if system.is_reader_gone(error):
+        return SystemExit(READER_GONE)
     return StorageError(
         f"standard output: the result cannot be written: {error.strerror}; files are complete; send it elsewhere"
     )

@@ -33,6 +33,8 @@ def plan(
     ] = False,
     bands: options.Bands = None,
     scale: options.Scale = None,
+    nodata: options.Nodata = None,
+    alpha: options.Alpha = "auto",
     allow_ungeoreferenced: options.Unplaced = False,
     max_pixels: options.ScenePixels = 1e10,
     shard: options.ShardText = None,
@@ -62,7 +64,7 @@ def plan(
     chosen = PredictOptions(
         window=window, overlap=overlap, tta=tta, gsd_m=options.gsd_of(gsd), neighbours=neighbours == "auto",
         batch=options.batch_size(batch), precision=precision, device=device, compiled=compiled, probability=probability,
-        disagreement=disagreement or agreement, polygons=polygons, rule=options.band_rule(bands, scale),
+        disagreement=disagreement or agreement, polygons=polygons, rule=options.band_rule(bands, scale, nodata, alpha),
         access=Access(allow_ungeoreferenced, max_pixels), shard=options.shard_of(shard),
     )  # fmt: skip
     with console_progress() as progress:

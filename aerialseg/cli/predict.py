@@ -64,6 +64,8 @@ def predict(
     ] = False,
     bands: options.Bands = None,
     scale: options.Scale = None,
+    nodata: options.Nodata = None,
+    alpha: options.Alpha = "auto",
     allow_ungeoreferenced: options.Unplaced = False,
     max_pixels: options.ScenePixels = 1e10,
     fail_fast: options.FailFast = False,
@@ -101,7 +103,7 @@ def predict(
         neighbours=neighbours == "auto", batch=options.batch_size(batch), precision=precision, device=device,
         compiled=compiled, probability=probability, disagreement=disagreement or agreement, polygons=polygons,
         shaping=PolygonOptions(min_area_m2, crs, simplify, regularise),
-        rule=options.band_rule(bands, scale), access=Access(allow_ungeoreferenced, max_pixels),
+        rule=options.band_rule(bands, scale, nodata, alpha), access=Access(allow_ungeoreferenced, max_pixels),
         shard=options.shard_of(shard), overwrite=overwrite, fail_fast=fail_fast,
     )  # fmt: skip
     found = find_scenes(scenes, ours=partial(is_ours, out=out))

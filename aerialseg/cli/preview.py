@@ -33,10 +33,11 @@ def preview(
     from aerialseg.cli.console import console_progress, print_json, say_loading
 
     say_loading()
+    from aerialseg.files import resolved
     from aerialseg.prediction.preview import write_previews
 
     # Beside it, not in it: evaluate and polygonize take every raster in the folder for a mask.
-    whole = predicted.resolve()
+    whole = resolved(predicted)
     target = out or whole.with_name(f"{whole.name}-preview")
     with console_progress() as progress:
         *pictures, sheet = write_previews(predicted, target, size=size, overwrite=overwrite, progress=progress)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aerialseg.cli.options import FailFast, ReportAsJson, Unplaced
+from aerialseg.cli.options import Alpha, FailFast, Nodata, ReportAsJson, Unplaced
 
 if TYPE_CHECKING:
     from aerialseg.geo.tiles.build import TilingReport
@@ -47,6 +47,8 @@ def tile(
     scale: Annotated[
         str | None, typer.Option(help="Values that become 0 and 255, as 0:2047, for scenes that are not 8-bit.")
     ] = None,
+    nodata: Nodata = None,
+    alpha: Alpha = "auto",
     gsd: Annotated[float | None, typer.Option(help="Resample all scenes to this many metres per pixel.")] = None,
     labelled_area: Annotated[
         Path | None, typer.Option(help="Polygons: ground outside them is unlabelled and ignored.")
@@ -111,7 +113,7 @@ def tile(
     from aerialseg.geo.tiles.build import tile_scenes
     from aerialseg.geo.tiles.plan import TilingOptions
 
-    pixels, values = band_rule(bands, scale), whole_numbers("--building-values", building_values)
+    pixels, values = band_rule(bands, scale, nodata, alpha), whole_numbers("--building-values", building_values)
     ignored = whole_numbers("--ignore-values", ignore_values) or ()
     found, vectors = find_labels(find_scenes(scenes), masks or (), mask_pattern, partly=keep_unlabelled)
     options = TilingOptions(
@@ -135,8 +137,10 @@ def tile(
 
 def _default_folder(scene: str) -> Path:
     """Return tiles/NAME, NAME being the folder that is given, or that holds the file that is given."""
-    path = Path(scene).resolve()
-    return Path("tiles") / (path.name if path.is_dir() else path.parent.name)
+    from aerialseg.files import is_folder, resolved
+
+    path = resolved(Path(scene))
+    return Path("tiles") / (path.name if is_folder(path) else path.parent.name)
 
 
 def _print(report: TilingReport) -> None:

@@ -72,10 +72,11 @@ def train(
 
     say_loading()
     from aerialseg.config import load_config
+    from aerialseg.files import is_regular
     from aerialseg.training.ranks import join_ranks
 
     begun = out / "config.toml"
-    named = config or (begun if resume and begun.is_file() else "inria")
+    named = config or (begun if resume and is_regular(begun) else "inria")
     with join_ranks() as ranks, console_progress(quiet=not ranks.first) as progress:
         with ranks.fail_together():
             chosen = load_config(named, assignments or [])

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 from aerialseg.errors import UsageError, one_line
 from aerialseg.evaluation.error_maps import BUILDINGS, check_error_folder, error_path, write_error_maps
-from aerialseg.evaluation.polygons import AreaOfInterest, score_polygons
-from aerialseg.evaluation.report import PageOptions, check_claims, check_report_path, write_report
-from aerialseg.evaluation.scores import EvaluateOptions, decide_rules, evaluate_pairs
-from aerialseg.files import refuse_input_as_output
+from aerialseg.evaluation.polygons import area_of_interest, score_polygons
+from aerialseg.evaluation.report import check_claims, check_report_path, make_report
+from aerialseg.evaluation.scores import EvaluateOptions, decide_rules, evaluate_pairs, look_at
+from aerialseg.files import refuse_input_as_output, write_text
+from aerialseg.geo.digest import seen, what_changed
 from aerialseg.geo.scenes import find_scenes
 from aerialseg.geo.tiles.tileset import find_leaks
 from aerialseg.geo.vectors import read_layer
@@ -23,9 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from aerialseg.evaluation.pairs import Pair
-    from aerialseg.evaluation.polygons import PolygonScores
     from aerialseg.evaluation.results import EvaluationReport
-    from aerialseg.geo.vectors import VectorLayer
     from aerialseg.progress import Progress
 
 
@@ -57,20 +56,27 @@ def evaluate(
     Raises UsageError for options that contradict each other, and what the parts of the work raise.
     """
     _check(pairs, options, extras, read)
+    looks = {**look_at(pairs, options), **seen([extras.polygons])}
     scenes = [(pair.name, pair.prediction) for pair in pairs]
     leaks = [] if extras.trained_on is None else find_leaks(extras.trained_on, scenes)
     drawn = None if extras.polygons is None else read_layer(extras.polygons, empty_ok=True)
     found = evaluate_pairs(pairs, options, progress)
     if drawn is not None:
-        found = replace(found, polygons=_score_polygons(drawn, pairs, options, extras.min_area_m2))
+        true = [read_layer(vectors, where=options.where) for vectors in pairs[0].vectors]
+        area = None if options.labelled_area is None else read_layer(options.labelled_area)
+        place = area_of_interest([pair.prediction for pair in pairs], area)
+        found = replace(found, polygons=score_polygons(drawn, true, *place, extras.min_area_m2))
         found = _with_warnings(found, drawn.warnings, progress)
     found = _with_warnings(found, [*leaks, *check_claims(pairs, found.overall.building_fraction)], progress)
     if extras.report is not None:
-        write_report(extras.report, found, pairs, PageOptions(options, extras.scenes, extras.command), progress)
+        page = make_report(found, pairs, options, extras.scenes, extras.command, progress)
+        write_text(extras.report, page, apart=True)
     if extras.errors is not None:
         wrong = write_error_maps(extras.errors, pairs, decide_rules(pairs, options)[0], progress)
         missed, invented = wrong["missed"], wrong["invented"]
         progress.say(f"{missed:,} missed and {invented:,} invented buildings in {one_line(extras.errors)}")
+    if (changed := what_changed(looks, "evaluated")) is not None:
+        raise changed
     return found
 
 
@@ -98,14 +104,6 @@ def _check(pairs: Sequence[Pair], options: EvaluateOptions, extras: Extras, read
         check_report_path(extras.report, pairs, overwrite=extras.overwrite)
     if extras.errors is not None:
         check_error_folder(extras.errors, pairs, overwrite=extras.overwrite)
-
-
-def _score_polygons(
-    predicted: VectorLayer, pairs: Sequence[Pair], options: EvaluateOptions, min_area_m2: float
-) -> PolygonScores:
-    true = [read_layer(vectors, where=options.where) for vectors in pairs[0].vectors]
-    area = None if options.labelled_area is None else read_layer(options.labelled_area)
-    return score_polygons(predicted, true, AreaOfInterest.of(pairs, area), min_area_m2)
 
 
 def _with_warnings(report: EvaluationReport, warnings: Sequence[str], progress: Progress) -> EvaluationReport:

@@ -19,7 +19,8 @@ from pyproj.exceptions import ProjError
 from rasterio.features import rasterize
 
 from aerialseg.errors import BadDataError, NoInputError, one_line
-from aerialseg.geo.opening import raster_errors, refuse_remote, without_warnings
+from aerialseg.files import is_regular, open_regular
+from aerialseg.geo.opening import raster_errors, refuse_irregular_beside, refuse_remote, without_warnings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -159,12 +160,13 @@ def _check_format(path: Path) -> str:
     refuse_remote(path)
     name = one_line(path)
     with raster_errors(path):
-        if not path.is_file():
+        if not is_regular(path):
             raise NoInputError(f"{name}: no such file")
+        refuse_irregular_beside(path)
         driver = DRIVERS.get(path.suffix.lower())
         if driver is None:
             raise BadDataError(f"{name}: {path.suffix or 'no suffix'} is not one of {', '.join(DRIVERS)}")
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             head = stream.read(2**16 if driver == "GeoJSON" else 64)
     if driver == "GeoJSON":
         head = head.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")

@@ -24,7 +24,7 @@ from xml.sax.saxutils import escape
 
 from aerialseg.counts import NODATA
 from aerialseg.errors import AerialsegError, BadDataError, NoInputError, UsageError, one_line
-from aerialseg.files import PLACEHOLDER
+from aerialseg.files import PLACEHOLDER, is_regular, open_regular, resolved
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.opening import open_raster, refuse_remote
 from aerialseg.geo.project import crs_code
@@ -61,6 +61,8 @@ SINGLE = "mosaic.vrt"
 """What the only mosaic of a folder is called."""
 LARGEST = 2**31 - 1
 """GDAL counts rows and columns in 32 bits."""
+GRID_TOLERANCE = 0.02
+"""Pixels by which two rasters' grids may drift apart over one of them: transforms are stored in decimals."""
 NOTICED_SHIFT = 0.1
 """Pixels by which a raster may miss the mosaic's grid before it is said."""
 
@@ -100,7 +102,7 @@ def mosaic_sources(path: Path) -> tuple[Path, ...]:
                     f"{one_line(path)}: its band {number} is band {one_line(placed.band)} of {one_line(placed.name)},"
                     " expected the same order; give the scenes themselves, with --bands"
                 )
-    folder = path.resolve().parent
+    folder = resolved(path).parent
     shown = folder if path.is_symlink() else path.parent
     places: dict[Path, tuple[float, ...]] = {}
     for placed in first:
@@ -129,12 +131,12 @@ def parse_vrt(path: Path) -> Element:
 
 def _text_of(path: Path) -> str:
     name = one_line(path)
-    if not path.is_file():
+    if not is_regular(path):
         if os.path.lexists(path):
             raise BadDataError(f"{name}: is not a regular file, expected a mosaic")
         raise NoInputError(f"{name}: no such file")
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             content = stream.read(MAX_BYTES + 1)
     except OSError as error:
         raise NoInputError(f"{name}: cannot be read: {error.strerror}; check its permissions") from error
@@ -224,13 +226,13 @@ def _inside(path: Path, folder: Path, placed: _Placed) -> Path:
     if "\0" in placed.name or placed.name.lower().endswith(".vrt"):
         raise _refusal(path, f"names {shown}, which is no plain raster")
     file = Path(os.path.normpath(folder / placed.name if placed.relative else Path(placed.name).absolute()))
-    real = file.resolve()
+    real = resolved(file)
     if not (file.is_relative_to(folder) and real.is_relative_to(folder)):
         raise BadDataError(
             f"{one_line(path)}: names {shown}, outside its own folder {one_line(folder)}; put the VRT in the folder"
             " that holds its scenes, or give the scenes themselves"
         )
-    if real.suffix.lower() == ".vrt" or not real.is_file():
+    if real.suffix.lower() == ".vrt" or not is_regular(real):
         raise BadDataError(f"{one_line(path)}: names {shown}, which is no raster in its folder; build the VRT again")
     return file.relative_to(folder)
 
@@ -273,9 +275,20 @@ class MosaicPart:
             return cls(path, GeoBox.of(dataset), dataset.block_shapes[0], float(dataset.scales[0]))
 
     @property
-    def pixel(self) -> tuple[str, str, float]:
-        """What rasters of one mosaic share: the pixel's width and height to nine digits, and the scale of values."""
-        return f"{self.box.transform.a:.9g}", f"{self.box.transform.e:.9g}", self.scale
+    def pixel(self) -> tuple[float, float, float]:
+        """What rasters of one mosaic share: the pixel's width and height, and the scale of values."""
+        return self.box.transform.a, self.box.transform.e, self.scale
+
+    def fits(self, pixel: tuple[float, float, float]) -> bool:
+        """Return whether pixels of this size, all over the raster, miss its own by a small part of one at most."""
+        (width, height, scale), box = pixel, self.box
+        across = abs(box.transform.a - width) * box.width / abs(width)
+        down = abs(box.transform.e - height) * box.height / abs(height)
+        return (
+            self.scale == scale
+            and width * box.transform.a > 0 < height * box.transform.e
+            and max(across, down) <= GRID_TOLERANCE
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,15 +366,18 @@ def _groups(parts: Sequence[MosaicPart], say: Callable[[str], None]) -> list[lis
             members.append(part)
     groups = []
     for members in by_crs:
-        pixels: dict[tuple[str, str, float], int] = {}
+        pixels: dict[tuple[float, float, float], int] = {}
         for part in members:
             pixels[part.pixel] = pixels.get(part.pixel, 0) + part.box.height * part.box.width
         usual = max(pixels, key=lambda pixel: pixels[pixel])
-        groups.append([part for part in members if part.pixel == usual])
-        for part in members:
-            if part.pixel != usual:
-                found, width = part.pixel[0], usual[0]
-                say(f"{one_line(part.path)}: its pixel is {found}, most are {width}; it is not in the mosaic")
+        groups.append([part for part in members if part.fits(usual)])
+        others = [part for part in members if not part.fits(usual)]
+        if others:
+            more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+            kinds = "width", "height", "scale of values"
+            name, found, most = next(x for x in zip(kinds, others[0].pixel, usual, strict=True) if x[1] != x[2])
+            first = one_line(others[0].path)
+            say(f"{first}{more}: its pixels' {name} is {found:.12g}, most are {most:.12g}; not in the mosaic")
     return groups
 
 

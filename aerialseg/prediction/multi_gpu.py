@@ -1,12 +1,14 @@
 """Many scenes on several devices: a process for each, over the shards, and what they make together at the end.
 
-The processes share nothing but the output folder; each sends its progress through a pipe and is stopped by SIGTERM.
+The processes share nothing but the output folder; each sends its progress through a pipe and is stopped by SIGTERM,
+which on Windows ends it at once: what it has finished is kept there, too.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import signal
+import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from aerialseg import errors
 from aerialseg.errors import AerialsegError, ResourceError, Stopped, UsageError
-from aerialseg.files import write_json
+from aerialseg.files import remove, write_json
 from aerialseg.geo.outputs import PROBABILITY
 from aerialseg.models.package import find_model
 from aerialseg.prediction.checks import REPORT, report_name
@@ -25,7 +27,11 @@ from aerialseg.prediction.run import predict_scenes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from multiprocessing.connection import Connection
+
+    if sys.platform == "win32":
+        from multiprocessing.connection import PipeConnection as Connection
+    else:
+        from multiprocessing.connection import Connection
     from multiprocessing.context import SpawnProcess
     from pathlib import Path
     from types import FrameType
@@ -88,7 +94,7 @@ def predict_on(
     report = replace(report, seconds=time.monotonic() - began, loading_seconds=loading)
     write_json(out / REPORT, report.to_json())
     for number in range(1, len(devices) + 1):
-        (out / report_name(Shard(number, len(devices)))).unlink(missing_ok=True)
+        remove(out / report_name(Shard(number, len(devices))))
     return report
 
 

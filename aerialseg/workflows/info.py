@@ -18,7 +18,7 @@ import numpy as np
 from rasterio.windows import Window
 
 from aerialseg.errors import AerialsegError, BadDataError, ModelError, NoInputError, one_line
-from aerialseg.files import sha256_of
+from aerialseg.files import exists, is_folder, sha256_of
 from aerialseg.geo.adjacency import find_groups
 from aerialseg.geo.digest import side_files
 from aerialseg.geo.inspection import inspect_scene
@@ -26,6 +26,7 @@ from aerialseg.geo.opening import open_raster, raster_errors
 from aerialseg.geo.outputs import kind_of
 from aerialseg.geo.scenes import SUFFIXES, Scene, find_scenes
 from aerialseg.geo.tiles.tileset import INDEX, MANIFEST, load_tileset, read_tileset
+from aerialseg.geo.validity import tagged_alpha
 from aerialseg.models.package import FILE_NAME, KEY, find_model, read_card
 from aerialseg.prediction.checks import REPORT
 from aerialseg.values import from_values, parse_json, read_json, to_values
@@ -37,8 +38,7 @@ if TYPE_CHECKING:
 
     from aerialseg.geo.geobox import GeoBox
     from aerialseg.geo.inspection import Source
-    from aerialseg.geo.tiles.tileset import TileRecord, TileSet
-    from aerialseg.models.package import ModelCard
+    from aerialseg.geo.tiles.tileset import TileRecord
 
 NOT_LEARNED = re.compile(r"(mean|std|.*\.(running_mean|running_var|num_batches_tracked))")
 """Tensors of a model file that training does not change by gradients."""
@@ -55,20 +55,20 @@ def look_at(path: Path) -> Summary:
 
     Raises NoInputError when nothing of ours and no scene is there, and what opening it raises when nothing can be said.
     """
-    if not path.is_dir():
+    if not is_folder(path):
         if path.suffix.lower() in SUFFIXES:
             return describe_scene(path)
-        if not path.exists():
+        if not exists(path):
             raise NoInputError(f"{one_line(path)}: no such file or folder; give a run, a model, tiles, or scenes")
         return describe_scenes(path) if path.suffix.lower() == ".vrt" else describe_model(path)
     from aerialseg.training.run_folder import CONFIG, RUN
     from aerialseg.training.state import LAST, PREVIOUS
 
-    if any((path / name).exists() for name in (LAST, PREVIOUS, CONFIG, RUN)):
+    if any(exists(path / name) for name in (LAST, PREVIOUS, CONFIG, RUN)):
         return describe_run(path)
-    if (path / FILE_NAME).exists():
+    if exists(path / FILE_NAME):
         return describe_model(path)
-    if (path / MANIFEST).exists() or (path / INDEX).exists():
+    if exists(path / MANIFEST) or exists(path / INDEX):
         return describe_tiles(path)
     if (path / REPORT).exists():
         return describe_predictions(path)
@@ -80,21 +80,33 @@ def look_at(path: Path) -> Summary:
 
 def describe_model(path: Path) -> Summary:
     """Say what a model file holds and what it was trained as; raises as `read_card` does."""
+    from safetensors import safe_open
+
     card, file = read_card(path), find_model(path)
     made = dict(card.training)
     config = made.pop("config", {})
-    return Summary(
-        "model",
-        (
-            Fact("file", str(file)),
-            Fact("bytes", file.stat().st_size),
-            Fact("sha256", sha256_of(file)),
-            *_tensors(file),
-            *_card_facts(card),
-            Fact("made_by", made),
-            Fact("config", config),
-        ),
+    with safe_open(file, "numpy") as content:  # no tensor is read
+        digest = parse_json(content.metadata()[KEY])["digest"]
+        shapes = [content.get_slice(name).get_shape() for name in content.keys() if not NOT_LEARNED.fullmatch(name)]  # noqa: SIM118
+    words = {
+        "gsd_m": "unknown" if card.gsd_m is None else f"{card.gsd_m:.4g} m",
+        "band_indexes": "" if card.band_indexes else "all but alpha",
+        "scale": "" if card.scale else "8-bit scenes as they are",
+        "tile_size": f"{card.tile_size} px",
+        "licence": card.licence or "not recorded",
+    }
+    known = {name: value for name, value in to_values(card).items() if name != "training"}
+    facts = (
+        Fact("file", str(file)),
+        Fact("bytes", file.stat().st_size),
+        Fact("sha256", sha256_of(file)),
+        Fact("digest", digest),
+        Fact("parameters", sum(map(math.prod, shapes))),
+        *(Fact(name, value, words.get(name, "")) for name, value in known.items()),
+        Fact("made_by", made),
+        Fact("config", config),
     )
+    return Summary("model", facts)
 
 
 def describe_run(run: Path) -> Summary:
@@ -106,7 +118,7 @@ def describe_run(run: Path) -> Summary:
     known = read_run(run)
     starts = known.get("starts", [])
     config = _tried(lambda: load_config(run / CONFIG).model_dump(exclude_none=True), problems)
-    card = _tried(lambda: read_card(run), problems) if (run / FILE_NAME).exists() else None
+    card = _tried(lambda: read_card(run), problems) if exists(run / FILE_NAME) else None
     last = dict(starts[-1]) if starts else {}
     command = last.pop("command", [])
     made = last.pop("versions", card.training.get("versions", {}) if card else {})
@@ -133,41 +145,20 @@ def _progress(run: Path, problems: list[AerialsegError]) -> list[Fact]:
     from aerialseg.training.state import load_checkpoint
 
     said: list[str] = []
-    state = _tried(lambda: load_checkpoint(run, said.append), problems)
+    checkpoint = _tried(lambda: load_checkpoint(run, said.append), problems)
     problems += [ModelError(line) for line in said]
-    if state is None:
+    if checkpoint is None:
         return [Fact("state", "no checkpoint", "no checkpoint to go on from")]
-    standing, epochs = state["standing"], state["config"]["schedule"]["epochs"]
-    done = standing["finished"]
+    state, epochs = checkpoint["standing"], checkpoint["config"]["schedule"]["epochs"]
+    done = state["finished"]
     return [
         Fact("state", "finished" if done else "unfinished", "finished" if done else "goes on with train --resume"),
-        Fact("epochs", standing["epoch"], f"{standing['epoch']} of {epochs}"),
-        Fact("steps", standing["taken"]),
-        Fact("best_iou", standing["best_iou"]),
-        Fact("best_epoch", standing["best_epoch"] or None),
-        Fact("threshold", standing["threshold"]),
+        Fact("epochs", state["epoch"], f"{state['epoch']} of {epochs}"),
+        Fact("steps", state["taken"]),
+        Fact("best_iou", state["best_iou"]),
+        Fact("best_epoch", state["best_epoch"] or None),
+        Fact("threshold", state["threshold"]),
     ]
-
-
-def _card_facts(card: ModelCard) -> list[Fact]:
-    words = {
-        "gsd_m": "unknown" if card.gsd_m is None else f"{card.gsd_m:.4g} m",
-        "band_indexes": "" if card.band_indexes else "all but alpha",
-        "scale": "" if card.scale else "8-bit scenes as they are",
-        "tile_size": f"{card.tile_size} px",
-        "licence": card.licence or "not recorded",
-    }
-    return [Fact(name, value, words.get(name, "")) for name, value in to_values(card).items() if name != "training"]
-
-
-def _tensors(file: Path) -> list[Fact]:
-    """Count the numbers that were learned, and return the digest that the file carries; no tensor is read."""
-    from safetensors import safe_open
-
-    with safe_open(file, "numpy") as content:
-        digest = parse_json(content.metadata()[KEY])["digest"]
-        shapes = [content.get_slice(name).get_shape() for name in content.keys() if not NOT_LEARNED.fullmatch(name)]  # noqa: SIM118
-    return [Fact("digest", digest), Fact("parameters", sum(map(math.prod, shapes)))]
 
 
 def _tried(read: Callable[[], Any], problems: list[AerialsegError]) -> Any:
@@ -272,6 +263,7 @@ def describe_tiles(folder: Path) -> Summary:
         facts = Fact("folder", str(folder)), Fact("tiles", len(planned.tiles)), Fact("size", planned.size)
         return Summary("tiles", facts, (error,))
     planned = planned or tiles
+    cities = Counter(Scene(tile.scene, Path(tile.scene)).city or "" for tile in tiles.tiles)  # as the names say
     exact = planned.classes if planned.tiles == tiles.tiles else {}  # the split may have been edited since
     return Summary(
         "tiles",
@@ -285,8 +277,11 @@ def describe_tiles(folder: Path) -> Summary:
             Fact("scale", tiles.scale, "" if tiles.scale else "8-bit scenes as they are"),
             Fact("mean", tiles.mean),
             Fact("std", tiles.std),
-            *(Fact(split, _side(tiles.of_split(split), tiles.gsd_m, exact.get(split))) for split in ("train", "val")),
-            Fact("cities", _cities(tiles)),
+            *(
+                Fact(split, _counted(tiles.of_split(split), tiles.gsd_m, exact.get(split)))
+                for split in ("train", "val")
+            ),
+            Fact("cities", {city: cities[city] for city in sorted(cities) if city}),
             Fact("left_out", {**planned.left_out, "by hand": len(planned.tiles) - len(tiles.tiles)}),
             Fact("failed_scenes", planned.failed),
         ),
@@ -310,7 +305,7 @@ def _pixels(dataset: DatasetReader, path: Path) -> list[Fact]:
 
 def _proposed_scale(dataset: DatasetReader, path: Path) -> list[Fact]:
     """Propose the values that become 0 and 255: the 1st and 99th percentile of valid pixels in a sample of windows."""
-    if {np.dtype(dtype).kind for dtype in dataset.dtypes} - set("uif") or set(dataset.dtypes) == {"uint8"}:
+    if any("complex" in dtype for dtype in dataset.dtypes) or set(dataset.dtypes) == {"uint8"}:
         return []
     height, width = min(SAMPLE_PX, dataset.height), min(SAMPLE_PX, dataset.width)
     colours = [band for band, colour in enumerate(dataset.colorinterp, 1) if colour.name != "alpha"]
@@ -334,12 +329,12 @@ def _mask_kind(dataset: DatasetReader, path: Path) -> str:
 
     flags = dataset.mask_flag_enums[0]
     if MaskFlags.all_valid in flags:
-        return "none: every pixel is valid"
+        return "none: every pixel counts as valid"
     if MaskFlags.alpha in flags:
         return "alpha band"
     if MaskFlags.nodata in flags:
-        return "nodata value"
-    return "a .msk file beside it" if Path(f"{path}.msk").exists() else "a mask inside the file"
+        return "nodata value" if tagged_alpha(dataset) is None else "nodata value and alpha band"
+    return "a .msk file beside it" if exists(Path(f"{path}.msk")) else "a mask inside the file"
 
 
 def _place(box: GeoBox) -> list[Fact]:
@@ -386,8 +381,8 @@ def _inspected(scenes: Sequence[Scene]) -> tuple[list[Source], list[AerialsegErr
     return sources, problems
 
 
-def _side(tiles: Sequence[TileRecord], gsd_m: float | None, exact: dict[str, int] | None) -> dict[str, Any]:
-    """Return the counts of one side of the split, over its tiles' cores.
+def _counted(tiles: Sequence[TileRecord], gsd_m: float | None, exact: dict[str, int] | None) -> dict[str, Any]:
+    """Return the counts of one split, over its tiles' cores.
 
     `exact` are the classes' pixels as they were counted; where the split was edited since, the tiles' shares tell.
     """
@@ -405,12 +400,6 @@ def _side(tiles: Sequence[TileRecord], gsd_m: float | None, exact: dict[str, int
         **area,
         "building_fraction": building / labelled if labelled else None,
     }
-
-
-def _cities(tiles: TileSet) -> dict[str, int]:
-    """Return city -> tiles, of scenes whose names say one."""
-    named = (Scene(tile.scene, Path(tile.scene)).city for tile in tiles.tiles)
-    return dict(sorted(Counter(city for city in named if city is not None).items()))
 
 
 @dataclass(frozen=True, slots=True)

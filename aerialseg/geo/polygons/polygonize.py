@@ -20,9 +20,9 @@ from pyproj import CRS
 from pyproj.exceptions import CRSError
 
 from aerialseg.errors import BadDataError, NoInputError, OutputError, UsageError, counted, one_line
-from aerialseg.files import TEMPORARY, locked, prepare_output_folder, refuse_input_as_output, staged
+from aerialseg.files import TEMPORARY, locked, prepare_output_folder, refuse_input_as_output, resolved, staged
 from aerialseg.geo.adjacency import connect_grids
-from aerialseg.geo.digest import content_digest
+from aerialseg.geo.digest import content_digest, seen, what_changed
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.geopackage import is_open_elsewhere
 from aerialseg.geo.labels import decide_rule
@@ -175,8 +175,8 @@ def find_layers(masks: Sequence[str | Path], probability: Path | None = None) ->
     """
     scenes = [scene for scene in find_scenes(masks) if kind_of(scene.mask or scene.image) != "measure"]
     candidates = () if probability is None else find_scenes([probability])
-    taken = {candidate.image.resolve() for candidate in candidates}
-    scenes = [scene for scene in scenes if scene.image.resolve() not in taken]
+    taken = {resolved(candidate.image) for candidate in candidates}
+    scenes = [scene for scene in scenes if resolved(scene.image) not in taken]
     if not scenes:
         raise NoInputError(f"{one_line(masks[0])}: no masks here; give the folder that predict -o wrote")
     found = pair_by_name(scenes, candidates, None)
@@ -214,6 +214,7 @@ def write_buildings(
     require_writer(target)
     crs = _target_crs(target, options)
     mark = _mark_of_older(layers, target, overwrite=overwrite)
+    looks = seen(path for layer in layers for path in (layer.mask, layer.probability))
     mosaics = group_masks([check_mask(layer, max_pixels) for layer in layers])
     tables = _by_layer(mosaics, target, crs)
     digest = _digest(layers, target, options)
@@ -229,6 +230,8 @@ def write_buildings(
     with staged(target) as temporary, _cleared(temporary):
         file = create_buildings(temporary, target, digest)
         _write(file, tables, rule, shaping, counts, progress)
+        if (changed := what_changed(looks, "traced")) is not None:
+            raise changed
         embed_digest_in(temporary)
         _require_replaceable(target, overwrite=overwrite)
     return BuildingsReport(

@@ -53,7 +53,7 @@ LEAST_IOU = 0.7
 LEAST_M2, LEAST_PX = 4.0, 9
 """A network's specks are smaller, and no house is: the larger of both."""
 TOGETHER = 256
-TRUE_AREA = 0.02
+TRUE_AREA = 0.005
 """A projection whose areas are off by more is not measured in its plane; UTM and national grids stay below 0.002."""
 
 

@@ -24,7 +24,7 @@ import shapely
 from rasterio.warp import transform as reproject_points
 
 from aerialseg.errors import AerialsegError, BadDataError, NoInputError, UsageError, one_line
-from aerialseg.geo.digest import content_digest
+from aerialseg.geo.digest import content_digest, seen
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.inspection import Access, BandRule, Source, inspect_scene
 from aerialseg.geo.labels import Labels, LabelSource, MaskRule, decide_rule
@@ -148,6 +148,8 @@ class TileJob:
     """Whether training tiles without a label are kept."""
     inputs: tuple[Path, ...]
     """The files the tiles are made from, the scene first."""
+    seen: dict[Path, str]
+    """What those looked like before the first of them was read."""
     settings: str
     """Whatever else the tiles depend on, as JSON."""
 
@@ -177,6 +179,8 @@ def plan_tiles(scenes: Sequence[Scene], options: TilingOptions, progress: Progre
     Says why a scene cannot be used. Raises the first one's error when none can, and whatever concerns all of them:
     UsageError for a split that does not fit, BadDataError for labels that lie elsewhere or whose values are unclear.
     """
+    masks = (scene.mask for scene in scenes if not options.vectors)
+    looks = seen([*options.vectors, options.labelled_area, *(scene.image for scene in scenes), *masks])
     layers = tuple(read_layer(path, where=options.where) for path in options.vectors)
     labelled, validation = (read_layer(path) if path else None for path in (options.labelled_area, options.val_area))
     sources, failures, notes = _inspect(
@@ -205,7 +209,8 @@ def plan_tiles(scenes: Sequence[Scene], options: TilingOptions, progress: Progre
         inputs = (scene.image, *label_source.files(scene))
         settings = _settings(source, box, tiles, label_source, options)
         planned = scene, stem, source, box, label_source.of(scene, box), tiles, splits[name].count("gap")
-        jobs.append(TileJob(*planned, options.keep_empty, options.keep_unlabelled, inputs, settings))
+        before = {path: looks[path] for path in inputs}
+        jobs.append(TileJob(*planned, options.keep_empty, options.keep_unlabelled, inputs, before, settings))
     notes += [line for layer in (*layers, labelled, validation) if layer is not None for line in layer.warnings]
     notes += [] if rule is None else rule.warnings
     notes += label_source.coverage_notes({job.scene.name: job.labels for job in jobs}, boxes)
@@ -335,7 +340,7 @@ def _settings(
     windows = [(t.name, t.split, t.tile.window.toranges(), t.tile.core.toranges()) for t in tiles]
     crs = None if box.crs is None else box.crs.to_wkt()
     grid = [box.height, box.width, tuple(box.transform), crs, box.gcps]
-    pixels = [source.bands, source.scale, source.has_mask]
+    pixels = [source.bands, source.scale, source.has_mask, *source.validity.settings()]
     chosen = (("index only", options.index_only), ("unlabelled", options.keep_unlabelled))
     flags = [flag for flag, given in chosen if given]
     return json.dumps([FORMAT, windows, grid, pixels, labels.settings(), options.keep_empty, *flags])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from scipy.ndimage import label
 from aerialseg.geo.adjacency import find_groups
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.inspection import Source
+from aerialseg.geo.validity import ValidityRule
 
 NORTH_UP = Affine(0.3, 0, 616000, 0, -0.3, 3347000)
 GRIDS = {
@@ -33,7 +35,7 @@ def source(
 ) -> Source:
     crs = CRS.from_epsg(changes.pop("epsg", 4326 if abs(grid.a) < 1e-3 else 26914))
     box = GeoBox(height, width, grid @ Affine.translation(col, row), crs)
-    values = {"bands": (1, 2, 3), "dtype": "uint8", "scale": None, "has_mask": False}
+    values = {"bands": (1, 2, 3), "dtype": "uint8", "scale": None, "validity": ValidityRule()}
     return Source(Path("/scenes") / name, box, warnings=(), **{**values, **changes})
 
 
@@ -127,7 +129,7 @@ def test_scenes_that_overlap_stay_alone_and_the_rest_does_not_reach_through_them
 
 def test_scenes_without_a_place_stay_alone() -> None:
     box = GeoBox(10, 10, Affine.identity(), None)
-    nowhere = [Source(Path(f"/s/{i}"), box, (1,), "uint8", None, False, ()) for i in range(3)]
+    nowhere = [Source(Path(f"/s/{i}"), box, (1,), "uint8", None, ValidityRule(), ()) for i in range(3)]
     assert len(find_groups(nowhere)) == 3
 
 
@@ -143,3 +145,13 @@ def test_groups_are_the_connected_cells_of_a_board(cells: list[tuple[int, int]],
         sorted(f"{row}-{col}" for row, col in cells if labels[row, col] == number) for number in range(1, count + 1)
     )
     assert names(pieces) == expected
+
+
+def test_one_crs_in_other_words_is_one_crs() -> None:
+    """As a file written by another program has it: equal to rasterio, other text."""
+    first, second = source("a", 0, 0), source("b", 0, 100)
+    text = first.box.crs.to_wkt().replace("NAD83 / UTM zone 14N", "NAD_1983_UTM_Zone_14N", 1)
+    reworded = CRS.from_wkt(text)
+    assert reworded == first.box.crs and reworded.to_wkt() != first.box.crs.to_wkt()
+    other = replace(second, box=replace(second.box, crs=reworded))
+    assert names([first, other]) == [["a", "b"]]
