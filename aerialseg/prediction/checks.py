@@ -188,6 +188,17 @@ def check_scenes(run: Run, scenes: Sequence[Scene]) -> tuple[dict[Path, ScenePla
     return placements, failures
 
 
+def note_views(run: Run) -> None:
+    """Warn of views that the network was never trained on."""
+    config = run.card.training.get("config")
+    data = config.get("data") if isinstance(config, dict) else None
+    if run.options.tta != "none" and isinstance(data, dict) and data.get("flips") is False:
+        run.progress.say(
+            f"warning: --tta {run.options.tta} shows the network turned and mirrored scenes, and it was trained without"
+            " them (data.flips = false): masks may become worse"
+        )
+
+
 def _check_resampling(run: Run, source: Source) -> None:
     """Raise BadDataError for pixels far larger than the model's, or a grid to be run that is larger than allowed."""
     own, box = source.box.gsd_m, source.box

@@ -50,6 +50,7 @@ from aerialseg.prediction.checks import (
     every_output,
     finishers,
     is_output_in,
+    note_views,
     report_name,
 )
 from aerialseg.prediction.exports import check_products, make_products
@@ -115,6 +116,7 @@ def predict_scenes(
         read = model if isinstance(model, Model) else read_model(model)
         run = Run(file, read.digest(), read.card, out, options, progress)
         check_window(run.card, run.window)
+        note_views(run)
         mine = scenes if options.shard is None else options.shard.of(scenes)
         for scene in mine:
             check_rasters(files[scene.name], overwrite=options.overwrite)
