@@ -100,19 +100,19 @@ def read_both(prediction: Path, truth: Path) -> None:
 
 def count(part: str, prediction: Path, truth: Path) -> int:
     """Count one part of what an evaluation counts; returns the number of true objects where they are counted."""
-    from aerialseg.evaluation import counting
+    from aerialseg.evaluation import pairs
     from aerialseg.evaluation.pairs import Pair
     from aerialseg.geo.labels import decide_rule
 
     pair = Pair("x", prediction, truth)
-    rules = counting.Rules(decide_rule([prediction]), decide_rule([truth]), part != "pixels")
-    with counting.open_pair(pair, rules) as (box, strips):
-        tally = counting.PairCounter(box, details=part != "pixels")
-        tally.boundary = tally.boundary if part in ("outlines", "all") else None
-        tally.objects = tally.objects if part in ("objects", "all") else None
+    rules = pairs.Rules(decide_rule([prediction]), decide_rule([truth]), part != "pixels")
+    with pairs.open_pair(pair, rules) as (box, strips):
+        counter = pairs.PairCounter(box, details=part != "pixels")
+        counter.boundary = counter.boundary if part in ("outlines", "all") else None
+        counter.objects = counter.objects if part in ("objects", "all") else None
         for strip in strips:
-            tally.add(strip)
-    objects = tally.result(pair).objects
+            counter.add(strip)
+    objects = counter.result(pair).objects
     return 0 if objects is None else sum(objects.true)
 
 

@@ -24,8 +24,8 @@ from aerialseg.workflows.bench_networks import (
     Row,
     draw_costs,
     measure_costs,
-    mixer_contestants,
-    preset_contestants,
+    mixer_candidates,
+    preset_candidates,
 )
 from aerialseg.workflows.network_cost import Cost, Trial, build, measure_apart, measure_here
 
@@ -35,7 +35,7 @@ MACHINE = {"device", "name", "precision", "batch", "threads", "torch"}
 
 def rows_of(names: tuple[str, ...], *sizes: int, **options: Any) -> list[Row]:
     given = BenchOptions(sizes, device="cpu", precision="fp32", **options)
-    return list(measure_costs(mixer_contestants(names), given, Silent()))
+    return list(measure_costs(mixer_candidates(names), given, Silent()))
 
 
 @pytest.fixture
@@ -96,14 +96,14 @@ def test_a_size_that_fails_leaves_its_reason_and_the_rest_goes_on(monkeypatch: p
 
 
 def test_a_preset_with_a_size_rule_is_measured_only_where_it_holds(measured: list[Trial]) -> None:
-    contestants = preset_contestants(["unet-maxvit-tiny"])
+    contestants = preset_candidates(["unet-maxvit-tiny"])
     rows = list(measure_costs(contestants, BenchOptions((128, 256), device="cpu"), Silent()))
     assert [row.note for row in rows] == ["takes multiples of 256", ""]
     assert [trial.size for trial in measured] == [256]
 
 
 def test_a_process_of_its_own_runs_out_of_memory_alone() -> None:
-    (contestant,) = mixer_contestants(("identity",))
+    (contestant,) = mixer_candidates(("identity",))
     trial = Trial(contestant.spec, 256, 64, "cpu", "fp32", 1.0, encoder_only=True, memory=300_000_000)
     assert measure_apart(trial, Silent()) in ("out of memory", "ended by the system, probably for its memory")
 
@@ -121,7 +121,7 @@ def test_a_stop_ends_the_process_that_measures() -> None:
         def advance(self, amount: float = 1, note: str = "") -> None:
             raise Stopped(2)
 
-    (contestant,) = mixer_contestants(("full",))
+    (contestant,) = mixer_candidates(("full",))
     trial = Trial(contestant.spec, 512, 2, "cpu", "fp32", 60.0, encoder_only=True)
     with pytest.raises(Stopped):
         measure_apart(trial, Stopping())
@@ -218,10 +218,10 @@ def test_what_cannot_be_measured_is_refused_in_a_line(run: Any, words: tuple[str
 
 
 def test_all_families_are_measured_unless_some_are_named() -> None:
-    assert [contestant.name for contestant in mixer_contestants()] == [*ALL_MIXERS]
-    names = {contestant.name for contestant in preset_contestants()}
+    assert [contestant.name for contestant in mixer_candidates()] == [*ALL_MIXERS]
+    names = {contestant.name for contestant in preset_candidates()}
     assert "unet-r34" in names and "segformer-mit-b0" not in names
-    accepted = {contestant.name for contestant in preset_contestants(accept_licence=True)}
+    accepted = {contestant.name for contestant in preset_candidates(accept_licence=True)}
     assert accepted - names == {f"segformer-mit-b{number}" for number in range(6)}
 
 
@@ -273,7 +273,7 @@ def test_with_tiles_every_network_trains_for_equal_time(run: Any, tmp_path: Path
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_a_card_memory_is_that_of_tensors() -> None:
-    (contestant,) = mixer_contestants(("window",))
+    (contestant,) = mixer_candidates(("window",))
     found = measure_here(Trial(contestant.spec, 256, 2, "cuda", "bf16", 5.0, encoder_only=True))
     assert isinstance(found, Cost) and found.forward_bytes is not None and found.train_bytes is not None
     weights = sum(4 * item.numel() for item in build(contestant.spec, encoder_only=True).parameters())
@@ -293,4 +293,4 @@ def test_options_that_no_network_takes_are_refused() -> None:
         with pytest.raises(UsageError):
             BenchOptions(**given)
     with pytest.raises(ConfigError):
-        mixer_contestants(["window,window"])
+        mixer_candidates(["window,window"])

@@ -20,7 +20,7 @@ from aerialseg.models.package import ModelCard, load_model, read_card, save_mode
 from aerialseg.models.presets import licence_of, resolve
 from aerialseg.progress import Silent
 from aerialseg.workflows import bench_train, demo
-from aerialseg.workflows.demo import DemoPicture, draw_picture
+from aerialseg.workflows.demo import draw_picture
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -166,7 +166,7 @@ def test_the_picture_shows_what_was_found_missed_and_invented(tmp_path: Path) ->
     truth, prediction = (np.zeros((500, 500), np.bool_) for _ in range(2))
     truth[100:300, 100:300] = True
     prediction[200:400, 100:300] = True
-    draw_picture(tmp_path / "p.png", "x", DemoPicture(pixels, truth, prediction, np.ones_like(truth)))
+    draw_picture(tmp_path / "p.png", "x", pixels, truth, prediction, np.ones_like(truth))
     picture = np.asarray(Image.open(tmp_path / "p.png").convert("RGB")).astype(int)
     errors = picture[:, 3 * picture.shape[1] // 4 :]
     areas = {c: int((np.abs(errors - np.array(c)).max(axis=2) < 6).sum()) for c in (FLAT_FOUND, MISSED, INVENTED)}

@@ -72,11 +72,11 @@ def mixers(
       aerialseg bench mixers --only window --only conv,conv,window,full -o bench/mixers
       aerialseg bench mixers --tiles tiles/inria --minutes 5 -o bench/mixers
     """
-    from aerialseg.workflows.bench_networks import BenchOptions, mixer_contestants
+    from aerialseg.workflows.bench_networks import BenchOptions, mixer_candidates
 
     chosen = BenchOptions(whole_numbers("--sizes", sizes) or (), batch, device, precision, limit)
     budget = _budget(tiles, minutes, config)
-    _bench(mixer_contestants(only or ()), chosen, budget, out=out, overwrite=overwrite, as_json=as_json)
+    _bench(mixer_candidates(only or ()), chosen, budget, out=out, overwrite=overwrite, as_json=as_json)
 
 
 @bench.command()
@@ -107,9 +107,9 @@ def presets(
       aerialseg bench presets --device cuda --batch 8 -o bench/presets
       aerialseg bench presets --only unet-pvt2-b2 --only unet-pvt2-b2-stem --tiles tiles/inria -o bench/stem
     """
-    from aerialseg.workflows.bench_networks import BenchOptions, preset_contestants
+    from aerialseg.workflows.bench_networks import BenchOptions, preset_candidates
 
-    candidates = preset_contestants(only or (), accept_licence=accept_licence)
+    candidates = preset_candidates(only or (), accept_licence=accept_licence)
     chosen = BenchOptions(whole_numbers("--sizes", sizes) or (), batch, device, precision, limit)
     _bench(candidates, chosen, _budget(tiles, minutes, config), out=out, overwrite=overwrite, as_json=as_json)
 

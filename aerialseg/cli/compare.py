@@ -44,9 +44,10 @@ def compare(
       aerialseg compare a/ b/ --masks gt/ --report comparison.html
     """
     from aerialseg.cli.console import console_progress, print_json
-    from aerialseg.evaluation.comparison import check_comparison, compare_runs, write_comparison
+    from aerialseg.evaluation.comparison import check_comparison, compare_runs, render_comparison
     from aerialseg.evaluation.pairs import pair_predictions
     from aerialseg.evaluation.scores import EvaluateOptions
+    from aerialseg.files import write_text
     from aerialseg.geo.inspection import Access
 
     rule = options.mask_rule(building_values, ignore_values, mask_threshold)
@@ -58,7 +59,7 @@ def compare(
     with console_progress() as progress:
         compared = compare_runs(a, b, chosen, progress)
     if report is not None:
-        write_comparison(report, compared, (run_a, run_b), options.command_line(context))
+        write_text(report, render_comparison(compared, (run_a, run_b), options.command_line(context)))
     print_json(compared.to_json()) if as_json else _print(compared)
 
 

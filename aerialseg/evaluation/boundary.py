@@ -14,7 +14,7 @@ they may be set in what `grow` returns, so a result is always cut by a packed ma
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cache
 
 import numpy as np
@@ -44,14 +44,7 @@ class BoundaryCounts:
 
     def __add__(self, other: BoundaryCounts) -> BoundaryCounts:
         """Pool two counts of one distance."""
-        return BoundaryCounts(
-            self.both + other.both,
-            self.either + other.either,
-            self.predicted + other.predicted,
-            self.predicted_near + other.predicted_near,
-            self.true + other.true,
-            self.true_near + other.true_near,
-        )
+        return BoundaryCounts(*map(sum, zip(astuple(self), astuple(other), strict=True)))
 
     @property
     def iou(self) -> float:
@@ -138,22 +131,16 @@ def grow(bits: Bits, radius: int) -> Bits:
     for down in range(radius, -1, -1):  # from the disk's narrowest row to its widest
         while reached < math.isqrt(radius * radius - down * down):
             reached += 1
-            across |= _shifted(bits, reached)
+            right, back = np.uint64(reached), np.uint64(WORD - reached)
+            across |= (bits << right) | (bits >> right)
+            across[:, 1:] |= bits[:, :-1] >> back
+            across[:, :-1] |= bits[:, 1:] << back
         if down == 0:
             grown |= across
         elif down < len(bits):
             grown[down:] |= across[:-down]
             grown[:-down] |= across[down:]
     return grown
-
-
-def _shifted(bits: Bits, by: int) -> Bits:
-    """Return the pixels `by` columns (1 to 63) to the right of a set one, and those to the left of one."""
-    step, back = np.uint64(by), np.uint64(WORD - by)
-    shifted = (bits << step) | (bits >> step)
-    shifted[:, 1:] |= bits[:, :-1] >> back
-    shifted[:, :-1] |= bits[:, 1:] << back
-    return shifted
 
 
 @cache

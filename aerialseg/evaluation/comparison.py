@@ -10,13 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from aerialseg.errors import BadDataError, UsageError, one_line
 from aerialseg.evaluation.report import check_report_path, number, render
-from aerialseg.evaluation.results import FEW, EvaluationReport, Interval, SceneScore, resampled
+from aerialseg.evaluation.results import FEW, EvaluationReport, Interval, SceneScore, percentiles, resampled
 from aerialseg.evaluation.scores import EvaluateOptions, evaluate_pairs
-from aerialseg.files import refuse_input_as_output, write_text
+from aerialseg.files import refuse_input_as_output
+from aerialseg.values import to_values
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,16 +54,10 @@ class Difference:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, None where undefined."""
-        values = {"a": self.a, "b": self.b, "difference": self.difference}
-        plain: dict[str, Any] = {name: None if value != value else value for name, value in values.items()}
-        interval = None if self.interval is None else list(self.interval)
-        return {
-            **plain,
-            "interval": interval,
-            "better": self.verdict,
-            "scenes_a": self.better_a,
-            "scenes_b": self.better_b,
-        }
+        scores = {"a": self.a, "b": self.b, "difference": self.difference, "interval": self.interval}
+        counts = {"better": self.verdict, "scenes_a": self.better_a, "scenes_b": self.better_b}
+        plain: dict[str, Any] = to_values({**scores, **counts})
+        return plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +72,10 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         """Return plain values: overall.iou.difference, scenes.NAME.iou.a and so on."""
         both = zip(self.a.results, self.b.results, strict=True)
-        scenes = {
-            one.name: {"iou": {"a": _known(one.confusion.iou), "b": _known(two.confusion.iou)}} for one, two in both
-        }
+        scenes = {one.name: {"iou": {"a": one.confusion.iou, "b": two.confusion.iou}} for one, two in both}
         overall = {difference.score: difference.to_json() for difference in self.differences}
-        return {"overall": overall, "scenes": scenes, "warnings": list(self.warnings)}
+        plain: dict[str, Any] = to_values({"overall": overall, "scenes": scenes, "warnings": self.warnings})
+        return plain
 
 
 def compare_runs(a: Sequence[Pair], b: Sequence[Pair], options: EvaluateOptions, progress: Progress) -> Comparison:
@@ -130,7 +122,11 @@ def compare_reports(a: EvaluationReport, b: EvaluationReport, warnings: Sequence
     doubts = _uneven_ground(pairs)
     if 2 <= len(pairs) < FEW:
         doubts.append(f"{len(pairs)} scenes are few: the intervals are too narrow, so take small differences for none")
-    intervals = _intervals(a, b)
+    intervals = {}
+    if len(pairs) > 1:  # both runs in the same draws
+        draws = (resampled([result.counts for result in run.results]) for run in (a, b))
+        drawn = [(first.scores(), second.scores()) for first, second in zip(*draws, strict=True)]
+        intervals = percentiles([{score: second[score] - first[score] for score in first} for first, second in drawn])
     one, two = a.everything.scores(), b.everything.scores()
     by_scene = [(first.counts.scores(), second.counts.scores()) for first, second in pairs]
     differences = [
@@ -157,23 +153,6 @@ def _uneven_ground(pairs: Sequence[tuple[SceneScore, SceneScore]]) -> list[str]:
     ]
 
 
-def _intervals(a: EvaluationReport, b: EvaluationReport) -> dict[str, Interval]:
-    """Return the 2.5 and 97.5 % points of each difference, both runs in the same draws."""
-    if len(a.results) < 2:
-        return {}
-    drawn = [[counts.scores() for counts in resampled([r.counts for r in run.results])] for run in (a, b)]
-    found = {}
-    for score in drawn[0][0]:
-        values = np.array([two[score] - one[score] for one, two in zip(*drawn, strict=True)])
-        if np.isnan(values).mean() < 0.05:
-            found[score] = (float(np.nanpercentile(values, 2.5)), float(np.nanpercentile(values, 97.5)))
-    return found
-
-
-def _known(value: float) -> float | None:
-    return None if value != value else value
-
-
 def check_comparison(path: Path | None, pairs: Sequence[Pair], read: Sequence[Path], *, overwrite: bool) -> None:
     """Raise before any counting when the page cannot be written, or would replace what is read or a foreign file."""
     if path is not None:
@@ -183,30 +162,24 @@ def check_comparison(path: Path | None, pairs: Sequence[Pair], read: Sequence[Pa
         raise UsageError("--overwrite says how --report is made; give --report FILE.html too")
 
 
-def write_comparison(path: Path, compared: Comparison, names: tuple[str, str], command: str) -> None:
-    """Write the page; `names` are what A and B are called. Raises OutputError and StorageError."""
-    write_text(path, render_comparison(compared, names, command))
-
-
 def render_comparison(compared: Comparison, names: tuple[str, str], command: str = "") -> str:
     """Return the page as HTML5; `names` are what A and B are called. Scenes go from A's greatest lead to B's."""
     many, both = len(compared.a.results), zip(compared.a.results, compared.b.results, strict=True)
     scenes = [(one.name, one.confusion.iou, two.confusion.iou) for one, two in both]
     known = [scene for scene in scenes if scene[1] == scene[1] and scene[2] == scene[2]]
+    rows = []
+    for found in compared.differences:
+        interval = number(float("nan")) if found.interval is None else "{:+.4f} to {:+.4f}".format(*found.interval)
+        cells = [number(found.a), number(found.b), number(found.difference, sign="+"), interval, found.verdict,
+                 f"{found.better_a:,}", f"{found.better_b:,}"]  # fmt: skip
+        rows.append((found.score.replace("_", " ").replace("iou", "IoU"), cells))
     return render(
         "comparison.html.j2",
         title=f"Two runs over {many} {'scene' if many == 1 else 'scenes'}, compared",
         a=names[0],
         b=names[1],
         warnings=compared.warnings,
-        scores=[_row(found) for found in compared.differences],
+        scores=rows,
         scenes=sorted(known, key=lambda scene: scene[2] - scene[1]),
         command=command,
     )
-
-
-def _row(found: Difference) -> tuple[str, list[str]]:
-    interval = number(float("nan")) if found.interval is None else "{:+.4f} to {:+.4f}".format(*found.interval)
-    cells = [number(found.a), number(found.b), number(found.difference, sign="+"), interval, found.verdict,
-             f"{found.better_a:,}", f"{found.better_b:,}"]  # fmt: skip
-    return found.score.replace("_", " ").replace("iou", "IoU"), cells

@@ -6,7 +6,7 @@ without data. Their outlines follow the pixels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
 from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
@@ -22,8 +22,8 @@ from pyproj import CRS, Transformer
 from aerialseg.counts import NODATA
 from aerialseg.drawing import FOUND, INVENTED, MISSED
 from aerialseg.errors import UsageError, one_line
-from aerialseg.evaluation.counting import Rules, open_pair
 from aerialseg.evaluation.objects import ObjectCounter
+from aerialseg.evaluation.pairs import Rules, open_pair
 from aerialseg.files import (
     locked,
     prepare_output_folder,
@@ -41,15 +41,17 @@ from aerialseg.geo.tiles.tileset import common_crs
 from aerialseg.geo.writing import BandMeaning, write_cog
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from aerialseg.evaluation.counting import PairStrip
     from aerialseg.evaluation.objects import Runs
-    from aerialseg.evaluation.pairs import Pair
+    from aerialseg.evaluation.pairs import Pair, PairStrip
     from aerialseg.progress import Progress
+
+    _Building = tuple[shapely.Geometry, str, float]
+    """Its outline, its scene, and its area in square metres."""
 
 BUILDINGS = "errors.gpkg"
 KINDS = ("missed", "invented")
@@ -64,35 +66,6 @@ LARGEST_DRAWN = 2**26
 """Pixels of the rectangle around an object; a larger one is drawn as that rectangle."""
 BYTES = 0.3
 """Disk a pixel takes while its file is copied."""
-
-
-@dataclass(slots=True)
-class _Found:
-    """Wrong buildings of one kind, gathered over scenes."""
-
-    shapes: list[shapely.Geometry] = field(default_factory=list)
-    scenes: list[str] = field(default_factory=list)
-    areas_m2: list[float] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a scene's pixels lie; found once a scene, for asking costs more than drawing a building."""
-
-    name: str
-    stride: int
-    transform: Affine
-    pixel_m2: float
-    way: Transformer | None
-    """To the common CRS, where the scene has another."""
-
-    @classmethod
-    def of(cls, name: str, crs: CRS | None, box: GeoBox) -> _Place:
-        own = None if box.crs is None else CRS.from_wkt(box.crs.to_wkt())
-        another = crs is not None and own is not None and own != crs
-        way = Transformer.from_crs(own, crs, always_xy=True) if another else None
-        gsd_m = box.gsd_m
-        return cls(name, box.width + 1, box.transform, np.nan if gsd_m is None else gsd_m * gsd_m, way)
 
 
 def error_path(folder: Path, name: str) -> Path:
@@ -121,17 +94,28 @@ def write_error_maps(folder: Path, pairs: Sequence[Pair], rules: Rules, progress
 
     Memory grows with a scene's width and with the number of wrong buildings. Raises OutputError and StorageError.
     """
-    found = {kind: _Found() for kind in KINDS}
+    found: dict[str, list[_Building]] = {kind: [] for kind in KINDS}
     crs = _crs_of(pairs)
     with locked(folder):
         sweep(folder)
         progress.start("errors", len(pairs), "scene")
         for pair in pairs:
-            _write_pair(error_path(folder, pair.name), pair, rules, partial(_Place.of, pair.name, crs), found, progress)
+            final = error_path(folder, pair.name)
+            with open_pair(pair, rules) as (box, strips):
+                _find_buildings(pair.name, box, strips, crs, found, progress)
+            require_space(final.parent, int(BYTES * box.height * box.width))
+            rows = partial(_read_classes, pair, rules, progress)
+            write_cog(final, box, rows, BandMeaning(NODATA), tags={ERRORS_TAG: "1"})
+            write_mask_sidecars(final, replace=True, classes=CLASSES, meaning="errors")
             progress.advance(1, note=one_line(pair.name))
         progress.finish()
-        _write_buildings(folder / BUILDINGS, found, crs)
-    return {kind: len(found[kind].shapes) for kind in KINDS}
+        with staged(folder / BUILDINGS) as temporary, writing_vectors(folder / BUILDINGS):
+            for kind, buildings in found.items():  # equal errors make equal bytes
+                shapes, scenes, areas_m2 = zip(*buildings, strict=True) if buildings else ((), (), ())
+                columns = {"scene": np.array(scenes, dtype=object), "area_m2": np.array(areas_m2, dtype=np.float64)}
+                outlines = shapely.to_wkb(np.array(shapes, dtype=object))
+                write_table(temporary, kind, outlines, columns, None if crs is None else crs.to_wkt(), ERRORS_TAG)
+    return {kind: len(buildings) for kind, buildings in found.items()}
 
 
 def _crs_of(pairs: Sequence[Pair]) -> CRS | None:
@@ -146,49 +130,42 @@ def _crs_of(pairs: Sequence[Pair]) -> CRS | None:
     return CRS.from_wkt(shared.to_wkt())
 
 
-def _write_pair(
-    final: Path,
-    pair: Pair,
-    rules: Rules,
-    place_of: Callable[[GeoBox], _Place],
-    found: dict[str, _Found],
+def _find_buildings(
+    scene: str,
+    box: GeoBox,
+    strips: Iterable[PairStrip],
+    crs: CRS | None,
+    found: dict[str, list[_Building]],
     progress: Progress,
 ) -> None:
-    """Write one raster with its side files, and gather its wrong buildings."""
-    with open_pair(pair, rules) as (box, strips):
-        objects = ObjectCounter(box.width, None, partial(_gather, found, place_of(box)))
-        for strip in strips:
-            objects.add(strip.building, strip.truth, strip.valid)
-            progress.advance(0)
-        objects.finish()
-    require_space(final.parent, int(BYTES * box.height * box.width))
-    write_cog(final, box, partial(_read_classes, pair, rules, progress), BandMeaning(NODATA), tags={ERRORS_TAG: "1"})
-    write_mask_sidecars(final, replace=True, classes=CLASSES, meaning="errors")
+    """Add a scene's wrong buildings to those `found`, by kind, in the common CRS."""
+    own = None if box.crs is None else CRS.from_wkt(box.crs.to_wkt())
+    another = crs is not None and own is not None and own != crs
+    way = Transformer.from_crs(own, crs, always_xy=True) if another else None
+    pixel_m2 = math.nan if box.gsd_m is None else box.gsd_m * box.gsd_m
+
+    def gather(kind: str, runs: Runs) -> None:
+        shape = _outline(runs, box.width + 1, box.transform)
+        if way is not None:
+            shape = shapely.transform(shape, way.transform, interleaved=False)
+        found[kind].append((shape, scene, int((runs.ends - runs.starts).sum()) * pixel_m2))
+
+    objects = ObjectCounter(box.width, None, gather)
+    for strip in strips:
+        objects.add(strip.building, strip.truth, strip.valid)
+        progress.advance(0)
+    objects.finish()
 
 
 def _read_classes(pair: Pair, rules: Rules, progress: Progress) -> Iterator[NDArray[np.uint8]]:
+    """Yield strips of found 1, missed 2, invented 3, nodata 255, and 0 where both masks see background."""
     with open_pair(pair, rules) as (_, strips):
         for strip in strips:
             progress.advance(0)
-            yield _classes(strip)
-
-
-def _classes(strip: PairStrip) -> NDArray[np.uint8]:
-    """Return found 1, missed 2, invented 3, nodata 255, and 0 where both masks see background."""
-    values = strip.truth.view(np.uint8) * np.uint8(2) + strip.building.view(np.uint8) * np.uint8(3)
-    values[values == 5] = 1
-    values[~strip.valid] = NODATA
-    return values
-
-
-def _gather(found: dict[str, _Found], place: _Place, kind: str, runs: Runs) -> None:
-    """Add a wrong building to the others, in the common CRS."""
-    shape = _outline(runs, place.stride, place.transform)
-    if place.way is not None:
-        shape = shapely.transform(shape, place.way.transform, interleaved=False)
-    found[kind].shapes.append(shape)
-    found[kind].scenes.append(place.name)
-    found[kind].areas_m2.append(int((runs.ends - runs.starts).sum()) * place.pixel_m2)
+            values = strip.truth.view(np.uint8) * np.uint8(2) + strip.building.view(np.uint8) * np.uint8(3)
+            values[values == 5] = 1
+            values[~strip.valid] = NODATA
+            yield values
 
 
 def _outline(runs: Runs, stride: int, transform: Affine) -> shapely.Geometry:
@@ -207,13 +184,3 @@ def _outline(runs: Runs, stride: int, transform: Affine) -> shapely.Geometry:
             shape = shapely.geometry.shape(next(rasterio.features.shapes(mask, mask.view(np.bool_), connectivity=4))[0])
     t = transform @ Affine.translation(int(west), int(top))
     return shapely.affinity.affine_transform(shape, (t.a, t.b, t.d, t.e, t.c, t.f))
-
-
-def _write_buildings(path: Path, found: dict[str, _Found], crs: CRS | None) -> None:
-    """Write both layers; equal errors make equal bytes."""
-    wkt = None if crs is None else crs.to_wkt()
-    with staged(path) as temporary, writing_vectors(path):
-        for kind in KINDS:
-            outlines = shapely.to_wkb(np.array(found[kind].shapes, dtype=object))
-            columns = {"scene": np.array(found[kind].scenes, dtype=object), "area_m2": np.array(found[kind].areas_m2)}
-            write_table(temporary, kind, outlines, columns, wkt, ERRORS_TAG)

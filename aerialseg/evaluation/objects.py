@@ -21,19 +21,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 SIZES = ("small", "medium", "large", "unsized")
 LIMITS_M2 = (50.0, 200.0)
 """Small buildings, on which models fail first, are below 50 m2, large ones above 200 m2; of a scene without
 georeferencing no size is known."""
-Four = tuple[int, int, int, int]
-ZEROS: Four = (0, 0, 0, 0)
+BySize = tuple[int, ...]
+ZEROS: BySize = (0, 0, 0, 0)
 Ids = NDArray[np.int64]
 
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     Flags = NDArray[np.bool_]
     OnWrong = Callable[[str, "Runs"], None]
     """Told of each object that is "missed" or "invented", with its runs: positions are row x (width + 1) + column."""
@@ -43,24 +42,20 @@ if TYPE_CHECKING:
 class ObjectCounts:
     """Objects by size, in the order of SIZES; a score without objects to judge is nan."""
 
-    true: Four = ZEROS
-    found: Four = ZEROS
+    true: BySize = ZEROS
+    found: BySize = ZEROS
     """Of `true`, those that a predicted object matches."""
-    predicted: Four = ZEROS
-    right: Four = ZEROS
+    predicted: BySize = ZEROS
+    right: BySize = ZEROS
     """Of `predicted`, those that match a true object; sizes are the predicted ones."""
     cut: int = 0
     """Objects of either side that were left out, for ground without data cuts them or their match."""
 
     def __add__(self, other: ObjectCounts) -> ObjectCounts:
         """Pool two counts."""
-        return ObjectCounts(
-            _sum(self.true, other.true),
-            _sum(self.found, other.found),
-            _sum(self.predicted, other.predicted),
-            _sum(self.right, other.right),
-            self.cut + other.cut,
-        )
+        pairs = zip(self._sizes(), other._sizes(), strict=True)
+        true, found, predicted, right = (tuple(map(sum, zip(*pair, strict=True))) for pair in pairs)
+        return ObjectCounts(true, found, predicted, right, self.cut + other.cut)
 
     @property
     def recall(self) -> float:
@@ -82,9 +77,12 @@ class ObjectCounts:
 
     def of_size(self, size: int) -> ObjectCounts:
         """Return the counts of one size, an index of SIZES, alone."""
-        return ObjectCounts(
-            _only(self.true, size), _only(self.found, size), _only(self.predicted, size), _only(self.right, size)
-        )
+        kept = ((*ZEROS[:size], part[size], *ZEROS[size + 1 :]) for part in self._sizes())
+        true, found, predicted, right = kept
+        return ObjectCounts(true, found, predicted, right)
+
+    def _sizes(self) -> tuple[BySize, ...]:
+        return self.true, self.found, self.predicted, self.right
 
 
 class ObjectCounter:
@@ -160,7 +158,7 @@ class ObjectCounter:
             left_out,
         )
 
-    def _by_size(self, pixels: Ids) -> Four:
+    def _by_size(self, pixels: Ids) -> BySize:
         if self._pixel_m2 is None:
             return 0, 0, 0, len(pixels)
         area = pixels * self._pixel_m2
@@ -197,7 +195,8 @@ class _Side:
         cut = np.zeros(count, dtype=np.bool_)
         cut[number[:before][self.cut]] = True
         if len(unknown):
-            for beside in (runs.widened(), runs.moved(stride), runs.moved(-stride)):
+            # With the column before and the column behind two runs may overlap, which does no harm here.
+            for beside in (Runs(runs.starts - 1, runs.ends + 1), runs.moved(stride), runs.moved(-stride)):
                 cut[number[nodes[_touching(beside, unknown)]]] = True
         self.area, self.cut, self.renumbered, self.strip_ids = area, cut, number[:before], number[before:]
         self.last = runs.since(rows * stride).moved(-rows * stride)
@@ -275,16 +274,6 @@ def _touching(runs: Runs, others: Runs) -> Flags:
     return touching
 
 
-def _sum(one: Four, other: Four) -> Four:
-    return one[0] + other[0], one[1] + other[1], one[2] + other[2], one[3] + other[3]
-
-
-def _only(part: Four, size: int) -> Four:
-    kept = [0, 0, 0, 0]
-    kept[size] = part[size]
-    return kept[0], kept[1], kept[2], kept[3]
-
-
 def _ratio(part: int, whole: int) -> float:
     return part / whole if whole else math.nan
 
@@ -320,10 +309,6 @@ class Runs:
     def moved(self, by: int) -> Runs:
         """Return the runs `by` positions further on."""
         return Runs(self.starts + by, self.ends + by)
-
-    def widened(self) -> Runs:
-        """Return the runs with the column before and the column behind; two of them may overlap."""
-        return Runs(self.starts - 1, self.ends + 1)
 
     def after(self, other: Runs) -> Runs:
         """Return the runs of `other`, which all lie before these, and then these."""

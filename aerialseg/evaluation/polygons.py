@@ -12,7 +12,7 @@ C-IoU                  IoU times one minus the relative difference of the number
 and averaged. The vertex ratio is predicted over true corners of all matched pairs. Everything is measured in metres, in
 the UTM zone of the first scene.
 
-Only the `AreaOfInterest`, ground that was predicted and labelled, is judged: polygons are matched by what lies on it,
+Only the area of interest, ground that was predicted and labelled, is judged: polygons are matched by what lies on it,
 and one that leaves it is not counted, neither is its match, as with the objects of a mask.
 """
 
@@ -35,15 +35,14 @@ from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.labels import decide_rule, read_mask
 from aerialseg.geo.opening import open_raster, without_warnings
 from aerialseg.geo.raster import block_windows
+from aerialseg.values import to_values
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
-    from rasterio.windows import Window
 
-    from aerialseg.evaluation.pairs import Pair
     from aerialseg.geo.labels import ResolvedRule
     from aerialseg.geo.vectors import VectorLayer
 
@@ -94,14 +93,20 @@ class PolygonScores:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, None where undefined."""
-        values = asdict(self) | {name: getattr(self, name) for name in ("precision", "recall", "f1")}
-        return {name: None if value != value else value for name, value in values.items()}
+        shares = {name: getattr(self, name) for name in ("precision", "recall", "f1")}
+        values: dict[str, Any] = to_values(asdict(self) | shares)
+        return values
 
 
-def score_polygons(predicted: VectorLayer, true: Sequence[VectorLayer], ground: AreaOfInterest) -> PolygonScores:
-    """Compare the predicted polygons with those of true vector files, on the ground where both are known."""
-    own, other = _moved([predicted], ground.metric), _moved(true, ground.metric)
-    (own_pieces, own_counted), (pieces, counted) = (_on_ground(shapes, ground.shape) for shapes in (own, other))
+def score_polygons(
+    predicted: VectorLayer, true: Sequence[VectorLayer], metric: CRS, ground: shapely.Geometry
+) -> PolygonScores:
+    """Compare the predicted polygons with those of true vector files, on the `ground` where both are known.
+
+    All is measured in `metric`, the CRS of the ground, which counts in metres.
+    """
+    own, other = _moved([predicted], metric), _moved(true, metric)
+    (own_pieces, own_counted), (pieces, counted) = (_on_ground(shapes, ground) for shapes in (own, other))
     pairs = match_polygons(own_pieces, pieces)
     for i, j, _ in pairs:
         own_counted[i] = counted[j] = own_counted[i] and counted[j]
@@ -113,7 +118,7 @@ def score_polygons(predicted: VectorLayer, true: Sequence[VectorLayer], ground: 
 
 def _measure(matched: list[tuple[shapely.Polygon, shapely.Polygon, float]]) -> tuple[float, ...]:
     """Return the mean IoU, C-IoU, PoLiS and tangent angle of matched polygons, and the vertex ratio."""
-    corners = np.array([(_corners(a), _corners(b)) for a, b, _ in matched], dtype=np.float64)
+    corners = np.array([(len(_vertices(a)), len(_vertices(b))) for a, b, _ in matched], dtype=np.float64)
     ious = np.array([iou for _, _, iou in matched])
     unlike = np.abs(corners[:, 0] - corners[:, 1]) / corners.sum(axis=1)
     angles = [tangent_angle(a, b) for a, b, _ in matched]
@@ -192,10 +197,6 @@ def _vertices(shape: shapely.Polygon) -> Points:
     return np.concatenate([shapely.get_coordinates(ring)[:-1] for ring in rings])
 
 
-def _corners(shape: shapely.Polygon) -> int:
-    return len(_vertices(shape))
-
-
 def _moved(layers: Sequence[VectorLayer], crs: CRS) -> Shapes:
     """Return the polygons of all layers in one CRS."""
     together: Shapes = np.concatenate([moved(layer.shapes, layer.path, layer.crs, crs) for layer in layers])
@@ -211,30 +212,28 @@ def _on_ground(shapes: Shapes, ground: shapely.Geometry) -> tuple[Shapes, NDArra
     return pieces, whole
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class AreaOfInterest:
-    """An area in a CRS that counts in metres."""
+def area_of_interest(predictions: Sequence[Path], area: VectorLayer | None) -> tuple[CRS, shapely.Geometry]:
+    """Return the valid pixels of all predictions that lie in `area`, in a CRS that counts in metres, and that CRS.
 
-    metric: CRS
-    shape: shapely.Geometry
-
-    @classmethod
-    def of(cls, pairs: Sequence[Pair], area: VectorLayer | None) -> AreaOfInterest:
-        """Return the valid pixels of all predictions that lie in `area`; raises BadDataError when one has no place."""
-        rule, parts = decide_rule([pair.prediction for pair in pairs]), []
-        metric: CRS | None = None
-        for pair in pairs:
-            outline, box = _valid_outline(pair.prediction, rule)
-            if box.crs is None or not box.georeferenced:
-                raise BadDataError(f"{one_line(pair.prediction)}: has no place, so no polygons can be judged there")
-            own, t = CRS.from_wkt(box.crs.to_wkt()), box.transform
-            metric = metric or _utm(pair.prediction, own, t @ (box.width / 2, box.height / 2))
-            placed = shapely.affinity.affine_transform(outline, (t.a, t.b, t.d, t.e, t.c, t.f))
-            parts.append(moved(placed, pair.prediction, own, metric))
-        if metric is None:
-            raise ValueError("ground is made of at least one pair")
-        shape = shapely.union_all([_grown(part) for part in parts])
-        return cls(metric, shape if area is None else shapely.intersection(shape, _area(area, metric)))
+    Raises BadDataError when a prediction has no place.
+    """
+    rule, parts = decide_rule(predictions), []
+    metric: CRS | None = None
+    for path in predictions:
+        outline, box = _valid_outline(path, rule)
+        if box.crs is None or not box.georeferenced:
+            raise BadDataError(f"{one_line(path)}: has no place, so no polygons can be judged there")
+        own, t = CRS.from_wkt(box.crs.to_wkt()), box.transform
+        metric = metric or _utm(path, own, t @ (box.width / 2, box.height / 2))
+        placed = shapely.affinity.affine_transform(outline, (t.a, t.b, t.d, t.e, t.c, t.f))
+        parts.append(moved(placed, path, own, metric))
+    if metric is None:
+        raise ValueError("ground is made of at least one prediction")
+    shape = shapely.union_all([_grown(part) for part in parts])
+    if area is not None:
+        labelled = _grown(shapely.union_all(moved(area.shapes, area.path, area.crs, metric)))
+        shape = shapely.intersection(shape, labelled)
+    return metric, shape
 
 
 def moved(shapes: Any, path: Path, crs: CRS, target: CRS) -> Any:
@@ -252,21 +251,15 @@ def _valid_outline(path: Path, rule: ResolvedRule) -> tuple[shapely.Geometry, Ge
     with open_raster(path) as mask:
         box = GeoBox.of(mask)
         for window in block_windows(mask):
-            parts += _outlines(read_mask(mask, rule, window)[1], window)
+            (top, bottom), (left, right) = window.toranges()
+            valid = read_mask(mask, rule, window)[1]
+            if valid.all():
+                parts.append(shapely.box(left, top, right, bottom))
+                continue
+            with without_warnings():
+                found = list(rasterio.features.shapes(valid.view(np.uint8), valid, connectivity=4))
+            parts += [shapely.affinity.translate(shapely.geometry.shape(shape), left, top) for shape, _ in found]
     return shapely.segmentize(shapely.union_all(parts), STRAIGHT), box
-
-
-def _outlines(valid: NDArray[np.bool_], window: Window) -> list[shapely.Geometry]:
-    (top, bottom), (left, right) = window.toranges()
-    if valid.all():
-        return [shapely.box(left, top, right, bottom)]
-    with without_warnings():
-        found = list(rasterio.features.shapes(valid.view(np.uint8), valid, connectivity=4))
-    return [shapely.affinity.translate(shapely.geometry.shape(shape), left, top) for shape, _ in found]
-
-
-def _area(layer: VectorLayer, metric: CRS) -> shapely.Geometry:
-    return _grown(shapely.union_all(moved(layer.shapes, layer.path, layer.crs, metric)))
 
 
 def _grown(shape: shapely.Geometry) -> shapely.Geometry:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +20,10 @@ from rasterio.windows import Window
 
 from aerialseg import __version__, drawing
 from aerialseg.errors import AerialsegError, one_line
-from aerialseg.evaluation.counting import open_pair
+from aerialseg.evaluation.pairs import open_pair
 from aerialseg.evaluation.results import FEW, calibration_error, reliability, threshold_curve
 from aerialseg.evaluation.scores import EvaluateOptions, decide_rules
-from aerialseg.files import prepare_output_folder, refuse_input_as_output, sha256_of, write_text
+from aerialseg.files import prepare_output_folder, refuse_input_as_output, sha256_of
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.opening import open_raster
 from aerialseg.geo.ownership import PAGE_COMMENT, check_overwrite
@@ -38,9 +38,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from aerialseg.counts import ScoreHistogram
-    from aerialseg.evaluation.counting import PairStrip, Rules
-    from aerialseg.evaluation.objects import ObjectCounts
-    from aerialseg.evaluation.pairs import Pair
+    from aerialseg.evaluation.pairs import Pair, PairStrip, Rules
     from aerialseg.evaluation.results import Counts, EvaluationReport
     from aerialseg.geo.inspection import Access
     from aerialseg.progress import Progress
@@ -51,7 +49,12 @@ if TYPE_CHECKING:
 WORST, BEST = 3, 2
 """Scenes that are shown as pictures."""
 SHA_SHOWN = 16
-"""The page's second line, by which a later run knows it may replace it."""
+MOST_TEXT = 200
+"""Characters that are shown of a checksum, and of a fact of the training."""
+TAG_LABELS = {
+    "AERIALSEG_MODEL_SHA256": "SHA-256", "AERIALSEG_THRESHOLD": "threshold", "AERIALSEG_VERSION": "written by"
+}  # fmt: skip
+"""What a mask of ours says about itself, and what that is called on the page."""
 COLUMNS = {
     "iou": "IoU",
     "accuracy": "accuracy",
@@ -85,18 +88,6 @@ LEGEND = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class PageOptions:
-    """How the page is made."""
-
-    scored: EvaluateOptions = field(default_factory=EvaluateOptions)
-    """How the truth was read for the scores."""
-    scenes: tuple[str | Path, ...] = ()
-    """Files, folders or globs of the scenes to be shown behind the errors."""
-    command: str = ""
-    """The command line that makes the page again; empty leaves it out."""
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Views:
     """Two PNG files, and where the close-up lies."""
@@ -109,21 +100,6 @@ class Views:
     """Wrong pixels in the close-up."""
 
 
-@dataclass(frozen=True, slots=True)
-class PageContent:
-    """What a page shows beside the scores."""
-
-    report: EvaluationReport
-    views: Mapping[str, Views] = field(default_factory=dict)
-    """Pictures by scene name, the worst scene first."""
-    model: Mapping[str, Any] = field(default_factory=dict)
-    """What is known of the model, as label -> value."""
-    command: str = ""
-    """The command line that makes the page again."""
-    over_scenes: bool = False
-    """Whether the pictures show the scenes behind the colours."""
-
-
 def check_report_path(path: Path, pairs: Sequence[Pair], *, overwrite: bool) -> None:
     """Raise before any counting when the page cannot be written, or would replace an input or a foreign file."""
     refuse_input_as_output([file for pair in pairs for file in pair.files], [path])
@@ -131,38 +107,52 @@ def check_report_path(path: Path, pairs: Sequence[Pair], *, overwrite: bool) -> 
     check_overwrite(path, "page", overwrite=overwrite)
 
 
-def write_report(
-    path: Path, report: EvaluationReport, pairs: Sequence[Pair], options: PageOptions, progress: Progress
-) -> None:
-    """Write the page, with pictures of the worst and the best scenes, over their pixels where they were given.
+def make_report(
+    report: EvaluationReport,
+    pairs: Sequence[Pair],
+    scored: EvaluateOptions,
+    scenes: Sequence[str | Path],
+    command: str,
+    progress: Progress,
+) -> str:
+    """Return the page, with pictures of the worst and the best scenes.
 
-    Raises what `find_scenes` raises, OutputError and StorageError.
+    `scored` says how the truth was read for the scores; `scenes` are files, folders or globs of the scenes to be shown
+    behind the errors; `command` is the command line that makes the page again, "" leaves it out. Raises what
+    `find_scenes` raises.
     """
     chosen = _choose(report)
-    images = _match_scenes(pairs, options.scenes, progress) if options.scenes else {}
-    rules, _ = decide_rules(pairs, replace(options.scored, details=False))
+    images = _match_scenes(pairs, scenes, progress) if scenes else {}
+    rules, _ = decide_rules(pairs, replace(scored, details=False))
     by_name = {pair.name: pair for pair in pairs}
     views = {}
     progress.start("draw", len(chosen), "scene")
     for name in chosen:
-        views[name] = draw_views(by_name[name], rules, images.get(name), options.scored.access, progress)
+        views[name] = draw_views(by_name[name], rules, images.get(name), scored.access, progress)
         progress.advance(1, note=one_line(name))
     progress.finish()
-    content = PageContent(report, views, describe_model(pairs), options.command, over_scenes=bool(images))
-    write_text(path, render_page(content))
+    return render_page(report, views, describe_model(pairs), command, over_scenes=bool(images))
 
 
 def describe_model(pairs: Iterable[Pair]) -> dict[str, Any]:
     """Return what the predictions say of the model that made them, as label -> value; empty when they say nothing."""
     first = next(iter(pairs))
-    found = _of_report(first) or _of_tags(first.prediction)
+    found = _of_report(first)
+    if not found:
+        with open_raster(first.prediction) as dataset:
+            tags = dataset.tags()
+        found = {label: str(tags[name])[:SHA_SHOWN] for name, label in TAG_LABELS.items() if name in tags}
     card = _read_same_card(found)
     if card is None:
         return found
     scores = {
         f"{name} (in training)": f"{value:.4f}" for name, value in card.scores.items() if isinstance(value, float)
     }
-    training = {f"training: {name}": _short(value) for name, value in card.training.items()}
+    words = {name: value if isinstance(value, str) else json.dumps(value) for name, value in card.training.items()}
+    training = {
+        f"training: {name}": text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]} ..."
+        for name, text in words.items()
+    }
     licence = {"licence of its weights": card.licence} if card.licence else {}
     network = {"architecture": card.architecture, "encoder": card.encoder, "bands": card.bands}
     return found | network | licence | scores | training
@@ -202,19 +192,6 @@ def _of_report(pair: Pair) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError):
         return {}
     return {label: value for label, value in known.items() if value is not None}
-
-
-def _of_tags(prediction: Path) -> dict[str, Any]:
-    """Read what a mask of ours says about itself."""
-    with open_raster(prediction) as dataset:
-        tags = dataset.tags()
-    names = {"AERIALSEG_MODEL_SHA256": "SHA-256", "AERIALSEG_THRESHOLD": "threshold", "AERIALSEG_VERSION": "written by"}
-    return {label: str(tags[name])[:SHA_SHOWN] for name, label in names.items() if name in tags}
-
-
-def _short(value: object, most: int = 200) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= most else f"{text[:most]} ..."
 
 
 def _choose(report: EvaluationReport) -> list[str]:
@@ -300,12 +277,27 @@ def _worst(small: drawing.ErrorCells, height: int, width: int, size: tuple[int, 
     return min(int(row) * small.cell, size[0] - height), min(int(col) * small.cell, size[1] - width)
 
 
-def render_page(content: PageContent) -> str:
-    """Return the whole page as HTML5; the same content gives the same bytes."""
-    report, many = content.report, len(content.report.results)
+def render_page(
+    report: EvaluationReport,
+    views: Mapping[str, Views] | None = None,
+    model: Mapping[str, Any] | None = None,
+    command: str = "",
+    *,
+    over_scenes: bool = False,
+) -> str:
+    """Return the whole page as HTML5; the same content gives the same bytes.
+
+    `views` are pictures by scene name, the worst scene first, with `over_scenes` over their pixels; `model` is what is
+    known of the model, as label -> value; `command` is the command line that makes the page again, "" leaves it out.
+    """
+    many = len(report.results)
     everything, intervals = report.everything, report.intervals()
     scores, by_name = everything.scores(), {result.name: result for result in report.results}
     shown = {"intervals": intervals, "polygons": report.polygons, "probabilities": report.histogram}
+    objects, sizes = everything.objects, []
+    if objects is not None and any(objects.true):
+        labels = SIZE_LABELS if objects.true[-1] + objects.predicted[-1] else SIZE_LABELS[:-1]
+        sizes = [*((label, objects.of_size(index)) for index, label in enumerate(labels)), ("all", objects)]
     headline = [("building IoU, pooled", scores["iou"], intervals.get("iou"))]
     headline += [(HEADLINE_LABELS[name], scores[name], intervals.get(name)) for name in HEADLINE if name in scores]
     return render(
@@ -318,16 +310,16 @@ def render_page(content: PageContent) -> str:
         by_city=_grid([*report.by_city.items(), ("overall", everything)]),
         by_scene=_grid([(result.name, result.counts) for result in report.results]),
         folded=many > FOLDED,
-        views=[(name, by_name[name].confusion.iou, views) for name, views in content.views.items()],
-        over_scenes=content.over_scenes,
+        views=[(name, by_name[name].confusion.iou, pictures) for name, pictures in (views or {}).items()],
+        over_scenes=over_scenes,
         legend=LEGEND,
-        objects=everything.objects,
-        sizes=_sizes(everything.objects),
+        objects=objects,
+        sizes=sizes,
         polygons=report.polygons,
         curves=_curves(report.histogram),
-        model=content.model,
+        model=model or {},
         known={*scores, *(name for name, value in shown.items() if value)},
-        command=content.command,
+        command=command,
     )
 
 
@@ -368,14 +360,6 @@ def _grid(rows: Sequence[tuple[str, Counts]]) -> Grid:
     columns = [name for name in COLUMNS if name in scored[-1][1]]
     cells = [(name, [number(scores[column]) for column in columns]) for name, scores in scored]
     return [COLUMNS[column] for column in columns], cells
-
-
-def _sizes(objects: ObjectCounts | None) -> list[tuple[str, ObjectCounts]]:
-    """Return the buildings of each size, and all of them; nothing when there are no true ones."""
-    if objects is None or not sum(objects.true):
-        return []
-    labels = SIZE_LABELS if objects.true[-1] + objects.predicted[-1] else SIZE_LABELS[:-1]
-    return [*((label, objects.of_size(index)) for index, label in enumerate(labels)), ("all", objects)]
 
 
 def _curves(histogram: ScoreHistogram | None) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ from a histogram of stored probability by truth, so that no probability is kept 
 from __future__ import annotations
 
 from dataclasses import astuple, dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from aerialseg.counts import QUANTA, SCORES, Confusion, ScoreHistogram
 from aerialseg.evaluation.boundary import DISTANCES, BoundaryCounts
 from aerialseg.evaluation.objects import SIZES, ObjectCounts
+from aerialseg.values import to_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -63,20 +65,16 @@ class Counts:
     def with_numbers(self, numbers: list[int]) -> Counts:
         """Return counts of the same kinds with other numbers, in the order of `numbers()`."""
         left = iter(numbers)
-
-        def take(count: int) -> list[int]:
-            return [next(left) for _ in range(count)]
-
-        confusion = Confusion(*take(4))
-        boundary = None if self.boundary is None else tuple(BoundaryCounts(*take(6)) for _ in self.boundary)
+        confusion = Confusion(*islice(left, 4))
+        boundary = None if self.boundary is None else tuple(BoundaryCounts(*islice(left, 6)) for _ in self.boundary)
         if self.objects is None:
             return Counts(confusion, boundary)
-        true, found, predicted, right = [(a, b, c, d) for a, b, c, d in (take(4) for _ in range(4))]
-        return Counts(confusion, boundary, ObjectCounts(true, found, predicted, right, *take(1)))
+        true, found, predicted, right = (tuple(islice(left, len(SIZES))) for _ in range(4))
+        return Counts(confusion, boundary, ObjectCounts(true, found, predicted, right, next(left)))
 
     def to_json(self) -> dict[str, Any]:
         """Return scores, None where undefined, and the counts behind them."""
-        values: dict[str, Any] = {name: None if score != score else score for name, score in self.scores().items()}
+        values: dict[str, Any] = to_values(self.scores())
         values |= {name: getattr(self.confusion, name) for name in ("tp", "fp", "fn", "tn")}
         if self.objects is not None:
             parts = {name: getattr(self.objects, name) for name in ("true", "found", "predicted", "right")}
@@ -185,12 +183,14 @@ def bootstrap_intervals(scenes: list[Counts], seed: int = SEED) -> dict[str, Int
     """Return the 2.5 and 97.5 % points of each pooled score over scenes drawn with replacement (Efron 1979).
 
     It says how much the score would change with other scenes of the same kind. The draws are seeded. Nothing for fewer
-    than two scenes, nor for a score that is undefined in one draw of twenty.
+    than two scenes, nor where `percentiles` has none.
     """
-    if len(scenes) < 2:
-        return {}
-    found = [counts.scores() for counts in resampled(scenes, seed)]
-    values = {name: np.array([scores[name] for scores in found]) for name in found[0]}
+    return {} if len(scenes) < 2 else percentiles([counts.scores() for counts in resampled(scenes, seed)])
+
+
+def percentiles(drawn: list[dict[str, float]]) -> dict[str, Interval]:
+    """Return the 2.5 and 97.5 % points of each value over the draws; none of one that is undefined in one of twenty."""
+    values = {name: np.array([draw[name] for draw in drawn]) for name in drawn[0]}
     return {
         name: (float(np.nanpercentile(row, 2.5)), float(np.nanpercentile(row, 97.5)))
         for name, row in values.items()
@@ -290,21 +290,14 @@ def at_limit(temperature: float) -> bool:
 def calibration_json(histogram: ScoreHistogram) -> dict[str, Any]:
     """Return plain values: error, log loss, reliability bins, the best threshold and the IoU there and at 0.5."""
     best, iou = histogram.best_threshold()
-    error = calibration_error(histogram)
-    bins = [
-        {"pixels": part.pixels, "probability": part.probability, "building": part.building}
-        for part in reliability(histogram)
-        if part.pixels
-    ]
-    return {
-        "expected_calibration_error": _known(error),
-        "log_loss": _known(log_loss(histogram)),
-        "reliability": bins,
-        "best_threshold": best,
-        "iou_at_best_threshold": _known(iou),
-        "iou_at_half": _known(histogram.confusion(0.5).iou),
-    }
-
-
-def _known(value: float) -> float | None:
-    return None if value != value else float(value)
+    values: dict[str, Any] = to_values(
+        {
+            "expected_calibration_error": calibration_error(histogram),
+            "log_loss": log_loss(histogram),
+            "reliability": [part for part in reliability(histogram) if part.pixels],
+            "best_threshold": best,
+            "iou_at_best_threshold": iou,
+            "iou_at_half": histogram.confusion(0.5).iou,
+        }
+    )
+    return values

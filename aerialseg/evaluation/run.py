@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from aerialseg.errors import UsageError, one_line
 from aerialseg.evaluation.error_maps import BUILDINGS, check_error_folder, error_path, write_error_maps
-from aerialseg.evaluation.polygons import AreaOfInterest, score_polygons
-from aerialseg.evaluation.report import PageOptions, check_claims, check_report_path, write_report
+from aerialseg.evaluation.polygons import area_of_interest, score_polygons
+from aerialseg.evaluation.report import check_claims, check_report_path, make_report
 from aerialseg.evaluation.scores import EvaluateOptions, decide_rules, evaluate_pairs
-from aerialseg.files import refuse_input_as_output
+from aerialseg.files import refuse_input_as_output, write_text
 from aerialseg.geo.scenes import find_scenes
 from aerialseg.geo.tiles.tileset import find_leaks
 from aerialseg.geo.vector_files import split_layer
@@ -24,9 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from aerialseg.evaluation.pairs import Pair
-    from aerialseg.evaluation.polygons import PolygonScores
     from aerialseg.evaluation.results import EvaluationReport
-    from aerialseg.geo.vectors import VectorLayer
     from aerialseg.progress import Progress
 
 
@@ -61,11 +59,15 @@ def evaluate(
     drawn = None if extras.polygons is None else read_layer(extras.polygons, empty_ok=True)
     found = evaluate_pairs(pairs, options, progress)
     if drawn is not None:
-        found = replace(found, polygons=_score_polygons(drawn, pairs, options))
+        true = read_layers(pairs[0].vectors, where=options.where)
+        area = None if options.labelled_area is None else read_layer(options.labelled_area)
+        predictions = [pair.prediction for pair in pairs]
+        found = replace(found, polygons=score_polygons(drawn, true, *area_of_interest(predictions, area)))
         found = _with_warnings(found, drawn.warnings, progress)
     found = _with_warnings(found, [*leaks, *check_claims(pairs, found.overall.building_fraction)], progress)
     if extras.report is not None:
-        write_report(extras.report, found, pairs, PageOptions(options, extras.scenes, extras.command), progress)
+        page = make_report(found, pairs, options, extras.scenes, extras.command, progress)
+        write_text(extras.report, page)
     if extras.errors is not None:
         wrong = write_error_maps(extras.errors, pairs, decide_rules(pairs, options)[0], progress)
         missed, invented = wrong["missed"], wrong["invented"]
@@ -94,12 +96,6 @@ def _check(pairs: Sequence[Pair], options: EvaluateOptions, extras: Extras, read
         check_report_path(extras.report, pairs, overwrite=extras.overwrite)
     if extras.errors is not None:
         check_error_folder(extras.errors, pairs, overwrite=extras.overwrite)
-
-
-def _score_polygons(predicted: VectorLayer, pairs: Sequence[Pair], options: EvaluateOptions) -> PolygonScores:
-    true = read_layers(pairs[0].vectors, where=options.where)
-    area = None if options.labelled_area is None else read_layer(options.labelled_area)
-    return score_polygons(predicted, true, AreaOfInterest.of(pairs, area))
 
 
 def _with_warnings(report: EvaluationReport, warnings: Sequence[str], progress: Progress) -> EvaluationReport:

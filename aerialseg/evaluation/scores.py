@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 from aerialseg.counts import ScoreHistogram
 from aerialseg.errors import AerialsegError, BadDataError, UsageError, one_line
-from aerialseg.evaluation.counting import Rules, count_pair
-from aerialseg.evaluation.pairs import Pair, check_pairs, pair_scenes
+from aerialseg.evaluation.pairs import Pair, Rules, check_pairs, count_pair, pair_scenes
 from aerialseg.evaluation.results import EvaluationReport, SceneScore
 from aerialseg.files import usable_processors
 from aerialseg.geo.inspection import Access

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from rasterio.crs import CRS
+
     from aerialseg.geo.inspection import Source
 
     Place = tuple[int, int]
@@ -99,10 +101,15 @@ def find_groups(sources: Sequence[Source]) -> list[Group]:
     pixels are meant; so does a scene without a place on the ground.
     """
     alike: dict[object, list[Source]] = defaultdict(list)
+    numbers: dict[str, int] = {}
+    known: list[CRS] = []
     for index, source in enumerate(sources):
         box = source.box
-        crs = box.crs.to_wkt() if box.crs is not None else ""
-        kind = crs, source.bands, source.dtype, source.scale
+        wkt = box.crs.to_wkt() if box.crs is not None else ""
+        if wkt not in numbers:  # one CRS in other words is the same
+            numbers[wkt] = next((number for number, crs in enumerate(known) if crs == box.crs), len(known))
+            known.append(box.crs)
+        kind = numbers[wkt], source.bands, source.dtype, source.scale
         alike[kind if box.georeferenced and box.usable else index].append(source)
     return [group for members in alike.values() for group in _group_alike(members)]
 

@@ -114,6 +114,7 @@ def inspect_scene(
     rule, access = rule or BandRule(), access or Access()
     with open_raster(path) as dataset:
         name = one_line(path)
+        _refuse_complex(dataset, name)
         _check_size(dataset, name, access)
         colours = dataset.colorinterp
         alpha = colours.index(ColorInterp.alpha) + 1 if ColorInterp.alpha in colours else None
@@ -124,6 +125,15 @@ def inspect_scene(
         has_mask, notes = _check_mask(dataset, path, alpha, bands, chosen=rule.bands is not None)
         warnings = (*_check_place(box, name, access), *_suspicions(dataset, path), *notes)
         return Source(path, box, bands, dtype, rule.scale, has_mask, warnings)
+
+
+def _refuse_complex(dataset: DatasetReader, name: str) -> None:
+    """Raise for complex numbers, before anything asks NumPy for their type: it knows none of complex integers."""
+    if any("complex" in dtype for dtype in dataset.dtypes):
+        raise BadDataError(
+            f"{name}: holds complex numbers ({dataset.dtypes[0]}), as radar does; a network takes real ones: write"
+            " their amplitude to a raster first, with gdal_calc.py or your radar software"
+        )
 
 
 def _check_size(dataset: DatasetReader, name: str, access: Access) -> None:

@@ -266,20 +266,31 @@ def footprint(box: GeoBox) -> tuple[dict[str, Any] | None, Bounds | None]:
     """Return a grid's outline in degrees as GeoJSON, and its bounds; (None, None) without a place on the ground.
 
     Points on the line between others, to a centimetre, are left out. Across the 180th meridian the outline is two
-    polygons and the bounds' west is larger than their east (RFC 7946, 3.1.9 and 5.2).
+    polygons and the bounds' west is larger than their east (RFC 7946, 3.1.9 and 5.2). A grid around a pole, or one that
+    goes more than once around the earth, has no outline in degrees: (None, None), too.
     """
     ring = outline(box, WGS84)
     if ring is None:
         return None, None
-    xs, ys = zip(*ring, strict=True)
-    west, south, east, north = min(xs), min(ys), max(xs), max(ys)
-    if east - west <= 180 and west >= -180 and east <= 180:
-        return _geojson([shapely.Polygon(ring)]), (west, south, east, north)
-    turned = shapely.Polygon([(x % 360, y) for x, y in ring])
-    before = turned.intersection(shapely.box(0, -90, 180, 90))
-    behind = shapely.transform(turned.intersection(shapely.box(180, -90, 360, 90)), lambda points: points - (360, 0))
-    west, _, east, _ = (x if x <= 180 else x - 360 for x in turned.bounds)
-    return _geojson([part for part in (before, behind) if part.area > 0]), (west, south, east, north)
+    xs, ys = np.array(ring).T
+    if box.crs != WGS84:  # from point to point the short way round: also a grid wider than half the earth
+        xs = np.unwrap(xs, period=360)
+    if abs(xs[-1] - xs[0]) > 180 or np.ptp(xs) > 360:
+        return None, None
+    xs -= 360 * np.floor((xs.min() + 180) / 360) if xs.min() < -180 or xs.max() > 180 else 0
+    whole = shapely.make_valid(shapely.Polygon(np.stack([xs, ys], axis=1)))
+    west, south, east, north = (float(value) for value in (xs.min(), ys.min(), xs.max(), ys.max()))
+    if east <= 180:
+        return _geojson(_polygons(whole)), (west, south, east, north)
+    before = whole.intersection(shapely.box(-180, -90, 180, 90))
+    behind = shapely.transform(whole.intersection(shapely.box(180, -90, 540, 90)), lambda points: points - (360, 0))
+    return _geojson([*_polygons(before), *_polygons(behind)]), (west, south, east - 360, north)
+
+
+def _polygons(shape: shapely.Geometry) -> list[shapely.Polygon]:
+    """Return the polygons with an area that a geometry of any kind is made of."""
+    parts = shapely.get_parts(shapely.get_parts(shape))
+    return [part for part in parts.tolist() if part.geom_type == "Polygon" and part.area > 0]
 
 
 def rounded(degrees: Sequence[float]) -> list[float]:

@@ -17,7 +17,7 @@ from pyproj.exceptions import ProjError
 from rasterio.features import rasterize
 
 from aerialseg.errors import BadDataError, one_line
-from aerialseg.geo.datum import datum_note, way_between
+from aerialseg.geo.datum import datum_note, transformer_between
 from aerialseg.geo.opening import without_warnings
 from aerialseg.geo.vector_files import named_columns, read_polygons, split_layer
 
@@ -169,7 +169,7 @@ def overlay(layers: Iterable[VectorLayer], box: GeoBox) -> Overlay:
         if not box.georeferenced or box.crs is None:
             raise BadDataError(f"{layer.name}: polygons cannot be placed on a scene that has no CRS and transform")
         try:
-            to_crs = way_between(layer.crs.to_wkt(), box.crs.to_wkt())
+            to_crs = transformer_between(layer.crs.to_wkt(), box.crs.to_wkt())
         except ProjError as error:
             raise BadDataError(f"{layer.name}: no way from its CRS to the scene's: {one_line(str(error))}") from error
         around = _around(box, layer.crs, to_crs)
@@ -203,7 +203,7 @@ def _degrees(places: Iterable[tuple[Sequence[float], str]]) -> str:
     found = []
     for bounds, crs in places:
         try:
-            way = way_between(crs, CRS.from_epsg(4326).to_wkt())
+            way = transformer_between(crs, CRS.from_epsg(4326).to_wkt())
             placed = way.transform_bounds(*bounds)
         except ProjError:
             placed = (math.inf,) * 4

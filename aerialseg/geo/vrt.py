@@ -61,6 +61,8 @@ SINGLE = "mosaic.vrt"
 """What the only mosaic of a folder is called."""
 LARGEST = 2**31 - 1
 """GDAL counts rows and columns in 32 bits."""
+GRID_TOLERANCE = 0.02
+"""Pixels by which two rasters' grids may drift apart over one of them: transforms are stored in decimals."""
 NOTICED_SHIFT = 0.1
 """Pixels by which a raster may miss the mosaic's grid before it is said."""
 
@@ -273,9 +275,20 @@ class MosaicPart:
             return cls(path, GeoBox.of(dataset), dataset.block_shapes[0], float(dataset.scales[0]))
 
     @property
-    def pixel(self) -> tuple[str, str, float]:
-        """What rasters of one mosaic share: the pixel's width and height to nine digits, and the scale of values."""
-        return f"{self.box.transform.a:.9g}", f"{self.box.transform.e:.9g}", self.scale
+    def pixel(self) -> tuple[float, float, float]:
+        """What rasters of one mosaic share: the pixel's width and height, and the scale of values."""
+        return self.box.transform.a, self.box.transform.e, self.scale
+
+    def fits(self, pixel: tuple[float, float, float]) -> bool:
+        """Return whether pixels of this size, all over the raster, miss its own by a small part of one at most."""
+        (width, height, scale), box = pixel, self.box
+        across = abs(box.transform.a - width) * box.width / abs(width)
+        down = abs(box.transform.e - height) * box.height / abs(height)
+        return (
+            self.scale == scale
+            and width * box.transform.a > 0 < height * box.transform.e
+            and max(across, down) <= GRID_TOLERANCE
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,15 +366,18 @@ def _groups(parts: Sequence[MosaicPart], say: Callable[[str], None]) -> list[lis
             members.append(part)
     groups = []
     for members in by_crs:
-        pixels: dict[tuple[str, str, float], int] = {}
+        pixels: dict[tuple[float, float, float], int] = {}
         for part in members:
             pixels[part.pixel] = pixels.get(part.pixel, 0) + part.box.height * part.box.width
         usual = max(pixels, key=lambda pixel: pixels[pixel])
-        groups.append([part for part in members if part.pixel == usual])
-        for part in members:
-            if part.pixel != usual:
-                found, width = part.pixel[0], usual[0]
-                say(f"{one_line(part.path)}: its pixel is {found}, most are {width}; it is not in the mosaic")
+        groups.append([part for part in members if part.fits(usual)])
+        others = [part for part in members if not part.fits(usual)]
+        if others:
+            more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+            kinds = "width", "height", "scale of values"
+            name, found, most = next(x for x in zip(kinds, others[0].pixel, usual, strict=True) if x[1] != x[2])
+            first = one_line(others[0].path)
+            say(f"{first}{more}: its pixels' {name} is {found:.12g}, most are {most:.12g}; not in the mosaic")
     return groups
 
 

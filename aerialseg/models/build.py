@@ -12,12 +12,13 @@ import inspect
 import re
 import warnings
 from collections.abc import Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import segmentation_models_pytorch as smp
+import timm
 import torch
+from segmentation_models_pytorch import MODEL_ARCHITECTURES_MAPPING, encoders
 from segmentation_models_pytorch.base import SegmentationHead
 from segmentation_models_pytorch.base.initialization import initialize_decoder, initialize_head
 from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder
@@ -25,15 +26,12 @@ from segmentation_models_pytorch.decoders.segformer.decoder import SegformerDeco
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from segmentation_models_pytorch.decoders.unetplusplus.decoder import UnetPlusPlusDecoder
 from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
-from segmentation_models_pytorch.encoders import get_encoder
 from torch import Tensor, nn
 
 from aerialseg.errors import ConfigError, first_line, one_line
+from aerialseg.models import weights
 from aerialseg.models.presets import PRESETS, SIZE_MULTIPLE, STEM_SKIP, ModelSpec
 from aerialseg.models.pyramid import PyramidEncoder, make_stem, parse_design
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 # What smp and timm decide themselves, or what would let a model file name a checkpoint or a repository to load.
 RESERVED_ARGUMENTS = frozenset(
@@ -55,8 +53,6 @@ def build_network(spec: ModelSpec) -> nn.Module:
 
     Raises ConfigError for what cannot be built or may not be used, NoInputError when weights cannot be had.
     """
-    from aerialseg.models import weights
-
     _check_spec(spec)
     if spec.weights == "imagenet":
         if spec.encoder not in {preset.encoder for preset in PRESETS.values()}:  # theirs are in the table
@@ -75,8 +71,6 @@ def check_network(spec: ModelSpec, tile_size: int) -> None:
 
     The pass computes shapes only (torch's meta device, 0.1 s); a network that cannot run so runs once for real.
     """
-    import torch
-
     expected = (1, 1, tile_size, tile_size)
     reason = ""
     for device in ("meta", "cpu"):
@@ -102,14 +96,10 @@ def input_statistics(spec: ModelSpec) -> tuple[tuple[float, ...], tuple[float, .
 
     None without pretrained weights, and for other than three bands, where the first convolution is adapted anyway.
     """
-    from aerialseg.models import weights
-
     if spec.weights != "imagenet" or spec.bands != 3:
         return None
-    from segmentation_models_pytorch.encoders import get_preprocessing_params
-
     with weights.downloading(spec.encoder):
-        settings = get_preprocessing_params(spec.encoder)
+        settings = encoders.get_preprocessing_params(spec.encoder)
     unit = 1.0 if settings["input_range"][1] > 1 else 255.0
     return tuple(unit * value for value in settings["mean"]), tuple(unit * value for value in settings["std"])
 
@@ -119,7 +109,6 @@ def count_network(network: nn.Module, bands: int, size: int) -> tuple[int, int]:
 
     Counted are convolutions, products of matrices and fused attention; not transforms, pooling, norms and activations.
     """
-    import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     parameters = list(network.eval().parameters())
@@ -130,8 +119,6 @@ def count_network(network: nn.Module, bands: int, size: int) -> tuple[int, int]:
 
 def outline(spec: ModelSpec, device: str = "meta") -> nn.Module:
     """Build the network without pretrained weights; on torch's meta device it has shapes only: no memory, no time."""
-    import torch
-
     _check_spec(spec)
     try:
         with torch.device(device):
@@ -144,10 +131,6 @@ def outline(spec: ModelSpec, device: str = "meta") -> nn.Module:
 
 def _check_spec(spec: ModelSpec) -> None:
     """Refuse names and arguments that smp or timm would ignore, fetch from elsewhere, or fail on obscurely."""
-    import timm
-    from segmentation_models_pytorch import MODEL_ARCHITECTURES_MAPPING
-    from segmentation_models_pytorch.encoders import get_encoder_names
-
     encoder = spec.encoder
     if spec.bands < 1:
         raise ConfigError(f"a network needs at least 1 band, got {spec.bands}")
@@ -163,11 +146,17 @@ def _check_spec(spec: ModelSpec) -> None:
             " model.accept_licence = true"
         )
     if encoder == "pyramid":
-        _check_pyramid(spec)
+        if spec.architecture not in JOINED:
+            raise ConfigError(f"encoder pyramid goes with {', '.join(JOINED)}, not with {spec.architecture}")
+        if spec.weights == "imagenet":
+            raise ConfigError(
+                'encoder pyramid has no pretrained weights: set model.weights = "none", or to a file of such an encoder'
+            )
+        parse_design(spec.encoder_arguments)
         return
     # timm would take "hf-hub:owner/name" and "local-dir:path" for a name; only its own registry is allowed.
     universal = encoder.startswith("tu-")
-    known = timm.is_model(encoder[3:].split(".")[0]) if universal else encoder in get_encoder_names()
+    known = timm.is_model(encoder[3:].split(".")[0]) if universal else encoder in encoders.get_encoder_names()
     if not known or not re.fullmatch(r"[\w.-]+", encoder):
         raise ConfigError(
             f"encoder {one_line(encoder)!r} is unknown to smp; for one of timm's write tu-NAME, such as tu-pvt_v2_b1"
@@ -175,43 +164,24 @@ def _check_spec(spec: ModelSpec) -> None:
     _check_arguments(spec, universal)
 
 
-def _check_pyramid(spec: ModelSpec) -> None:
-    from aerialseg.models.pyramid import parse_design
-
-    if spec.architecture not in JOINED:
-        raise ConfigError(f"encoder pyramid goes with {', '.join(JOINED)}, not with {spec.architecture}")
-    if spec.weights == "imagenet":
-        raise ConfigError(
-            'encoder pyramid has no pretrained weights: set model.weights = "none", or to a file of such an encoder'
-        )
-    parse_design(spec.encoder_arguments)
-
-
 def _check_arguments(spec: ModelSpec, universal: bool) -> None:
-    from segmentation_models_pytorch import MODEL_ARCHITECTURES_MAPPING
-
     architecture = MODEL_ARCHITECTURES_MAPPING[spec.architecture]
     reserved = RESERVED_ARGUMENTS | set(inspect.signature(architecture.__init__).parameters)
     for name, value in spec.encoder_arguments.items():
         if name == STEM_SKIP:
-            _check_stem_skip(spec, value)
+            if not isinstance(value, bool):
+                raise ConfigError(f"encoder argument {name!r} is {one_line(repr(value))}, expected true or false")
+            if value and spec.architecture not in SKIPPING:
+                raise ConfigError(
+                    f"encoder argument {name!r} goes with {', '.join(SKIPPING)}: the decoder of {spec.architecture} has"
+                    " no skip at stride 2; remove it"
+                )
         elif not universal:
             raise ConfigError(
                 f"encoder argument {one_line(name)!r}: encoder {spec.encoder} takes none; only tu-NAME encoders do"
             )
         elif name in reserved:
             raise ConfigError(f"encoder argument {one_line(name)!r} is not for the encoder: remove it")
-
-
-def _check_stem_skip(spec: ModelSpec, value: object) -> None:
-
-    if not isinstance(value, bool):
-        raise ConfigError(f"encoder argument {STEM_SKIP!r} is {one_line(repr(value))}, expected true or false")
-    if value and spec.architecture not in SKIPPING:
-        raise ConfigError(
-            f"encoder argument {STEM_SKIP!r} goes with {', '.join(SKIPPING)}: the decoder of {spec.architecture} has no"
-            " skip at stride 2; remove it"
-        )
 
 
 class Joined(nn.Module):
@@ -247,13 +217,19 @@ def construct(spec: ModelSpec, *, pretrained: bool) -> nn.Module:
     if spec.encoder == "pyramid":
         encoder = PyramidEncoder(spec.bands, parse_design(spec.encoder_arguments))
         network: nn.Module = _join(spec.architecture, encoder, encoder.out_channels)
-    elif spec.encoder_arguments.get(STEM_SKIP):
-        network = _join_with_stem(spec, pretrained=pretrained)
     else:
         network = _construct_by_smp(spec, pretrained=pretrained)
-    _centre_upsampling(network)
-    if spec.architecture == "dpt":
-        _drop_classifier(network.get_submodule("encoder.model"))
+    for module in network.modules():
+        # smp's heads upsample with align_corners=True, which puts the logits at a tile's left edge (factor - 1) / 2
+        # pixels too far left and those at its right edge as much too far right: 1.5 pixels for SegFormer's factor of 4,
+        # and the windows of a scene then disagree where they overlap.
+        if isinstance(module, nn.Upsample) and module.align_corners:
+            module.align_corners = False
+    if spec.architecture == "dpt":  # what is left of timm's classifier: without gradients it stops data parallelism
+        backbone = network.get_submodule("encoder.model")
+        for name in ("norm", "fc_norm", "head"):
+            if hasattr(backbone, name):
+                setattr(backbone, name, nn.Identity())
     network.get_submodule("encoder").register_forward_hook(_narrow_features)
     return network
 
@@ -278,74 +254,41 @@ def _join(architecture: str, encoder: nn.Module, channels: list[int], stem: nn.M
     return Joined(encoder, decoder, head, stem)
 
 
-def _join_with_stem(spec: ModelSpec, *, pretrained: bool) -> Joined:
-    with _complaints_of_smp(spec, pretrained=pretrained):
-        weights = _weights_by_smp(spec, pretrained=pretrained)
-        encoder: nn.Module = get_encoder(spec.encoder, spec.bands, 5, weights, **_arguments_for_smp(spec))
-    channels: Any = encoder.out_channels
+def _construct_by_smp(spec: ModelSpec, *, pretrained: bool) -> nn.Module:
+    """Build a network of smp's, with a stem beside its encoder where the spec asks for one.
+
+    Whatever a network of another project raises becomes ConfigError; with `pretrained` its errors pass through.
+    """
+    given = (True if spec.encoder.startswith("tu-") else "imagenet") if pretrained else None
+    arguments = {name: value for name, value in spec.encoder_arguments.items() if name != STEM_SKIP}
+    try:
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+            if not spec.encoder_arguments.get(STEM_SKIP):
+                network: nn.Module = smp.create_model(
+                    spec.architecture,
+                    encoder_name=spec.encoder,
+                    encoder_weights=given,
+                    in_channels=spec.bands,
+                    classes=1,
+                    **arguments,
+                )
+                return network
+            encoder = encoders.get_encoder(spec.encoder, spec.bands, 5, given, **arguments)
+    except Exception as error:
+        if pretrained:
+            raise
+        words = f" with {dict(spec.encoder_arguments)}" if spec.encoder_arguments else ""
+        raise ConfigError(
+            f"encoder {spec.encoder} under {spec.architecture}{one_line(words)} cannot be built: {first_line(error)};"
+            " choose another encoder or remove the arguments"
+        ) from error
+    channels = encoder.out_channels
     if len(channels) != 6 or channels[1] != 0:
         raise ConfigError(
             f"encoder argument {STEM_SKIP!r}: encoder {spec.encoder} has features at stride 2 of its own; remove it"
         )
     stem = make_stem(spec.bands, STEM_CHANNELS)
     return _join(spec.architecture, encoder, [channels[0], STEM_CHANNELS, *channels[2:]], stem)
-
-
-def _construct_by_smp(spec: ModelSpec, *, pretrained: bool) -> nn.Module:
-    with _complaints_of_smp(spec, pretrained=pretrained):
-        network: nn.Module = smp.create_model(
-            spec.architecture,
-            encoder_name=spec.encoder,
-            encoder_weights=_weights_by_smp(spec, pretrained=pretrained),
-            in_channels=spec.bands,
-            classes=1,
-            **_arguments_for_smp(spec),
-        )
-    return network
-
-
-def _weights_by_smp(spec: ModelSpec, *, pretrained: bool) -> Any:
-    return (True if spec.encoder.startswith("tu-") else "imagenet") if pretrained else None
-
-
-def _arguments_for_smp(spec: ModelSpec) -> dict[str, Any]:
-    return {name: value for name, value in spec.encoder_arguments.items() if name != STEM_SKIP}
-
-
-@contextmanager
-def _complaints_of_smp(spec: ModelSpec, *, pretrained: bool) -> Iterator[None]:
-    """Turn whatever a network of another project raises into ConfigError; with `pretrained` its errors pass through."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            yield
-    except Exception as error:
-        if pretrained:
-            raise
-        given = f" with {dict(spec.encoder_arguments)}" if spec.encoder_arguments else ""
-        raise ConfigError(
-            f"encoder {spec.encoder} under {spec.architecture}{one_line(given)} cannot be built: {first_line(error)};"
-            " choose another encoder or remove the arguments"
-        ) from error
-
-
-def _centre_upsampling(network: nn.Module) -> None:
-    """Keep pixel centres in place where smp upsamples logits.
-
-    smp's heads upsample with align_corners=True, which puts the logits at a tile's left edge (factor - 1) / 2 pixels
-    too far left and those at its right edge as much too far right: 1.5 pixels for SegFormer's factor of 4, and the
-    windows of a scene then disagree where they overlap.
-    """
-    for module in network.modules():
-        if isinstance(module, nn.Upsample) and module.align_corners:
-            module.align_corners = False
-
-
-def _drop_classifier(backbone: nn.Module) -> None:
-    """Remove what DPT leaves of timm's classifier; parameters without gradients stop data-parallel training."""
-    for name in ("norm", "fc_norm", "head"):
-        if hasattr(backbone, name):
-            setattr(backbone, name, nn.Identity())
 
 
 def _narrow_features(encoder: nn.Module, inputs: Any, features: Any) -> Any:

@@ -2,7 +2,8 @@
 
 `auto` never falls back to the CPU silently: an NVIDIA card that is there but unusable is an error that names its
 driver, its compute capability and what torch needs. `Machine` gathers facts only (torch's view, the operating system's,
-and one kernel as proof); what follows from them is decided over `System`, so that every rule is tested without a card.
+and one kernel as proof); what follows from them is decided by functions that take one, so that every rule is tested
+without a card.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import warnings
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import nn
@@ -54,7 +54,7 @@ class DeviceReport:
     automatic_precision: str
 
 
-def pick_device(wanted: str = "auto", *, system: System | None = None) -> torch.device:
+def pick_device(wanted: str = "auto", *, system: Machine | None = None) -> torch.device:
     """Return the device of that name, proved by running a kernel: auto, cpu, cuda, cuda:N or mps.
 
     Raises UsageError for another name and DeviceError when the device is not there or does not work; `auto` raises too
@@ -78,7 +78,7 @@ def pick_device(wanted: str = "auto", *, system: System | None = None) -> torch.
     raise DeviceError(f"--device {wanted}: {_why_unusable(card, reason, system)}")
 
 
-def every_gpu(*, system: System | None = None) -> tuple[str, ...]:
+def every_gpu(*, system: Machine | None = None) -> tuple[str, ...]:
     """Return the names of all CUDA devices, each proved by running a kernel; raises DeviceError when there is none."""
     system = system or Machine()
     pick_device("cuda", system=system)
@@ -88,7 +88,7 @@ def every_gpu(*, system: System | None = None) -> tuple[str, ...]:
     return names
 
 
-def pick_precision(wanted: str, device: torch.device, *, system: System | None = None) -> str:
+def pick_precision(wanted: str, device: torch.device, *, system: Machine | None = None) -> str:
     """Return fp32, bf16 or fp16 for `device`; auto takes the fastest that is sound there.
 
     auto: bf16 on CUDA from compute capability 8.0 and on processors with bf16 instructions, fp16 on older cards, fp32
@@ -144,14 +144,37 @@ def compile_error(error: BaseException, device: torch.device) -> DeviceError:
     return DeviceError(f"--compile on {device}: {missing} ({reason}); run without --compile, or install what it needs")
 
 
-def describe_devices(*, system: System | None = None) -> tuple[DeviceReport, ...]:
+def wait_for(device: torch.device) -> None:
+    """Return when all that was handed to the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def describe_devices(*, system: Machine | None = None) -> tuple[DeviceReport, ...]:
     """Return every device torch can use, the CPU last, with one kernel run on it in each precision."""
     system = system or Machine()
     names = [f"cuda:{index}" for index in range(system.cuda_devices()[0])] + (["mps"] if system.mps() else [])
-    return tuple(_describe(torch.device(name), system) for name in (*names, "cpu"))
+    reports = []
+    for device in map(torch.device, (*names, "cpu")):
+        precisions = dict.fromkeys(TYPES, "ok")
+        for precision in TYPES:
+            try:
+                system.run_kernel(device, precision)
+            except (RuntimeError, TypeError) as error:
+                precisions[precision] = first_line(error)
+        name, capability, memory = "Apple GPU" if device.type == "mps" else cpu_name(), None, None
+        if device.type == "cuda":
+            properties = torch.cuda.get_device_properties(device)
+            name, memory = properties.name, properties.total_memory
+            capability = ".".join(map(str, system.capability(device.index)))
+        automatic = pick_precision("auto", device, system=system)
+        reports.append(DeviceReport(str(device), name, capability, memory, precisions, automatic))
+    return tuple(reports)
 
 
-def unusable_card(*, system: System | None = None) -> str | None:
+def unusable_card(*, system: Machine | None = None) -> str | None:
     """Say why the NVIDIA card of this machine cannot be used; None when it can, or there is none."""
     system = system or Machine()
     count, reason = system.cuda_devices()
@@ -159,7 +182,7 @@ def unusable_card(*, system: System | None = None) -> str | None:
     return None if card is None else _why_unusable(card, reason, system)
 
 
-def _working_cuda(index: int, count: int, system: System) -> torch.device:
+def _working_cuda(index: int, count: int, system: Machine) -> torch.device:
     if index >= count:
         last = f"cuda:{count - 1}"
         raise DeviceError(f"--device cuda:{index}: torch finds {count} CUDA device(s), the last one is {last}")
@@ -177,7 +200,7 @@ def _working_cuda(index: int, count: int, system: System) -> torch.device:
     return device
 
 
-def _why_unusable(card: Gpu | None, reason: str, system: System) -> str:
+def _why_unusable(card: Gpu | None, reason: str, system: Machine) -> str:
     """Name what is there, what torch needs and what to do, in one line."""
     if card is None:
         return f"no CUDA device: no NVIDIA card or driver is visible here; {_needs(system)}; say --device cpu"
@@ -189,7 +212,7 @@ def _why_unusable(card: Gpu | None, reason: str, system: System) -> str:
     return f"{seen} but torch cannot use it{said}; {_needs(system)}; {_advice(card, system)}, {CPU_INSTEAD}"
 
 
-def _needs(system: System) -> str:
+def _needs(system: Machine) -> str:
     version, architectures = system.cuda_build()
     if version is None:
         return f"torch {torch.__version__} is a build without CUDA"
@@ -199,7 +222,7 @@ def _needs(system: System) -> str:
     return f"torch {torch.__version__} for CUDA {version} needs {driver}{kernels}"
 
 
-def _advice(card: Gpu, system: System) -> str:
+def _advice(card: Gpu, system: Machine) -> str:
     version, _ = system.cuda_build()
     if version is None:
         return "install torch with CUDA"
@@ -216,25 +239,6 @@ def _oldest_driver(version: str) -> int | None:
     return OLDEST_DRIVER.get(int(version.partition(".")[0]))
 
 
-def _describe(device: torch.device, system: System) -> DeviceReport:
-    precisions: dict[str, str] = {}
-    for precision in TYPES:
-        try:
-            system.run_kernel(device, precision)
-            precisions[precision] = "ok"
-        except (RuntimeError, TypeError) as error:
-            precisions[precision] = first_line(error)
-    name, capability, memory = cpu_name(), None, None
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        name, memory = properties.name, properties.total_memory
-        capability = ".".join(map(str, system.capability(device.index)))
-    elif device.type == "mps":
-        name = "Apple GPU"
-    automatic = pick_precision("auto", device, system=system)
-    return DeviceReport(str(device), name, capability, memory, precisions, automatic)
-
-
 @dataclass(frozen=True, slots=True)
 class Gpu:
     """An NVIDIA card as the operating system shows it; None where it does not say."""
@@ -244,54 +248,26 @@ class Gpu:
     capability: str | None = None
 
 
-class System(Protocol):
-    """What the rules for devices ask of a machine."""
+class Machine:
+    """What the rules for devices ask of a machine: this one."""
 
     def cuda_devices(self) -> tuple[int, str]:
         """Return how many CUDA devices torch can use and, when none, why in its own words (may be empty)."""
-
-    def capability(self, index: int) -> tuple[int, int]:
-        """Return a CUDA device's compute capability."""
-
-    def cuda_build(self) -> tuple[str | None, tuple[str, ...]]:
-        """Return the CUDA version torch was built with (None: a CPU build) and the architectures it has kernels for."""
-
-    def run_kernel(self, device: torch.device, precision: str) -> None:
-        """Train one tiny step there; raises RuntimeError when it cannot or comes out wrong."""
-
-    def mps(self) -> bool:
-        """Return whether Apple's device is usable."""
-
-    def card(self) -> Gpu | None:
-        """Return the NVIDIA card the operating system shows, usable or not."""
-
-    def cards_hidden(self) -> bool:
-        """Return whether the environment takes all cards away on purpose."""
-
-    def cpu_flags(self) -> frozenset[str]:
-        """Return the processor's feature flags; empty where the system does not list them."""
-
-
-class Machine:
-    """The System this process runs on."""
-
-    def cuda_devices(self) -> tuple[int, str]:
-        """Ask torch, and keep the warning in which it says why there is none."""
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         return count, " ".join(str(warning.message) for warning in said) if count == 0 else ""
 
     def capability(self, index: int) -> tuple[int, int]:
-        """Ask torch."""
+        """Return a CUDA device's compute capability."""
         return torch.cuda.get_device_capability(index)
 
     def cuda_build(self) -> tuple[str | None, tuple[str, ...]]:
-        """Ask torch; a ROCm build answers with its HIP version."""
+        """Return the CUDA, or HIP, version torch was built with (None: a build for the CPU) and the kernels' GPUs."""
         return torch.version.cuda or torch.version.hip, tuple(torch.cuda.get_arch_list())
 
     def run_kernel(self, device: torch.device, precision: str) -> None:
-        """Convolve, multiply and differentiate a constant whose result is known."""
+        """Convolve, multiply and differentiate a constant; raises RuntimeError when it cannot or comes out wrong."""
         pixels = torch.ones(1, 1, 8, 8, device=device)
         weight = torch.ones(1, 1, 3, 3, device=device, requires_grad=True)
         with torch.autocast(device.type, TYPES[precision], enabled=precision != "fp32"):
@@ -301,19 +277,19 @@ class Machine:
             raise RuntimeError(f"a {precision} kernel gave {total.item()} where 324 is right")
 
     def mps(self) -> bool:
-        """Ask torch."""
+        """Return whether Apple's device is usable."""
         return torch.backends.mps.is_available()
 
     def card(self) -> Gpu | None:
-        """Look at the driver's files, the PCI bus and nvidia-smi."""
+        """Return the NVIDIA card the operating system shows, usable or not."""
         return find_card()
 
     def cards_hidden(self) -> bool:
-        """Look at CUDA_VISIBLE_DEVICES."""
+        """Return whether CUDA_VISIBLE_DEVICES takes all cards away on purpose."""
         return os.environ.get("CUDA_VISIBLE_DEVICES", "0") in HIDDEN
 
     def cpu_flags(self) -> frozenset[str]:
-        """Read /proc/cpuinfo."""
+        """Return the processor's feature flags; empty where the system does not list them."""
         return read_cpu_flags(Path("/proc/cpuinfo"))
 
 
@@ -322,9 +298,12 @@ def find_card(root: Path = Path("/"), smi: str = "nvidia-smi") -> Gpu | None:
 
     A card without a driver is found on the PCI bus (vendor 0x10de, class display or 3D controller).
     """
-    listed = _ask_smi(smi)
-    if listed is not None:
-        return listed
+    command = [smi, "--query-gpu=name,driver_version,compute_cap", "--format=csv,noheader"]
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=SMI_TIMEOUT_S, check=False)
+        fields = [part.strip() for part in answer.stdout.partition("\n")[0].split(",")]
+        if answer.returncode == 0 and len(fields) == 3:
+            return Gpu(*fields)
     version = root / "proc/driver/nvidia/version"
     if version.is_file():
         found = re.search(r"\b(\d{3,4}\.\d+(?:\.\d+)*)\b", version.read_text(errors="replace"))
@@ -336,30 +315,16 @@ def find_card(root: Path = Path("/"), smi: str = "nvidia-smi") -> Gpu | None:
 
 def read_cpu_flags(cpuinfo: Path) -> frozenset[str]:
     """Return the feature flags of the first processor that `cpuinfo` lists."""
-    if not cpuinfo.is_file():
-        return frozenset()
-    found = re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo.read_text(errors="replace"), re.MULTILINE)
+    text = cpuinfo.read_text(errors="replace") if cpuinfo.is_file() else ""
+    found = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
     return frozenset(found.group(1).split()) if found else frozenset()
 
 
 def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """Return the processor's name as the system gives it."""
-    found = (
-        re.search(r"^model name\s*:\s*(.*)$", cpuinfo.read_text(errors="replace"), re.MULTILINE)
-        if (cpuinfo.is_file())
-        else None
-    )
+    text = cpuinfo.read_text(errors="replace") if cpuinfo.is_file() else ""
+    found = re.search(r"^model name\s*:\s*(.*)$", text, re.MULTILINE)
     return found.group(1).strip() if found else platform.processor() or platform.machine()
-
-
-def _ask_smi(smi: str) -> Gpu | None:
-    command = [smi, "--query-gpu=name,driver_version,compute_cap", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=SMI_TIMEOUT_S, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    fields = [part.strip() for part in answer.stdout.splitlines()[0].split(",")] if answer.stdout.strip() else []
-    return Gpu(fields[0], fields[1], fields[2]) if answer.returncode == 0 and len(fields) == 3 else None
 
 
 def _is_nvidia(folder: Path) -> bool:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 PREFIX = re.compile(r"((?:\w+\.)*?)encoder\.")
 """What wrappers (DataParallel, Lightning, torch.compile) put before the names of smp's own tensors."""
+UNUSED_BY_DPT = ("encoder.model.norm.", "encoder.model.fc_norm.", "encoder.model.head.")
+"""What begins the names of tensors that have no influence, and that our networks do without."""
 COUNTER = "num_batches_tracked"
 SHOWN = 3
 
@@ -98,7 +100,13 @@ def import_model(
     from aerialseg.models.weights import read_tensors
 
     mean, std = pixels.in_grey_levels(spec.bands)
-    _refuse(weights, out, overwrite=overwrite)
+    if not weights.is_file():
+        raise NoInputError(f"{one_line(weights)}: no such file of weights")
+    refuse_input_as_output([weights], [out])
+    if out.suffix != ".safetensors" or out.is_dir():
+        raise UsageError(f"-o {one_line(out)}: give the model file to write, as model.safetensors")
+    if out.exists() and not overwrite:
+        raise OutputError(f"{one_line(out)}: exists; give another file with -o, or --overwrite")
     check_network(spec, habits.tile_size)
     network = build_network(spec)
     notes = _fill(network, read_tensors(weights), weights, spec)
@@ -121,19 +129,10 @@ def import_model(
     return card, notes
 
 
-def _refuse(weights: Path, out: Path, *, overwrite: bool) -> None:
-    """Raise what is wrong with the files, before a network is built."""
-    if not weights.is_file():
-        raise NoInputError(f"{one_line(weights)}: no such file of weights")
-    refuse_input_as_output([weights], [out])
-    if out.suffix != ".safetensors" or out.is_dir():
-        raise UsageError(f"-o {one_line(out)}: give the model file to write, as model.safetensors")
-    if out.exists() and not overwrite:
-        raise OutputError(f"{one_line(out)}: exists; give another file with -o, or --overwrite")
-
-
 def _fill(network: nn.Module, given: Mapping[str, Tensor], path: Path, spec: ModelSpec) -> tuple[str, ...]:
     """Put the tensors into the network and return notes for the user; raises ModelError unless they fit exactly."""
+    from torch import nn
+
     if {"mean", "std"} < given.keys() and any(name.startswith("network.encoder.") for name in given):
         raise ModelError(f"{one_line(path)}: is a model file of aerialseg already; predict and train --from take it")
     prefix = min((match[1] for match in map(PREFIX.match, given) if match), key=len, default="")
@@ -149,14 +148,20 @@ def _fill(network: nn.Module, given: Mapping[str, Tensor], path: Path, spec: Mod
         if not tensor.isfinite().all():
             raise ModelError(f"{one_line(path)}: tensor {name} holds values that are not finite")
     notes = [f"{one_line(path)}: left out what is beside the network: {_some(outside)}"] if outside else []
-    return (*notes, *_upsampling_note(network))
+    if any(isinstance(module, nn.Upsample) for module in network.modules()):
+        notes.append(
+            "smp stretches this network's logits to the corners (align_corners); here pixel centres stay in place, so"
+            " probabilities differ a little from smp's, most at the edges of a tile"
+        )
+    return tuple(notes)
 
 
 def _check(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path, spec: ModelSpec) -> None:
     """Raise ModelError naming more classes than one, missing and unexpected tensors, or the first of another shape."""
     made = f"expected {spec.architecture} with {spec.encoder} for {spec.bands} bands"
     missing = [name for name in wanted if name not in given and not name.endswith(COUNTER)]
-    unexpected = [name for name in given if name not in wanted and not _dropped(name, spec)]
+    without = UNUSED_BY_DPT if spec.architecture == "dpt" else ()
+    unexpected = [name for name in given if name not in wanted and not name.startswith(without)]
     if missing or unexpected:
         lists = [f"{len(names)} tensors {label} ({_some(names)})" for label, names in
                  (("missing", missing), ("unexpected", unexpected)) if names]  # fmt: skip
@@ -171,22 +176,6 @@ def _check(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path
                 " knows buildings and background only"
             )
         raise ModelError(f"{one_line(path)}: tensor {name} is {found}, expected {shape}: {made}")
-
-
-def _dropped(name: str, spec: ModelSpec) -> bool:
-    """Return whether a tensor is of a part that has no influence and that our networks do without."""
-    return spec.architecture == "dpt" and re.match(r"encoder\.model\.(norm|fc_norm|head)\.", name) is not None
-
-
-def _upsampling_note(network: nn.Module) -> tuple[str, ...]:
-    from torch import nn
-
-    if not any(isinstance(module, nn.Upsample) for module in network.modules()):
-        return ()
-    return (
-        "smp stretches this network's logits to the corners (align_corners); here pixel centres stay in place, so"
-        " probabilities differ a little from smp's, most at the edges of a tile",
-    )
 
 
 def _some(names: Sequence[str]) -> str:

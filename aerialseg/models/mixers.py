@@ -54,10 +54,6 @@ def make_mixer(name: str, size: MixerSize) -> nn.Module:
             return Pool()
         case "fourier":
             return Fourier()
-    return Attention(size, _make_core(name, size))
-
-
-def _make_core(name: str, size: MixerSize) -> Core:
     heads, side, count = size.channels // size.head, size.landmarks, size.landmarks**2
     cores: dict[str, Callable[[], Core]] = {
         "full": lambda: full,
@@ -74,7 +70,7 @@ def _make_core(name: str, size: MixerSize) -> Core:
         "routing": lambda: Routing(heads, size.head, side, size.window**2),
         "sinkhorn": lambda: Sinkhorn(heads, size.head, size.window),
     }
-    return cores[name]()
+    return Attention(size, cores[name]())
 
 
 class Attention(nn.Module):

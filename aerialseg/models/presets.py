@@ -17,11 +17,13 @@ NO_ATTENTION = "none (convolution)"
 POOLED_KEYS = "memory: pooled keys"
 LINEAR = "kernels: linear attention"
 FULL = "full attention"
+COMBINATION = "combination: global + window"
 OURS = "MIT, no weights"
 SMP = "MIT, weights BSD-3-Clause"
 APACHE = "Apache-2.0"
 NVIDIA = "NVIDIA, non-commercial"
 SWIN, DINO = "tu-swin_tiny_patch4_window7_224", "tu-vit_small_patch14_dinov2"
+MAXVIT = "tu-maxvit_rmlp_tiny_rw_256"
 ANY_SIZE: EncoderArguments = {"strict_img_size": False}
 ANY_GRID: EncoderArguments = {"dynamic_img_size": True}
 PATCH_16: EncoderArguments = {"dynamic_img_size": True, "patch_size": 16}
@@ -72,17 +74,7 @@ PRESETS: Mapping[str, Preset] = {
         Preset("unet-pvt2-b2", "unet", "tu-pvt_v2_b2", 32, POOLED_KEYS, APACHE, 28_130_577, 8.08),
         Preset("unet-pvt2-b2-stem", "unet", "tu-pvt_v2_b2", 32, POOLED_KEYS, APACHE, 28_150_001, 8.40, STEM),
         Preset("upernet-swin-tiny", "upernet", SWIN, 32, "fixed patterns: windows", "MIT", 36_743_099, 20.63, ANY_SIZE),
-        Preset(
-            *(
-                "unet-maxvit-tiny",
-                "unet",
-                "tu-maxvit_rmlp_tiny_rw_256",
-                256,
-                "fixed patterns: windows and grid",
-                APACHE,
-            ),
-            *(31_786_569, 9.74),
-        ),
+        Preset("unet-maxvit-tiny", "unet", MAXVIT, 256, "fixed patterns: windows and grid", APACHE, 31_786_569, 9.74),
         Preset("unet-caformer-s18", "unet", "tu-caformer_s18", 32, "full, after convolution", APACHE, 26_517_633, 8.22),
         Preset("unet-poolformer-s12", "unet", "tu-poolformer_s12", 32, "none (pooling)", APACHE, 14_681_873, 5.13),
         Preset("unet-efficientvit-b1", "unet", "tu-efficientvit_b1", 32, LINEAR, APACHE, 6_800_305, 3.00),
@@ -90,17 +82,7 @@ PRESETS: Mapping[str, Preset] = {
         Preset("dpt-vit-small", "dpt", "tu-vit_small_patch16_224", 32, FULL, APACHE, 52_253_569, 36.17, ANY_GRID),
         Preset("dpt-dinov2-small", "dpt", DINO, 32, FULL, APACHE, 52_580_737, 36.17, PATCH_16),
         Preset("unet-pyramid-window", "unet", "pyramid", 32, "fixed patterns: windows", OURS, 6_266_401, 3.34, WINDOWS),
-        Preset(
-            "segformer-pyramid-global",
-            "segformer",
-            "pyramid",
-            32,
-            "combination: global + window",
-            OURS,
-            4_546_577,
-            2.52,
-            GLOBAL,
-        ),
+        Preset("segformer-pyramid-global", "segformer", "pyramid", 32, COMBINATION, OURS, 4_546_577, 2.52, GLOBAL),
         Preset("segformer-pyramid-linear", "segformer", "pyramid", 32, LINEAR, OURS, 4_528_145, 2.43, LINEAR_ONLY),
         Preset("segformer-mit-b0", "segformer", "mit_b0", 32, POOLED_KEYS, NVIDIA, 3_714_401, 1.75),
         Preset("segformer-mit-b1", "segformer", "mit_b1", 32, POOLED_KEYS, NVIDIA, 13_677_505, 3.42),
@@ -141,7 +123,22 @@ def resolve(
     `encoder_arguments` are added to the preset's own. Raises ConfigError for an unknown preset, for half a pair, for a
     preset together with a pair. `accept_licence` allows encoders whose licence forbids commercial use.
     """
-    found = _find_preset(preset, architecture, encoder)
+    if architecture is None and encoder is None:
+        name = preset or DEFAULT_PRESET
+        if name not in PRESETS:
+            raise ConfigError(
+                f"model preset {one_line(name)!r} is unknown, expected one of {', '.join(PRESETS)};"
+                " any other network is named by architecture and encoder"
+            )
+        found = PRESETS[name]
+    elif preset is not None:
+        raise ConfigError(
+            f"model has both preset {one_line(preset)!r} and architecture or encoder; give one or the other"
+        )
+    elif architecture is None or encoder is None:
+        raise ConfigError("model needs architecture and encoder together, for example 'unet' and 'tu-convnext_tiny'")
+    else:
+        found = Preset(f"{architecture.lower()}-{encoder}", architecture.lower(), encoder)
     arguments = {**found.encoder_arguments, **(encoder_arguments or {})}
     return ModelSpec(found.name, found.architecture, found.encoder, arguments, bands, weights, accept_licence)
 
@@ -152,21 +149,3 @@ def licence_of(spec: ModelSpec) -> str:
         return PRESETS[spec.preset].licence
     known = {preset.encoder: preset.licence for preset in PRESETS.values()}
     return known.get(spec.encoder, "")
-
-
-def _find_preset(preset: str | None, architecture: str | None, encoder: str | None) -> Preset:
-    if architecture is None and encoder is None:
-        name = preset or DEFAULT_PRESET
-        if name not in PRESETS:
-            raise ConfigError(
-                f"model preset {one_line(name)!r} is unknown, expected one of {', '.join(PRESETS)};"
-                " any other network is named by architecture and encoder"
-            )
-        return PRESETS[name]
-    if preset is not None:
-        raise ConfigError(
-            f"model has both preset {one_line(preset)!r} and architecture or encoder; give one or the other"
-        )
-    if architecture is None or encoder is None:
-        raise ConfigError("model needs architecture and encoder together, for example 'unet' and 'tu-convnext_tiny'")
-    return Preset(f"{architecture.lower()}-{encoder}", architecture.lower(), encoder)

@@ -156,11 +156,22 @@ def parse_design(arguments: Mapping[str, str | int | float | bool]) -> PyramidDe
     for name, value in arguments.items():
         match name:
             case "mixers":
-                values[name] = _mixers(value)
+                values[name] = _four(name, value)
+                for mixer in values[name]:
+                    if mixer not in MIXERS:
+                        raise _refused(name, f"names {mixer!r}", f"one, or four with commas, of {', '.join(MIXERS)}")
             case "depths":
-                values[name] = _depths(value)
-            case _ if name in known:
-                values[name] = _number(name, value)
+                texts = _four(name, value)
+                if not all(text.isascii() and text.isdigit() and 1 <= int(text) <= 64 for text in texts):
+                    raise _refused(name, f"is {value!r}", "four numbers of blocks from 1 to 64, such as '2,2,6,2'")
+                values[name] = tuple(map(int, texts))
+            case _ if name in LIMITS:
+                low, high = LIMITS[name]
+                whole = isinstance(value, int) and not isinstance(value, bool)
+                number = isinstance(value, int | float) and (whole or name == "drop_path")
+                if not number or not low <= float(value) <= high:
+                    raise _refused(name, f"is {value!r}", f"a number from {low} to {high}")
+                values[name] = value
             case _:
                 raise _refused(name, "is unknown to encoder pyramid", f"one of {', '.join(known)}")
     design = PyramidDesign(**values)
@@ -169,29 +180,6 @@ def parse_design(arguments: Mapping[str, str | int | float | bool]) -> PyramidDe
     if math.isqrt(design.tokens) ** 2 != design.tokens:
         raise _refused("tokens", f"is {design.tokens}", "a square, such as 16, 49 or 64")
     return design
-
-
-def _mixers(value: object) -> tuple[str, ...]:
-    names = _four("mixers", value)
-    for name in names:
-        if name not in MIXERS:
-            raise _refused("mixers", f"names {name!r}", f"one, or four with commas, of {', '.join(MIXERS)}")
-    return names
-
-
-def _depths(value: object) -> tuple[int, ...]:
-    texts = _four("depths", value)
-    if not all(text.isascii() and text.isdigit() and 1 <= int(text) <= 64 for text in texts):
-        raise _refused("depths", f"is {value!r}", "four numbers of blocks from 1 to 64, such as '2,2,6,2'")
-    return tuple(int(text) for text in texts)
-
-
-def _number(name: str, value: object) -> float:
-    low, high = LIMITS[name]
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if isinstance(value, int | float) and (whole or name == "drop_path") and low <= value <= high:
-        return value
-    raise _refused(name, f"is {value!r}", f"a number from {low} to {high}")
 
 
 def _four(name: str, value: object) -> tuple[str, ...]:

@@ -100,7 +100,8 @@ def load_encoder_weights(encoder: nn.Module, path: Path, bands: int) -> None:
     given = {_plain(name): tensor for name, tensor in _without_prefix(read_tensors(path)).items()}
     wanted = {_plain(name): tensor for name, tensor in encoder.state_dict().items()}
     missing = [name for name in wanted if name not in given and not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in given if name not in wanted and not _is_head(name)]
+    beside = (name for name in given if not name.endswith("num_batches_tracked") and not name.startswith(HEADS))
+    unexpected = [name for name in beside if name not in wanted]
     if missing or unexpected:
         raise ModelError(
             f"{one_line(path)}: is not a file of this encoder's weights: {_some('missing', missing)},"
@@ -164,10 +165,6 @@ def _without_prefix(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 def _plain(name: str) -> str:
     """Spell a tensor's name alike for timm's plain networks and its feature extractors (stages.0 and stages_0)."""
     return name.removeprefix("model.").replace(".", "_")
-
-
-def _is_head(plain: str) -> bool:
-    return plain.endswith("num_batches_tracked") or plain.startswith(HEADS)
 
 
 def _some(label: str, names: list[str]) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from aerialseg.errors import AerialsegError, BadDataError, Stopped, UsageError, one_line
 from aerialseg.files import output_error, sha256_of
 from aerialseg.geo.digest import content_digest
+from aerialseg.geo.geobox import gsd_differs
 from aerialseg.geo.inspection import BandRule, inspect_scene
 from aerialseg.geo.outputs import FORMER_FOLDERS, MASK, Output
 from aerialseg.geo.ownership import check_overwrite, mark_of, owner_of, read_tags
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from aerialseg.geo.geobox import GeoBox
+    from aerialseg.geo.inspection import Source
     from aerialseg.geo.scenes import Scene
     from aerialseg.models.package import ModelCard
     from aerialseg.prediction.lattice import ScenePlacement
@@ -39,6 +41,8 @@ PLAIN_BYTES = 4 / 3
 FINISHERS = 4
 """Scenes whose files are finished side by side beside a GPU, which runs one in less time than its COG takes."""
 REPORT = "report.json"
+MOST_ENLARGED = 4
+"""Times that a side of a scene's pixels may be larger than the model's: beyond that there is nothing to be seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,8 +176,34 @@ def check_scenes(run: Run, scenes: Sequence[Scene]) -> tuple[dict[Path, ScenePla
             raise
         except AerialsegError as error:
             failures[scene.image] = error
-    placements = place_scenes(sources, neighbours=run.options.neighbours, gsd_m=run.gsd_m, reach=2 * run.window)
+    fitting = []
+    for source in sources:
+        try:
+            _check_resampling(run, source)
+            fitting.append(source)
+        except BadDataError as error:
+            failures[source.path] = error
+    placements = place_scenes(fitting, neighbours=run.options.neighbours, gsd_m=run.gsd_m, reach=2 * run.window)
     return placements, failures
+
+
+def _check_resampling(run: Run, source: Source) -> None:
+    """Raise BadDataError for pixels far larger than the model's, or a grid to be run that is larger than allowed."""
+    own, box = source.box.gsd_m, source.box
+    if not gsd_differs(own, run.gsd_m) or own is None or run.gsd_m is None:
+        return
+    name, times = one_line(source.path), own / run.gsd_m
+    if times > MOST_ENLARGED and run.options.gsd_m == "auto":
+        raise BadDataError(
+            f"{name}: its pixels are {own:.3g} m, the model's {run.gsd_m:.3g} m: too large to show what it has learned;"
+            f" give sharper scenes, --gsd keep to run it as it is, or --gsd {own:.4g} or another number of metres"
+        )
+    height, width = round(box.height * times), round(box.width * times)
+    if height * width > run.options.access.max_pixels:
+        raise BadDataError(
+            f"{name}: at {run.gsd_m:.3g} m a pixel it is {height}x{width}, {height * width:.3g} pixels, more than"
+            f" --max-pixels {run.options.access.max_pixels:g}; raise it, give a coarser --gsd, or --gsd keep"
+        )
 
 
 def finishers(device: str) -> int:

@@ -152,7 +152,13 @@ def write_sample(
         mark = f"{drawn_as}, version {VERSION}"
         found = [mark_of(folder / f"{city}{number}.tif", "sample") for folder in (images, masks)]
         for folder, old in zip((images, masks), found, strict=True):
-            _refuse_other(folder / f"{city}{number}.tif", old, drawn_as, overwrite=overwrite)
+            path = folder / f"{city}{number}.tif"
+            check_overwrite(path, "sample", overwrite=overwrite)
+            if old is not None and not overwrite and not old.startswith(f"{drawn_as}, "):
+                raise OutputError(
+                    f"{one_line(path)}: was drawn as {one_line(old)}, and is asked for as {drawn_as}; give another"
+                    " folder, or --overwrite"
+                )
         if found != [mark, mark]:
             todo.append((city, number, mark))
     progress.start("draw", len(todo), "scene")
@@ -164,13 +170,3 @@ def write_sample(
         progress.advance(1, f"{city}{number}")
     progress.finish()
     return [images / f"{city}{number}.tif" for city, number in wanted]
-
-
-def _refuse_other(path: Path, old: str | None, drawn_as: str, *, overwrite: bool) -> None:
-    """Raise OutputError when a file, with the mark `old`, would be replaced that was not drawn as this one will be."""
-    check_overwrite(path, "sample", overwrite=overwrite)
-    if old is not None and not overwrite and not old.startswith(f"{drawn_as}, "):
-        raise OutputError(
-            f"{one_line(path)}: was drawn as {one_line(old)}, and is asked for as {drawn_as}; give another folder, or"
-            " --overwrite"
-        )

@@ -82,7 +82,10 @@ def lot(spot: Spot, width: float, deep: float, style: Style, plan: Plan, dice: D
     setback = dice.between(5, 8.5)
     middle = spot.at(dice.between(-0.8, 0.8), setback + long / 2)
     plan.buildings.append(house(middle.turned(dice.pick((0.0, 180.0))), across, long, style, dice))
-    eaves_trees(Box(middle, across / 2, long / 2), style, plan, dice)
+    for corner_a, corner_b in ((-1, -1), (1, -1), (1, 1), (-1, 1)):  # crowns that hang over the eaves
+        if dice.chance(0.2):
+            a, b = corner_a * (across / 2 + dice.between(0, 2)), corner_b * (long / 2 + dice.between(0, 2))
+            plan.trees.append(tree(middle.at(a, b), style, dice))
     side = dice.pick((-1.0, 1.0))
     drive = Box(spot.at(side * (width / 2 - 2.0), setback * 0.6), 1.6, setback * 0.6 + 1)
     plan.patches.append(Patch(drive, vary(dice.pick((CONCRETE, CONCRETE, OLD_ASPHALT, SOIL, SAND)), dice)))
@@ -217,24 +220,18 @@ def park(block: CityBlock, frame: Frame, style: Style, plan: Plan, dice: Dice) -
     plan.patches.append(Patch(path, vary(dice.pick((SAND, CONCRETE)), dice), ragged=0.8))
     if dice.chance(0.5) and min(whole.a, whole.b) > 14:
         clear = Box(middle, min(whole.a - 3, 45), min(whole.b - 3, 26))
-        sports_field(clear, plan, dice)
+        # A pitch with its lines: grass, clay or a hard court, as bright and as straight as a roof.
+        surfaces = (Paint((86, 112, 66), 4, 6), Paint((150, 96, 74), 3, 5), Paint((96, 118, 112), 3, 4))
+        plan.patches.append(Patch(clear, vary(dice.pick(surfaces), dice)))
+        a, b = clear.a - 1.5, clear.b - 1.5
+        for line in (Box(middle.at(0, -b), a, 0.12), Box(middle.at(0, b), a, 0.12), Box(middle.at(-a, 0), 0.12, b),
+                     Box(middle.at(a, 0), 0.12, b), Box(middle, 0.12, b)):  # fmt: skip
+            plan.patches.append(Patch(line, MARKING, 0.9))
     else:
         clear = Box(middle, whole.a * 0.4, whole.b * 0.4, min(whole.a, whole.b) * 0.35)
         if dice.chance(0.5):
             plan.patches.append(Patch(clear, WATER, ragged=7))
     scatter(whole, dice.between(60, 240), style, plan, dice, clear)
-
-
-def sports_field(box: Box, plan: Plan, dice: Dice) -> None:
-    """A pitch with its lines: grass, clay or a hard court, as bright and as straight as a roof."""
-    surface = vary(
-        dice.pick((Paint((86, 112, 66), 4, 6), Paint((150, 96, 74), 3, 5), Paint((96, 118, 112), 3, 4))), dice
-    )
-    plan.patches.append(Patch(box, surface))
-    a, b = box.a - 1.5, box.b - 1.5
-    for line in (Box(box.spot.at(0, -b), a, 0.12), Box(box.spot.at(0, b), a, 0.12), Box(box.spot.at(-a, 0), 0.12, b),
-                 Box(box.spot.at(a, 0), 0.12, b), Box(box.spot, 0.12, b)):  # fmt: skip
-        plan.patches.append(Patch(line, MARKING, 0.9))
 
 
 def woods(block: CityBlock, frame: Frame, style: Style, plan: Plan, dice: Dice) -> None:
@@ -289,14 +286,6 @@ def scatter(box: Box, ground_m2: float, style: Style, plan: Plan, dice: Dice, cl
         a, b = dice.between(-1, 1) * box.a, dice.between(-1, 1) * box.b
         if clear is None or abs(a) > clear.a or abs(b) > clear.b:
             plan.trees.append(tree(box.spot.at(a, b), style, dice))
-
-
-def eaves_trees(box: Box, style: Style, plan: Plan, dice: Dice) -> None:
-    """Plant trees whose crowns hang over the eaves of a house."""
-    for side_a, side_b in ((-1, -1), (1, -1), (1, 1), (-1, 1)):
-        if dice.chance(0.2):
-            place = box.spot.at(side_a * (box.a + dice.between(0, 2)), side_b * (box.b + dice.between(0, 2)))
-            plan.trees.append(tree(place, style, dice))
 
 
 def tree(spot: Spot, style: Style, dice: Dice) -> Tree:

@@ -76,9 +76,11 @@ def draw_patch(canvas: Canvas, patch: Patch, base: float = 0.0) -> None:
 
 def draw_building(canvas: Canvas, building: Building, sun: Sun) -> None:
     """Draw the roofs of the wings, the truth of their outline, and the fittings on them."""
-    first = building.wings[0].box
-    reach = max(_apart(first.spot, wing.box.spot) + wing.box.reach for wing in building.wings)
-    window = canvas.window(first.spot.east, first.spot.south, reach)
+    first, reach = building.wings[0].box.spot, 0.0
+    for wing in building.wings:
+        east, south = first.east - wing.box.spot.east, first.south - wing.box.spot.south
+        reach = max(reach, math.sqrt(east * east + south * south) + wing.box.reach)
+    window = canvas.window(first.east, first.south, reach)
     if window is None:
         return
     away, height, shade, up = _roofs(canvas, window, building.wings, sun)
@@ -96,7 +98,10 @@ def draw_building(canvas: Canvas, building: Building, sun: Sun) -> None:
 def draw_tree(canvas: Canvas, tree: Tree, sun: Sun) -> None:
     """Draw a crown with a ragged outline, clumps of leaves lit from the sun's side, and gaps where it is bare."""
     window = canvas.window(tree.east, tree.south, tree.radius * 1.35)
-    if window is None or _on_roof(canvas, tree):
+    size = canvas.building.shape[0]
+    row, col = int(size / 2 + tree.south / canvas.gsd), int(size / 2 + tree.east / canvas.gsd)
+    on_roof = 0 <= row < size and 0 <= col < size and bool(canvas.building[row, col])
+    if window is None or on_roof:  # crowns hang over eaves, trunks stand outside
         return
     east, south = canvas.places(window)
     east, south = (east - tree.east) / tree.radius, (south - tree.south) / tree.radius
@@ -117,13 +122,6 @@ def draw_tree(canvas: Canvas, tree: Tree, sun: Sun) -> None:
     np.maximum(target, crown, out=target, where=cover > np.float32(0.45))
 
 
-def _on_roof(canvas: Canvas, tree: Tree) -> bool:
-    """Return whether the trunk would stand in a building: crowns hang over eaves, trunks stand outside."""
-    size = canvas.building.shape[0]
-    row, col = int(size / 2 + tree.south / canvas.gsd), int(size / 2 + tree.east / canvas.gsd)
-    return 0 <= row < size and 0 <= col < size and bool(canvas.building[row, col])
-
-
 def _roofs(
     canvas: Canvas, window: Window, wings: tuple[Wing, ...], sun: Sun
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
@@ -134,7 +132,11 @@ def _roofs(
         away = distance(a, b, wing.box)
         height, rise_a, rise_b, up = _slope(a, b, wing)
         rank = height - OUTSIDE * np.maximum(away, 0)
-        found.append((away, rank, height, _light(wing, rise_a, rise_b, sun), up))
+        spot = wing.box.spot  # how bright a slope is beside level ground, by the angle between its normal and the sun
+        rise_east, rise_south = spot.cos * rise_a - spot.sin * rise_b, spot.sin * rise_a + spot.cos * rise_b
+        facing = sun.rise - rise_east * sun.east - rise_south * sun.south
+        direct = np.maximum(facing, 0) / (sun.rise * np.sqrt(1 + rise_east * rise_east + rise_south * rise_south))
+        found.append((away, rank, height, np.minimum(0.36 + 0.64 * direct, 1.32), up))
     away, rank, height, shade, up = found[0]
     for other in found[1:]:
         higher = other[1] > rank
@@ -168,15 +170,6 @@ def _slope(
             return wing.eave + wing.slope * up, np.where(near_a, down_a, 0), np.where(near_a, 0, down_b), up
 
 
-def _light(wing: Wing, rise_a: NDArray[np.float64], rise_b: NDArray[np.float64], sun: Sun) -> NDArray[np.float64]:
-    """Return how bright a slope is beside level ground, by the angle between its normal and the sun."""
-    spot = wing.box.spot
-    rise_east, rise_south = spot.cos * rise_a - spot.sin * rise_b, spot.sin * rise_a + spot.cos * rise_b
-    facing = sun.rise - rise_east * sun.east - rise_south * sun.south
-    direct = np.maximum(facing, 0) / (sun.rise * np.sqrt(1 + rise_east * rise_east + rise_south * rise_south))
-    return np.minimum(0.36 + 0.64 * direct, 1.32)
-
-
 def _courses(canvas: Canvas, building: Building, up: NDArray[np.float64]) -> NDArray[np.floating[Any]]:
     """Return the cover's own pattern of light: rows of tiles, standing seams, the lines of a parking deck."""
     match building.cover:
@@ -194,11 +187,6 @@ def _from_line(places: NDArray[np.float64], every: float) -> NDArray[np.float64]
     """Return metres to the nearest of parallel lines that stand `every` metres apart."""
     part = places / every
     return np.abs(part - np.floor(part) - 0.5) * every
-
-
-def _apart(one: Spot, other: Spot) -> float:
-    east, south = one.east - other.east, one.south - other.south
-    return math.sqrt(east * east + south * south)
 
 
 @dataclass(frozen=True, slots=True)

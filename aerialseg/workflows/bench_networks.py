@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from torch import nn
-
     from aerialseg.progress import Progress
 
 ALL_MIXERS = (*MIXERS, "conv,conv,window,full")
@@ -56,6 +54,7 @@ class Findings:
     """Everything a bench found, and on what."""
 
     machine: dict[str, str | int]
+    """What the numbers depend on."""
     rows: list[Row] = field(default_factory=list)
     accuracy: list[Accuracy] = field(default_factory=list)
 
@@ -64,7 +63,7 @@ class Findings:
         return {"made_by": BENCH, **asdict(self)}
 
 
-def mixer_contestants(names: Sequence[str] = ()) -> list[Candidate]:
+def mixer_candidates(names: Sequence[str] = ()) -> list[Candidate]:
     """Return our encoder, under UNet's decoder, with each of these mixers in all stages; no names: with every one.
 
     Four mixers with commas between, one for each stage, are a name too. Raises ConfigError for an unknown one.
@@ -75,7 +74,7 @@ def mixer_contestants(names: Sequence[str] = ()) -> list[Candidate]:
     return [Candidate(name, spec, encoder_only=True) for name, spec in specs.items()]
 
 
-def preset_contestants(names: Sequence[str] = (), *, accept_licence: bool = False) -> list[Candidate]:
+def preset_candidates(names: Sequence[str] = (), *, accept_licence: bool = False) -> list[Candidate]:
     """Return these presets; no names: all whose licence allows any use, or with `accept_licence` all.
 
     Raises ConfigError for an unknown one, or one whose licence was not accepted.
@@ -89,7 +88,7 @@ def preset_contestants(names: Sequence[str] = (), *, accept_licence: bool = Fals
 
 
 def bench_networks(
-    contestants: Sequence[Candidate],
+    candidates: Sequence[Candidate],
     options: BenchOptions,
     progress: Progress,
     *,
@@ -99,36 +98,36 @@ def bench_networks(
 ) -> Findings:
     """Measure costs and, with a `budget`, train; `out` gets costs.json, costs.png and runs/NAME, also after a stop.
 
-    Raises UsageError for a budget without a folder, OutputError when names in it are taken by others, also by trainings
-    that no bench began, and what
-    `measure_costs` and `train` raise.
+    Raises UsageError for a budget without a folder, or whose tiles lie in it, OutputError when names in it are taken by
+    others, also by trainings that no bench began, and what `measure_costs` and `train` raise.
     """
     if budget is not None and out is None:
         raise UsageError("--tiles needs --out FOLDER: the trainings write their runs there")
-    findings = Findings(_describe(options))
+    device = pick_device(options.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+    precision = pick_precision(options.precision, device)
+    findings = Findings({
+        "device": str(device), "name": name, "precision": precision, "batch": options.batch,
+        "threads": torch.get_num_threads(), "torch": str(torch.__version__),
+    })  # fmt: skip
     with ExitStack() as ending:
         if out is not None:
             prepare_output_folder(out)
             ending.enter_context(locked(out))
-            _claim(out, budget, overwrite=overwrite)
+            if budget is not None:
+                refuse_input_as_output([budget.tiles], [out])
+            for name in (COSTS, PICTURE):
+                check_overwrite(out / name, "bench report", overwrite=overwrite, marked=out / COSTS)
             ending.callback(_write, out, findings)
-        for row in measure_costs(contestants, options, progress):
+        for row in measure_costs(candidates, options, progress):
             findings.rows.append(row)
         if budget is not None and out is not None:
-            for contestant in contestants:
-                run = out / RUNS / contestant.name.replace(",", "-")
+            for candidate in candidates:
+                run = out / RUNS / candidate.name.replace(",", "-")
                 findings.accuracy.append(
-                    train_in_time(contestant, budget, run, options.device, progress, overwrite=overwrite)
+                    train_in_time(candidate, budget, run, options.device, progress, overwrite=overwrite)
                 )
     return findings
-
-
-def _claim(out: Path, budget: Budget | None, *, overwrite: bool) -> None:
-    """Raise UsageError when the tiles would be written into, OutputError when files in the folder are others'."""
-    if budget is not None:
-        refuse_input_as_output([budget.tiles], [out])
-    for name in (COSTS, PICTURE):
-        check_overwrite(out / name, "bench report", overwrite=overwrite, marked=out / COSTS)
 
 
 def _write(out: Path, findings: Findings) -> None:
@@ -137,18 +136,6 @@ def _write(out: Path, findings: Findings) -> None:
         return
     write_json(out / COSTS, findings.to_json())
     draw_costs(out / PICTURE, findings.rows, findings.machine)
-
-
-def _describe(options: BenchOptions) -> dict[str, str | int]:
-    """Return what the numbers depend on."""
-    device = pick_device(options.device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
-    precision = pick_precision(options.precision, device)
-    threads, version = torch.get_num_threads(), str(torch.__version__)
-    return {
-        "device": str(device), "name": name, "precision": precision, "batch": options.batch,
-        "threads": threads, "torch": version,
-    }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +187,7 @@ class Row:
     note: str = ""
 
 
-def measure_costs(contestants: Sequence[Candidate], options: BenchOptions, progress: Progress) -> Iterator[Row]:
+def measure_costs(candidates: Sequence[Candidate], options: BenchOptions, progress: Progress) -> Iterator[Row]:
     """Yield a row for every network and size, small tiles first.
 
     On a processor each is measured in a process of its own. Raises DeviceError before anything is measured.
@@ -208,32 +195,28 @@ def measure_costs(contestants: Sequence[Candidate], options: BenchOptions, progr
     device = pick_device(options.device)
     options = replace(options, device=str(device), precision=pick_precision(options.precision, device))
     sizes = sorted(set(options.sizes))
-    progress.start("measuring", len(contestants) * len(sizes), "measurement")
-    for contestant in contestants:
-        network, before = _outline(contestant), None
+    progress.start("measuring", len(candidates) * len(sizes), "measurement")
+    for candidate in candidates:
+        if candidate.encoder_only:
+            with torch.device("meta"):
+                network = build(candidate.spec, encoder_only=True)
+        else:
+            network = outline(candidate.spec)
+        before = None
         for size in sizes:
-            row = _counted(contestant, network, size)
-            reason = row.note or _why_not(row, before, options)
-            row = replace(row, note=reason) if reason else _measured(contestant, row, options, progress)
+            if size % candidate.size_multiple:
+                parameters = sum(parameter.numel() for parameter in network.parameters())
+                note = f"takes multiples of {candidate.size_multiple}"
+                row = Row(candidate.name, size, parameters, None, note=note)
+            else:
+                parameters, macs = count_network(network, candidate.spec.bands, size)
+                row = Row(candidate.name, size, parameters, macs / 1e9)
+                note = _why_not(row, before, options)
+                row = replace(row, note=note) if note else _measured(candidate, row, options, progress)
             before = before if row.note else row
-            progress.advance(1, f"{contestant.name} at {size} px")
+            progress.advance(1, f"{candidate.name} at {size} px")
             yield row
     progress.finish()
-
-
-def _outline(contestant: Candidate) -> nn.Module:
-    if not contestant.encoder_only:
-        return outline(contestant.spec)
-    with torch.device("meta"):
-        return build(contestant.spec, encoder_only=True)
-
-
-def _counted(contestant: Candidate, network: nn.Module, size: int) -> Row:
-    if size % contestant.size_multiple:
-        parameters = sum(parameter.numel() for parameter in network.parameters())
-        return Row(contestant.name, size, parameters, None, note=f"takes multiples of {contestant.size_multiple}")
-    parameters, macs = count_network(network, contestant.spec.bands, size)
-    return Row(contestant.name, size, parameters, macs / 1e9)
 
 
 def _why_not(row: Row, before: Row | None, options: BenchOptions) -> str:
@@ -249,10 +232,10 @@ def _why_not(row: Row, before: Row | None, options: BenchOptions) -> str:
     return ""
 
 
-def _measured(contestant: Candidate, row: Row, options: BenchOptions, progress: Progress) -> Row:
+def _measured(candidate: Candidate, row: Row, options: BenchOptions, progress: Progress) -> Row:
     free = _free_memory(options.device)
     where = (options.device, options.precision)
-    trial = Trial(contestant.spec, row.size, options.batch, *where, options.limit_s, contestant.encoder_only, free)
+    trial = Trial(candidate.spec, row.size, options.batch, *where, options.limit_s, candidate.encoder_only, free)
     cost = measure_apart(trial, progress) if options.device == "cpu" else measure_here(trial)
     return replace(row, note=cost) if isinstance(cost, str) else replace(row, **asdict(cost))
 
@@ -297,7 +280,7 @@ class Accuracy:
 
 
 def train_in_time(
-    contestant: Candidate, budget: Budget, run: Path, device: str, progress: Progress, *, overwrite: bool = False
+    candidate: Candidate, budget: Budget, run: Path, device: str, progress: Progress, *, overwrite: bool = False
 ) -> Accuracy:
     """Train one network into the folder `run`; what cannot be trained so, for its size or its memory, has a note.
 
@@ -305,34 +288,28 @@ def train_in_time(
     """
     from aerialseg.training.loop import train
     from aerialseg.training.run_folder import RUN, TrainOptions
+    from aerialseg.workflows.bench_train import seconds_per_step
 
+    spec = candidate.spec
+    named = {"architecture": spec.architecture, "encoder": spec.encoder, "weights": "none"}
+    section = ModelSection(**named, encoder_arguments=dict(spec.encoder_arguments), accept_licence=spec.accept_licence)
     try:
-        config = _configure(contestant, budget, device)
+        check_network(spec, budget.config.data.crop)
+        config = budget.config.model_copy(update={"model": section})
+        steps = max(1, int(60 * budget.minutes / seconds_per_step(config, device)))
+        epochs = min(EPOCHS, steps)
+        changes = {"epochs": epochs, "steps_per_epoch": steps // epochs, "patience": 0}
+        config = config.model_copy(update={"schedule": config.schedule.model_copy(update=changes)})
         ours = owner_of(run / RUN, "bench run") == "ours"
         options = TrainOptions(device, overwrite=ours or overwrite, command=COMMAND)
         report = train(budget.tiles, config, run, options=options, progress=progress)
     except (ConfigError, ResourceError, Diverged) as error:
-        return Accuracy(contestant.name, note=str(error))
+        return Accuracy(candidate.name, note=str(error))
     except RuntimeError as error:  # of the trial: `train` gives advice instead
         if not is_out_of_memory(error):
             raise
-        return Accuracy(contestant.name, note="out of memory")
-    return Accuracy(contestant.name, report.best_iou, report.steps, report.seconds)
-
-
-def _configure(contestant: Candidate, budget: Budget, device: str) -> TrainConfig:
-    """Return the configuration with this network, and as many steps as the minutes allow."""
-    from aerialseg.workflows.bench_train import seconds_per_step
-
-    spec = contestant.spec
-    check_network(spec, budget.config.data.crop)
-    named = {"architecture": spec.architecture, "encoder": spec.encoder, "weights": "none"}
-    section = ModelSection(**named, encoder_arguments=dict(spec.encoder_arguments), accept_licence=spec.accept_licence)
-    config = budget.config.model_copy(update={"model": section})
-    steps = max(1, int(60 * budget.minutes / seconds_per_step(config, device)))
-    epochs = min(EPOCHS, steps)
-    changes = {"epochs": epochs, "steps_per_epoch": steps // epochs, "patience": 0}
-    return config.model_copy(update={"schedule": config.schedule.model_copy(update=changes)})
+        return Accuracy(candidate.name, note="out of memory")
+    return Accuracy(candidate.name, report.best_iou, report.steps, report.seconds)
 
 
 def draw_costs(path: Path, rows: Sequence[Row], machine: dict[str, str | int]) -> None:
@@ -350,7 +327,8 @@ def draw_costs(path: Path, rows: Sequence[Row], machine: dict[str, str | int]) -
     for axes, (cost, label) in zip(panels, PANELS, strict=True):
         for index, name in enumerate(sorted(dearest, key=lambda name: -dearest[name])):  # the legend, as the lines end
             shown = [row for row in rows if row.name == name and getattr(row, cost)]
-            values = [_per_megapixel(row, cost, int(machine["batch"])) for row in shown]
+            share = 1e-9 / int(machine["batch"]) if cost == "train_bytes" else 1.0  # memory is that of a whole batch
+            values = [float(getattr(row, cost)) * share / (row.size**2 / 1e6) for row in shown]
             axes.plot(
                 [row.size for row in shown], values, label=name, markersize=5,
                 color=colormaps["tab10"](index % 10), marker=MARKERS[index % 10], linestyle="-" if index < 10 else "--",
@@ -368,9 +346,3 @@ def draw_costs(path: Path, rows: Sequence[Row], machine: dict[str, str | int]) -
     figure.suptitle(f"Cost against tile size: {what}")
     with staged(path) as temporary:
         figure.savefig(temporary, dpi=100, format="png")
-
-
-def _per_megapixel(row: Row, field: str, batch: int) -> float:
-    """Return a cost over the pixels it is of: memory is that of a whole batch, in GB."""
-    share = 1e-9 / batch if field == "train_bytes" else 1.0
-    return float(getattr(row, field)) * share / (row.size**2 / 1e6)

@@ -18,7 +18,7 @@ import torch
 
 from aerialseg.geo.tiles.tileset import load_tileset
 from aerialseg.models.build import Segmenter, build_network
-from aerialseg.models.device import autocast, pick_device, pick_precision
+from aerialseg.models.device import autocast, pick_device, pick_precision, wait_for
 from aerialseg.models.presets import SIZE_MULTIPLE, resolve
 from aerialseg.training.batches import AHEAD, open_readers
 from aerialseg.training.data import TileReader
@@ -40,7 +40,7 @@ PHASES = ("data", "copy", "forward", "backward", "optimizer")
 """Waiting for a batch, moving it to the device, the network, loss and gradients, the update with the average."""
 PLAIN = {"flips": False, "scale": 0.0, "colour": 0.0, "degrade": 0.0}
 """Settings of [data] that leave crops as they are."""
-FOREVER = {"epochs": 100_000, "patience": 0}
+UNTRAINED, FOREVER = {"weights": "none"}, {"epochs": 100_000, "patience": 0}
 WARM_UP, COUNTED = 1, 2
 BANDS = 3
 
@@ -97,10 +97,7 @@ def bench_train(folder: Path, config: TrainConfig, *, device: str, seconds: floa
 
     Raises what `train` raises before its first step.
     """
-    model, schedule = (
-        section.model_copy(update=update)
-        for section, update in ((config.model, {"weights": "none"}), (config.schedule, FOREVER))
-    )
+    model, schedule = config.model.model_copy(update=UNTRAINED), config.schedule.model_copy(update=FOREVER)
     config = config.model_copy(update={"model": model, "schedule": schedule})
     tiles, chosen = load_tileset(folder), pick_device(device)
     threads = reading_threads(config.data.threads)
@@ -108,7 +105,10 @@ def bench_train(folder: Path, config: TrainConfig, *, device: str, seconds: floa
         start = start_fresh(tiles, config)
         job = build_job(Path(), start, device=chosen, readers=readers, progress=progress)
         progress.start("measuring", 5, "rate")
-        raw = _feed_rate(_plain(job), seconds, progress)
+        plain = job.config.data.model_copy(update=PLAIN)
+        reader = TileReader(job.tiles, plain, SIZE_MULTIPLE, job.reader.cache)
+        untouched = replace(job, sampler=replace(job.sampler, section=plain), reader=reader)
+        raw = _feed_rate(untouched, seconds, progress)
         augmented = _feed_rate(job, seconds, progress)
         fixed, fed = _step_rates(job, seconds, progress)
         spent = _spent(job, seconds, progress)
@@ -118,13 +118,6 @@ def bench_train(folder: Path, config: TrainConfig, *, device: str, seconds: floa
         job.card.preset, str(chosen), job.precision, section.crop, crops, threads, cached,
         raw=raw, augmented=augmented, fixed=fixed, fed=fed, spent=spent,
     )  # fmt: skip
-
-
-def _plain(job: TrainJob) -> TrainJob:
-    """Return the job with crops as they are in the tiles."""
-    section = job.config.data.model_copy(update=PLAIN)
-    reader = TileReader(job.tiles, section, SIZE_MULTIPLE, job.reader.cache)
-    return replace(job, sampler=replace(job.sampler, section=section), reader=reader)
 
 
 def _feed_rate(job: TrainJob, seconds: float, progress: Progress) -> float:
@@ -145,20 +138,15 @@ def _step_rates(job: TrainJob, seconds: float, progress: Progress) -> tuple[floa
     state, counted = TrainState(), {True: (0, 0.0), False: (0, 0.0)}
     job.model.train()
     with closing(job.training_batches(0, 0)) as batches:
-        kept = _kept(next(batches).to(job.fabric.device))
+        first = next(batches).to(job.fabric.device)
+        copies = (x.clone(memory_format=torch.preserve_format) for x in (first.pixels, first.target, first.valid))
+        pixels, target, valid = copies  # on a processor the memory of the stream is filled anew
+        kept = replace(first, pixels=pixels, target=target, valid=valid)
         for fed in (False, True, True, False):
             steps, spent = _timed(job, state, batches if fed else repeat(kept), seconds / 2, progress)
             counted[fed] = counted[fed][0] + steps, counted[fed][1] + spent
     progress.advance(2)
     return (counted[False][0] / counted[False][1], counted[True][0] / counted[True][1])
-
-
-def _kept(batch: Batch) -> Batch:
-    """Return the batch in memory of its own: on a processor that of the stream is filled anew."""
-    pixels, target, valid = (
-        x.clone(memory_format=torch.preserve_format) for x in (batch.pixels, batch.target, batch.valid)
-    )
-    return replace(batch, pixels=pixels, target=target, valid=valid)
 
 
 def _timed(
@@ -168,67 +156,50 @@ def _timed(
     for _ in range(AHEAD + 1):
         train_step(job, state, batches)
         progress.advance(0)
-    _wait_for_device(job)
+    wait_for(job.fabric.device)
     steps, began = 0, time.perf_counter()
     while time.perf_counter() - began < seconds:
         train_step(job, state, batches)
         steps += 1
         progress.advance(0)
-    _wait_for_device(job)
+    wait_for(job.fabric.device)
     return steps, time.perf_counter() - began
-
-
-class _Stopwatch:
-    """Gives the time since it was last asked to the phase that was named then."""
-
-    def __init__(self, job: TrainJob) -> None:
-        self._job, self._phase, self._since = job, "", 0.0
-        self.spent = dict.fromkeys(("", *PHASES), 0.0)
-
-    def __call__(self, phase: str) -> None:
-        _wait_for_device(self._job)
-        now = time.perf_counter()
-        self.spent[self._phase] += now - self._since
-        self._phase, self._since = phase, now
 
 
 def _spent(job: TrainJob, seconds: float, progress: Progress) -> dict[str, float]:
     """Return the share of each phase in steps with data."""
-    watch, state = _Stopwatch(job), TrainState()
+    spent, phase, since = dict.fromkeys(("", *PHASES), 0.0), "", 0.0
+
+    def enter(following: str) -> None:
+        nonlocal phase, since
+        wait_for(job.fabric.device)
+        now = time.perf_counter()
+        spent[phase] += now - since
+        phase, since = following, now
+
+    def watched(batches: Iterator[Batch]) -> Iterator[Batch]:
+        while True:
+            enter("data")
+            batch = next(batches)
+            enter("copy")
+            moved = batch.to(job.fabric.device)
+            enter("forward")
+            yield moved
+
+    inner: torch.optim.Optimizer = getattr(job.optimizer, "optimizer", job.optimizer)  # the one that Fabric wraps
     hooks = [
-        job.forward.register_forward_hook(lambda *_: watch("backward")),
-        _inner(job.optimizer).register_step_pre_hook(lambda *_: watch("optimizer")),
+        job.forward.register_forward_hook(lambda *_: enter("backward")),
+        inner.register_step_pre_hook(lambda *_: enter("optimizer")),
     ]
     try:
         with closing(job.training_batches(0, 0)) as batches:
-            _timed(job, state, _watched(batches, job, watch), seconds, progress)
+            _timed(job, TrainState(), watched(batches), seconds, progress)
     finally:
         for hook in hooks:
             hook.remove()
     progress.advance(1)
-    whole = sum(watch.spent[phase] for phase in PHASES)
-    return {phase: watch.spent[phase] / whole for phase in PHASES}
-
-
-def _watched(batches: Iterator[Batch], job: TrainJob, watch: _Stopwatch) -> Iterator[Batch]:
-    while True:
-        watch("data")
-        batch = next(batches)
-        watch("copy")
-        moved = batch.to(job.fabric.device)
-        watch("forward")
-        yield moved
-
-
-def _inner(optimizer: Any) -> torch.optim.Optimizer:
-    """Return the optimizer that Fabric wraps."""
-    inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
-    return inner
-
-
-def _wait_for_device(job: TrainJob) -> None:
-    if job.fabric.device.type == "cuda":
-        torch.cuda.synchronize(job.fabric.device)
+    whole = sum(spent[phase] for phase in PHASES)
+    return {phase: spent[phase] / whole for phase in PHASES}
 
 
 def seconds_per_step(config: TrainConfig, device: str = "auto") -> float:

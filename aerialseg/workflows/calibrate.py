@@ -22,6 +22,7 @@ from aerialseg.models.package import find_model, load_model, read_card, save_mod
 from aerialseg.prediction.options import PredictOptions
 from aerialseg.prediction.run import predict_scenes
 from aerialseg.progress import Silent
+from aerialseg.values import to_values
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,9 +66,9 @@ class CalibrationScores:
 
     def to_json(self) -> dict[str, float | None]:
         """Return plain values."""
-        values = {name: getattr(self, name) for name in ("threshold", "temperature", "iou", "log_loss")}
-        values["expected_calibration_error"] = self.calibration_error
-        return {name: None if value != value else value for name, value in values.items()}
+        values: dict[str, float | None] = to_values(self)
+        values["expected_calibration_error"] = values.pop("calibration_error")
+        return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,12 @@ def calibrate_model(
     predicting and counting raise.
     """
     model = find_model(model)
-    _check_output(scenes, model, out, options)
+    rasters = (path for scene in scenes for path in (scene.image, scene.mask))
+    vectors = [split_layer(path)[0] for path in (*options.vectors, options.truth.labelled_area) if path is not None]
+    inputs = (model, *rasters, *vectors)
+    refuse_input_as_output([path for path in inputs if path is not None], [out])
+    prepare_output_folder(out.parent)
+    check_overwrite(out, overwrite=options.overwrite)
     card = read_card(model)
     check_truth(pair_scenes(scenes, vectors=options.vectors), options.truth, progress)
     warnings: tuple[str, ...] = ()
@@ -121,15 +127,6 @@ def calibrate_model(
             after = other if other.log_loss < after.log_loss else after
     _save(model, out, before, after, len(scenes))
     return CalibrateReport(model, out, len(scenes), before, after, warnings)
-
-
-def _check_output(scenes: Sequence[Scene], model: Path, out: Path, options: CalibrateOptions) -> None:
-    inputs = [path for scene in scenes for path in (scene.image, scene.mask) if path is not None]
-    area = [] if options.truth.labelled_area is None else [options.truth.labelled_area]
-    vectors = [split_layer(path)[0] for path in (*options.vectors, *area)]
-    refuse_input_as_output([model, *inputs, *vectors], [out])
-    prepare_output_folder(out.parent)
-    check_overwrite(out, overwrite=options.overwrite)
 
 
 def _histogram(

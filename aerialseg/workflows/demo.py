@@ -39,16 +39,18 @@ from aerialseg.prediction.options import PredictOptions
 from aerialseg.prediction.run import predict_scenes
 from aerialseg.progress import Progress, Silent
 from aerialseg.sample import write_sample
+from aerialseg.values import to_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
     from aerialseg.sample.districts import Style
     from aerialseg.training.report import TrainReport
+
+    Flags = NDArray[np.bool_]
 
 CONFIG = "demo"
 CITY: Style = "vienna"
@@ -90,19 +92,21 @@ class DemoReport:
         """Return the report as JSON values; a score that is not defined is null."""
         names = ("iou", "accuracy", "precision", "recall", "f1")
         scores = {
-            key: {name: _number(getattr(counts, name)) for name in names}
+            key: {name: getattr(counts, name) for name in names}
             for key, counts in (("held_out", self.held_out), ("untrained", self.untrained))
         }
         run = self.training
-        return {
+        values = {
             "aerialseg": __version__,
             "command": "demo",
             "scene": self.scene.name,
             **scores,
-            "validation": {"iou": _number(run.best_iou), "threshold": run.threshold},
+            "validation": {"iou": run.best_iou, "threshold": run.threshold},
             "training": {"steps": run.steps, "epochs": run.epochs, "device": run.device, "precision": run.precision},
             "seconds": {step: round(seconds, 1) for step, seconds in self.seconds.items()},
         }
+        plain: dict[str, Any] = to_values(values)
+        return plain
 
 
 def run_demo(
@@ -120,50 +124,42 @@ def run_demo(
     """
     # Threads that spin while they wait made a step six times slower beside one other busy program on two cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    clock = _Clock()
+    began, seconds = time.monotonic(), dict[str, float]()
     config = load_config(CONFIG, list(overrides))
     prepare_output_folder(out)
     for name in ("report.json", "picture.png"):
         check_overwrite(out / name, "demo report", overwrite=False, marked=out / "report.json")
-    with clock.measure("draw"):
+    with _timed(seconds, "draw"):
         wanted = [(CITY, number) for number in (*NUMBERS, HELD_OUT)]
         paths = write_sample(out / "scenes", wanted, SIZE, progress=progress)
-        *others, held_out = (Scene(path.stem, path, out / "scenes" / "train" / "gt" / path.name) for path in paths)
-    with clock.measure("tile"):
+        masks = out / "scenes" / "train" / "gt"
+        *others, held_out = (Scene(path.stem, path, masks / path.name) for path in paths)
+    with _timed(seconds, "tile"):
         report = tile_scenes(others, out / "tiles", TilingOptions(size=TILE, split="inria"), progress)
         progress.say(report.summary())
-    with clock.measure("train"):
+    with _timed(seconds, "train"):
         training = _train(out, _within(minutes, config, out / "run", device, progress), device, progress)
-    with clock.measure("predict"):
+    with _timed(seconds, "predict"):
         trained = _map(held_out, training.model, out / "out", device, progress)
-    with clock.measure("untrained"):
+    with _timed(seconds, "untrained"):
         model = _save_untrained(training.model, out / "untrained" / "model.safetensors", config.run.seed)
         untrained = _map(held_out, model, out / "untrained" / "out", device, progress)
-    with clock.measure("picture"):
-        truth = _copy_truth(held_out, out / "truth")
+    with _timed(seconds, "picture"):
+        truth = out / "truth" / held_out.image.name
+        write_bytes(truth, (masks / truth.name).read_bytes())
         demo = DemoReport(out, held_out, trained, untrained, training)
-        draw_picture(demo.picture, held_out.name, read_picture(held_out.image, truth, demo.mask))
-    demo = replace(demo, seconds=clock.total())
+        draw_picture(demo.picture, held_out.name, *read_picture(held_out.image, truth, demo.mask))
+    demo = replace(demo, seconds={**seconds, "total": time.monotonic() - began})
     write_json(out / "report.json", demo.to_json())
     return demo
 
 
-class _Clock:
-    """Adds up wall time by step; a class because it is all state."""
-
-    def __init__(self) -> None:
-        self._began, self._steps = time.monotonic(), dict[str, float]()
-
-    @contextmanager
-    def measure(self, step: str) -> Iterator[None]:
-        """Count the time inside as `step`."""
-        began = time.monotonic()
-        yield
-        self._steps[step] = time.monotonic() - began
-
-    def total(self) -> dict[str, float]:
-        """Return the steps' seconds, and the time since the beginning as `total`."""
-        return {**self._steps, "total": time.monotonic() - self._began}
+@contextmanager
+def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
+    """Keep the wall time inside as that of `step`."""
+    began = time.monotonic()
+    yield
+    seconds[step] = time.monotonic() - began
 
 
 def _within(minutes: float, config: TrainConfig, run: Path, device: str, progress: Progress) -> TrainConfig:
@@ -174,7 +170,10 @@ def _within(minutes: float, config: TrainConfig, run: Path, device: str, progres
     from aerialseg.workflows.bench_train import seconds_per_step
 
     wanted, epochs = config.schedule.steps_per_epoch, config.schedule.epochs
-    begun = _begun(run)
+    try:
+        begun = load_config(run / "config.toml")
+    except ConfigError:  # there is none that can be read
+        begun = None
     if begun is not None and begun.schedule.steps_per_epoch <= wanted:
         shorter = _with_steps(config, begun.schedule.steps_per_epoch)
         if not differences(begun, shorter):
@@ -188,14 +187,6 @@ def _within(minutes: float, config: TrainConfig, run: Path, device: str, progres
         " expect a worse mask; --minutes gives more time"
     )
     return _with_steps(config, steps)
-
-
-def _begun(run: Path) -> TrainConfig | None:
-    """Return the configuration of the run in this folder; None when there is none that can be read."""
-    try:
-        return load_config(run / "config.toml")
-    except ConfigError:
-        return None
 
 
 def _with_steps(config: TrainConfig, steps: int) -> TrainConfig:
@@ -234,36 +225,21 @@ def _save_untrained(trained: Path, path: Path, seed: int) -> Path:
     return path
 
 
-def _copy_truth(scene: Scene, folder: Path) -> Path:
-    if scene.mask is None:
-        raise ValueError(f"{scene.name} was drawn without a mask")
-    copy = folder / f"{scene.name}.tif"
-    write_bytes(copy, scene.mask.read_bytes())
-    return copy
+def draw_picture(
+    path: Path, name: str, pixels: NDArray[np.uint8], truth: Flags, prediction: Flags, valid: Flags
+) -> None:
+    """Write a PNG of scene | truth | prediction | errors, with a legend and the IoU of what is shown.
 
-
-def _number(value: float) -> float | None:
-    return None if value != value else value
-
-
-@dataclass(frozen=True, slots=True)
-class DemoPicture:
-    """One piece of ground: pixels uint8 (bands, rows, cols), true and predicted building, and where both are known."""
-
-    pixels: NDArray[np.uint8]
-    truth: NDArray[np.bool_]
-    prediction: NDArray[np.bool_]
-    valid: NDArray[np.bool_]
-
-
-def draw_picture(path: Path, name: str, compared: DemoPicture) -> None:
-    """Write a PNG of scene | truth | prediction | errors, with a legend and the IoU of what is shown."""
+    `pixels` are uint8 (bands, rows, cols); the masks say where building is true, where it is predicted, and where both
+    are known.
+    """
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
-    confusion = Confusion.of(compared.prediction, compared.truth, compared.valid)
-    scene = as_rgb(np.moveaxis(compared.pixels, 0, -1))
-    errors = flat_errors(scene, compared.truth, compared.prediction, compared.valid)
-    panels = (scene, flat_mask(compared.truth), flat_mask(compared.prediction), errors)
+    confusion = Confusion.of(prediction, truth, valid)
+    scene = as_rgb(np.moveaxis(pixels, 0, -1))
+    errors = flat_errors(scene, truth, prediction, valid)
+    panels = (scene, flat_mask(truth), flat_mask(prediction), errors)
     titles = (f"scene {name}", "true buildings", "predicted buildings", f"errors: IoU {confusion.iou:.2f}")
     figure = Figure(figsize=(4 * PANEL / 100 + 0.5, PANEL / 100 + 0.75), dpi=100, facecolor="white")
     for place, (title, panel) in enumerate(zip(titles, panels, strict=True)):
@@ -272,14 +248,22 @@ def draw_picture(path: Path, name: str, compared: DemoPicture) -> None:
         axes.imshow(small, interpolation="none")
         axes.set_axis_off()
         axes.set_title(title, fontsize=15, pad=7)
-    _add_legend(figure.axes[-1])
+    entries = (("found", FLAT_FOUND), ("missed", MISSED), ("not a building", INVENTED))
+    patches = [
+        Patch(facecolor=tuple(part / 255 for part in colour), edgecolor="black", linewidth=0.6, label=label)
+        for label, colour in entries
+    ]
+    axes.legend(
+        handles=patches, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=3, frameon=False, fontsize=12,
+        handlelength=1.1, columnspacing=1.2, borderaxespad=0.25,
+    )  # fmt: skip
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     write_bytes(path, encode_png(np.asarray(Image.open(buffer).convert("RGB")), 256))
 
 
-def read_picture(scene: Path, truth: Path, prediction: Path) -> DemoPicture:
-    """Read the middle of a scene with its two masks, which lie on the scene's grid."""
+def read_picture(scene: Path, truth: Path, prediction: Path) -> tuple[NDArray[np.uint8], Flags, Flags, Flags]:
+    """Read the middle of a scene with its two masks, which lie on the scene's grid, as `draw_picture` takes them."""
     source = inspect_scene(scene)
     side = min(source.box.height, source.box.width, SIDE)
     window = Window((source.box.width - side) // 2, (source.box.height - side) // 2, side, side)
@@ -290,18 +274,4 @@ def read_picture(scene: Path, truth: Path, prediction: Path) -> DemoPicture:
         with open_raster(path) as dataset:
             masks.append(read_mask(dataset, decide_rule([path]), window))
     (true, labelled), (predicted, known) = masks
-    return DemoPicture(pixels, true, predicted, labelled & known)
-
-
-def _add_legend(axes: Axes) -> None:
-    from matplotlib.patches import Patch
-
-    entries = (("found", FLAT_FOUND), ("missed", MISSED), ("not a building", INVENTED))
-    patches = [
-        Patch(facecolor=tuple(part / 255 for part in colour), edgecolor="black", linewidth=0.6, label=label)
-        for label, colour in entries
-    ]
-    axes.legend(
-        handles=patches, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=3, frameon=False, fontsize=12,
-        handlelength=1.1, columnspacing=1.2, borderaxespad=0.25,
-    )  # fmt: skip
+    return pixels, true, predicted, labelled & known

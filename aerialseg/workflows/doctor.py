@@ -22,7 +22,7 @@ from aerialseg.errors import AerialsegError, DeviceError, first_line, one_line
 from aerialseg.files import usable_processors
 
 if TYPE_CHECKING:
-    from aerialseg.models.device import System
+    from aerialseg.models.device import Machine
 
 State = Literal["ok", "warning", "missing"]
 
@@ -57,7 +57,7 @@ class Finding:
     advice: str = ""
 
 
-def examine(folder: Path, *, system: System | None = None) -> tuple[Finding, ...]:
+def examine(folder: Path, *, system: Machine | None = None) -> tuple[Finding, ...]:
     """Look at packages, GDAL, devices, memory, and the disk under `folder`; never raises for what it finds."""
     looks: tuple[tuple[str, Callable[[], Iterator[Finding]]], ...] = (
         ("packages", _packages),
@@ -128,7 +128,7 @@ def _gdal() -> Iterator[Finding]:
     yield Finding("gdal", "PROJ", f"EPSG:26914 puts its meridian at {easting:,.2f}", *_judged(right, "missing", advice))
 
 
-def _devices(system: System | None) -> Iterator[Finding]:
+def _devices(system: Machine | None) -> Iterator[Finding]:
     from aerialseg.models.device import Machine, describe_devices, unusable_card
 
     system = system or Machine()

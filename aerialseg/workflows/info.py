@@ -32,8 +32,7 @@ if TYPE_CHECKING:
 
     from aerialseg.geo.geobox import GeoBox
     from aerialseg.geo.inspection import Source
-    from aerialseg.geo.tiles.tileset import TileRecord, TileSet
-    from aerialseg.models.package import ModelCard
+    from aerialseg.geo.tiles.tileset import TileRecord
 
 NOT_LEARNED = re.compile(r"(mean|std|.*\.(running_mean|running_var|num_batches_tracked))")
 """Tensors of a model file that training does not change by gradients."""
@@ -71,21 +70,33 @@ def look_at(path: Path) -> Summary:
 
 def describe_model(path: Path) -> Summary:
     """Say what a model file holds and what it was trained as; raises as `read_card` does."""
+    from safetensors import safe_open
+
     card, file = read_card(path), find_model(path)
     made = dict(card.training)
     config = made.pop("config", {})
-    return Summary(
-        "model",
-        (
-            Fact("file", str(file)),
-            Fact("bytes", file.stat().st_size),
-            Fact("sha256", sha256_of(file)),
-            *_tensors(file),
-            *_card_facts(card),
-            Fact("made_by", made),
-            Fact("config", config),
-        ),
+    with safe_open(file, "numpy") as content:  # no tensor is read
+        digest = parse_json(content.metadata()[KEY])["digest"]
+        shapes = [content.get_slice(name).get_shape() for name in content.keys() if not NOT_LEARNED.fullmatch(name)]  # noqa: SIM118
+    words = {
+        "gsd_m": "unknown" if card.gsd_m is None else f"{card.gsd_m:.4g} m",
+        "band_indexes": "" if card.band_indexes else "all but alpha",
+        "scale": "" if card.scale else "8-bit scenes as they are",
+        "tile_size": f"{card.tile_size} px",
+        "licence": card.licence or "not recorded",
+    }
+    known = {name: value for name, value in to_values(card).items() if name != "training"}
+    facts = (
+        Fact("file", str(file)),
+        Fact("bytes", file.stat().st_size),
+        Fact("sha256", sha256_of(file)),
+        Fact("digest", digest),
+        Fact("parameters", sum(map(math.prod, shapes))),
+        *(Fact(name, value, words.get(name, "")) for name, value in known.items()),
+        Fact("made_by", made),
+        Fact("config", config),
     )
+    return Summary("model", facts)
 
 
 def describe_run(run: Path) -> Summary:
@@ -124,41 +135,20 @@ def _progress(run: Path, problems: list[AerialsegError]) -> list[Fact]:
     from aerialseg.training.state import load_checkpoint
 
     said: list[str] = []
-    state = _tried(lambda: load_checkpoint(run, said.append), problems)
+    checkpoint = _tried(lambda: load_checkpoint(run, said.append), problems)
     problems += [ModelError(line) for line in said]
-    if state is None:
+    if checkpoint is None:
         return [Fact("state", "no checkpoint", "no checkpoint to go on from")]
-    standing, epochs = state["standing"], state["config"]["schedule"]["epochs"]
-    done = standing["finished"]
+    state, epochs = checkpoint["standing"], checkpoint["config"]["schedule"]["epochs"]
+    done = state["finished"]
     return [
         Fact("state", "finished" if done else "unfinished", "finished" if done else "goes on with train --resume"),
-        Fact("epochs", standing["epoch"], f"{standing['epoch']} of {epochs}"),
-        Fact("steps", standing["taken"]),
-        Fact("best_iou", standing["best_iou"]),
-        Fact("best_epoch", standing["best_epoch"] or None),
-        Fact("threshold", standing["threshold"]),
+        Fact("epochs", state["epoch"], f"{state['epoch']} of {epochs}"),
+        Fact("steps", state["taken"]),
+        Fact("best_iou", state["best_iou"]),
+        Fact("best_epoch", state["best_epoch"] or None),
+        Fact("threshold", state["threshold"]),
     ]
-
-
-def _card_facts(card: ModelCard) -> list[Fact]:
-    words = {
-        "gsd_m": "unknown" if card.gsd_m is None else f"{card.gsd_m:.4g} m",
-        "band_indexes": "" if card.band_indexes else "all but alpha",
-        "scale": "" if card.scale else "8-bit scenes as they are",
-        "tile_size": f"{card.tile_size} px",
-        "licence": card.licence or "not recorded",
-    }
-    return [Fact(name, value, words.get(name, "")) for name, value in to_values(card).items() if name != "training"]
-
-
-def _tensors(file: Path) -> list[Fact]:
-    """Count the numbers that were learned, and return the digest that the file carries; no tensor is read."""
-    from safetensors import safe_open
-
-    with safe_open(file, "numpy") as content:
-        digest = parse_json(content.metadata()[KEY])["digest"]
-        shapes = [content.get_slice(name).get_shape() for name in content.keys() if not NOT_LEARNED.fullmatch(name)]  # noqa: SIM118
-    return [Fact("digest", digest), Fact("parameters", sum(map(math.prod, shapes)))]
 
 
 def _tried(read: Callable[[], Any], problems: list[AerialsegError]) -> Any:
@@ -175,21 +165,32 @@ def describe_scene(path: Path) -> Summary:
     from aerialseg.geo.geobox import GeoBox
 
     with open_raster(path) as dataset:
-        facts = [Fact("file", str(path)), Fact("bytes", path.stat().st_size), *_pixels(dataset, path)]
-        box = GeoBox.of(dataset)
+        box, profile = GeoBox.of(dataset), dataset.profile
+        height, width, (rows, cols) = box.height, box.width, dataset.block_shapes[0]
+        colours = [colour.name for colour in dataset.colorinterp]
+        types, mask = sorted(set(map(str, dataset.dtypes))), _mask_kind(dataset, path)
     try:
         source = inspect_scene(path)
         verdict = f"takes it as it is, with a model of {len(source.bands)} bands"
     except AerialsegError as error:
         source, verdict = None, f"refuses it: {error}"
-    facts += [
+    facts = (
+        Fact("file", str(path)),
+        Fact("bytes", path.stat().st_size),
+        Fact("format", profile["driver"]),
+        Fact("size", [height, width], f"{height:,} x {width:,} px, {height * width / 1e6:,.1f} Mpx"),
+        Fact("bands", colours, f"{len(colours)}: {', '.join(colours)}"),
+        Fact("type", types),
+        Fact("blocks", [rows, cols], f"{rows} x {cols} px, {profile.get('compress', 'not compressed')}"),
+        Fact("nodata", profile["nodata"]),
+        Fact("mask", mask),
         *_place(box),
         Fact("side_files", sorted(file.name for file in side_files(path))),
         *([] if source is None else [_neighbours(path)]),
         Fact("warnings", [] if source is None else list(source.warnings)),
         Fact("predict", verdict),
-    ]
-    return Summary("scene", tuple(facts))
+    )
+    return Summary("scene", facts)
 
 
 def describe_scenes(path: Path) -> Summary:
@@ -229,6 +230,7 @@ def describe_tiles(folder: Path) -> Summary:
         facts = Fact("folder", str(folder)), Fact("tiles", len(planned.tiles)), Fact("size", planned.size)
         return Summary("tiles", facts, (error,))
     planned = planned or tiles
+    cities = Counter(Scene(tile.scene, Path(tile.scene)).city or "" for tile in tiles.tiles)  # as the names say
     exact = planned.classes if planned.tiles == tiles.tiles else {}  # the split may have been edited since
     return Summary(
         "tiles",
@@ -242,27 +244,15 @@ def describe_tiles(folder: Path) -> Summary:
             Fact("scale", tiles.scale, "" if tiles.scale else "8-bit scenes as they are"),
             Fact("mean", tiles.mean),
             Fact("std", tiles.std),
-            *(Fact(split, _side(tiles.of_split(split), tiles.gsd_m, exact.get(split))) for split in ("train", "val")),
-            Fact("cities", _cities(tiles)),
+            *(
+                Fact(split, _counted(tiles.of_split(split), tiles.gsd_m, exact.get(split)))
+                for split in ("train", "val")
+            ),
+            Fact("cities", {city: cities[city] for city in sorted(cities) if city}),
             Fact("left_out", {**planned.left_out, "by hand": len(planned.tiles) - len(tiles.tiles)}),
             Fact("failed_scenes", planned.failed),
         ),
     )
-
-
-def _pixels(dataset: DatasetReader, path: Path) -> list[Fact]:
-    height, width = dataset.height, dataset.width
-    rows, cols = dataset.block_shapes[0]
-    colours = [colour.name for colour in dataset.colorinterp]
-    return [
-        Fact("format", dataset.driver),
-        Fact("size", [height, width], f"{height:,} x {width:,} px, {height * width / 1e6:,.1f} Mpx"),
-        Fact("bands", colours, f"{len(colours)}: {', '.join(colours)}"),
-        Fact("type", sorted(set(map(str, dataset.dtypes)))),
-        Fact("blocks", [rows, cols], f"{rows} x {cols} px, {dataset.profile.get('compress', 'not compressed')}"),
-        Fact("nodata", dataset.nodata),
-        Fact("mask", _mask_kind(dataset, path)),
-    ]
 
 
 def _mask_kind(dataset: DatasetReader, path: Path) -> str:
@@ -323,8 +313,8 @@ def _inspected(scenes: Sequence[Scene]) -> tuple[list[Source], list[AerialsegErr
     return sources, problems
 
 
-def _side(tiles: Sequence[TileRecord], gsd_m: float | None, exact: dict[str, int] | None) -> dict[str, Any]:
-    """Return the counts of one side of the split, over its tiles' cores.
+def _counted(tiles: Sequence[TileRecord], gsd_m: float | None, exact: dict[str, int] | None) -> dict[str, Any]:
+    """Return the counts of one split, over its tiles' cores.
 
     `exact` are the classes' pixels as they were counted; where the split was edited since, the tiles' shares tell.
     """
@@ -342,12 +332,6 @@ def _side(tiles: Sequence[TileRecord], gsd_m: float | None, exact: dict[str, int
         **area,
         "building_fraction": building / labelled if labelled else None,
     }
-
-
-def _cities(tiles: TileSet) -> dict[str, int]:
-    """Return city -> tiles, of scenes whose names say one."""
-    named = (Scene(tile.scene, Path(tile.scene)).city for tile in tiles.tiles)
-    return dict(sorted(Counter(city for city in named if city is not None).items()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from aerialseg.errors import first_line
 from aerialseg.models.build import build_network
-from aerialseg.models.device import Machine, autocast, is_out_of_memory
+from aerialseg.models.device import Machine, autocast, is_out_of_memory, wait_for
 from aerialseg.models.presets import ModelSpec
 from aerialseg.models.pyramid import PyramidEncoder, parse_design
 
@@ -113,7 +113,7 @@ def measure_here(trial: Trial) -> Cost | str:
     try:
         return measure_cost(trial)
     except (RuntimeError, ValueError, MemoryError) as error:
-        return _reason(error)
+        return "out of memory" if is_out_of_memory(error) else first_line(error)
 
 
 def measure_apart(trial: Trial, progress: Progress) -> Cost | str:
@@ -164,20 +164,13 @@ def _observe(run: Callable[[], None], device: torch.device, limit_s: float) -> t
         FORGET.write_text("5")  # sets VmHWM back: proc(5)
     times: list[float] = []
     run()
-    _wait(device)
+    wait_for(device)
     while len(times) < REPEATS and (not times or sum(times) < limit_s):
         began = time.perf_counter()
         run()
-        _wait(device)
+        wait_for(device)
         times.append(time.perf_counter() - began)
     return statistics.median(times), _memory(device, peak=True)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
 
 
 def _memory(device: torch.device, *, peak: bool = False) -> int | None:
@@ -190,7 +183,3 @@ def _memory(device: torch.device, *, peak: bool = False) -> int | None:
 def _status(name: str) -> int | None:
     found = re.search(rf"^{name}:\s+(\d+) kB", STATUS.read_text() if STATUS.is_file() else "", re.MULTILINE)
     return None if found is None else int(found.group(1)) * 1024
-
-
-def _reason(error: BaseException) -> str:
-    return "out of memory" if is_out_of_memory(error) else first_line(error)

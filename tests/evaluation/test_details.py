@@ -12,7 +12,7 @@ from pyproj import Geod
 from rasterio.errors import NotGeoreferencedWarning
 
 from aerialseg.counts import QUANTA, Confusion
-from aerialseg.evaluation import counting
+from aerialseg.evaluation import pairs
 from aerialseg.evaluation.boundary import DISTANCES, BoundaryCounter
 from aerialseg.evaluation.objects import ObjectCounter
 from aerialseg.evaluation.pairs import Pair
@@ -68,7 +68,7 @@ def test_files_in_strips_equal_whole_arrays(
     dataset: tuple[Path, dict[str, Counts]], run: Run, monkeypatch: pytest.MonkeyPatch, pixels: int
 ) -> None:
     folder, expected = dataset
-    monkeypatch.setattr(counting, "STRIP_PIXELS", pixels)
+    monkeypatch.setattr(pairs, "STRIP_PIXELS", pixels)
     code, out, _ = run("evaluate", folder / "out", "--masks", folder / "gt", "--json")
     assert code == 0
     found = json.loads(out)

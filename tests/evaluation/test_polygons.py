@@ -16,7 +16,7 @@ from pyproj import CRS
 from shapely import affinity
 from shapely.geometry import Polygon, box
 
-from aerialseg.evaluation.polygons import AreaOfInterest, match_polygons, polis, score_polygons, tangent_angle
+from aerialseg.evaluation.polygons import match_polygons, polis, score_polygons, tangent_angle
 from aerialseg.geo.vectors import read_layer
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def test_matching_equals_the_best_assignment(seed: int) -> None:
     assert all(value == pytest.approx(iou(predicted[i], true[j])) for i, j, value in pairs)
 
 
-GROUND = AreaOfInterest(CRS.from_epsg(32614), box(615000, 3346000, 618000, 3348000))
+GROUND = (CRS.from_epsg(32614), box(615000, 3346000, 618000, 3348000))
 
 
 def write(path: Path, shapes: list[Polygon], crs: str = "EPSG:26914") -> Path:
@@ -94,9 +94,8 @@ def test_whole_files_in_any_unit(tmp_path: Path, crs: str) -> None:
     true = [affinity.translate(SQUARE, 30 * n, 0) for n in range(4)]
     spiky = shapely.segmentize(affinity.translate(SQUARE, 1, 0), 5.0)  # eight corners
     predicted = [affinity.translate(spiky, 30 * n, 0) for n in range(3)] + [box(500, 0, 510, 10)]
-    found = score_polygons(
-        read_layer(write(tmp_path / "p.gpkg", predicted, crs)), [read_layer(write(tmp_path / "t.gpkg", true))], GROUND
-    )
+    drawn, known = read_layer(write(tmp_path / "p.gpkg", predicted, crs)), read_layer(write(tmp_path / "t.gpkg", true))
+    found = score_polygons(drawn, [known], *GROUND)
     assert (found.true, found.predicted, found.matched) == (4, 4, 3)
     assert (found.precision, found.recall, found.f1) == (0.75, 0.75, 0.75)
     assert found.iou == pytest.approx(90 / 110, abs=0.002)
@@ -108,7 +107,7 @@ def test_whole_files_in_any_unit(tmp_path: Path, crs: str) -> None:
 
 def test_files_without_a_match(tmp_path: Path) -> None:
     predicted, true = write(tmp_path / "p.gpkg", [box(500, 0, 510, 10)]), write(tmp_path / "t.gpkg", [SQUARE])
-    found = score_polygons(read_layer(predicted), [read_layer(true)], GROUND).to_json()
+    found = score_polygons(read_layer(predicted), [read_layer(true)], *GROUND).to_json()
     assert (found["matched"], found["recall"], found["polis_m"]) == (0, 0.0, None)
 
 

@@ -21,7 +21,7 @@ from aerialseg.drawing import FOUND, GROUND, INVENTED, MISSED, UNKNOWN
 from aerialseg.evaluation import report
 from aerialseg.evaluation.objects import ObjectCounts
 from aerialseg.evaluation.pairs import Pair
-from aerialseg.evaluation.report import PageContent, describe_model, draw_views, render_page
+from aerialseg.evaluation.report import describe_model, draw_views, render_page
 from aerialseg.evaluation.results import EvaluationReport, SceneScore
 from aerialseg.evaluation.scores import EvaluateOptions, decide_rules
 from aerialseg.files import sha256_of
@@ -121,7 +121,7 @@ def test_the_command_on_the_page_is_one_that_a_shell_runs(
 def test_the_page_says_precision_recall_and_f1_of_every_size() -> None:
     objects = ObjectCounts(true=(10, 4, 0, 0), found=(5, 4, 0, 0), predicted=(20, 3, 1, 0), right=(6, 3, 0, 0))
     scored = SceneScore("x", None, Confusion(1, 1, 1, 1), 0, objects=objects)
-    text = check(render_page(PageContent(EvaluationReport((scored,))))).text
+    text = check(render_page(EvaluationReport((scored,)))).text
     assert "below 50 m²200.3000.5000.367" in text
     assert "50 to 200 m²31.0001.0001.000" in text
     assert "all240.3750.6430.474" in text
@@ -129,8 +129,8 @@ def test_the_page_says_precision_recall_and_f1_of_every_size() -> None:
 
 def test_what_comes_from_outside_is_escaped() -> None:
     result = SceneScore(EVIL, EVIL, Confusion(1, 1, 1, 1), 0)
-    content = PageContent(EvaluationReport((result,), (EVIL,)), model={EVIL: EVIL}, command=EVIL)
-    assert check(render_page(content)).text.count(EVIL) == 6
+    page = render_page(EvaluationReport((result,), (EVIL,)), model={EVIL: EVIL}, command=EVIL)
+    assert check(page).text.count(EVIL) == 6
 
 
 def test_a_value_that_a_page_lacks_is_an_error() -> None:
@@ -249,6 +249,6 @@ def test_the_model_is_described_by_report_json_and_its_own_card(
 
 def test_pages_without_probabilities_objects_or_pixels(tmp_path: Path) -> None:
     nothing = EvaluationReport((SceneScore("x", None, Confusion(), 5),), ("nothing was counted",))
-    seen = check(render_page(PageContent(nothing)))
+    seen = check(render_page(nothing))
     assert "Take note" in seen.text
     assert "nan" not in seen.text

@@ -15,9 +15,8 @@ import rasterio
 
 from aerialseg.counts import Confusion
 from aerialseg.errors import Stopped
-from aerialseg.evaluation import counting, scores
-from aerialseg.evaluation.counting import Rules, count_pair
-from aerialseg.evaluation.pairs import Pair
+from aerialseg.evaluation import pairs, scores
+from aerialseg.evaluation.pairs import Pair, Rules, count_pair
 from aerialseg.evaluation.results import EvaluationReport, SceneScore
 from aerialseg.evaluation.scores import evaluate_pairs, evaluate_scenes
 from aerialseg.geo.labels import decide_rule
@@ -63,7 +62,7 @@ def dataset(tmp_path: Path, mask_file: Write) -> Path:
 
 
 def test_json_equals_counting_by_hand(dataset: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(counting, "STRIP_PIXELS", 5000)
+    monkeypatch.setattr(pairs, "STRIP_PIXELS", 5000)
     code, out, err = run("evaluate", dataset / "out", "--masks", dataset / "gt", "--json")
     assert code == 0
     found = json.loads(out)
@@ -176,14 +175,14 @@ def test_a_stop_does_not_wait_for_a_large_scene(
     tmp_path: Path, mask_file: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = [mask_file(tmp_path / f"{side}.tif", size=(2000, 64)) for side in "pt"]
-    reading = counting.read_mask
+    reading = pairs.read_mask
 
     def slowly(*arguments: Any) -> Any:
         time.sleep(0.2)
         return reading(*arguments)
 
-    monkeypatch.setattr(counting, "STRIP_PIXELS", 2000)
-    monkeypatch.setattr(counting, "read_mask", slowly)
+    monkeypatch.setattr(pairs, "STRIP_PIXELS", 2000)
+    monkeypatch.setattr(pairs, "read_mask", slowly)
     monkeypatch.setattr(scores, "POLL_S", 0.05)
     began = time.monotonic()
     with pytest.raises(Stopped):

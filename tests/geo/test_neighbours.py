@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +144,13 @@ def test_groups_are_the_connected_cells_of_a_board(cells: list[tuple[int, int]],
         sorted(f"{row}-{col}" for row, col in cells if labels[row, col] == number) for number in range(1, count + 1)
     )
     assert names(pieces) == expected
+
+
+def test_one_crs_in_other_words_is_one_crs() -> None:
+    """As a file written by another program has it: equal to rasterio, other text."""
+    first, second = source("a", 0, 0), source("b", 0, 100)
+    text = first.box.crs.to_wkt().replace("NAD83 / UTM zone 14N", "NAD_1983_UTM_Zone_14N", 1)
+    reworded = CRS.from_wkt(text)
+    assert reworded == first.box.crs and reworded.to_wkt() != first.box.crs.to_wkt()
+    other = replace(second, box=replace(second.box, crs=reworded))
+    assert names([first, other]) == [["a", "b"]]

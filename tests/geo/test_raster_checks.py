@@ -278,3 +278,15 @@ def test_paths_that_are_no_rasters_are_named(tmp_path: Path) -> None:
     link.symlink_to("nowhere")
     with pytest.raises(BadDataError, match="link to nothing"):
         inspect_scene(link)
+
+
+@pytest.mark.parametrize("dtype", ["complex_int16", "complex64"])
+def test_complex_numbers_are_refused(tmp_path: Path, dtype: str) -> None:
+    """NumPy has no type for GDAL's complex integers, and asking for it is a TypeError."""
+    grid = {"crs": "EPSG:26914", "transform": Affine(0.3, 0, 6e5, 0, -0.3, 3e6)}
+    with rasterio.open(
+        tmp_path / "sar.tif", "w", driver="GTiff", height=16, width=16, count=1, dtype=dtype, **grid
+    ) as d:
+        d.write(np.zeros((1, 16, 16), np.complex64))
+    with pytest.raises(BadDataError, match=r"sar\.tif: holds complex numbers"):
+        inspect_scene(tmp_path / "sar.tif")

@@ -625,3 +625,20 @@ def test_a_finished_scene_is_heard_of_while_the_next_one_runs(town: Town) -> Non
 
 def temporaries(folder: Path) -> list[Path]:
     return [path for path in folder.rglob(".aerialseg-*") if path.name != ".aerialseg-lock"]
+
+
+def test_pixels_far_larger_than_the_models_are_refused_with_the_way_out(
+    tmp_path: Path, scene_file: Callable[..., Path], tiny_model: Callable[..., Path]
+) -> None:
+    """2,000 pixels of 10 m would become 63 windows of a network that knows 0.3 m, and of 300 m 52,224."""
+    scene = scene_file(tmp_path / "in" / "px10.tif", size=(50, 40), transform=rasterio.Affine(10, 0, 6e5, 0, -10, 3e6))
+    model, found = tiny_model(gsd_m=0.3), find_scenes([scene])
+    with pytest.raises(BadDataError, match=r"its pixels are 10 m, the model's 0\.3 m.*--gsd keep.*--gsd 10 "):
+        predict_scenes(found, model, tmp_path / "a").raise_failures()
+    kept = predict_scenes(found, model, tmp_path / "b", PredictOptions(gsd_m="keep"))
+    assert [scene.status for scene in kept.scenes] == ["done"]
+    few = Access(max_pixels=1e6)
+    with pytest.raises(
+        BadDataError, match=r"at 0\.3 m a pixel it is 1667x1333, 2\.22e\+06 pixels.*--max-pixels 1e\+06"
+    ):
+        predict_scenes(found, model, tmp_path / "c", PredictOptions(gsd_m=0.3, access=few)).raise_failures()

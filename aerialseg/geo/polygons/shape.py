@@ -51,7 +51,7 @@ SPECK_PX = 25
 LEAST_IOU = 0.7
 """What has less in common with the raster's outline is no version of it: a square pixel cut to a triangle has 0.5."""
 TOGETHER = 256
-TRUE_AREA = 0.02
+TRUE_AREA = 0.005
 """A projection whose areas are off by more is not measured in its plane; UTM and national grids stay below 0.002."""
 
 

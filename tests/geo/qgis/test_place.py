@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import shapely
+import shapely.geometry
 from affine import Affine
 from pyproj import Transformer
 from rasterio.crs import CRS
 
 from aerialseg.geo.geobox import GeoBox
-from aerialseg.geo.project import WGS84, around, bounds_in, crs_code, outline
+from aerialseg.geo.project import WGS84, around, bounds_in, crs_code, footprint, outline
 
 UTM = CRS.from_epsg(26914)
 CUSTOM = CRS.from_proj4("+proj=tmerc +lat_0=47.5 +lon_0=16.3 +k=0.9999 +x_0=1000 +y_0=-5000000 +ellps=bessel +units=m")
@@ -64,3 +65,28 @@ def test_what_has_no_place_has_no_outline() -> None:
 def test_only_a_crs_that_is_its_code_has_one(crs: CRS, code: str | None) -> None:
     assert crs_code(crs) == code
     assert crs_code(CRS.from_wkt(crs.to_wkt())) == code
+
+
+@pytest.mark.parametrize(
+    ("crs", "west_to_east", "expected"),
+    [
+        (3857, (-20037508.34, 20037508.34), (-180, 180)),  # the whole earth
+        (3857, (-15028131, 15028131), (-135, 135)),  # wider than half of it
+        (4326, (-150, 120), (-150, 120)),
+        (4326, (170, 190), (170, -170)),
+    ],
+)
+def test_footprints_of_wide_scenes(crs: int, west_to_east: tuple[float, float], expected: tuple[float, float]) -> None:
+    west, east = west_to_east
+    side = (east - west) / 96
+    shape, bounds = footprint(GeoBox(48, 96, Affine(side, 0, west, 0, -side / 10, side * 2), CRS.from_epsg(crs)))
+    assert bounds is not None and (bounds[0], bounds[2]) == pytest.approx(expected, abs=1e-4)
+    assert shape is not None and shapely.geometry.shape(shape).is_valid
+
+
+def test_a_scene_around_a_pole_has_no_outline_in_degrees() -> None:
+    """EPSG:3031 is centred on the south pole; a scene beside it has one."""
+    around_it = GeoBox(100, 100, Affine(20000, 0, -1e6, 0, -20000, 1e6), CRS.from_epsg(3031))
+    assert footprint(around_it) == (None, None)
+    beside = GeoBox(100, 100, Affine(2000, 0, 1e6, 0, -2000, 1e6), CRS.from_epsg(3031))
+    assert footprint(beside)[0] is not None

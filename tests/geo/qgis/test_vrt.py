@@ -12,10 +12,13 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import rasterio
+from affine import Affine
+from rasterio.crs import CRS
 from small_run import HEIGHT, WIDTH, grid_of, labels_of, write_entry, write_run
 
 from aerialseg.errors import BadDataError, OutputError
-from aerialseg.geo.vrt import MosaicPart, mosaic_sources
+from aerialseg.geo.geobox import GeoBox
+from aerialseg.geo.vrt import MosaicPart, compose_mosaics, mosaic_sources
 from aerialseg.prediction.exports import write_mosaics
 
 if TYPE_CHECKING:
@@ -87,7 +90,7 @@ def test_what_does_not_fit_is_left_out_and_said(tmp_path: Path) -> None:
         "upside.tif",
     ]
     assert "rotated" in said[0]
-    assert "pixel is 0.5, most are 0.3" in said[2]
+    assert "width is 0.5, most are 0.3" in said[2]
 
 
 @pytest.mark.parametrize("bad", ["\x01", "\x1b", "\ufffe"])
@@ -203,3 +206,29 @@ def test_a_raster_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     broken.write_bytes(b"II*\0")
     with pytest.raises(BadDataError, match=r"broken\.tif"):
         MosaicPart.of(broken)
+
+
+def test_map_tiles_whose_pixels_grow_towards_the_equator_are_one_mosaic(tmp_path: Path) -> None:
+    """A web map's tiles in degrees: from row to row their height differs by 6e-6, 0.0015 px over a tile."""
+    across, said = 360 / 2**19, list[str]()
+    parts = []
+    for y in range(220243, 220247):
+        north, south = (np.degrees(np.arctan(np.sinh(np.pi * (1 - 2 * (y + k) / 2**19)))) for k in (0, 1))
+        for x in (386697, 386698):
+            grid = Affine(across / 256, 0, x * across - 180, 0, (south - north) / 256, north)
+            box = GeoBox(256, 256, grid, CRS.from_epsg(4326))
+            parts.append(MosaicPart(tmp_path / f"{x}-{y}.tif", box, (256, 256), 1.0))
+    (mosaic,) = compose_mosaics(tmp_path, parts, "mask", said.append)
+    assert len(mosaic.parts) == 8 and said == []
+
+
+def test_what_has_other_pixels_is_said_in_one_line_with_the_number_that_differs(tmp_path: Path) -> None:
+    said = list[str]()
+    parts = []
+    for index, size in enumerate((0.3, 0.3, 0.3, 0.3003, 0.3003)):
+        grid = Affine(size, 0, 600000 + 30 * index, 0, -0.3, 3e6)
+        box = GeoBox(100, 100, grid, CRS.from_epsg(26914))
+        parts.append(MosaicPart(tmp_path / f"{index}.tif", box, (64, 64), 1.0))
+    (mosaic,) = compose_mosaics(tmp_path, parts, "mask", said.append)
+    assert len(mosaic.parts) == 3 and len(said) == 1
+    assert "3.tif and 1 more: its pixels' width is 0.3003, most are 0.3" in said[0]
