@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from aerialseg import environment as _environment  # noqa: F401  (before any module of ours can import rasterio)
+
 __version__ = "0.1.0"
 
 _HOMES = {

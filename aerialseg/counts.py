@@ -21,6 +21,8 @@ BUILDING, UNLABELLED = 1, 255
 """What masks of tiles and of scenes hold for building and for ground that nobody labelled; 0 is background."""
 QUANTA, NODATA = 254, 255
 """A probability p is stored as round(QUANTA * p); NODATA is what masks and measures hold where there is no ground."""
+GSD_RANGE = (1e-4, 1e4)
+"""Metres per pixel that a set of tiles or a model can have, from a microscope's to a weather satellite's."""
 
 SCORES = ("iou", "accuracy", "precision", "recall", "specificity", "f1", "mcc")
 """The scores of a Confusion, by attribute name, in the order in which tables show them."""

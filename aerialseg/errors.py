@@ -72,6 +72,10 @@ class OutputError(AerialsegError):
     exit_code = 73
 
 
+class InUseError(OutputError):
+    """An output is open in another program, which keeps it from being replaced. Another one may well be written."""
+
+
 class StorageError(AerialsegError):
     """Writing failed half-way: disk full, I/O error. Whatever is written next would meet the same disk."""
 
@@ -97,10 +101,11 @@ class ModelError(AerialsegError):
 
 
 class Stopped(AerialsegError):
-    """A signal asked for a clean stop; what was finished is kept and the same command goes on from there."""
+    """A signal asked for a clean stop; what was finished is kept, and `advice` says how to go on from there."""
 
-    def __init__(self, signum: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}; run the same command again to go on from here")
+    def __init__(self, signum: int, advice: str = "run the same command again to go on from here") -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}; {advice}")
+        self.signum = signum
         self.exit_code = 128 + signum
 
 
@@ -115,6 +120,11 @@ class EndedElsewhere(AerialsegError):
 def one_line(text: str | Path) -> str:
     """Return `text` with control characters and undecodable bytes escaped, so that a message stays on one line."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text))
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number of things in words: 1 building, 6,621 buildings."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def first_line(error: BaseException) -> str:

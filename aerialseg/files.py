@@ -7,21 +7,32 @@ start with `TEMPORARY`, so that what a killed run left behind can be recognised 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
-from aerialseg.errors import AerialsegError, BadDataError, OutputError, ReadError, StorageError, UsageError, one_line
+from aerialseg import system
+from aerialseg.errors import (
+    AerialsegError,
+    BadDataError,
+    InUseError,
+    OutputError,
+    ReadError,
+    StorageError,
+    UsageError,
+    one_line,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
+    from io import BufferedRandom
 
 TEMPORARY = ".aerialseg-"
 WORKING = f"{TEMPORARY}work-"
@@ -30,22 +41,59 @@ SHARING_S, POLL_S = 60.0, 0.1
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LOCKLESS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """What network disks answer that are mounted without locks."""
+
+
+def is_regular(path: Path) -> bool:
+    """Return whether `path` is a regular file or leads to one; False for all that cannot be looked at.
+
+    Unlike Path.is_file, it never raises: not for a name of over 255 bytes, nor for a link in a circle.
+    """
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether `path` is a folder or leads to one; False, as in `is_regular`, where that cannot be told."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
+def exists(path: Path) -> bool:
+    """Return whether anything is at `path`, or where its link leads; False where that cannot be told."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
+def resolved(path: Path) -> Path:
+    """Return the absolute path without links; one that leads in a circle stays in it. Never raises OSError."""
+    return Path(os.path.realpath(path))
+
+
+def open_regular(path: Path, mode: str = "rb") -> BufferedRandom:
+    """Open a regular file, or begin one; raises OSError for anything else: pipes would block, devices never end."""
+    if exists(path) and not is_regular(path):
+        code = errno.EISDIR if is_folder(path) else errno.EINVAL
+        raise OSError(code, os.strerror(code) if is_folder(path) else "Not a regular file", str(path))
+    return cast("BufferedRandom", path.open(mode))
+
+
 DIGEST = "aerialseg-sha256:"
 PLACEHOLDER = DIGEST + "0" * 64
 """Stands in a file's content where the digest of its own bytes is to be embedded (see `aerialseg.geo.ownership`)."""
 
 
 @contextmanager
-def staged(final: Path) -> Iterator[Path]:
+def staged(final: Path, *, apart: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `final`; on success flush it and rename it to `final`, on failure remove it.
 
     The temporary name keeps the suffix (drivers look at it) and is short, so that a `final` of 255 bytes works. A
-    symbolic link at `final` is replaced, never followed. Raises StorageError when the disk is full and OutputError for
-    any other refusal of the operating system.
+    symbolic link at `final` is replaced, never followed. For who does not hold the place in `final`'s folder, the file
+    lies `apart`, in a working folder: another run's sweep would remove it. Raises StorageError when the disk is full
+    and OutputError for any other refusal of the operating system.
     """
-    with _output_errors(final), temporary_file(final.parent, final.suffix[-16:]) as temporary:
-        yield temporary
-        commit(temporary, final)
+    _refuse_reserved(final)
+    with _output_errors(final), ExitStack() as folders:
+        folder = folders.enter_context(working_folder(final.parent)) if apart else final.parent
+        with temporary_file(folder, final.suffix[-16:]) as temporary:
+            yield temporary
+            commit(temporary, final)
 
 
 @contextmanager
@@ -57,8 +105,9 @@ def temporary_file(folder: Path, suffix: str) -> Iterator[Path]:
     try:
         yield path
     finally:
-        path.unlink(missing_ok=True)
-        Path(f"{path}.aux.xml").unlink(missing_ok=True)
+        for left in (path, Path(f"{path}.aux.xml")):
+            with suppress(PermissionError):  # open on Windows: a later sweep finds it
+                left.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -81,10 +130,27 @@ def working_folder(parent: Path) -> Iterator[Path]:
 
 
 def commit(temporary: Path, final: Path) -> None:
-    """Flush `temporary` to the disk and rename it to `final` in the same folder."""
+    """Flush `temporary` to the disk and rename it to `final` on the same disk.
+
+    Raises InUseError when another program keeps `final` from being replaced, as on Windows: it is as it was, and the
+    new file stays beside it until the next sweep.
+    """
     with temporary.open("rb+") as stream:
         os.fsync(stream.fileno())
-    temporary.replace(final)
+    try:
+        system.replace(temporary, final)
+    except OSError as error:
+        if not system.is_in_use(error, final):
+            raise
+        kept = final.with_name(f"{TEMPORARY}new-{final.name}")
+        temporary.replace(kept)
+        raise InUseError(f"{_in_use(final)} (what was to replace it is in {one_line(kept.name)})") from error
+
+
+def remove(path: Path) -> None:
+    """Remove a file that may be gone already; raises OutputError when the operating system refuses."""
+    with _output_errors(path):
+        path.unlink(missing_ok=True)
 
 
 def reserve(folder: Path, suffix: str) -> Path:
@@ -97,15 +163,15 @@ def reserve(folder: Path, suffix: str) -> Path:
     return path
 
 
-def write_bytes(final: Path, content: bytes) -> None:
-    """Write `content` to `final` as a whole, or not at all."""
-    with staged(final) as temporary:
+def write_bytes(final: Path, content: bytes, *, apart: bool = False) -> None:
+    """Write `content` to `final` as a whole, or not at all; `apart` as in `staged`."""
+    with staged(final, apart=apart) as temporary:
         temporary.write_bytes(content)
 
 
-def write_text(final: Path, text: str) -> None:
-    """Write UTF-8 `text` to `final` as a whole, or not at all."""
-    write_bytes(final, text.encode())
+def write_text(final: Path, text: str, *, apart: bool = False) -> None:
+    """Write UTF-8 `text` to `final` as a whole, or not at all; `apart` as in `staged`."""
+    write_bytes(final, text.encode(), apart=apart)
 
 
 def write_json(final: Path, value: Any) -> None:
@@ -116,7 +182,7 @@ def write_json(final: Path, value: Any) -> None:
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of the file's bytes as hex; raises ReadError when it cannot be read."""
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise ReadError(f"{one_line(path)}: cannot be read: {error.strerror}; check its disk and run again") from error
@@ -131,6 +197,7 @@ def prepare_output_folder(folder: Path) -> None:
         str(folder.absolute()).encode()
     except UnicodeEncodeError as error:
         raise BadDataError(f"{one_line(folder)}: the folder's name is not UTF-8; give another one with -o") from error
+    _refuse_reserved(folder)
     with _output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         reserve(folder, "").unlink(missing_ok=True)  # another run may sweep here
@@ -164,20 +231,20 @@ def locked(
     second in every wait. The kernel drops the lock with its process, so a killed run never leaves one behind.
     """
     with _output_errors(folder / LOCK):
-        stream = (folder / LOCK).open("a")
+        stream = open_regular(folder / LOCK, "ab")
     with stream:
-        alone = _lock(stream, fcntl.LOCK_EX)
+        alone = _lock(stream)
         if alone:
             on_exclusive()
         held, deadline = alone and not shared, time.monotonic() + SHARING_S
-        while shared and not (held := _lock(stream, fcntl.LOCK_SH)) and time.monotonic() < deadline:
+        while shared and not (held := _lock(stream, shared=True)) and time.monotonic() < deadline:
             if waiting is not None:
                 waiting()
             time.sleep(POLL_S)
         while waiting is not None and not shared and not held:
             waiting()
             time.sleep(POLL_S)
-            held = _lock(stream, fcntl.LOCK_EX)
+            held = _lock(stream)
         if not held:
             raise OutputError(
                 f"{one_line(folder)}: another aerialseg run is writing here; wait for it, or give another -o"
@@ -185,20 +252,17 @@ def locked(
         yield alone
 
 
-def _lock(stream: IO[str], kind: int) -> bool:
+def _lock(stream: IO[bytes], *, shared: bool = False) -> bool:
     """Try to lock an open file; return False when somebody holds it otherwise."""
     try:
-        fcntl.flock(stream, kind | fcntl.LOCK_NB)
+        return system.try_lock(stream, shared=shared)
     except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN):
-            return False
         if error.errno in LOCKLESS:
             raise OutputError(
                 f"{one_line(Path(stream.name).parent)}: its disk knows no locks ({error.strerror}), so a second run"
                 " would go unnoticed; write to a local disk with -o and copy the result, or mount it with locks"
             ) from error
         raise output_error(Path(stream.name), error) from error
-    return True
 
 
 def sweep(folder: Path, keep: Collection[Path] = ()) -> int:
@@ -207,26 +271,28 @@ def sweep(folder: Path, keep: Collection[Path] = ()) -> int:
     A folder further down with a lock of its own is another run's, which may be alive, and is left alone; a working
     folder goes as a whole when nobody holds its lock.
     """
-    working = {path for path in folder.rglob(f"{WORKING}*") if path.is_dir()}
+    working = {path for path in folder.rglob(f"{WORKING}*") if is_folder(path)}
     swept = sum(map(_sweep_folder, working))
-    found = [path for path in folder.rglob(f"{TEMPORARY}*") if not path.is_dir() and working.isdisjoint(path.parents)]
+    found = [path for path in folder.rglob(f"{TEMPORARY}*") if not is_folder(path) and working.isdisjoint(path.parents)]
     others = [path.parent for path in found if path.name == LOCK and path.parent != folder]
     stale = [path for path in found if path.name != LOCK and not any(map(path.is_relative_to, others))]
     stale = [path for path in stale if path not in keep]
     for path in stale:
-        path.unlink(missing_ok=True)
+        with suppress(PermissionError):  # open on Windows
+            path.unlink(missing_ok=True)
     return len(stale) + swept
 
 
 def _sweep_folder(folder: Path) -> bool:
     """Remove a working folder whose run is gone; return whether it was. One without a lock was never in use."""
-    if not (folder / LOCK).is_file() or folder.is_symlink():
+    if not is_regular(folder / LOCK) or folder.is_symlink():
         return False
     try:
         with locked(folder):
             shutil.rmtree(folder, ignore_errors=True)
     except OutputError:
         return False
+    shutil.rmtree(folder, ignore_errors=True)  # on Windows the lock file stays as long as it is open
     return True
 
 
@@ -245,6 +311,21 @@ def usable_processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def available_memory(root: Path = Path("/")) -> int:
+    """Return the bytes that can still be used: the kernel's estimate, or what a container's limit leaves."""
+    meminfo = root / "proc/meminfo"
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text() if is_regular(meminfo) else "", re.MULTILINE)
+    if found is None:
+        import psutil  # Windows, macOS
+
+        return int(psutil.virtual_memory().available)
+    available = int(found.group(1)) * 1024
+    limit, used = (root / f"sys/fs/cgroup/memory.{name}" for name in ("max", "current"))
+    if is_regular(limit) and is_regular(used) and limit.read_text().strip() != "max":
+        available = min(available, int(limit.read_text()) - int(used.read_text()))
+    return available
+
+
 def lasting(path: Path) -> Path:
     """Return the path as a user knows it: without what is below a temporary name, and without that name."""
     temporary = [part for part in (path, *path.parents) if part.name.startswith(TEMPORARY)]
@@ -257,8 +338,21 @@ def output_error(final: Path, error: OSError) -> AerialsegError:
         free = shutil.disk_usage(final.parent).free / 1e6
         shown, folder = one_line(lasting(final)), one_line(lasting(final.parent))
         return StorageError(f"{shown}: no space on {folder}: {free:,.1f} MB free; free some and run again")
+    if system.is_in_use(error, final):
+        return InUseError(_in_use(final))
     reason = error.strerror or str(error)
     return OutputError(f"{one_line(final)}: cannot be written: {reason}; give another folder with -o")
+
+
+def _in_use(final: Path) -> str:
+    return f"{one_line(final)}: is open in another program, QGIS perhaps; close it and run again"
+
+
+def _refuse_reserved(final: Path) -> None:
+    """Raise OutputError for a path that Windows would take for another one, or for a device."""
+    name = system.reserved_name(final)
+    if name is not None:
+        raise OutputError(f"{one_line(final)}: Windows has no files called {one_line(name)}; give another name")
 
 
 @contextmanager
@@ -271,8 +365,8 @@ def _output_errors(final: Path) -> Iterator[None]:
 
 def _identities(path: Path) -> set[object]:
     """Return what `path` is known by: its resolved name without regard to case and, if it exists, its inode."""
-    identities: set[object] = {str(path.resolve()).casefold()}
-    if path.exists():
+    identities: set[object] = {str(resolved(path)).casefold()}
+    if exists(path):
         status = path.stat()
         identities.add((status.st_dev, status.st_ino))
     return identities

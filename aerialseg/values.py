@@ -12,6 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from aerialseg.errors import one_line
+from aerialseg.files import open_regular
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,11 +62,9 @@ def parse_json(text: str | bytes) -> Any:
 def read_json(path: Path, most: int = MOST_BYTES) -> Any:
     """Return what a JSON file says.
 
-    Raises OSError when it cannot be read, and ValueError when it is no file, larger than `most` bytes, or not JSON.
+    Raises OSError when it cannot be read or is no file, ValueError when it is larger than `most` bytes or not JSON.
     """
-    if path.exists() and not path.is_file():  # a pipe would block
-        raise ValueError("is not a file")
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         content = stream.read(most + 1)
     if len(content) > most:
         raise ValueError(f"is larger than {most:,} bytes")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from aerialseg.errors import DeviceError
+from aerialseg.files import available_memory
 from aerialseg.models.device import Gpu, Machine
 from aerialseg.models.presets import DEFAULT_PRESET, PRESETS
 from aerialseg.workflows import doctor
@@ -133,13 +134,13 @@ def test_a_precision_without_kernels_is_a_warning_and_a_dead_device_is_missing()
 
 def test_a_container_s_limit_bounds_the_memory(tmp_path: Path) -> None:
     write(tmp_path / "proc/meminfo", "MemTotal: 64000000 kB\nMemAvailable:   32000000 kB\n")
-    assert doctor.available_memory(tmp_path) == 32_000_000 * 1024
+    assert available_memory(tmp_path) == 32_000_000 * 1024
     write(tmp_path / "sys/fs/cgroup/memory.current", "1000000000\n")
     write(tmp_path / "sys/fs/cgroup/memory.max", "max\n")
-    assert doctor.available_memory(tmp_path) == 32_000_000 * 1024
+    assert available_memory(tmp_path) == 32_000_000 * 1024
     write(tmp_path / "sys/fs/cgroup/memory.max", "3000000000\n")
-    assert doctor.available_memory(tmp_path) == 2_000_000_000
-    assert doctor.available_memory(tmp_path / "elsewhere") is None
+    assert available_memory(tmp_path) == 2_000_000_000
+    assert (available_memory(tmp_path / "elsewhere") or 0) > 1_000_000  # asks psutil
 
 
 def test_the_processors_are_those_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import resource
 import signal
@@ -170,7 +171,7 @@ def test_only_a_held_lock_is_another_run(
     def fail(stream: object, kind: int) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(files.fcntl, "flock", fail)
+    monkeypatch.setattr(fcntl, "flock", fail)
     with pytest.raises(OutputError, match=expected), files.locked(tmp_path):
         pass
 

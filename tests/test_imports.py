@@ -15,7 +15,7 @@ import aerialseg
 PACKAGE = Path(aerialseg.__file__).parent
 LAYERS = (
     {"errors"},
-    {"counts", "config", "files", "progress", "values"},
+    {"counts", "config", "environment", "files", "progress", "system", "values"},
     {"geo"},
     {"models", "drawing"},
     {"sample", "training", "prediction", "evaluation"},
@@ -24,7 +24,11 @@ LAYERS = (
 )
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
 VERBS = LAYERS[4]
-HOMES = {"typer": {"cli"}, "pydantic": {"config", "values"}, "albumentations": {"training/data"}}
+HOMES = {
+    "fcntl": {"system/posix"}, "resource": {"system/posix"}, "msvcrt": {"system/windows"},
+    "psutil": {"files", "system/windows"},
+    "typer": {"cli"}, "pydantic": {"config", "values"}, "albumentations": {"training/data"},
+}  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

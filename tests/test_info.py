@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import rasterio
 from small_tiles import settings, write_splits, write_tileset
@@ -159,3 +160,52 @@ def test_what_is_nothing_of_ours_is_66_or_2(run: Run, tmp_path: Path) -> None:
     code, _, err = run("info", tmp_path / "none")
     assert code == 66 and "none: no such file or folder" in err
     assert run("info", "/vsicurl/http://x/y.tif")[0] == 2
+
+
+def test_what_predict_wrote_is_known(run: Run, scene_file: Any, tiny_model: Any, tmp_path: Path) -> None:
+    scene_file(tmp_path / "scenes/a.tif", size=(80, 96))
+    model, out = tiny_model(tmp_path / "model.safetensors"), tmp_path / "out"
+    code, _, err = run("predict", tmp_path / "scenes", "-m", model, "-o", out, "--device", "cpu", "--probability")
+    assert code == 0, err
+    code, text, _ = run("info", out)
+    assert (code, "aerialseg predict" in text, "buildings" not in text) == (0, True, True)
+    known = json.loads(run("info", out, "--json")[1])
+    assert (known["kind"], known["done"], known["failed"]) == ("predictions", 1, 0)
+    assert json.loads(run("info", out / "a.tif", "--json")[1])["kind"] == "mask"
+    assert json.loads(run("info", out / "probability/a.tif", "--json")[1])["kind"] == "measure"
+    (out / "report.json").write_text("{")
+    code, _, err = run("info", out)
+    assert code == 65
+    assert "report.json: cannot be read" in err
+
+
+def test_only_scenes_of_one_split_are_predicted(
+    run: Run, scene_file: Any, mask_file: Any, tiny_model: Any, tmp_path: Path
+) -> None:
+    for name in ("a1", "a2", "b1"):
+        scene_file(tmp_path / f"im/{name}.tif", size=(80, 96))
+        mask_file(tmp_path / f"gt/{name}.tif", size=(80, 96))
+    words = ("--masks", tmp_path / "gt", "--split", "val=a2", "-o", tmp_path / "tiles")
+    code, _, err = run("tile", tmp_path / "im", *words)
+    assert code == 0, err
+    tiny_model(tmp_path / "run/model.safetensors")
+    predict = ("predict", tmp_path / "im", "-m", tmp_path / "run", "--split", "val", "--device", "cpu")
+    code, _, err = run(*predict, "-o", tmp_path / "none")
+    assert code == 2 and "is no run whose run.json names its tiles; give -m RUN" in err
+    (tmp_path / "run/run.json").write_text(json.dumps({"tiles": {"folder": str(tmp_path / "tiles")}, "starts": []}))
+    code, _, err = run(*predict, "-o", tmp_path / "out")
+    assert code == 0, err
+    assert [path.name for path in sorted((tmp_path / "out").glob("*.tif"))] == ["a2.tif"]
+    (tmp_path / "im/a2.tif").unlink()
+    code, _, err = run(*predict, "-o", tmp_path / "none")
+    assert code == 66 and "--split val: none of 2 scenes is wholly that in" in err
+
+
+def test_a_scale_is_proposed_for_scenes_that_are_not_8_bit(run: Run, tmp_path: Path, scene_file: Any) -> None:
+    values = np.random.default_rng(0).normal(900, 50, (3, 120, 120)).clip(1, 3000).astype(np.uint16)
+    path = scene_file(tmp_path / "deep.tif", values)
+    known = json.loads(run("info", path, "--json")[1])
+    assert known["scale"] == pytest.approx(np.percentile(values, [1, 99]), rel=0.01)
+    assert f"--scale {known['scale'][0]:.6g}:" in run("info", path)[1]
+    assert "use --scale LO:HI (aerialseg info proposes one)" in json.loads(run("info", path, "--json")[1])["predict"]
+    assert "scale" not in json.loads(run("info", scene_file(tmp_path / "plain.tif"), "--json")[1])

@@ -11,12 +11,12 @@ import signal
 import sys
 import traceback
 from contextlib import suppress
-from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated
+from itertools import chain, pairwise
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aerialseg import __version__
+from aerialseg import __version__, system
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,26 +24,14 @@ if TYPE_CHECKING:
 
     from aerialseg.errors import AerialsegError
 
-COMMANDS = (
-    "tile",
-    "train",
-    "find_lr",
-    "import_",
-    "info",
-    "plan",
-    "predict",
-    "evaluate",
-    "compare",
-    "calibrate",
-    "submit",
-    "polygonize",
-    "preview",
-    "models",
-    "bench",
-    "doctor",
-    "sample",
-    "demo",
-)
+PANELS = {
+    "Prepare": ("tile", "sample"),
+    "Train": ("train", "find_lr", "models", "import_", "bench"),
+    "Map": ("plan", "predict", "polygonize"),
+    "Judge": ("evaluate", "compare", "calibrate", "submit"),
+    "Look": ("info", "preview", "doctor", "demo"),
+}
+"""What help shows together -> commands."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     A user's mistake ends in one line on stderr and the error's exit code; a traceback comes before it with `--debug`,
     and alone when the program itself is at fault.
     """
-    handlers = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.signal(number, _stop) for number in system.STOPS}
+    system.encode_output()
     from aerialseg.cli.console import drop_unwritable
     from aerialseg.errors import AerialsegError
 
@@ -141,10 +130,41 @@ def _stop(signum: int, frame: FrameType | None) -> None:
     os._exit(128 + signum)
 
 
+def _shown(name: str) -> str:
+    """Return how a command is called: import is a word of Python's own."""
+    return name.rstrip("_").replace("_", "-")
+
+
+class _Panels(typer.core.TyperGroup):
+    """The commands, in groups where help lists them."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """List each group of commands under its name."""
+        for panel, names in PANELS.items():
+            shown = [(_shown(name), self.commands[_shown(name)].get_short_help_str(80)) for name in names]
+            with formatter.section(panel):
+                formatter.write_dl(shown, col_max=12)
+
+
+class _Command(typer.core.TyperCommand):
+    """A command that refuses a second model."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse as usual; of an option that is given twice, the last would win in silence."""
+        if any("-m" in parameter.opts for parameter in self.params):
+            given = [
+                parameter for parameter in self.make_parser(ctx).parse_args(args=[*args])[2] if "-m" in parameter.opts
+            ]
+            if len(given) > 1:
+                ctx.fail("-m is given twice, and one model maps the scenes: give one")
+        return super().parse_args(ctx, args)
+
+
 def build_app() -> typer.core.TyperGroup:
     """Return the command line as a click group."""
     app = typer.Typer(
         name="aerialseg",
+        cls=_Panels,
         help="Cut aerial scenes into tiles, train a building segmenter, and map whole scenes.",
         no_args_is_help=True,
         rich_markup_mode=None,
@@ -152,12 +172,12 @@ def build_app() -> typer.core.TyperGroup:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_common)
-    for name in COMMANDS:
+    for name in chain.from_iterable(PANELS.values()):
         command = getattr(__import__(f"aerialseg.cli.{name}", fromlist=[name]), name)
         if isinstance(command, typer.Typer):  # a group of commands
             app.add_typer(command, name=name)
         else:
-            app.command(name.rstrip("_").replace("_", "-"))(command)  # import is a word of Python's own
+            app.command(_shown(name), cls=_Command)(command)
     group = typer.main.get_command(app)
     if not isinstance(group, typer.core.TyperGroup):
         raise TypeError("the application must be a group of commands")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from aerialseg.workflows.bench_networks import BenchOptions, Budget, Candidate, Findings
 
-bench = typer.Typer(help="Measure on this machine what networks cost, and whether training waits for its data.")
+bench = typer.Typer(help="Measure what networks cost on this machine, and the feed.")
 
 Only = Annotated[
     list[str] | None,

@@ -36,7 +36,9 @@ def calibrate(
     overwrite: Annotated[bool, typer.Option("-f", "--overwrite", help="Replace the new file if it exists.")] = False,
     as_json: options.ReportAsJson = False,
 ) -> None:
-    """Fit a model's temperature and threshold to scenes with masks, and write them into a new model file.
+    """Fit a model's temperature and threshold to labelled scenes.
+
+    They are written into a new model file.
 
     The temperature makes probabilities mean what they say, the threshold makes the best masks by pooled IoU; predict
     uses both. Take scenes that had no part in training, and others again to score the result. One city's scenes make a

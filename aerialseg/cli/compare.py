@@ -33,7 +33,9 @@ def compare(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: overall.iou.difference ...")] = False,
 ) -> None:
-    """Compare two runs over the same scenes: differences with 95 % intervals, and the scenes each one wins.
+    """Compare two runs of predict over the same scenes.
+
+    Differences come with 95 % intervals, and the scenes that each run wins are named.
 
     Only ground on which both have data is judged. The intervals are over scenes drawn anew, the same for both runs. A
     difference whose interval holds 0 is undecided.
@@ -59,7 +61,7 @@ def compare(
     with console_progress() as progress:
         compared = compare_runs(a, b, chosen, progress)
     if report is not None:
-        write_text(report, render_comparison(compared, (run_a, run_b), options.command_line(context)))
+        write_text(report, render_comparison(compared, (run_a, run_b), options.command_line(context)), apart=True)
     print_json(compared.to_json()) if as_json else _print(compared)
 
 

@@ -14,6 +14,7 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
+from aerialseg import system
 from aerialseg.errors import Stopped, StorageError
 from aerialseg.values import to_values
 
@@ -26,17 +27,20 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 MINUTE = 60.0
+READER_GONE = 141
+"""128 + SIGPIPE, as shells say it."""
+FEW_ROWS = 3
 
 
 @contextmanager
 def console_progress(*, quiet: bool = False) -> Iterator[ConsoleProgress]:
-    """Yield the Progress of a command, with SIGINT and SIGTERM turned into a clean stop; a `quiet` one shows nothing.
+    """Yield the Progress of a command, with the signals that ask for one turned into a clean stop.
 
     The first signal lets the verb reach its next safe point, where `advance` raises Stopped; the second one ends the
-    process at once, and so does the first one as long as no work has been started.
+    process at once, and so does the first one as long as no work has been started. A `quiet` one shows nothing.
     """
     progress = ConsoleProgress(quiet)
-    previous = {number: signal.signal(number, progress.on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, progress.on_signal) for number in system.STOPS}
     try:
         yield progress
     finally:
@@ -147,7 +151,7 @@ def guarded_stdout() -> Iterator[None]:
     """Let failures of standard output end a command with one line: StorageError, or SystemExit for `| head`."""
     original = sys.stdout
     if sys.stderr is None:  # closed: `2>&-`
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
     if original is None:
         raise StorageError("standard output is closed, so results have no way out; send it to a file or to /dev/null")
     guarded = ResultStream(original)
@@ -170,8 +174,8 @@ def drop_unwritable(stream: TextIO) -> None:
 
 def _failed_result(error: OSError) -> BaseException:
     """Return what ends a command whose result cannot be written: quietly when its reader has left."""
-    if isinstance(error, BrokenPipeError):
-        return SystemExit(128 + signal.SIGPIPE)
+    if system.is_reader_gone(error):
+        return SystemExit(READER_GONE)
     return StorageError(
         f"standard output: the result cannot be written: {error.strerror}; files are complete; send it elsewhere"
     )
@@ -183,16 +187,45 @@ def print_json(value: Any) -> None:
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """Print a table on stdout; columns of numbers are aligned on the right."""
+    """Print a table on stdout; columns of numbers are aligned on the right.
+
+    Where it is too wide for the terminal, a table of a few rows is turned, and others lose their last columns, which
+    is said on stderr: no number and no name is folded.
+    """
     from rich.table import Table
 
+    console = _console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140)
+    columns, rows, hidden = _fitted(columns, rows, console.width)
     table = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
         numbers = index > 0 and all(_is_number(row[index]) for row in rows)
         table.add_column(column, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    _console(width=None if sys.stdout.isatty() else 140).print(table)
+    console.print(table)
+    if hidden:
+        sys.stdout.flush()
+        text = f"left out for want of width: {', '.join(hidden)}; a wider terminal shows them, and --json has all"
+        print(text, file=sys.stderr)  # noqa: T201
+
+
+def _fitted(columns: list[str], rows: list[list[str]], width: int) -> tuple[list[str], list[list[str]], list[str]]:
+    """Return columns and rows that fit into `width` characters without a fold, and the columns left out for that."""
+    lines = [columns, *rows]
+    if _table_width(lines) <= width or len(columns) <= 2:
+        return columns, rows, []
+    turned = [list(line) for line in zip(*lines, strict=True)]
+    if len(rows) <= FEW_ROWS and _table_width(turned) <= width:
+        return turned[0], turned[1:], []
+    kept = max(2, *(n for n in range(len(columns)) if _table_width([line[:n] for line in lines]) <= width))
+    return columns[:kept], [row[:kept] for row in rows], columns[kept:]
+
+
+def _table_width(lines: list[list[str]]) -> int:
+    """Return how many characters a table needs in a row: each column its longest text, two spaces and a border."""
+    from rich.cells import cell_len
+
+    return 1 + sum(max(map(cell_len, column)) + 3 for column in zip(*lines, strict=True))
 
 
 def number(value: float, form: str = ".4f", unit: str = "") -> str:

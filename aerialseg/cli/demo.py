@@ -25,7 +25,9 @@ def demo(
     device: Device = "auto",
     as_json: ReportAsJson = False,
 ) -> None:
-    """Draw scenes, tile them, train a small network, map a scene it has never seen, and score the mask.
+    """Try everything on drawn scenes, in five minutes.
+
+    Draws scenes, tiles them, trains a small network, maps a scene it has never seen, and scores the mask.
 
     Needs no data and no network. A second call keeps what is done and takes seconds.
 

@@ -12,7 +12,9 @@ def doctor(
     folder: Annotated[Path, typer.Argument(help="Folder to work in: its disk is looked at.", exists=True)] = Path(),
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Look at packages, GDAL, devices, memory and disk, and say what is missing.
+    """Look at this machine and say what is missing.
+
+    Packages, GDAL, devices, memory and disk are looked at.
 
     Imports what is needed, writes and reads a small raster, and runs a kernel on every device in every precision. Ends
     with exit code 69 and advice when something needed is missing, also when a GPU is there but cannot be used.

@@ -66,6 +66,9 @@ def evaluate(
             help="Predicted polygons, judged by those of --masks: PoLiS, angles, corners.", show_default=False
         ),
     ] = None,
+    min_area_m2: Annotated[
+        float, typer.Option("--min-area-m2", help="Leave smaller polygons out of --polygons, true and predicted alike.")
+    ] = 0.0,
     report: Annotated[
         Path | None,
         typer.Option(help="Write a page with scores, pictures and curves: report.html.", show_default=False),
@@ -89,7 +92,9 @@ def evaluate(
         bool, typer.Option("--json", help="Print JSON: overall.iou, cities.NAME.iou, scenes.NAME.iou ...")
     ] = False,
 ) -> None:
-    """Score predicted masks: pixels (IoU, accuracy, F1, MCC ...), outlines, and buildings found and invented.
+    """Score predicted masks by true ones.
+
+    Pixels (IoU, accuracy, F1, MCC ...), outlines, and buildings found and invented are judged.
 
     Counts are pooled per scene, per city (austin in austin3) and overall and divided once, as the Inria benchmark does
     it. Masks pair with predictions by name and must lie on the same grid. Nodata is not counted. Outlines are compared
@@ -113,6 +118,7 @@ def evaluate(
     chosen = EvaluateOptions(rule, access, not pixels_only, where, labelled_area, filtered)
     extras = run.Extras(
         polygons,
+        min_area_m2,
         trained_on,
         report,
         errors,

@@ -19,7 +19,9 @@ def find_lr(
     overwrite: Annotated[bool, typer.Option("-f", "--overwrite", help="Replace the picture if it exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print rates, losses and suggestion as JSON.")] = False,
 ) -> None:
-    """Train a hundred steps at rates from 1e-6 to 1, stop where the loss blows up, and suggest one for optimizer.lr.
+    """Suggest a learning rate, from a hundred steps.
+
+    They run at rates from 1e-6 to 1, up to where the loss blows up; the suggestion is for optimizer.lr.
 
     Nothing is kept but the picture. The suggestion is the rate at which the loss has come down half-way; it is a
     place to start from, good to a factor of three.

@@ -40,7 +40,9 @@ def import_(
     overwrite: Annotated[bool, typer.Option("-f", "--overwrite", help="Replace the file when it exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the model's card as JSON.")] = False,
 ) -> None:
-    """Turn the weights of a segmentation_models_pytorch network with one output class into a model file.
+    """Turn weights of another program into a model file.
+
+    They are those of a segmentation_models_pytorch network with one output class.
 
     Tensors may lie under "state_dict", "model_state_dict" or "model", and their names begin with "module." or "model.".
     Every name and shape is checked; nothing in the file is run.

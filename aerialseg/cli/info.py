@@ -14,7 +14,9 @@ def info(
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
 ) -> None:
-    """Say what something is: how a run stands, what a model needs, what predict would make of a scene.
+    """Say what a run, model, scene, set of tiles or prediction is.
+
+    How far the run is, what the model needs, what predict would make of the scene or made of it.
 
     Nothing is changed. Of a damaged thing all that can be read is told, and the exit code says what is wrong.
 

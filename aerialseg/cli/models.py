@@ -8,10 +8,10 @@ import typer
 
 
 def models(as_json: Annotated[bool, typer.Option("--json", help="Print the presets as JSON.")] = False) -> None:
-    """List the networks that `train` knows by name; GMACs are the billions of multiply-adds for a tile of 256 px.
+    """List the networks that train knows by name.
 
-    Any other architecture and encoder of segmentation_models_pytorch can be named in the configuration, and is tried on
-    one tile before training starts.
+    GMACs are the billions of multiply-adds for a tile of 256 px. Any other architecture and encoder of
+    segmentation_models_pytorch can be named in the configuration, and is tried on one tile before training starts.
 
     \b
     Examples:
@@ -30,6 +30,6 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print the prese
     for preset in PRESETS.values():
         name = f"{preset.name} (default)" if preset.name == DEFAULT_PRESET else preset.name
         size = [f"{preset.parameters or 0:,}", f"{preset.gmacs or 0:.1f}", f"n x {preset.size_multiple}"]
-        rows.append([name, preset.encoder, *size, preset.attention, preset.licence])
-    columns = ["preset", "encoder", "parameters", "GMACs", "tiles", "attention", "licence"]
+        rows.append([name, *size, preset.licence, preset.attention, preset.encoder])
+    columns = ["preset", "parameters", "GMACs", "tiles", "licence", "attention", "encoder"]
     print_table("Networks by name", columns, rows)

@@ -105,6 +105,18 @@ Bands = Annotated[
     str | None, typer.Option(help="Bands to use, in the model's order, as 1,2,3.", show_default="the model's")
 ]
 Scale = Annotated[str | None, typer.Option(help="Values that become 0 and 255, as 0:2047.", show_default="the model's")]
+Nodata = Annotated[
+    str | None,
+    typer.Option(
+        metavar="V[,V,V]",
+        help="A colour that is no data, as 0 or 255,255,255; near it, too, in files compressed with loss.",
+        show_default="what the file says",
+    ),
+]
+Alpha = Annotated[
+    str,
+    typer.Option(metavar="BAND|auto|data", help="The band that marks valid pixels; data: none, whatever is tagged so."),
+]
 Unplaced = Annotated[
     bool, typer.Option("--allow-ungeoreferenced", help="Take scenes that have no place on the ground.")
 ]
@@ -127,18 +139,23 @@ Agreement = Annotated[bool, typer.Option("--agreement", hidden=True, callback=_s
 """What `--disagreement` was called once."""
 
 
-def band_rule(bands: str | None, scale: str | None) -> BandRule:
-    """Return what `--bands 1,2,3` and `--scale LO:HI` ask for; raises UsageError for anything else."""
+def band_rule(bands: str | None, scale: str | None, nodata: str | None = None, alpha: str = "auto") -> BandRule:
+    """Return what --bands 1,2,3, --scale LO:HI, --nodata V,V,V and --alpha ask for; raises UsageError if nothing."""
     from aerialseg.geo.inspection import BandRule
 
     chosen = whole_numbers("--bands", bands)
+    colour = () if nodata is None else numbers("--nodata", nodata)
+    words: dict[str, Literal["auto", "data"]] = {"auto": "auto", "data": "data"}
+    if alpha not in words and not alpha.isdecimal():
+        raise UsageError(f"--alpha {one_line(alpha)}: give the number of a band, auto, or data")
+    marks = words.get(alpha) or int(alpha)
     if scale is None:
-        return BandRule(chosen)
+        return BandRule(chosen, None, colour, marks)
     try:
         low, high = map(float, scale.split(":"))
     except ValueError as error:
         raise UsageError(f"--scale {one_line(scale)}: give two numbers LO:HI, as 0:2047") from error
-    return BandRule(chosen, (low, high))
+    return BandRule(chosen, (low, high), colour, marks)
 
 
 def whole_numbers(option: str, text: str | None) -> tuple[int, ...] | None:

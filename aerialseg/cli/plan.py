@@ -33,12 +33,17 @@ def plan(
     ] = False,
     bands: options.Bands = None,
     scale: options.Scale = None,
+    nodata: options.Nodata = None,
+    alpha: options.Alpha = "auto",
     allow_ungeoreferenced: options.Unplaced = False,
     max_pixels: options.ScenePixels = 1e10,
     shard: options.ShardText = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the estimate as JSON.")] = False,
 ) -> None:
-    """Say what predict would take: windows, memory, disk, and time from a short probe of the network.
+    """Say what predicting would take, before it starts.
+
+    Windows are counted as predict would lay them; memory is the most it would need at once, disk what masks and
+    measures would fill, and time comes from a short probe of the network on this machine.
 
     Nothing is written. Scenes that predict would refuse are named here, with the reason.
 
@@ -59,7 +64,7 @@ def plan(
     chosen = PredictOptions(
         window=window, overlap=overlap, tta=tta, gsd_m=options.gsd_of(gsd), neighbours=neighbours == "auto",
         batch=options.batch_size(batch), precision=precision, device=device, compiled=compiled, probability=probability,
-        disagreement=disagreement or agreement, polygons=polygons, rule=options.band_rule(bands, scale),
+        disagreement=disagreement or agreement, polygons=polygons, rule=options.band_rule(bands, scale, nodata, alpha),
         access=Access(allow_ungeoreferenced, max_pixels), shard=options.shard_of(shard),
     )  # fmt: skip
     with console_progress() as progress:

@@ -38,7 +38,9 @@ def polygonize(
     ] = False,
     as_json: ReportAsJson = False,
 ) -> None:
-    """Draw building polygons from masks: one file over all of them, each building whole across touching masks.
+    """Draw building polygons from masks.
+
+    There is one file over all masks, and each building is whole across masks that touch.
 
     In a mask 1 is building, or 255 where that is not declared nodata. Polygons carry an id, their scene, area in square
     metres and mean probability. The same command on the same masks again does nothing.

@@ -20,9 +20,10 @@ def preview(
     overwrite: Annotated[bool, typer.Option("-f", "--overwrite", help="Replace pictures of other origin.")] = False,
     as_json: PathsAsJson = False,
 ) -> None:
-    """Draw each scene with its mask's outline and probability as a PNG, and all of them on one contact sheet.
+    """Draw what predict found, a picture of each scene.
 
-    Prints the path of the sheet.
+    Each is a PNG of the scene with its mask's outline and probability; all are on one contact sheet, too, whose
+    path is printed.
 
     \b
     Examples:
@@ -30,10 +31,11 @@ def preview(
       aerialseg preview out -o pictures --size 2048
     """
     from aerialseg.cli.console import console_progress, print_json
+    from aerialseg.files import resolved
     from aerialseg.prediction.preview import write_previews
 
     # Beside it, not in it: evaluate and polygonize take every raster in the folder for a mask.
-    whole = predicted.resolve()
+    whole = resolved(predicted)
     target = out or whole.with_name(f"{whole.name}-preview")
     with console_progress() as progress:
         *pictures, sheet = write_previews(predicted, target, size=size, overwrite=overwrite, progress=progress)

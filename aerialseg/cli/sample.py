@@ -23,7 +23,9 @@ def sample(
     ] = False,
     as_json: PathsAsJson = False,
 ) -> None:
-    """Draw aerial scenes and their building masks, georeferenced and laid out like the Inria dataset.
+    """Draw made-up aerial scenes and their building masks.
+
+    They are georeferenced and laid out like the Inria dataset.
 
     The pictures are made up but hold what makes real ones hard: shadows, trees over roofs, car parks, bare ground. The
     same options give the same bytes on every machine.

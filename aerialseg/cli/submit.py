@@ -31,7 +31,9 @@ def submit(
     overwrite: Annotated[bool, typer.Option("-f", "--overwrite", help="Replace the zip if it exists.")] = False,
     as_json: ResultAsJson = False,
 ) -> None:
-    """Write the Inria benchmark's submission: 180 masks in one flat zip, checked for all that is refused there.
+    """Write the Inria benchmark's submission.
+
+    That is 180 masks in one flat zip, checked for all that is refused there.
 
     \b
     Examples:

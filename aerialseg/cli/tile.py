@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aerialseg.cli.options import FailFast, ReportAsJson, Unplaced
+from aerialseg.cli.options import Alpha, FailFast, Nodata, ReportAsJson, Unplaced
 
 if TYPE_CHECKING:
     from aerialseg.geo.tiles.build import TilingReport
@@ -28,7 +28,10 @@ def tile(
         Path | None,
         typer.Option("-o", "--out", help="The set's folder.", show_default="tiles/NAME, after the scenes' folder"),
     ] = None,
-    size: Annotated[int, typer.Option(help="Side of a tile in pixels.")] = 1024,
+    size: Annotated[
+        int | None,
+        typer.Option(help="Side of a tile in pixels.", show_default="1024, or the longest side of the scenes"),
+    ] = None,
     overlap: Annotated[float, typer.Option(help="Share of a tile that its neighbour sees too.")] = 0.0,
     split: Annotated[
         str,
@@ -44,6 +47,8 @@ def tile(
     scale: Annotated[
         str | None, typer.Option(help="Values that become 0 and 255, as 0:2047, for scenes that are not 8-bit.")
     ] = None,
+    nodata: Nodata = None,
+    alpha: Alpha = "auto",
     gsd: Annotated[float | None, typer.Option(help="Resample all scenes to this many metres per pixel.")] = None,
     labelled_area: Annotated[
         Path | None, typer.Option(help="Polygons: ground outside them is unlabelled and ignored.")
@@ -91,7 +96,7 @@ def tile(
     ] = False,
     as_json: ReportAsJson = False,
 ) -> None:
-    """Cut scenes and their masks or polygons into tiles for training.
+    """Cut scenes and their labels into tiles for training.
 
     Writes images/, masks/ (0 background, 1 building, 255 unlabelled), index.gpkg and tileset.json. The split is kept in
     index.gpkg: open it in QGIS, edit the column `split`, and training obeys. The same command again goes on where it
@@ -113,7 +118,7 @@ def tile(
     from aerialseg.geo.tiles.build import tile_scenes
     from aerialseg.geo.tiles.plan import TilingOptions
 
-    pixels, values = band_rule(bands, scale), whole_numbers("--building-values", building_values)
+    pixels, values = band_rule(bands, scale, nodata, alpha), whole_numbers("--building-values", building_values)
     ignored = whole_numbers("--ignore-values", ignore_values) or ()
     found, vectors = find_labels(find_scenes(scenes), masks or (), mask_pattern, layer=layer, partly=keep_unlabelled)
     options = TilingOptions(
@@ -133,8 +138,10 @@ def tile(
 
 def _default_folder(scene: str) -> Path:
     """Return tiles/NAME, NAME being the folder that is given, or that holds the file that is given."""
-    path = Path(scene).resolve()
-    return Path("tiles") / (path.name if path.is_dir() else path.parent.name)
+    from aerialseg.files import is_folder, resolved
+
+    path = resolved(Path(scene))
+    return Path("tiles") / (path.name if is_folder(path) else path.parent.name)
 
 
 def _print(report: TilingReport) -> None:

@@ -47,7 +47,7 @@ def train(
     ] = False,
     as_json: ResultAsJson = False,
 ) -> None:
-    """Train a segmenter on tiles, by the split drawn in their index.gpkg.
+    """Train a segmenter on tiles, by the split in their index.gpkg.
 
     Writes RUN/model.safetensors (the best weights, with everything predict needs), last.ckpt (to resume from),
     config.toml and run.json (all it takes to repeat the run), metrics.csv, curves.png and TensorBoard events. Ctrl-C or
@@ -70,10 +70,11 @@ def train(
 
     from aerialseg.cli.console import console_progress, print_json
     from aerialseg.config import load_config
+    from aerialseg.files import is_regular
     from aerialseg.training.ranks import join_ranks
 
     begun = out / "config.toml"
-    named = config or (begun if resume and begun.is_file() else "inria")
+    named = config or (begun if resume and is_regular(begun) else "inria")
     with join_ranks() as ranks, console_progress(quiet=not ranks.first) as progress:
         with ranks.fail_together():
             chosen = load_config(named, assignments or [])

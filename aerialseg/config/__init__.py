@@ -28,6 +28,7 @@ from aerialseg.config.sections import (
     renamed,
 )
 from aerialseg.errors import ConfigError, one_line
+from aerialseg.files import is_folder, is_regular, open_regular, resolved
 
 LARGEST_FILE = 100_000
 """Bytes; ours have fewer than 2,000, and a tile or a model given by mistake has millions."""
@@ -80,8 +81,8 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> TrainConfi
 
 def shipped_configs() -> dict[str, Path]:
     """Return the configurations that come with the program, by name."""
-    package = Path(__file__).resolve().parent.parent
-    folder = next((f for f in (package / "configs", package.parent / "configs") if f.is_dir()), None)
+    package = resolved(Path(__file__)).parent.parent
+    folder = next((f for f in (package / "configs", package.parent / "configs") if is_folder(f)), None)
     return {} if folder is None else {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
@@ -109,7 +110,7 @@ def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
 
 def _find(source: str | Path) -> Path:
     path = Path(source)
-    if path.is_file():
+    if is_regular(path):
         return path
     shipped = shipped_configs()
     if str(source) in shipped:
@@ -119,7 +120,7 @@ def _find(source: str | Path) -> Path:
 
 def _read(path: Path) -> str:
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             content = stream.read(LARGEST_FILE + 1)
     except OSError as error:
         raise ConfigError(f"{one_line(path)}: cannot be read: {error.strerror}") from error

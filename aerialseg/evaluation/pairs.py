@@ -23,6 +23,7 @@ from aerialseg.errors import AerialsegError, BadDataError, NoInputError, UsageEr
 from aerialseg.evaluation.boundary import DISTANCES, BoundaryCounter
 from aerialseg.evaluation.objects import ObjectCounter
 from aerialseg.evaluation.results import SceneScore
+from aerialseg.files import is_folder, is_regular, resolved
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.labels import find_labels, mask_box, open_labels, read_mask
 from aerialseg.geo.opening import open_raster, raster_errors
@@ -74,7 +75,7 @@ class Pair:
     def files(self) -> tuple[Path, ...]:
         """Everything that is read for it, and may therefore not be written over."""
         known = (self.prediction, self.truth, self.probability, self.rival)
-        return (*(path for path in known if path is not None), *(split_layer(path)[0] for path in self.vectors))
+        return tuple(split_layer(path)[0] for path in (*known, *self.vectors) if path is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,12 +145,12 @@ def pair_predictions(
     if vectors:
         by_ground = (_pair(replace(scene, mask=vectors[0]), scene.image) for scene in predicted)
         return Pairing(tuple(replace(pair, vectors=vectors) for pair in by_ground))
-    known = {(scene.mask or scene.image).resolve(): scene.name for scene in find_scenes(masks)}
+    known = {resolved(scene.mask or scene.image): scene.name for scene in find_scenes(masks)}
     for scene in predicted:
-        if scene.image.resolve() in known:
+        if resolved(scene.image) in known:
             raise UsageError(f"{one_line(scene.image)}: is among --masks too; a mask cannot be judged by itself")
     pairs = tuple(_pair(scene, scene.image) for scene in pair_masks(predicted, masks, pattern))
-    used = {pair.truth.resolve() for pair in pairs}
+    used = {resolved(pair.truth) for pair in pairs}
     return Pairing(pairs, tuple(name for path, name in known.items() if path not in used))
 
 
@@ -172,7 +173,7 @@ def pair_scenes(
         if known.mask is None:
             raise NoInputError(f"{one_line(scene.image)}: has no mask to judge its prediction by")
         prediction = scene.image if predictions is None else predictions / f"{scene.name}.tif"
-        if not prediction.is_file():
+        if not is_regular(prediction):
             raise NoInputError(f"{one_line(prediction)}: no such file; predict the scene first")
         pairs.append(replace(_pair(known, prediction), vectors=vectors))
     return tuple(pairs)
@@ -202,7 +203,7 @@ def check_pairs(pairs: Sequence[Pair], access: Access) -> tuple[list[str], list[
 
 def _may_be_vectors(given: str | Path) -> bool:
     path = Path(given)
-    return any(map(is_vector, path.iterdir())) if path.is_dir() else is_vector(path)
+    return any(map(is_vector, path.iterdir())) if is_folder(path) else is_vector(path)
 
 
 def _pair(scene: Scene, prediction: Path) -> Pair:
@@ -212,7 +213,7 @@ def _pair(scene: Scene, prediction: Path) -> Pair:
     above = prediction.absolute().parents
     beside = above[min(depth, len(above)) - 1] / PROBABILITY.folder / f"{scene.name}{prediction.suffix}"
     pair = Pair(scene.name, prediction, scene.mask, scene.city)
-    if not beside.is_file():
+    if not is_regular(beside):
         return pair
     strange = is_of_another_run(beside, prediction)
     return replace(pair, left_out=beside) if strange else replace(pair, probability=beside)

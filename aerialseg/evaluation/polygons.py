@@ -99,13 +99,19 @@ class PolygonScores:
 
 
 def score_polygons(
-    predicted: VectorLayer, true: Sequence[VectorLayer], metric: CRS, ground: shapely.Geometry
+    predicted: VectorLayer,
+    true: Sequence[VectorLayer],
+    metric: CRS,
+    ground: shapely.Geometry,
+    min_area_m2: float = 0.0,
 ) -> PolygonScores:
     """Compare the predicted polygons with those of true vector files, on the `ground` where both are known.
 
-    All is measured in `metric`, the CRS of the ground, which counts in metres.
+    All is measured in `metric`, the CRS of the ground, which counts in metres. Polygons smaller than `min_area_m2` are
+    left out of both.
     """
-    own, other = _moved([predicted], metric), _moved(true, metric)
+    both = _moved([predicted], metric), _moved(true, metric)
+    own, other = (shapes[shapely.area(shapes) >= min_area_m2] for shapes in both)
     (own_pieces, own_counted), (pieces, counted) = (_on_ground(shapes, ground) for shapes in (own, other))
     pairs = match_polygons(own_pieces, pieces)
     for i, j, _ in pairs:

@@ -23,7 +23,7 @@ from aerialseg.errors import AerialsegError, one_line
 from aerialseg.evaluation.pairs import open_pair
 from aerialseg.evaluation.results import FEW, calibration_error, reliability, threshold_curve
 from aerialseg.evaluation.scores import EvaluateOptions, decide_rules
-from aerialseg.files import prepare_output_folder, refuse_input_as_output, sha256_of
+from aerialseg.files import is_regular, prepare_output_folder, refuse_input_as_output, sha256_of
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.opening import open_raster
 from aerialseg.geo.ownership import PAGE_COMMENT, check_overwrite
@@ -169,7 +169,7 @@ def _read_same_card(known: Mapping[str, Any]) -> ModelCard | None:
     """Return the card of the model file in a description; None when that file is gone, another one now, or damaged."""
     path = Path(str(known.get("model file", "")))
     try:
-        same = path.is_file() and sha256_of(path)[:SHA_SHOWN] == known.get("SHA-256")
+        same = is_regular(path) and sha256_of(path)[:SHA_SHOWN] == known.get("SHA-256")
         return read_card(path) if same else None
     except AerialsegError:
         return None

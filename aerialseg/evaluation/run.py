@@ -13,8 +13,9 @@ from aerialseg.errors import UsageError, one_line
 from aerialseg.evaluation.error_maps import BUILDINGS, check_error_folder, error_path, write_error_maps
 from aerialseg.evaluation.polygons import area_of_interest, score_polygons
 from aerialseg.evaluation.report import check_claims, check_report_path, make_report
-from aerialseg.evaluation.scores import EvaluateOptions, decide_rules, evaluate_pairs
+from aerialseg.evaluation.scores import EvaluateOptions, decide_rules, evaluate_pairs, look_at
 from aerialseg.files import refuse_input_as_output, write_text
+from aerialseg.geo.digest import seen, what_changed
 from aerialseg.geo.scenes import find_scenes
 from aerialseg.geo.tiles.tileset import find_leaks
 from aerialseg.geo.vector_files import split_layer
@@ -34,6 +35,8 @@ class Extras:
 
     polygons: Path | None = None
     """Predicted polygons, judged by the true ones."""
+    min_area_m2: float = 0.0
+    """Smaller polygons count neither as predicted nor as true."""
     trained_on: Path | None = None
     """The tiles of training: scenes on their ground are said."""
     report: Path | None = None
@@ -54,6 +57,7 @@ def evaluate(
     Raises UsageError for options that contradict each other, and what the parts of the work raise.
     """
     _check(pairs, options, extras, read)
+    looks = {**look_at(pairs, options), **seen([extras.polygons])}
     scenes = [(pair.name, pair.prediction) for pair in pairs]
     leaks = [] if extras.trained_on is None else find_leaks(extras.trained_on, scenes)
     drawn = None if extras.polygons is None else read_layer(extras.polygons, empty_ok=True)
@@ -61,17 +65,19 @@ def evaluate(
     if drawn is not None:
         true = read_layers(pairs[0].vectors, where=options.where)
         area = None if options.labelled_area is None else read_layer(options.labelled_area)
-        predictions = [pair.prediction for pair in pairs]
-        found = replace(found, polygons=score_polygons(drawn, true, *area_of_interest(predictions, area)))
+        place = area_of_interest([pair.prediction for pair in pairs], area)
+        found = replace(found, polygons=score_polygons(drawn, true, *place, extras.min_area_m2))
         found = _with_warnings(found, drawn.warnings, progress)
     found = _with_warnings(found, [*leaks, *check_claims(pairs, found.overall.building_fraction)], progress)
     if extras.report is not None:
         page = make_report(found, pairs, options, extras.scenes, extras.command, progress)
-        write_text(extras.report, page)
+        write_text(extras.report, page, apart=True)
     if extras.errors is not None:
         wrong = write_error_maps(extras.errors, pairs, decide_rules(pairs, options)[0], progress)
         missed, invented = wrong["missed"], wrong["invented"]
         progress.say(f"{missed:,} missed and {invented:,} invented buildings in {one_line(extras.errors)}")
+    if (changed := what_changed(looks, "evaluated")) is not None:
+        raise changed
     return found
 
 
@@ -84,6 +90,10 @@ def _check(pairs: Sequence[Pair], options: EvaluateOptions, extras: Extras, read
         raise UsageError("--scenes are shown by --report; give --report FILE.html too")
     if extras.overwrite and not written:
         raise UsageError("--overwrite is about --report and --errors; give one of them too")
+    if not 0 <= extras.min_area_m2 < float("inf"):
+        raise UsageError(f"--min-area-m2 {extras.min_area_m2:g}: give a number of 0 or more")
+    if extras.min_area_m2 and extras.polygons is None:
+        raise UsageError("--min-area-m2 is about --polygons; give them too")
     if extras.polygons is not None and not pairs[0].vectors:
         raise UsageError("--polygons are judged by true polygons: give vector files with --masks")
     outputs = [] if extras.report is None else [extras.report]

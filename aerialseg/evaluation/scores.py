@@ -15,14 +15,16 @@ from aerialseg.errors import AerialsegError, BadDataError, UsageError, one_line
 from aerialseg.evaluation.pairs import Pair, Rules, check_pairs, count_pair, pair_scenes
 from aerialseg.evaluation.results import EvaluationReport, SceneScore
 from aerialseg.files import usable_processors
+from aerialseg.geo.digest import seen, what_changed
 from aerialseg.geo.inspection import Access
 from aerialseg.geo.labels import Labels, LabelSource, MaskRule, ResolvedRule, decide_rule, mask_box
 from aerialseg.geo.scenes import Scene
+from aerialseg.geo.vector_files import split_layer
 from aerialseg.geo.vectors import datum_notes, read_layer, read_layers
 from aerialseg.progress import Progress, Silent
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 __all__ = [
@@ -100,16 +102,26 @@ def evaluate_pairs(
     fault in the pairs' order and says the others.
     """
     options = options or EvaluateOptions()
+    looks = look_at(pairs, options)
     warnings, faults = check_pairs(pairs, options.access)
     _raise_first(faults, progress)
     rules, doubts = decide_rules(pairs, options)
     for warning in (*warnings, *doubts):
         progress.say(f"warning: {warning}")
-    results = _count_all(pairs, rules, progress)
+    results = _count_all(pairs, rules, looks, progress)
     missing = [line for result in results for line in _what_was_not_counted(result)]
+    counts = [result.confusion for result in results]
+    if any(count.pixels for count in counts) and not any(count.tp + count.fn for count in counts):
+        missing.append("no counted pixel is true building; check the true masks' values, or the polygons")
     for warning in missing:
         progress.say(f"warning: {warning}")
     return EvaluationReport(tuple(results), (*warnings, *doubts, *missing))
+
+
+def look_at(pairs: Sequence[Pair], options: EvaluateOptions) -> dict[Path, str]:
+    """Return what all files that are read look like from outside; see `what_changed`."""
+    area = () if options.labelled_area is None else split_layer(options.labelled_area)[:1]
+    return seen([*(path for pair in pairs for path in pair.files), *area])
 
 
 def decide_rules(pairs: Sequence[Pair], options: EvaluateOptions) -> tuple[Rules, tuple[str, ...]]:
@@ -164,8 +176,9 @@ def count_probabilities(pairs: Sequence[Pair], options: EvaluateOptions, progres
     for pair in pairs:
         if pair.probability is None:
             raise BadDataError(f"{one_line(pair.prediction)}: has no probability raster beside it")
+    looks = look_at(pairs, options)
     rules, _ = decide_rules(pairs, options)
-    results = _count_all(pairs, replace(rules, probabilities=True), progress)
+    results = _count_all(pairs, replace(rules, probabilities=True), looks, progress)
     return sum((result.histogram for result in results if result.histogram is not None), ScoreHistogram())
 
 
@@ -183,7 +196,7 @@ def _what_was_not_counted(result: SceneScore) -> list[str]:
     ]
 
 
-def _count_all(pairs: Sequence[Pair], rules: Rules, progress: Progress) -> list[SceneScore]:
+def _count_all(pairs: Sequence[Pair], rules: Rules, looks: Mapping[Path, str], progress: Progress) -> list[SceneScore]:
     results: list[SceneScore] = []
     faults: list[AerialsegError] = []
     stop = Event()
@@ -198,12 +211,13 @@ def _count_all(pairs: Sequence[Pair], rules: Rules, progress: Progress) -> list[
                 try:
                     results.append(future.result())
                 except AerialsegError as fault:
-                    faults.append(fault)
+                    faults.append(what_changed({path: looks[path] for path in pair.files}, "evaluated") or fault)
                 progress.advance(1, note=one_line(pair.name))
         finally:
             stop.set()
     progress.finish()
-    _raise_first(faults, progress)
+    changed = None if faults else what_changed(looks, "evaluated")
+    _raise_first(faults if changed is None else [changed], progress)
     return results
 
 

@@ -7,21 +7,26 @@ elsewhere, so both count as right here. Equal masks give equal bytes.
 
 from __future__ import annotations
 
-import shutil
+import lzma
+import os
+import struct
 import tempfile
 import zipfile
 import zlib
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from aerialseg.errors import BadDataError, NoInputError, ReadError, StorageError, one_line
+from aerialseg.errors import BadDataError, NoInputError, ReadError, StorageError, first_line, one_line
 from aerialseg.evaluation.pairs import is_measure
-from aerialseg.files import staged, working_folder
+from aerialseg.files import is_folder, is_regular, staged, working_folder
+from aerialseg.geo.digest import seen, what_changed
 from aerialseg.geo.geobox import GeoBox
+from aerialseg.geo.inspection import require_rows
 from aerialseg.geo.labels import ResolvedRule, decide_rule, read_mask
 from aerialseg.geo.opening import create_raster, open_raster, raster_errors, refuse_remote, writing_errors
 from aerialseg.geo.raster import block_windows
@@ -43,6 +48,12 @@ DATE = (1980, 1, 1, 0, 0, 0)
 LARGEST_MEMBER = 400_000_000
 """Bytes that a mask in someone else's zip may unpack to; 5000 x 5000 px of 8 bits take 25 million."""
 NAMED = 5
+CHUNK = 1 << 20
+DAMAGE = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, NotImplementedError, RuntimeError,
+    ValueError,
+)  # fmt: skip
+"""What Python raises for zips that are broken, encrypted or packed in a way that it does not know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +71,11 @@ class Expected:
     def of_folder(cls, root: Path) -> Expected:
         """Return a mask for every test scene below an Inria root, or a folder of scenes, with the scenes' own sizes."""
         places = (root / above / "test" / "images" for above in ("", "AerialImageDataset", "data", "raw"))
-        folder = next((place for place in places if place.is_dir()), root)
+        folder = next((place for place in places if is_folder(place)), root)
         sizes = {}
         for scene in find_scenes([folder]):
             with open_raster(scene.image) as dataset:
+                require_rows(dataset.height, dataset.width, one_line(scene.image))
                 sizes[f"{scene.image.stem}.tif"] = dataset.height, dataset.width
         return cls(sizes)
 
@@ -91,9 +103,10 @@ def write_submission(
     """
     found, left_out = _find_masks(predictions, expected)
     warnings = [f"{len(left_out)} masks are of no test scene and are left out: {_listed(left_out)}"] if left_out else []
+    looks = seen(found.values())
     rule = decide_rule(list(found.values()))
     progress.start("submit", 2 * len(found), "mask")
-    with working_folder(out.parent) as folder, staged(out) as temporary:
+    with working_folder(out.parent) as folder, staged(out, apart=True) as temporary:
         with zipfile.ZipFile(temporary, "w") as archive:
             for name, path in found.items():
                 mask = folder / name
@@ -106,6 +119,8 @@ def write_submission(
                 archive.writestr(entry, mask.read_bytes())
                 mask.unlink()
                 progress.advance(1, note=name)
+        if (changed := what_changed(looks, "packed")) is not None:
+            raise changed
         checked = check_submission(temporary, expected, progress, called=out)
     progress.finish()
     return Submission(out, checked.files, form, checked.size, checked.building, tuple(warnings))
@@ -119,15 +134,17 @@ def check_submission(path: Path, expected: Expected, progress: Progress, called:
     """
     refuse_remote(path)
     name = one_line(called or path)
-    if not path.is_file():
+    if not is_regular(path):
+        if os.path.lexists(path):
+            raise BadDataError(f"{name}: is not a regular file; give the zip to check")
         raise NoInputError(f"{name}: no such file; give the zip to check")
     try:
         with zipfile.ZipFile(path) as archive:
             faults, forms, building = _check_archive(archive, one_line((called or path).name), expected, progress)
     except OSError as error:
         raise ReadError(f"{name}: cannot be read: {error.strerror or error}; check its disk") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise BadDataError(f"{name}: cannot be read as a zip: {one_line(str(error))}; make it again") from error
+    except DAMAGE as error:
+        raise BadDataError(f"{name}: cannot be read as a zip: {first_line(error)}; make it again") from error
     for fault in faults[1:]:
         progress.say(f"error: {fault}")
     if faults:
@@ -140,12 +157,12 @@ def _check_archive(
     archive: zipfile.ZipFile, shown: str, expected: Expected, progress: Progress
 ) -> tuple[list[str], set[str], int]:
     """Return the faults, the forms of the masks (1-bit, 8-bit), and the number of building pixels."""
-    names = [entry.filename for entry in archive.infolist()]
-    faults = _check_names(names, shown, expected)
+    counts = Counter(entry.filename for entry in archive.infolist())
+    faults = _check_names(counts, shown, expected)
     forms, building = set(), 0
     with working_folder(Path(tempfile.gettempdir())) as folder:
         for entry in archive.infolist():
-            if entry.filename not in expected.sizes or names.count(entry.filename) > 1:
+            if entry.filename not in expected.sizes or counts[entry.filename] > 1:
                 continue
             try:
                 form, count = _check_member(archive, entry, folder, expected.sizes[entry.filename])
@@ -157,7 +174,7 @@ def _check_archive(
     return faults, forms, building
 
 
-def _check_names(names: Sequence[str], shown: str, expected: Expected) -> list[str]:
+def _check_names(names: Counter[str], shown: str, expected: Expected) -> list[str]:
     faults = []
     deep = [name for name in names if "/" in name or "\\" in name]
     if deep:
@@ -168,7 +185,7 @@ def _check_names(names: Sequence[str], shown: str, expected: Expected) -> list[s
     missing = sorted(set(expected.sizes) - set(names), key=natural_key)
     if missing:
         faults.append(f"{shown}: {len(missing)} of {len(expected.sizes)} masks are missing: {_listed(missing)}")
-    double = sorted({name for name in names if names.count(name) > 1})
+    double = sorted(name for name, count in names.items() if count > 1)
     if double:
         faults.append(f"{shown}: {_listed(double)}: more than once in the zip")
     return faults
@@ -184,7 +201,8 @@ def _check_member(
     mask = folder / name
     try:
         with archive.open(entry) as packed, mask.open("wb") as target:
-            shutil.copyfileobj(packed, target)
+            while chunk := _unpacked(packed, name):
+                target.write(chunk)
         with open_raster(mask) as dataset:
             return _check_mask(dataset, name, size)
     except OSError as error:
@@ -197,6 +215,16 @@ def _check_member(
         raise BadDataError(str(error).replace(str(mask), name)) from error
     finally:
         mask.unlink(missing_ok=True)
+
+
+def _unpacked(packed: IO[bytes], name: str) -> bytes:
+    """Return the next bytes of a member; raises BadDataError when they are damaged, and what a failing disk raises."""
+    try:
+        return packed.read(CHUNK)
+    except (*DAMAGE, OSError) as error:  # bzip2 calls a damaged stream an OSError, without a number
+        if isinstance(error, OSError) and error.errno is not None:
+            raise ReadError(f"{name}: cannot be read: {error.strerror}; check the zip's disk") from error
+        raise BadDataError(f"{name}: is damaged in the zip: {first_line(error)}; make it again") from error
 
 
 def _check_mask(dataset: DatasetReader, name: str, size: tuple[int, int]) -> tuple[str, int]:

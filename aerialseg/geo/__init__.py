@@ -9,6 +9,10 @@ from __future__ import annotations
 
 import os
 
+from aerialseg.environment import TAKEN_OUT, find_grids, tell
+
+tell(TAKEN_OUT)
+find_grids()
 # Drivers that read other files or the network on behalf of the file they open. Each once, also in a child process that
 # inherits the variable: pyogrio's GDAL prints a line for a driver it cannot find any more.
 _given = os.environ.get("GDAL_SKIP", "")

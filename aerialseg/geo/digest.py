@@ -1,5 +1,7 @@
 """A digest of what a raster or vector file says, side files included: how "is it done?" is decided, never by times.
 
+A digest vouches for what was read only if nothing changed between the first look at a file and the last: that is told
+from outside, by size, time and inode, which `seen` notes before a header is read and `what_changed` compares at last.
 Of a GDAL `.aux.xml` counts what it says of the raster, without what looking at the raster in a GIS adds to it. What the
 pixels or polygons mean is not known here.
 """
@@ -7,15 +9,15 @@ pixels or polygons mean is not known here.
 from __future__ import annotations
 
 import hashlib
-import os
 import xml.etree.ElementTree as ET
 from typing import TYPE_CHECKING
 from xml.parsers import expat
 
-from aerialseg.files import sha256_of
+from aerialseg.errors import BadDataError, one_line
+from aerialseg.files import exists, is_folder, is_regular, open_regular, sha256_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
 PAM = ".aux.xml"
@@ -54,17 +56,50 @@ def content_stamp(path: Path) -> str:
     return " ".join([file_stamp(path), *_beside(path, file_stamp)])
 
 
+def seen(paths: Iterable[Path | None]) -> dict[Path, str]:
+    """Return what each file and its side files look like from outside before anything of it is read.
+
+    Sizes, times of change and inodes; empty for a file that cannot be found, which whoever reads it will say.
+    """
+    return {path: _seen(path) for path in dict.fromkeys(paths) if path is not None}
+
+
+def what_changed(before: Mapping[Path, str], done: str) -> BadDataError | None:
+    """Return an error naming the first file that no longer looks as it did `before`: while it was `done`; or None."""
+    changed = next((path for path, look in before.items() if _seen(path) != look), None)
+    return None if changed is None else BadDataError(f"{one_line(changed)}: changed while it was {done}; run again")
+
+
+def _seen(path: Path) -> str:
+    def look(file: Path) -> str:
+        return f"{file_stamp(file)}:{file.stat().st_ino}"
+
+    try:
+        return " ".join([look(path), *_beside(path, look)])
+    except OSError:  # gone, or going
+        return ""
+
+
 def side_files(path: Path) -> list[Path]:
     """Return the files beside a raster or vector file that GDAL reads with it."""
+    return [file for file in _side_names(path) if is_regular(file)]
+
+
+def irregular_beside(path: Path) -> Path | None:
+    """Return what GDAL would read with a raster or vector file but is a pipe or a device, where it would hang."""
+    return next(
+        (file for file in _side_names(path) if exists(file) and not is_regular(file) and not is_folder(file)), None
+    )
+
+
+def _side_names(path: Path) -> list[Path]:
     # As programs write a suffix: .tfw, .TFW and, beside an upper-case name, .TFw.
     suffixes = [
         form
         for suffix in REPLACED.get(path.suffix.lower(), ())
         for form in (suffix, suffix.upper(), suffix[:-1].upper() + suffix[-1])
     ]
-    beside = [*(path.with_name(path.name + suffix) for suffix in APPENDED), *map(path.with_suffix, suffixes)]
-    # Not Path.is_file: beside a name of 255 bytes it raises "File name too long" instead of answering.
-    return [file for file in beside if os.path.isfile(file)]  # noqa: PTH113
+    return [*(path.with_name(path.name + suffix) for suffix in APPENDED), *map(path.with_suffix, suffixes)]
 
 
 def file_stamp(path: Path) -> str:
@@ -115,7 +150,7 @@ def _parse(path: Path) -> ET.Element | None:
     parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = begin, end, builder.data
     parser.StartDoctypeDeclHandler = refuse
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             content = stream.read(LARGEST + 1)
         if len(content) > LARGEST:
             return None

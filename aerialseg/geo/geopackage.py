@@ -18,6 +18,7 @@ from rasterio.crs import CRS
 from rasterio.errors import CRSError
 
 from aerialseg.errors import BadDataError, one_line
+from aerialseg.files import exists, is_regular, open_regular
 from aerialseg.geo.opening import write_error
 
 if TYPE_CHECKING:
@@ -69,9 +70,9 @@ def write_table(
     """
     from pyogrio.raw import write
 
-    if path.exists() and not path.stat().st_size:
+    if exists(path) and not path.stat().st_size:
         path.unlink()  # GDAL wants to create the file itself
-    append = path.exists()
+    append = exists(path)
     write(
         path, outlines, list(columns.values()), list(columns), layer=table, driver="GPKG", geometry_type="Polygon",
         crs=crs, append=append, dataset_options=None if append else VERSION,
@@ -119,7 +120,7 @@ def feature_tables(path: Path) -> tuple[tuple[str | None, CRS | None], ...]:
     match path.suffix.lower():
         case ".gpkg":
             try:
-                with reading(path) as database:
+                with reading(path, "gpkg_geometry_columns", "gpkg_spatial_ref_sys") as database:
                     rows = database.execute(
                         "SELECT table_name, organization, organization_coordsys_id, definition FROM"
                         " gpkg_geometry_columns JOIN gpkg_spatial_ref_sys USING (srs_id) ORDER BY table_name"
@@ -136,7 +137,7 @@ def feature_tables(path: Path) -> tuple[tuple[str | None, CRS | None], ...]:
 
 def read_descriptions(path: Path) -> str:
     """Return what all tables are described as, one text after the other; raises sqlite3.Error and OSError."""
-    with reading(path) as database:
+    with reading(path, "gpkg_contents") as database:
         described = database.execute("SELECT description FROM gpkg_contents").fetchall()
     return "".join(text for (text,) in described if isinstance(text, str))
 
@@ -180,16 +181,26 @@ def is_open_elsewhere(path: Path) -> bool:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[sqlite3.Connection]:
-    """Open a database, which stays as it is; another program may have it open."""
-    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+def reading(path: Path, *tables: str, immutable: bool = False) -> Iterator[sqlite3.Connection]:
+    """Open a database, which stays as it is; another program may have it open, unless it is `immutable`.
+
+    Raises sqlite3.Error unless `tables` are tables: a view of that name could be endless.
+    """
+    if not is_regular(path):
+        raise sqlite3.OperationalError("not a regular file")
+    options = "mode=ro&immutable=1" if immutable else "mode=ro"
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?{options}", uri=True)) as database:
+        made = dict(database.execute("SELECT name, type FROM sqlite_master").fetchall()) if tables else {}
+        for table in tables:
+            if made.get(table) != "table":
+                raise sqlite3.DatabaseError(f"{table} is {'a view' if made.get(table) == 'view' else 'missing'}")
         yield database
 
 
 def _flatgeobuf_crs(path: Path) -> CRS | None:
     import pyogrio
 
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         if not stream.read(8).startswith(FLATGEOBUF):
             raise BadDataError(f"{one_line(path)}: is not a FlatGeobuf; make it again")
     crs = pyogrio.read_info(path)["crs"]

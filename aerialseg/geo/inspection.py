@@ -7,19 +7,19 @@ guess (which bands, which value range, where on the ground) is refused with the 
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from affine import Affine
-from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.windows import Window
+from rasterio.enums import ColorInterp
 
 from aerialseg.errors import BadDataError, UsageError, one_line
+from aerialseg.files import available_memory, exists
 from aerialseg.geo.geobox import GeoBox
-from aerialseg.geo.opening import is_tiff, open_raster, raster_errors
+from aerialseg.geo.opening import is_tiff, open_raster
+from aerialseg.geo.validity import ValidityRule, decide_alpha, decide_validity, find_collar, tagged_alpha
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
@@ -27,10 +27,8 @@ if TYPE_CHECKING:
 MAX_BLOCK_BYTES = 1 << 30
 """A block is decoded whole; one larger than this (a compressed file in a single strip) does not fit small memory."""
 MAX_CHECKED_BLOCKS = 4096
-ALPHA_SAMPLES = 8
-ALPHA_SAMPLE_SIZE = 256
-ALPHA_DATA_SHARE = 0.01
-"""A true alpha band is 0 or opaque but for a few edge pixels."""
+ROWS, ROW_BYTES = 256, 24
+"""About what a command holds of a raster at once: rows as high as a block, and bytes for each of their pixels."""
 NOT_RGB = {
     ColorInterp.cyan, ColorInterp.magenta, ColorInterp.yellow, ColorInterp.black,
     ColorInterp.hue, ColorInterp.saturation, ColorInterp.lightness,
@@ -40,19 +38,26 @@ BGR = (ColorInterp.blue, ColorInterp.green, ColorInterp.red)
 
 @dataclass(frozen=True, slots=True)
 class BandRule:
-    """How a scene's bands become uint8 pixels: which bands, in which order, and which values become 0 and 255.
+    """How a scene's bands become uint8 pixels: which bands, in which order, which values become 0 and 255, and which
+    are no data.
 
-    Raises UsageError for a band below 1 and for a scale that is not two rising, finite numbers.
+    Raises UsageError for a band below 1, for a scale that is not two rising, finite numbers, for values of no data that
+    are not finite, and for bands that alpha is one of.
 
     Example:
-        >>> aerialseg.BandRule(bands=(4, 1, 2), scale=(0, 2047))
-        BandRule(bands=(4, 1, 2), scale=(0, 2047))
+        >>> aerialseg.BandRule(bands=(4, 1, 2), scale=(0, 2047)).alpha
+        'auto'
     """
 
     bands: tuple[int, ...] | None = None
     """Counted from 1, repeats allowed; None takes all but alpha."""
     scale: tuple[float, float] | None = None
     """(lo, hi) map linearly to 0 and 255, clipped; None takes uint8 as it is and refuses other types."""
+    nodata: tuple[float, ...] = ()
+    """Where the bands have these values, or a single one all of them, there is no data, whatever the file says; in
+    files that are compressed with loss values near them count, too."""
+    alpha: int | Literal["auto", "data"] = "auto"
+    """The band that marks valid pixels; "auto" is the one that is tagged so and looks so, "data" is none."""
 
     def __post_init__(self) -> None:
         if self.bands is not None and (not self.bands or min(self.bands) < 1):
@@ -60,6 +65,20 @@ class BandRule:
         if self.scale is not None and not (all(map(math.isfinite, self.scale)) and self.scale[0] < self.scale[1]):
             lo, hi = self.scale
             raise UsageError(f"--scale {lo:g}:{hi:g}: give two numbers LO:HI with LO below HI, for example 0:2047")
+        if not all(map(math.isfinite, self.nodata)):
+            raise UsageError(f"--nodata {','.join(map(str, self.nodata))}: give finite numbers, for example 0 or 0,0,0")
+        if not isinstance(self.alpha, str) and self.alpha < 1:
+            raise UsageError(f"--alpha {self.alpha}: bands count from 1; give one, auto, or data")
+        if self.alpha in (self.bands or ()):
+            raise UsageError(
+                f"--alpha {self.alpha}: is one of the bands {_listed(self.bands or ())}; it is alpha or data"
+            )
+
+    @property
+    def marks(self) -> dict[str, Any]:
+        """What the user says of valid pixels, by name, for digests and records; empty when nothing."""
+        given = {"nodata": list(self.nodata), "alpha": self.alpha}
+        return {name: value for name, value in given.items() if value not in ([], "auto")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +98,27 @@ class Access:
             raise UsageError(f"--max-pixels {self.max_pixels:g}: give a number of pixels, such as 1e10")
 
     def require_size(self, height: int, width: int, name: str, kind: str) -> None:
-        """Raise BadDataError when a raster, such as a scene, has more pixels than permitted; `name` is its file's."""
+        """Raise BadDataError when a raster, such as a scene, has more pixels than permitted; `name` is its file's.
+
+        Or when rows as wide as it do not fit into the memory that is free: whatever is read, some rows are at once.
+        """
+        require_rows(height, width, name)
         pixels = height * width
         if pixels > self.max_pixels:
             raise BadDataError(
                 f"{name}: {height}x{width} is {pixels:.3g} pixels, more than --max-pixels {self.max_pixels:g}; raise it"
                 f" if the {kind} is really that large"
             )
+
+
+def require_rows(height: int, width: int, name: str) -> None:
+    """Raise BadDataError when a raster is so wide that the rows that are read at once do not fit into memory."""
+    needed, free = min(height, ROWS) * width * ROW_BYTES, available_memory()
+    if free is not None and needed > free:
+        raise BadDataError(
+            f"{name}: is {width:,} px wide: its rows need about {needed / 1e9:,.1f} GB of memory, {free / 1e9:,.1f} GB"
+            " are free; cut it into less wide ones: gdal_translate -srcwin"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +130,14 @@ class Source:
     bands: tuple[int, ...]
     dtype: str
     scale: tuple[float, float] | None
-    has_mask: bool
-    """Whether nodata, alpha or a mask band marks pixels as invalid."""
+    validity: ValidityRule
     warnings: tuple[str, ...]
     """Lines for the user, each naming the file."""
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether nodata, alpha or a mask band may mark pixels as invalid."""
+        return self.validity.marks_any
 
 
 def inspect_scene(
@@ -116,15 +153,16 @@ def inspect_scene(
         name = one_line(path)
         _refuse_complex(dataset, name)
         _check_size(dataset, name, access)
-        colours = dataset.colorinterp
-        alpha = colours.index(ColorInterp.alpha) + 1 if ColorInterp.alpha in colours else None
-        bands = rule.bands or tuple(band for band in dataset.indexes if band != alpha)
         _check_colours(dataset, name, rule)
+        alpha = tagged_alpha(dataset) if rule.alpha == "auto" else rule.alpha
+        bands = rule.bands or tuple(band for band in dataset.indexes if band != alpha)
         dtype = _check_bands(dataset, name, bands, rule, expected_bands)
         box = GeoBox.of(dataset)
-        has_mask, notes = _check_mask(dataset, path, alpha, bands, chosen=rule.bands is not None)
-        warnings = (*_check_place(box, name, access), *_suspicions(dataset, path), *notes)
-        return Source(path, box, bands, dtype, rule.scale, has_mask, warnings)
+        alpha, note = decide_alpha(dataset, path, rule.alpha, rule.bands)
+        place = _check_place(box, name, access)
+        validity = decide_validity(dataset, path, alpha, bands, rule.nodata)
+        notes = (*_suspicions(dataset, path), *([note] if note else []), *_collar_note(dataset, path, bands, validity))
+        return Source(path, box, bands, dtype, rule.scale, validity, (*place, *notes))
 
 
 def _refuse_complex(dataset: DatasetReader, name: str) -> None:
@@ -177,11 +215,25 @@ def _check_bands(
         chosen = "" if rule.bands is None else f" (--bands {_listed(bands)} takes {len(bands)})"
         wants = "uint8 is wanted" if expected is None else f"model wants {expected} x uint8"
         found = f"scene has {_counted(dataset.count)} {'/'.join(sorted(types))}{chosen}"
-        raise BadDataError(f"{name}: {found}, {wants}: use --bands / --scale")
+        raise BadDataError(f"{name}: {found}, {wants}: {_way_out(dataset, bands, types, rule, expected)}")
     if rule.scale is not None and np.dtype(dtype).kind in "ui" and rule.scale[1] > np.iinfo(dtype).max:
         lo, hi = rule.scale
         raise BadDataError(f"{name}: scene is {dtype}, whose values never reach the upper end of --scale {lo:g}:{hi:g}")
     return dtype
+
+
+def _way_out(
+    dataset: DatasetReader, bands: tuple[int, ...], types: set[str], rule: BandRule, expected: int | None
+) -> str:
+    """Return which options help where bands or values are not those wanted: no other is named."""
+    usable = {dtype for dtype in types if np.dtype(dtype).kind in "uif"}
+    if expected is not None and dataset.count < expected:
+        return f"no option adds bands; give a model of {_counted(dataset.count)}, or scenes of {_counted(expected)}"
+    if not usable:
+        return "such values are no picture; convert the scene to uint8"
+    options = ["--bands"] if len(types) > 1 or (expected is not None and len(bands) != expected) else []
+    options += ["--scale LO:HI (aerialseg info proposes one)"] if rule.scale is None and usable != {"uint8"} else []
+    return f"use {' and '.join(options)}"
 
 
 def _check_place(box: GeoBox, name: str, access: Access) -> list[str]:
@@ -206,7 +258,7 @@ def _suspicions(dataset: DatasetReader, path: Path) -> list[str]:
     found = []
     for suffix in (".ovr", ".OVR"):
         overviews = Path(f"{path}{suffix}")
-        if os.path.exists(overviews) and not is_tiff(overviews):  # noqa: PTH110  (Path.exists raises on long names)
+        if exists(overviews) and not is_tiff(overviews):
             found.append(f"{one_line(overviews)}: is not a TIFF and is ignored; remove it")
     if "OVERVIEW_FILE" in dataset.tags(ns="OVERVIEWS"):
         found.append(f"{one_line(path)}: names another file as its overviews, which is ignored")
@@ -230,38 +282,15 @@ def _sparse_blocks(dataset: DatasetReader) -> int:
     return 0 if written[0] and not any(written[1:]) and dataset.block_shapes[0][0] == 1 else written.count(False)
 
 
-def _check_mask(
-    dataset: DatasetReader, path: Path, alpha: int | None, bands: tuple[int, ...], *, chosen: bool
-) -> tuple[bool, list[str]]:
-    """Return whether the file's own mask says what is valid, and a line on its alpha band.
-
-    An alpha band that is read as data, or looks like it, marks nothing; unless the user chose the bands the latter is
-    refused.
-    """
-    if alpha is None or MaskFlags.alpha not in dataset.mask_flag_enums[0]:
-        return not all(MaskFlags.all_valid in flags for flags in dataset.mask_flag_enums), []
-    if alpha in bands:
-        return False, []
-    if not _looks_like_data(dataset, path, alpha):
-        return True, [f"{one_line(path)}: band {alpha} is alpha: it marks valid pixels and is not given to the network"]
-    if not chosen:
-        raise BadDataError(f"{one_line(path)}: band {alpha} looks like data, though tagged alpha: use --bands")
-    return False, [f"{one_line(path)}: band {alpha} looks like data, though tagged alpha; every pixel counts as valid"]
-
-
-def _looks_like_data(dataset: DatasetReader, path: Path, alpha: int) -> bool:
-    """Return whether a band tagged alpha holds more than "here" and "not here": near infrared is often tagged so."""
-    height, width = min(ALPHA_SAMPLE_SIZE, dataset.height), min(ALPHA_SAMPLE_SIZE, dataset.width)
-    between = total = 0
-    for index in range(ALPHA_SAMPLES):
-        down, across = index / (ALPHA_SAMPLES - 1), index * 5 / (ALPHA_SAMPLES - 1) % 1
-        window = Window(int(across * (dataset.width - width)), int(down * (dataset.height - height)), width, height)
-        with raster_errors(path, "the alpha band"):
-            values = dataset.read(alpha, window=window)
-        opaque = 255 if values.dtype == np.uint8 else values.max()
-        between += int(np.count_nonzero((values > 0) & (values < opaque)))
-        total += values.size
-    return between > ALPHA_DATA_SHARE * total
+def _collar_note(dataset: DatasetReader, path: Path, bands: tuple[int, ...], validity: ValidityRule) -> list[str]:
+    colour = find_collar(dataset, path, bands, validity)
+    if colour is None:
+        return []
+    values = ",".join(f"{value:g}" for value in colour)
+    return [
+        f"{one_line(path)}: a large part of it, from its border on, is of one colour, {values}, and counts as ground;"
+        f" --nodata {values} makes it no data"
+    ]
 
 
 def _listed(bands: tuple[int, ...]) -> str:

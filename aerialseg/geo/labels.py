@@ -24,17 +24,19 @@ from rasterio.windows import Window
 
 from aerialseg.counts import UNLABELLED
 from aerialseg.errors import AerialsegError, BadDataError, NoInputError, UsageError, one_line
+from aerialseg.files import is_folder
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.inspection import Access
 from aerialseg.geo.opening import open_raster, raster_errors
 from aerialseg.geo.raster import block_windows
 from aerialseg.geo.resampling import resampled
-from aerialseg.geo.scenes import SUFFIXES, pair_masks, require_masks
+from aerialseg.geo.scenes import SUFFIXES, mask_folder, pair_masks, require_masks
+from aerialseg.geo.validity import tagged_alpha
 from aerialseg.geo.vector_files import is_vector, split_layer, with_layer
 from aerialseg.geo.vectors import named, overlay, places
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
     from rasterio.io import DatasetReader
@@ -76,10 +78,10 @@ def find_labels(
 ) -> tuple[tuple[Scene, ...], tuple[Path, ...]]:
     """Return the scenes with their masks, or the scenes and the vector files that label them all by their ground.
 
-    `given` are masks or vector files: files, folders, globs; without any, the scenes must have come with masks. Of
-    vector files `layer` is read, unless a path says another. Raises UsageError when both kinds are given, or a pattern
-    or layer alone, and BadDataError naming scenes without a mask, which are welcome beside others when the ground is
-    labelled `partly`.
+    `given` are masks or vector files: files, folders, globs; without any, the scenes must have come with masks, or have
+    them in a folder beside their own, such as ../gt. Of vector files `layer` is read, unless a path says another.
+    Raises UsageError when both kinds are given, or a pattern or layer alone, and BadDataError naming scenes without a
+    mask, which are welcome beside others when the ground is labelled `partly`.
     """
     vectors, rasters = [], []
     for item in given:
@@ -95,6 +97,8 @@ def find_labels(
         return tuple(scenes), tuple(named_alone)
     if pattern is not None and not rasters:
         raise UsageError(f"--mask-pattern {one_line(pattern)}: needs --masks, the place to look for such masks")
+    if not rasters and all(scene.mask is None for scene in scenes):
+        rasters = sorted({masks for scene in scenes if (masks := mask_folder(scene.image.parent.parent)) is not None})
     if rasters:
         return pair_masks(scenes, rasters, pattern, partly=partly), ()
     return require_masks(scenes, partly=partly), ()
@@ -102,7 +106,7 @@ def find_labels(
 
 def _vectors_of(path: Path) -> list[Path]:
     """Return the vector files that a path stands for: itself, a glob's, or those of a folder that holds no raster."""
-    if path.is_dir():
+    if is_folder(path):
         rasters = any(file.suffix.lower() in SUFFIXES for file in path.rglob("*"))
         return [] if rasters else sorted(file for file in path.iterdir() if is_vector(file))
     if os.path.lexists(path) or not glob.has_magic(str(path)):
@@ -135,9 +139,10 @@ class LabelSource:
 
     def settings(self) -> list[Any]:
         """Return what, besides the files, decides the labels, for a digest."""
-        rule = (
-            {} if self.rule is None else {key: value for key, value in asdict(self.rule).items() if key != "warnings"}
-        )
+        rule = {} if self.rule is None else asdict(self.rule)
+        rule.pop("warnings", None)
+        if not rule.get("nodata_is_building"):
+            rule.pop("nodata_is_building", None)
         layers = [name for layer in self.layers for name in layer.chosen if name is not None]
         return [rule, self.where, self.area is not None, *layers]
 
@@ -254,7 +259,14 @@ class ResolvedRule:
     """Any value but 0, building and ignore is an error: the rule was decided from a sample."""
     zero_is_background: bool = False
     """Some file declares nodata 0, but nothing else could be its background."""
+    nodata_is_building: bool = False
+    """Some file declares a building value as nodata, and the user has said that it is building."""
     warnings: tuple[str, ...] = ()
+
+    @property
+    def overruled(self) -> tuple[float, ...]:
+        """Nodata values that are data all the same."""
+        return (0,) * self.zero_is_background + self.building_values * self.nodata_is_building
 
 
 def decide_rule(
@@ -264,11 +276,13 @@ def decide_rule(
 
     Without a word from the user building is 1 or 255, whichever occurs; a set with both is refused, since 255 could
     be building or unlabelled ground. A file whose nodata is 0 and which holds only building besides was made for
-    display, and its 0 is background. Raises BadDataError naming the files and the values found. A file that cannot be
-    read raises too, unless `skip` is given, which is told of it.
+    display, and its 0 is background. A building value that the user names counts also where a file declares it as
+    nodata; of one that the user does not name a warning tells, if there is a rule, be it empty: it is for labels.
+    Raises BadDataError naming the files and the values found. A file that cannot be read raises too, unless `skip` is
+    given, which is told of it.
     """
-    rule = rule or MaskRule()
-    found, zero_nodata = _sample(paths, skip)
+    labels, rule = rule is not None, rule or MaskRule()
+    found, tagged = _sample(paths, rule, skip)
     if rule.threshold is not None and found and max(found) <= BYTE < rule.threshold:
         raise BadDataError(
             f"{one_line(found[max(found)])}: its highest value is {max(found)}, as of all masks, and --mask-threshold"
@@ -277,13 +291,23 @@ def decide_rule(
     values = {value: path for value, path in found.items() if value not in rule.ignore_values}
     building = _decide_building(values, rule)
     background = set(values) - {0, *building}
-    zero_is_background = zero_nodata is not None and (rule.threshold is not None or not background)
+    zeros = [] if 0 in building else [path for path, nodata in tagged.items() if nodata == 0]
+    zero_is_background = bool(zeros) and (rule.threshold is not None or not background)
     warnings: tuple[str, ...] = ()
-    if zero_nodata is not None and zero_is_background:
-        name = one_line(zero_nodata)
+    if zero_is_background:
+        name = one_line(zeros[0])
         warnings = (f"{name}: declares 0 as nodata but has no other background, so 0 is taken as background",)
     strict = rule.building_values is None and rule.threshold is None
-    return ResolvedRule(building, rule.ignore_values, rule.threshold, strict, zero_is_background, warnings)
+    hidden = [
+        path
+        for path, nodata in tagged.items()
+        if nodata not in rule.ignore_values
+        and (nodata in building if rule.threshold is None else nodata >= rule.threshold)
+    ]
+    wins = rule.building_values is not None and bool(hidden)
+    if labels and not wins:
+        warnings += _hidden_buildings(hidden)
+    return ResolvedRule(building, rule.ignore_values, rule.threshold, strict, zero_is_background, wins, warnings)
 
 
 def read_mask(mask: DatasetReader, rule: ResolvedRule, window: Window) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -294,7 +318,7 @@ def read_mask(mask: DatasetReader, rule: ResolvedRule, window: Window) -> tuple[
     """
     path = Path(mask.name)
     with raster_errors(path):
-        values, valid = _read_values(mask, window, rule.zero_is_background)
+        values, valid = _read_values(mask, window, rule.overruled)
     building = _any_of(values, rule.building_values) if rule.threshold is None else values >= rule.threshold
     if rule.ignore_values:
         valid &= ~_any_of(values, rule.ignore_values)
@@ -340,6 +364,32 @@ def _decide_building(values: dict[float, Path], rule: MaskRule) -> tuple[int, ..
     return tuple(value for value in (1, 255) if value in values) or (1, 255)
 
 
+def _hidden_buildings(paths: Sequence[Path]) -> tuple[str, ...]:
+    """Say of files that declare a building value as nodata how much of them that is."""
+    hidden: dict[Path, tuple[float, float]] = {}
+    for path in paths:
+        with open_raster(path) as mask, raster_errors(path):
+            share = next(
+                filter(None, (_nodata_share(mask, windows(mask)) for windows in (_spread, block_windows))), 0.0
+            )
+            hidden |= {path: (share, mask.nodata)} if share else {}
+    if not hidden:
+        return ()
+    worst = max(hidden, key=lambda path: hidden[path][0])
+    (share, value), more = hidden[worst], f" (and {len(hidden) - 1} more like it)" if len(hidden) > 1 else ""
+    return (
+        f"{one_line(worst)}: declares {value:g} as nodata, so {share:.1%} of it is unlabelled{more}; if {value:g} means"
+        f" building, say --building-values {value:g}, and if it does not, --ignore-values {value:g}",
+    )
+
+
+def _nodata_share(mask: DatasetReader, windows: Iterable[Window]) -> float:
+    counts = [
+        (np.count_nonzero(values == mask.nodata), values.size) for values in (mask.read(1, window=w) for w in windows)
+    ]
+    return float(sum(count for count, _ in counts) / sum(size for _, size in counts))
+
+
 def _refuse(values: list[float], path: Path, building: tuple[int, ...]) -> None:
     many = len(values) > 8
     shown = ", ".join(f"{value:g}" for value in values[:8]) + (f" and {len(values) - 8} more" if many else "")
@@ -351,14 +401,15 @@ def _refuse(values: list[float], path: Path, building: tuple[int, ...]) -> None:
 
 
 def _sample(
-    paths: Sequence[Path], skip: Callable[[Path, AerialsegError], None] | None
-) -> tuple[dict[float, Path], Path | None]:
-    """Return each valid value with a file that holds it, and a file whose nodata is 0 if there is one.
+    paths: Sequence[Path], rule: MaskRule, skip: Callable[[Path, AerialsegError], None] | None
+) -> tuple[dict[float, Path], dict[Path, float]]:
+    """Return each valid value with a file that holds it, and the nodata values of the files that declare one.
 
-    Samples every file; where that brings nothing but background, files are read whole until a building turns up.
+    Samples every file; where that brings nothing but background, files are read whole until a building turns up. A file
+    in which 0 is stored as white is refused as long as the rule names no building values.
     """
     found: dict[float, Path] = {}
-    zero_nodata: list[Path] = []
+    tagged: dict[Path, float] = {}
     left = list(paths)
     for windows_of in (_spread, block_windows):
         for path in tuple(left):
@@ -367,7 +418,10 @@ def _sample(
             try:
                 with open_raster(path) as mask, raster_errors(path):
                     values = {value for window in windows_of(mask) for value in _values_in(mask, window)}
-                    zero_nodata += [path] if mask.nodata == 0 else []
+                    if mask.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES" and rule.building_values is None:
+                        _refuse_inverted(path, values)
+                    if mask.nodata == 0 or (mask.nodata is not None and MaskFlags.nodata in mask.mask_flag_enums[0]):
+                        tagged[path] = mask.nodata
             except (BadDataError, NoInputError) as error:
                 if skip is None:
                     raise
@@ -375,7 +429,15 @@ def _sample(
                 left.remove(path)
                 continue
             found = dict.fromkeys(values, path) | found
-    return found, next(iter(zero_nodata), None)
+    return found, tagged
+
+
+def _refuse_inverted(path: Path, values: Iterable[float]) -> None:
+    other = max(values, default=1) or 1
+    raise BadDataError(
+        f"{one_line(path)}: its values are inverted (0 is white), so either may be building: --building-values 0 takes"
+        f" what is stored as 0 and looks white, --building-values {other:g} what looks black"
+    )
 
 
 def _spread(mask: DatasetReader) -> Iterator[Window]:
@@ -393,7 +455,7 @@ def _spread(mask: DatasetReader) -> Iterator[Window]:
 
 
 def _values_in(mask: DatasetReader, window: Window) -> list[float]:
-    values, valid = _read_values(mask, window, zero_is_background=False)
+    values, valid = _read_values(mask, window)
     kept = values if valid.all() else values[valid]
     usual = {value: np.count_nonzero(kept == value) for value in (0, 1, 255)}
     if sum(usual.values()) == kept.size:  # thirty times faster than sorting
@@ -402,9 +464,9 @@ def _values_in(mask: DatasetReader, window: Window) -> list[float]:
 
 
 def _read_values(
-    mask: DatasetReader, window: Window, zero_is_background: bool
+    mask: DatasetReader, window: Window, overruled: tuple[float, ...] = ()
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Read one band's values (rows, cols) and which of them are neither nodata, masked out, nor NaN."""
+    """Read one band's values (rows, cols) and which are not masked out, NaN, or nodata that is not overruled."""
     bands = [i for i, colour in zip(mask.indexes, mask.colorinterp, strict=True) if colour != ColorInterp.alpha]
     values = mask.read(bands[0], window=window)
     for band in bands[1:]:
@@ -413,10 +475,15 @@ def _read_values(
                 f"{one_line(mask.name)}: a mask has one band, this one has {len(bands)} that differ; is it an image?"
             )
     flags = mask.mask_flag_enums[bands[0] - 1]
-    if MaskFlags.all_valid in flags or (zero_is_background and mask.nodata == 0 and MaskFlags.nodata in flags):
+    if MaskFlags.all_valid in flags or (MaskFlags.nodata in flags and mask.nodata in overruled):
         valid = np.ones(values.shape, dtype=np.bool_)
+    elif MaskFlags.nodata in flags and mask.count > 1:  # dataset_mask would ask other bands, alpha's among them
+        valid = values != mask.nodata
     else:
         valid = mask.dataset_mask(window=window) != 0
+    alpha = tagged_alpha(mask)
+    if alpha is not None and MaskFlags.alpha not in flags:
+        valid &= mask.read(alpha, window=window) != 0
     if values.dtype.kind == "f":
         valid &= np.isfinite(values)
     return values, valid

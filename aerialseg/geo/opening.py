@@ -26,7 +26,8 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader, DatasetWriter
 
 from aerialseg.errors import BadDataError, NoInputError, ReadError, StorageError, UsageError, one_line
-from aerialseg.files import lasting, output_error
+from aerialseg.files import exists, is_folder, is_regular, lasting, open_regular, output_error
+from aerialseg.geo.digest import irregular_beside
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -93,11 +94,12 @@ def checked_path(path: Path) -> str:
         raise BadDataError(f"{one_line(path)}: the file name is not UTF-8; rename it") from error
     if not os.path.lexists(name):
         raise NoInputError(f"{one_line(path)}: no such file")
-    if path.is_dir():
+    if is_folder(path):
         raise BadDataError(f"{one_line(path)}: is a folder, not a raster")
-    if not path.is_file():
+    if not is_regular(path):
         reason = "is a link to nothing" if path.is_symlink() else "is not a regular file"
         raise BadDataError(f"{one_line(path)}: {reason}")
+    refuse_irregular_beside(path)
     _refuse_hostile_mask(path)
     return name
 
@@ -108,6 +110,15 @@ def refuse_remote(path: Path | str) -> None:
     virtual = re.match(r"/+vsi", os.path.abspath(text)) or re.match(r"/+vsi", text)  # noqa: PTH100
     if virtual or (_PREFIX.match(text) and not os.path.lexists(text)):
         raise UsageError(f"{one_line(text)}: only local files are read; download it first and give its path")
+
+
+def refuse_irregular_beside(path: Path) -> None:
+    """Raise BadDataError when a pipe or a device stands where GDAL would look for a side file of `path`, and hang."""
+    beside = irregular_beside(path)
+    if beside is not None:
+        raise BadDataError(
+            f"{one_line(beside)}: is not a regular file, and would be read with {one_line(path.name)}; remove it"
+        )
 
 
 @contextmanager
@@ -156,7 +167,7 @@ def write_error(path: Path, reason: str, needed: int = 0) -> StorageError:
 def is_tiff(path: Path) -> bool:
     """Return whether a file starts like a TIFF; False when it cannot be read."""
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             return stream.read(4) in TIFF_MAGIC
     except OSError:
         return False
@@ -166,7 +177,7 @@ def _refuse_hostile_mask(path: Path) -> None:
     """Refuse a mask file that is no TIFF: GDAL opens it with any driver, so it could name another file."""
     for suffix in (".msk", ".MSK"):
         mask = Path(f"{path}{suffix}")
-        if os.path.exists(mask) and not is_tiff(mask):  # noqa: PTH110  (Path.exists raises on a name that is too long)
+        if exists(mask) and not is_tiff(mask):
             raise BadDataError(f"{one_line(mask)}: is not a TIFF mask; remove it or make it again")
 
 
@@ -176,7 +187,7 @@ def _what_it_is(path: Path, error: Exception) -> str:
     Raises ReadError when the disk fails.
     """
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             head = stream.read(1024)
     except OSError as refusal:
         if refusal.errno == errno.EIO:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import re
 import sqlite3
@@ -21,10 +20,11 @@ import zlib
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from aerialseg.errors import AerialsegError, OutputError, one_line
-from aerialseg.files import DIGEST, PLACEHOLDER, write_bytes
+from aerialseg.files import DIGEST, PLACEHOLDER, is_regular, open_regular, write_bytes
 from aerialseg.geo import geopackage
 from aerialseg.geo.opening import open_raster
 from aerialseg.geo.vrt import shows_what_was_written
+from aerialseg.values import read_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -105,19 +105,19 @@ def mark_of(path: Path, kind: Kind) -> str | None:
     """
     mark = TABLE[kind]
     try:
-        if not path.is_file():
+        if not is_regular(path):
             return None
         match mark.place:
             case "tag":
                 return (read_tags(path) or {}).get(mark.text)
             case "text":
-                with path.open("rb") as stream:
+                with open_regular(path) as stream:
                     return mark.text if mark.text.encode() in stream.read(mark.within) else None
             case "command":
-                report = json.loads(path.read_bytes())
+                report = read_json(path)
                 return mark.text if "aerialseg" in report and report["command"] == mark.text else None
             case "starts":
-                commands = [start["command"] for start in json.loads(path.read_bytes())["starts"]]
+                commands = [start["command"] for start in read_json(path)["starts"]]
                 return mark.text if commands and all(command == mark.text.split() for command in commands) else None
             case "buildings":
                 found = _BUILDINGS.search(_description_of(path))
@@ -177,7 +177,7 @@ def embed_digest_in(path: Path) -> None:
     if path.suffix.lower() == geopackage.SUFFIX:
         geopackage.replace_in_descriptions(path, PLACEHOLDER, DIGEST + geopackage.tables_digest(path))
         return
-    with path.open("rb+") as stream:
+    with open_regular(path, "r+b") as stream:
         found = _find_digest(stream)
         if found is None or found[1] != PLACEHOLDER.encode():
             raise ValueError("a content has one place for its digest")
@@ -190,7 +190,7 @@ def _description_of(path: Path) -> str:
     """Return the part of a file of buildings that holds its mark."""
     if path.suffix.lower() == geopackage.SUFFIX:
         return geopackage.read_descriptions(path)
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         head = stream.read(ENDS)
         stream.seek(max(0, stream.seek(0, 2) - ENDS))
         return (head + stream.read()).decode("latin-1")
@@ -227,7 +227,7 @@ def _is_as_written(path: Path, kind: Kind, mark: str) -> bool:
         if kind == "buildings" and path.suffix.lower() == geopackage.SUFFIX:
             return DIGEST + geopackage.tables_digest(path) in geopackage.read_descriptions(path)
         if kind == "buildings":
-            with path.open("rb") as stream:
+            with open_regular(path) as stream:
                 found = _find_digest(stream)
                 return found is not None and found[1] == _digest_around(stream, found[0])
     except (OSError, sqlite3.Error):

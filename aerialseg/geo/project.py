@@ -25,7 +25,7 @@ from rasterio.errors import CRSError
 from rasterio.warp import transform as reproject_points
 
 from aerialseg.errors import one_line
-from aerialseg.files import PLACEHOLDER
+from aerialseg.files import PLACEHOLDER, resolved
 from aerialseg.geo.styles import DOCTYPE, QGIS_VERSION
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def compose_project(
 def relative_to(path: Path, folder: Path) -> str:
     """Return the way from the folder itself, links followed, to a path whose own links are kept."""
     absolute = os.path.abspath(path)  # noqa: PTH100  (resolve() would follow links and lose side files)
-    return os.path.relpath(absolute, folder.resolve()).replace(os.sep, "/")
+    return os.path.relpath(absolute, resolved(folder)).replace(os.sep, "/")
 
 
 def _nameable(layers: Sequence[MapLayer], say: Callable[[str], None]) -> tuple[MapLayer, ...]:

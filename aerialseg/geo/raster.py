@@ -12,6 +12,7 @@ from rasterio.windows import Window
 
 from aerialseg.geo.inspection import Source
 from aerialseg.geo.opening import raster_errors
+from aerialseg.geo.validity import read_valid
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 def read_window(dataset: DatasetReader, source: Source, window: Window) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Read a window that lies inside the scene: pixels (bands, rows, cols) uint8 and valid (rows, cols).
 
-    A pixel is valid where the file's nodata, alpha or mask says so and every chosen band is finite. Raises BadDataError
+    A pixel is valid where the source's rule says so and every chosen band is finite. Raises BadDataError
     naming the block and the codec's message when the file is damaged there.
     """
     shape = int(window.height), int(window.width)
@@ -44,7 +45,7 @@ def read_window_into(
     with raster_errors(source.path, place):
         direct = source.scale is None and source.dtype == "uint8"
         values = dataset.read(source.bands, window=window, out=pixels if direct else None)
-        valid[:] = dataset.dataset_mask(window=window) != 0 if source.has_mask else True
+        valid[:] = read_valid(dataset, source.validity, window, values) if source.has_mask else True
     if values.dtype.kind == "f":
         valid &= np.isfinite(values).all(axis=0)
     if not direct:

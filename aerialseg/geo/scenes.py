@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from aerialseg.errors import BadDataError, NoInputError, UsageError, one_line
+from aerialseg.files import is_folder, resolved
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.opening import open_raster, refuse_remote
 from aerialseg.geo.vrt import mosaic_sources
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from aerialseg.geo.inspection import Source
 
@@ -99,7 +100,7 @@ def find_scenes(inputs: Sequence[str | Path], ours: Callable[[Path], bool] | Non
         scenes = {path: scene for path, scene in scenes.items() if not ours(scene.image)}
         if inputs and not scenes:
             raise NoInputError(f"{one_line(inputs[0])}: holds nothing but what aerialseg wrote; give the scenes")
-    once = {(scene.name, scene.image.resolve()): scene for scene in reversed(scenes.values())}
+    once = {(scene.name, resolved(scene.image)): scene for scene in reversed(scenes.values())}
     taken: dict[str, Scene] = {}
     for scene in once.values():
         # As a file system sees it that ignores case or normalises Unicode.
@@ -149,7 +150,7 @@ def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
 def _scenes_of(given: str | Path) -> Iterator[Scene]:
     refuse_remote(given)
     path = Path(given)
-    if path.is_dir():
+    if is_folder(path):
         layout = _layout(path)
         found = _in_folder(path if layout is None else layout[0])
         if layout is not None and layout[1] is not None:
@@ -171,7 +172,7 @@ def _in_file(path: Path) -> list[Scene]:
     """Return the scene that a file is, or the scenes of a mosaic, named from the mosaic's folder."""
     if path.suffix.lower() != MOSAIC:
         return [_scene(path, path.parent)]
-    folder = path.resolve().parent if path.is_symlink() else path.parent
+    folder = resolved(path).parent if path.is_symlink() else path.parent
     return [_scene(image, folder) for image in mosaic_sources(path)]
 
 
@@ -203,14 +204,15 @@ def _layout(root: Path) -> tuple[Path, Path | None] | None:
     """Return the folders of images and masks when `root` is a data set of Inria's layout, else None."""
     for above, between in product(ROOTS, ROOTS):
         train = root / above / between / "train"
-        if (train / "images").is_dir():
-            return train / "images", _mask_folder(train)
-    masks = _mask_folder(root)
-    return (root / "images", masks) if masks is not None and (root / "images").is_dir() else None
+        if is_folder(train / "images"):
+            return train / "images", mask_folder(train)
+    masks = mask_folder(root)
+    return (root / "images", masks) if masks is not None and is_folder(root / "images") else None
 
 
-def _mask_folder(folder: Path) -> Path | None:
-    return next((folder / name for name in MASK_FOLDERS if (folder / name).is_dir()), None)
+def mask_folder(folder: Path) -> Path | None:
+    """Return the folder of masks in a folder, by the names that are usual."""
+    return next((folder / name for name in MASK_FOLDERS if is_folder(folder / name)), None)
 
 
 def _of_glob(pattern: str) -> list[Scene]:
@@ -282,8 +284,8 @@ def with_masks(scenes: Sequence[Scene], found: dict[str, Path], *, partly: bool 
     Raises BadDataError naming scenes without a mask, or, if they may be labelled `partly`, when none has one;
     UsageError when nothing is left: scenes and masks are the same files.
     """
-    used = {mask.resolve() for mask in found.values()}
-    kept = [scene for scene in scenes if scene.image.resolve() not in used]
+    used = {resolved(mask) for mask in found.values()}
+    kept = [scene for scene in scenes if resolved(scene.image) not in used]
     if scenes and not kept:
         raise UsageError(f"{one_line(scenes[0].image)}: is given as a scene and as a mask; --masks names true masks")
     missing = [one_line(scene.image) for scene in kept if scene.name not in found]
@@ -333,18 +335,21 @@ def _unique_stems(scenes: Sequence[Scene]) -> dict[str, Path]:
     return {stem: image for stem, image in stems if counts[stem] == 1}
 
 
-def split_scenes(scenes: Sequence[Scene], spec: str) -> dict[str, Split]:
+def split_scenes(  # noqa: C901  (a line for each form)
+    scenes: Sequence[Scene], spec: str, pixels: Mapping[str, int] | None = None
+) -> dict[str, Split]:
     """Return scene name -> split, by "inria", "val=austin1-5,tyrol-w1,vienna*", a share such as "0.2", or "auto".
 
     "auto" is Inria's rule when every scene is one of Inria's and both splits get some, else a share of 0.2. A share is
-    taken evenly from the cities, the same scenes every time. Raises UsageError when the spec is not understood, when an
+    taken evenly from the cities, the same scenes every time; with `pixels` by scene "auto" takes it of them rather than
+    of the scenes' number. Raises UsageError when the spec is not understood, when an
     item of it matches no scene, or when a split stays empty.
     """
     if spec == "auto":
         inria = all(scene.city in INRIA_CITIES for scene in scenes)
         splits = _by_number(scenes) if inria else {}
         if len(set(splits.values())) < 2:
-            splits = _by_share(scenes, AUTO_SHARE)
+            splits = _by_share(scenes, AUTO_SHARE, pixels)
     elif spec == "inria":
         splits = _by_number(scenes)
     elif spec.startswith("val="):
@@ -387,8 +392,11 @@ def _matches(scene: Scene, item: str) -> bool:
     return int(span["first"]) <= scene.number <= int(span["last"])
 
 
-def _by_share(scenes: Sequence[Scene], share: float) -> dict[str, Split]:
-    """Order every city by a hash of the names, spread the cities evenly over one line, and take its beginning."""
+def _by_share(scenes: Sequence[Scene], share: float, pixels: Mapping[str, int] | None = None) -> dict[str, Split]:
+    """Order every city by a hash of the names, spread the cities evenly over one line, and take its beginning.
+
+    With `pixels`, what would lead further from the share of them than it is without is passed over.
+    """
     if len(scenes) < 2:
         raise UsageError("one scene cannot be split by scenes; use --split blocks=N")
     cities: dict[str | None, list[str]] = defaultdict(list)
@@ -399,6 +407,14 @@ def _by_share(scenes: Sequence[Scene], share: float) -> dict[str, Split]:
         for names in cities.values()
         for place, name in enumerate(names)
     )
-    count = min(max(1, round(share * len(scenes))), len(scenes) - 1)
-    chosen = {name for _, _, name in line[:count]}
+    names = [name for _, _, name in line]
+    if pixels is None or len({pixels[name] for name in names}) == 1:
+        chosen = set(names[: min(max(1, round(share * len(scenes))), len(scenes) - 1)])
+    else:
+        wanted, chosen = share * sum(pixels[name] for name in names), set()
+        for name in names:
+            if pixels[name] <= 2 * wanted and pixels[name] > 0:
+                chosen.add(name)
+                wanted -= pixels[name]
+        chosen = chosen or {min(names, key=lambda name: pixels[name])}
     return {scene.name: "val" if scene.name in chosen else "train" for scene in scenes}

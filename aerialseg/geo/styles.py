@@ -16,7 +16,7 @@ from xml.sax.saxutils import quoteattr
 from rasterio.enums import ColorInterp
 
 from aerialseg.counts import QUANTA
-from aerialseg.files import write_text
+from aerialseg.files import exists, write_text
 from aerialseg.geo.geopackage import store_style
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ def write_probability_sidecar(path: Path, scale: float, *, replace: bool = False
 
 def _write_missing(contents: dict[Path, str], *, replace: bool) -> tuple[Path, ...]:
     fitting = {file: text for file, text in contents.items() if len(file.name.encode()) <= NAME_LIMIT}
-    missing = [file for file in fitting if replace or not file.exists()]
+    missing = [file for file in fitting if replace or not exists(file)]
     for file in missing:
         write_text(file, fitting[file])
     return tuple(missing)

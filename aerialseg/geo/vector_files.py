@@ -21,8 +21,9 @@ from pyproj import CRS
 from pyproj.exceptions import CRSError
 
 from aerialseg.errors import BadDataError, NoInputError, one_line
+from aerialseg.files import is_regular, open_regular
 from aerialseg.geo.digest import content_digest
-from aerialseg.geo.opening import raster_errors, refuse_remote
+from aerialseg.geo.opening import raster_errors, refuse_irregular_beside, refuse_remote
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -139,12 +140,13 @@ def _check_format(path: Path) -> str:
     refuse_remote(path)
     name = one_line(path)
     with raster_errors(path):
-        if not path.is_file():
+        if not is_regular(path):
             raise NoInputError(f"{name}: no such file")
+        refuse_irregular_beside(path)
         driver = DRIVERS.get(path.suffix.lower())
         if driver is None:
             raise BadDataError(f"{name}: {path.suffix or 'no suffix'} is not one of {', '.join(DRIVERS)}")
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             head = stream.read(2**16 if driver in TEXT else 64)
     if driver in TEXT:
         head = head.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")

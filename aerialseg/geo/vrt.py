@@ -24,7 +24,7 @@ from xml.sax.saxutils import escape
 
 from aerialseg.counts import NODATA
 from aerialseg.errors import AerialsegError, BadDataError, NoInputError, UsageError, one_line
-from aerialseg.files import PLACEHOLDER
+from aerialseg.files import PLACEHOLDER, is_regular, open_regular, resolved
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.opening import open_raster, refuse_remote
 from aerialseg.geo.project import crs_code
@@ -102,7 +102,7 @@ def mosaic_sources(path: Path) -> tuple[Path, ...]:
                     f"{one_line(path)}: its band {number} is band {one_line(placed.band)} of {one_line(placed.name)},"
                     " expected the same order; give the scenes themselves, with --bands"
                 )
-    folder = path.resolve().parent
+    folder = resolved(path).parent
     shown = folder if path.is_symlink() else path.parent
     places: dict[Path, tuple[float, ...]] = {}
     for placed in first:
@@ -131,12 +131,12 @@ def parse_vrt(path: Path) -> Element:
 
 def _text_of(path: Path) -> str:
     name = one_line(path)
-    if not path.is_file():
+    if not is_regular(path):
         if os.path.lexists(path):
             raise BadDataError(f"{name}: is not a regular file, expected a mosaic")
         raise NoInputError(f"{name}: no such file")
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             content = stream.read(MAX_BYTES + 1)
     except OSError as error:
         raise NoInputError(f"{name}: cannot be read: {error.strerror}; check its permissions") from error
@@ -226,13 +226,13 @@ def _inside(path: Path, folder: Path, placed: _Placed) -> Path:
     if "\0" in placed.name or placed.name.lower().endswith(".vrt"):
         raise _refusal(path, f"names {shown}, which is no plain raster")
     file = Path(os.path.normpath(folder / placed.name if placed.relative else Path(placed.name).absolute()))
-    real = file.resolve()
+    real = resolved(file)
     if not (file.is_relative_to(folder) and real.is_relative_to(folder)):
         raise BadDataError(
             f"{one_line(path)}: names {shown}, outside its own folder {one_line(folder)}; put the VRT in the folder"
             " that holds its scenes, or give the scenes themselves"
         )
-    if real.suffix.lower() == ".vrt" or not real.is_file():
+    if real.suffix.lower() == ".vrt" or not is_regular(real):
         raise BadDataError(f"{one_line(path)}: names {shown}, which is no raster in its folder; build the VRT again")
     return file.relative_to(folder)
 

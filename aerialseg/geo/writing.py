@@ -22,7 +22,7 @@ from rasterio.control import GroundControlPoint
 from rasterio.windows import Window
 
 from aerialseg.errors import BadDataError, one_line
-from aerialseg.files import staged, temporary_file
+from aerialseg.files import exists, staged, temporary_file
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.opening import create_raster, open_raster, write_error, writing_errors
 
@@ -43,7 +43,7 @@ TWELFTHS = np.array([[12 * ones // max(known, 1) for ones in range(5)] for known
 """By valid quarters of a pixel and those among them that are 1: the share of 1 in twelfths, which are exact."""
 
 
-def write_geotiff(
+def write_geotiff(  # noqa: PLR0913  (what a GeoTIFF can hold)
     path: Path,
     array: NDArray[Any],
     box: GeoBox,
@@ -189,7 +189,7 @@ def _has_place(written: DatasetReader, box: GeoBox) -> bool:
     What a GeoTIFF cannot hold, GDAL puts into a .aux.xml beside the temporary name, where it would be lost.
     """
     found = GeoBox.of(written)
-    if Path(f"{written.name}.aux.xml").exists():
+    if exists(Path(f"{written.name}.aux.xml")):
         return False
     if box.gcps and not box.georeferenced:
         return [point[:5] for point in box.gcps] == [point[:5] for point in found.gcps]

@@ -12,8 +12,9 @@ import inspect
 import re
 import warnings
 from collections.abc import Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import segmentation_models_pytorch as smp
 import timm
@@ -27,11 +28,15 @@ from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from segmentation_models_pytorch.decoders.unetplusplus.decoder import UnetPlusPlusDecoder
 from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from aerialseg.errors import ConfigError, first_line, one_line
 from aerialseg.models import weights
 from aerialseg.models.presets import PRESETS, SIZE_MULTIPLE, STEM_SKIP, ModelSpec
 from aerialseg.models.pyramid import PyramidEncoder, make_stem, parse_design
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
 
 # What smp and timm decide themselves, or what would let a model file name a checkpoint or a repository to load.
 RESERVED_ARGUMENTS = frozenset(
@@ -46,6 +51,8 @@ JOINED = ("unet", "segformer", "fpn", "upernet")
 SKIPPING = ("unet", "unetplusplus")
 """Architectures whose decoder has a skip at stride 2."""
 STEM_CHANNELS = 32
+SPARE = 4
+"""Times as many parameters as a network keeps are registered at most while it is built: some parts are made anew."""
 
 
 def build_network(spec: ModelSpec) -> nn.Module:
@@ -91,6 +98,25 @@ def check_network(spec: ModelSpec, tile_size: int) -> None:
     )
 
 
+def check_batch_of_one(spec: ModelSpec, crop: int) -> None:
+    """Raise ConfigError when the network cannot learn from one crop at a time: BatchNorm has no spread over one value.
+
+    So it is where a map is pooled to a single pixel, as in DeepLabV3 and PSPNet. One pass on torch's meta device tells.
+    """
+    network = outline(spec).train()
+    try:
+        with torch.device("meta"), torch.no_grad():
+            network(torch.zeros(1, spec.bands, crop, crop))
+    except ValueError as error:
+        if "more than 1 value per channel" in str(error):
+            raise ConfigError(
+                f"data.batch 1: {one_line(spec.architecture)} normalises over maps of one pixel, for which a batch of"
+                " one crop has nothing to average; take data.batch 2 or more, perhaps with a smaller data.crop"
+            ) from error
+    except Exception:  # a network that cannot run on this device is judged by its first step
+        return
+
+
 def input_statistics(spec: ModelSpec) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """Return mean and std (units of 0..255) that the pretrained encoder expects; None: use those of the tile set.
 
@@ -127,6 +153,29 @@ def outline(spec: ModelSpec, device: str = "meta") -> nn.Module:
         if device == "cpu":
             raise
         return outline(spec, "cpu").to(device)  # some compute with numbers while they are built
+
+
+@contextmanager
+def no_larger_than(tensors: Collection[Tensor]) -> Iterator[None]:
+    """Stop a network from being built, on whatever device, that has far more numbers, or parameters, than `tensors`.
+
+    So a file cannot ask for more memory or time than it brings. Raises ConfigError; of all networks that are built
+    meanwhile, the parameters count together.
+    """
+    count, numbers = 0, 0
+    most = (SPARE * (len(tensors) + 100), SPARE * (sum(tensor.numel() for tensor in tensors) + 100_000))
+
+    def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal count, numbers
+        count, numbers = count + 1, numbers + (0 if parameter is None else parameter.numel())
+        if count > most[0] or numbers > most[1]:
+            raise ConfigError("the network that its card names is far larger than its tensors")
+
+    handle = register_module_parameter_registration_hook(register)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _check_spec(spec: ModelSpec) -> None:

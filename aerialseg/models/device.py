@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from aerialseg.errors import DeviceError, UsageError, first_line, one_line
+from aerialseg.files import exists, is_regular
 
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
 """The oldest Linux driver by CUDA's major version (NVIDIA's CUDA compatibility guide)."""
@@ -305,10 +306,10 @@ def find_card(root: Path = Path("/"), smi: str = "nvidia-smi") -> Gpu | None:
         if answer.returncode == 0 and len(fields) == 3:
             return Gpu(*fields)
     version = root / "proc/driver/nvidia/version"
-    if version.is_file():
+    if is_regular(version):
         found = re.search(r"\b(\d{3,4}\.\d+(?:\.\d+)*)\b", version.read_text(errors="replace"))
         return Gpu(driver=found.group(1) if found else None)
-    if (root / "dev/nvidia0").exists() or any(_is_nvidia(folder) for folder in root.glob("sys/bus/pci/devices/*")):
+    if exists(root / "dev/nvidia0") or any(_is_nvidia(folder) for folder in root.glob("sys/bus/pci/devices/*")):
         return Gpu()
     return None
 

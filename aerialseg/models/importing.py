@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aerialseg.counts import GSD_RANGE
 from aerialseg.errors import ModelError, NoInputError, OutputError, UsageError, first_line, one_line
-from aerialseg.files import refuse_input_as_output, sha256_of
-from aerialseg.models.package import MAX_TILE_SIZE, ModelCard, save_model
+from aerialseg.files import exists, is_folder, is_regular, refuse_input_as_output, sha256_of
+from aerialseg.models.package import MAX_OVERLAP, MAX_TILE_SIZE, ModelCard, save_model
 from aerialseg.models.presets import NVIDIA
 
 if TYPE_CHECKING:
@@ -70,10 +71,10 @@ class PredictDefaults:
 
     def __post_init__(self) -> None:
         checks = (
-            ("--gsd", self.gsd_m, self.gsd_m is None or 0 < self.gsd_m < 1000, "metres per pixel, above 0"),
+            ("--gsd", self.gsd_m, self.gsd_m is None or GSD_RANGE[0] <= self.gsd_m < 1000, "metres per pixel, above 0"),
             ("--threshold", self.threshold, 0 < self.threshold < 1, "a probability between 0 and 1"),
             ("--tile-size", self.tile_size, 1 <= self.tile_size <= MAX_TILE_SIZE, f"pixels, 1 to {MAX_TILE_SIZE}"),
-            ("--overlap", self.overlap, 0 <= self.overlap < 1, "a share from 0 to below 1"),
+            ("--overlap", self.overlap, 0 <= self.overlap <= MAX_OVERLAP, f"a share from 0 to {MAX_OVERLAP}"),
         )
         for option, value, holds, wanted in checks:
             if not holds:
@@ -100,12 +101,12 @@ def import_model(
     from aerialseg.models.weights import read_tensors
 
     mean, std = pixels.in_grey_levels(spec.bands)
-    if not weights.is_file():
+    if not is_regular(weights):
         raise NoInputError(f"{one_line(weights)}: no such file of weights")
     refuse_input_as_output([weights], [out])
-    if out.suffix != ".safetensors" or out.is_dir():
+    if out.suffix != ".safetensors" or is_folder(out):
         raise UsageError(f"-o {one_line(out)}: give the model file to write, as model.safetensors")
-    if out.exists() and not overwrite:
+    if exists(out) and not overwrite:
         raise OutputError(f"{one_line(out)}: exists; give another file with -o, or --overwrite")
     check_network(spec, habits.tile_size)
     network = build_network(spec)

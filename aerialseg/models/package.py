@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aerialseg.counts import GSD_RANGE
 from aerialseg.errors import ConfigError, Diverged, ModelError, NoInputError, one_line
-from aerialseg.files import write_bytes
+from aerialseg.files import is_folder, is_regular, write_bytes
 from aerialseg.models.presets import NVIDIA, ModelSpec
 from aerialseg.values import from_values, parse_json, to_values
 
@@ -29,6 +30,10 @@ KEY = "aerialseg"
 CLASSES = ("background", "building")
 FILE_NAME = "model.safetensors"
 MAX_TILE_SIZE = 16_384
+MAX_OVERLAP = 0.75
+"""As for windows of predict: above, the work grows without end."""
+LEAST, MOST = 1e-6, 1e6
+"""How small and how large a standard deviation or a temperature is in any use; the network counts in float32."""
 MAX_HEADER_BYTES = 100_000_000  # the safetensors specification's own limit
 AGAIN = "copy it again, or train the model again"
 PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"(dp", b"}q", b"cos\n")
@@ -80,16 +85,30 @@ class ModelCard:
             ),
             (len(self.mean) == self.bands, f"mean has {len(self.mean)} values for {self.bands} bands"),
             (len(self.std) == self.bands, f"std has {len(self.std)} values for {self.bands} bands"),
-            (all(map(math.isfinite, self.mean)), f"mean is {list(self.mean)}, expected finite values"),
-            (all(0 < value < math.inf for value in self.std), f"std is {list(self.std)}, expected values above 0"),
+            (all(abs(value) <= MOST for value in self.mean), f"mean is {list(self.mean)}, expected values of pixels"),
             (
-                self.band_indexes is None or len(self.band_indexes) == self.bands,
-                f"band_indexes is {self.band_indexes} for {self.bands} bands",
+                all(LEAST <= value <= MOST for value in self.std),
+                f"std is {list(self.std)}, expected values above 0: {LEAST:g} to {MOST:g}",
+            ),
+            (
+                self.band_indexes is None or (len(self.band_indexes) == self.bands and min(self.band_indexes) >= 1),
+                f"band_indexes are {self.band_indexes}, expected {self.bands} from 1 on",
+            ),
+            (
+                self.scale is None or (all(map(math.isfinite, self.scale)) and self.scale[0] < self.scale[1]),
+                f"scale is {self.scale}, expected two numbers of which the first is lower",
+            ),
+            (
+                self.gsd_m is None or GSD_RANGE[0] <= self.gsd_m <= GSD_RANGE[1],
+                f"gsd_m is {self.gsd_m}, expected {GSD_RANGE[0]:g} to {GSD_RANGE[1]:g} metres per pixel",
             ),
             (self.classes == CLASSES, f"classes are {list(self.classes)}, expected {list(CLASSES)}"),
-            (0 <= self.overlap < 1, f"overlap is {self.overlap}, expected 0 to below 1"),
+            (0 <= self.overlap <= MAX_OVERLAP, f"overlap is {self.overlap}, expected 0 to {MAX_OVERLAP}"),
             (0 < self.threshold < 1, f"threshold is {self.threshold}, expected between 0 and 1"),
-            (self.temperature > 0, f"temperature is {self.temperature}, expected above 0"),
+            (
+                LEAST <= self.temperature <= MOST,
+                f"temperature is {self.temperature}, expected above 0: {LEAST:g} to {MOST:g}",
+            ),
         )
         for holds, complaint in checks:
             if not holds:
@@ -101,7 +120,7 @@ def save_model(path: Path, segmenter: Segmenter, card: ModelCard) -> None:
 
     Raises Diverged when a weight is not finite, OutputError or StorageError when the file cannot be written.
     """
-    write_bytes(path, model_bytes(path, segmenter, card))
+    write_bytes(path, model_bytes(path, segmenter, card), apart=True)
 
 
 def model_bytes(path: Path, segmenter: Segmenter, card: ModelCard) -> bytes:
@@ -141,19 +160,19 @@ class ModelFile:
         from safetensors import SafetensorError
         from safetensors.torch import load
 
-        from aerialseg.models.build import Segmenter, build_network
+        from aerialseg.models.build import Segmenter, build_network, no_larger_than, outline
 
-        try:
-            network = build_network(spec_of(self.card))
-        except ConfigError as error:
-            raise ModelError(f"{one_line(self.path)}: {error}") from error
-        segmenter = Segmenter(network, self.card.mean, self.card.std)
+        name, card, spec = one_line(self.path), self.card, spec_of(self.card)
         try:
             tensors = load(self.content)
+            with no_larger_than(tensors.values()):  # shapes only: what is larger than its tensors is never built
+                outlined = outline(spec)
+            _check_tensors(self.path, Segmenter(outlined, card.mean, card.std).state_dict(), tensors, card)
+            segmenter = Segmenter(build_network(spec), card.mean, card.std)
         except SafetensorError as error:
-            name = one_line(self.path)
             raise ModelError(f"{name}: its tensors are damaged: {one_line(str(error))}; {AGAIN}") from error
-        _check_tensors(self.path, segmenter.state_dict(), tensors, self.card)
+        except ConfigError as error:
+            raise ModelError(f"{name}: {error}") from error
         segmenter.load_state_dict(tensors)
         return segmenter.eval()
 
@@ -161,7 +180,8 @@ class ModelFile:
 def load_model(path: Path) -> tuple[Segmenter, ModelCard]:
     """Read a model file, or a run folder's model; the Segmenter is on the CPU and in eval mode.
 
-    Raises NoInputError when there is none and ModelError when it is damaged, foreign or of another make.
+    The network is built once its outline, which has shapes only, fits the tensors. Raises NoInputError when there is
+    none and ModelError when it is damaged, foreign or of another make.
     """
     read = read_model(path)
     return read.segmenter(), read.card
@@ -191,8 +211,8 @@ def spec_of(card: ModelCard) -> ModelSpec:
 def find_model(path: Path) -> Path:
     """Return the model file at `path`, or in the run folder `path`; raises NoInputError when there is none."""
     path = Path(path)
-    file = path / FILE_NAME if path.is_dir() else path
-    if not file.is_file():
+    file = path / FILE_NAME if is_folder(path) else path
+    if not is_regular(file):
         raise NoInputError(
             f"{one_line(file)}: no such model; give a .safetensors file or a run folder of aerialseg train"
         )
@@ -251,9 +271,13 @@ def _verified_card(file: Path, content: bytes) -> ModelCard:
     try:
         if unknown := sorted(described.keys() - {field.name for field in dataclasses.fields(ModelCard)}):
             raise ValueError(f"its card has unknown fields {unknown}")
-        return from_values(ModelCard, described)
+        card = from_values(ModelCard, described)
+        for name, said in (("mean", card.mean), ("std", card.std)):
+            if name in header and _float32(said)[0] != (held := _numbers(header[name], data)):
+                raise ValueError(f"its card says {name} {list(said)}, its tensor {held}")
     except ValueError as error:
         raise ModelError(f"{one_line(file)}: this model cannot be used: {one_line(str(error))}") from error
+    return card
 
 
 def _digest(described: dict[str, Any], entries: dict[str, Any], data: memoryview) -> str:
@@ -265,6 +289,17 @@ def _digest(described: dict[str, Any], entries: dict[str, Any], data: memoryview
         running.update(_canonical([name, entry["dtype"], entry["shape"]]).encode())
         running.update(data[begin:end])
     return running.hexdigest()
+
+
+def _numbers(entry: dict[str, Any], data: memoryview) -> list[float]:
+    """Return the values of a tensor of 32-bit floats; raises ValueError for one of another type."""
+    import numpy as np
+
+    begin, end = entry["data_offsets"]
+    if entry["dtype"] != "F32":
+        raise ValueError(f"its mean or std is {one_line(str(entry['dtype']))}, expected F32")
+    values: list[float] = np.frombuffer(data[begin:end], "<f4").tolist()
+    return values
 
 
 def _canonical(value: Any) -> str:

@@ -108,7 +108,7 @@ class ModelSpec:
     """Whether a licence that forbids commercial use was accepted: in the configuration, or by a card that names it."""
 
 
-def resolve(
+def resolve(  # noqa: PLR0913  (the keys of [model])
     preset: str | None = None,
     architecture: str | None = None,
     encoder: str | None = None,

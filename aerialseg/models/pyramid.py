@@ -146,7 +146,9 @@ class PyramidDesign:
     """Probability at which the last block is left out of a training step; it grows from 0 with depth."""
 
 
-def parse_design(arguments: Mapping[str, str | int | float | bool]) -> PyramidDesign:
+def parse_design(  # noqa: C901  (a check for each argument)
+    arguments: Mapping[str, str | int | float | bool],
+) -> PyramidDesign:
     """Read `encoder_arguments`; a list is written as text with commas, one value stands for all four stages.
 
     Raises ConfigError naming the key, what was found and what is expected.

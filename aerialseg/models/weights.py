@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aerialseg.errors import AerialsegError, ConfigError, ModelError, NoInputError, first_line, one_line
+from aerialseg.files import is_regular, open_regular
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -95,7 +96,7 @@ def load_encoder_weights(encoder: nn.Module, path: Path, bands: int) -> None:
     import torch
     from timm.models import adapt_input_conv
 
-    if not path.is_file():
+    if not is_regular(path):
         raise NoInputError(f"{one_line(path)}: no such file of encoder weights; {INSTEAD}")
     given = {_plain(name): tensor for name, tensor in _without_prefix(read_tensors(path)).items()}
     wanted = {_plain(name): tensor for name, tensor in encoder.state_dict().items()}
@@ -132,7 +133,7 @@ def read_tensors(path: Path) -> Mapping[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             plain = stream.read(9)[8:] == b"{"  # safetensors: the header's length in eight bytes, then JSON
         if plain:
             return load_file(path)

@@ -20,6 +20,7 @@ from aerialseg.errors import BadDataError, ModelError
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.inspection import Source
 from aerialseg.geo.raster import scaled
+from aerialseg.geo.validity import ValidityRule
 from aerialseg.models.package import load_model as read_model
 from aerialseg.models.package import model_bytes
 from aerialseg.prediction.lattice import Lattice, ScenePlacement, Schedule
@@ -161,7 +162,9 @@ def _blended(
 
     (bands, height, width), settings = pixels.shape, forward.settings
     box = GeoBox(height, width, Affine.identity(), None)
-    placement = ScenePlacement.alone(Source(ARRAY, box, tuple(range(1, bands + 1)), str(pixels.dtype), scale, True, ()))
+    marked = ValidityRule(by_file=True)
+    source = Source(ARRAY, box, tuple(range(1, bands + 1)), str(pixels.dtype), scale, marked, ())
+    placement = ScenePlacement.alone(source)
     lattice = Lattice.of(placement, settings.size, settings.overlap)
     schedule, accumulator = Schedule.of(placement, lattice), Accumulator(lattice, settings)
     validity: Validity = SimpleQueue()

@@ -7,12 +7,12 @@ noted of them, is `run`'s business.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from aerialseg.errors import AerialsegError, BadDataError, Stopped, UsageError, one_line
-from aerialseg.files import output_error, sha256_of
-from aerialseg.geo.digest import content_digest
+from aerialseg.files import output_error, resolved, sha256_of
+from aerialseg.geo.digest import content_digest, seen, what_changed
 from aerialseg.geo.geobox import gsd_differs
 from aerialseg.geo.inspection import BandRule, inspect_scene
 from aerialseg.geo.outputs import FORMER_FOLDERS, MASK, Output
@@ -59,6 +59,8 @@ class Run:
     began: float = field(default_factory=time.monotonic)
     digests: dict[tuple[Path, tuple[int, int]], str] = field(default_factory=dict)
     """SHA-256 of the scenes looked at so far, by path and stamp; neighbours ask for the same one."""
+    seen: dict[Path, str] = field(default_factory=dict)
+    """What each scene looked like before its header was read."""
 
     @property
     def window(self) -> int:
@@ -81,7 +83,7 @@ class Run:
     def rule(self) -> BandRule:
         """The card's bands and scale, unless the user gave others."""
         chosen = self.options.rule
-        return BandRule(chosen.bands or self.card.band_indexes, chosen.scale or self.card.scale)
+        return replace(chosen, bands=chosen.bands or self.card.band_indexes, scale=chosen.scale or self.card.scale)
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -95,7 +97,12 @@ class Run:
             "precision": self.options.precision,
             "bands": self.rule.bands,
             "scale": self.rule.scale,
+            **self.rule.marks,
         }
+
+    def changed(self, placement: ScenePlacement) -> BadDataError | None:
+        """Return an error naming the file when the scene or a neighbour is no longer what was checked."""
+        return what_changed({path: self.seen[path] for path in (placement.source.path, *placement.halo)}, "predicted")
 
     def digest(self, path: Path) -> str:
         """Return the SHA-256 over a scene and its side files."""
@@ -120,18 +127,11 @@ class SceneJob:
     scene: Scene
     files: SceneFiles
     placement: ScenePlacement
-    stamps: tuple[tuple[int, int], ...] = ()
-    """Size and time of the files of the scene and of its neighbours when they were checked."""
 
     @property
     def box(self) -> GeoBox:
         """The scene's own grid, which its outputs share."""
         return self.placement.source.box
-
-    @property
-    def unchanged(self) -> bool:
-        """Whether the files read are still those that were checked."""
-        return self.stamps == stamps_of(self.placement)
 
     @property
     def pixels(self) -> int:
@@ -168,6 +168,7 @@ class SceneJob:
 def check_scenes(run: Run, scenes: Sequence[Scene]) -> tuple[dict[Path, ScenePlacement], dict[Path, AerialsegError]]:
     """Return what the network will see of each scene, and why others cannot be used; both by path."""
     sources, failures = [], {}
+    run.seen.update(seen(scene.image for scene in scenes))
     for scene in scenes:
         run.progress.advance(0)
         try:
@@ -272,7 +273,7 @@ def report_name(shard: Shard | None) -> str:
 
 def is_output_in(image: Path, out: Path) -> bool:
     """Return whether a scene is an output of an earlier run in the same place: `predict data -o data/out`, twice."""
-    return image.resolve().is_relative_to(out.resolve()) and mark_of(image, "prediction") is not None
+    return resolved(image).is_relative_to(resolved(out)) and mark_of(image, "prediction") is not None
 
 
 def is_ours(image: Path, out: Path) -> bool:
@@ -294,8 +295,3 @@ def stamp_of(path: Path) -> tuple[int, int]:
     except OSError as error:
         raise BadDataError(f"{one_line(path)}: cannot be read: {error.strerror}") from error
     return status.st_size, status.st_mtime_ns
-
-
-def stamps_of(placement: ScenePlacement) -> tuple[tuple[int, int], ...]:
-    """Return the stamps of the files whose pixels a scene's outputs depend on, its own first."""
-    return tuple(stamp_of(path) for path in (placement.source.path, *placement.halo))

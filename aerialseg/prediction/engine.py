@@ -12,6 +12,7 @@ Masks, files and reports are made elsewhere.
 
 from __future__ import annotations
 
+import os
 import traceback
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -22,11 +23,22 @@ import torch
 
 from aerialseg.counts import NODATA, QUANTA
 from aerialseg.errors import AerialsegError, ModelError, ResourceError, one_line
+from aerialseg.files import available_memory
+from aerialseg.geo.resampling import ROWS_AT_ONCE
 from aerialseg.geo.windows import blend_weights
 from aerialseg.models.device import is_out_of_memory
 from aerialseg.prediction.lattice import CHUNK_ROWS, Lattice, Regrid, Schedule
 from aerialseg.prediction.network import batch_size, mark
-from aerialseg.prediction.reading import READ_DEPTH, WRITE_DEPTH, WindowBatch, read_ahead, read_batches, write_behind
+from aerialseg.prediction.reading import (
+    BANDS,
+    READ_DEPTH,
+    WRITE_DEPTH,
+    WindowBatch,
+    is_read_twice,
+    read_ahead,
+    read_batches,
+    write_behind,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
@@ -38,6 +50,9 @@ if TYPE_CHECKING:
     from aerialseg.prediction.network import EngineSettings, Forward
     from aerialseg.prediction.reading import Validity
 
+FLOAT = 4
+OVERHEAD = 44 << 20
+"""Threads, the allocator's reserves, code that is loaded on first use: measured."""
 MIDDLE = 0.5
 """What probabilities are counted from for their spread: near zero squares lose fewer digits."""
 
@@ -64,9 +79,10 @@ def predict_scene(
     touch rows above are not run, and the strips are the same bytes. `advance` is called in this thread after every
     batch with the million pixels done (those skipped are not counted), and may raise. Memory grows with the scene's
     width: see `peak_bytes`. Raises what the reader, the sink, `forward` and `advance` raise, ModelError when the
-    network gives NaN, and ResourceError when the scene's own arrays do not fit into memory; the sink has then been
-    closed at its `yield`, and nothing is left running.
+    network gives NaN, and ResourceError when the scene's own arrays do not fit into memory, if that can be told
+    before anything is read; else the sink has been closed at its `yield`. Nothing is left running.
     """
+    _require_memory(placement, forward.settings, len(placement.source.bands))
     try:
         return _stream(forward, placement, sink, advance, skip)
     except AerialsegError as error:
@@ -76,11 +92,7 @@ def predict_scene(
         if not is_out_of_memory(error):
             raise
         _clear_frames(error)
-        name, width = one_line(placement.source.path), placement.source.box.width
-        raise ResourceError(
-            f"{name}: out of memory with rows of {forward.settings.size} px windows over {width:,} px;"
-            " use a smaller --window or --batch, or cut the scene into less wide ones"
-        ) from error
+        raise _too_wide(placement, forward.settings) from error
 
 
 def _stream(
@@ -121,6 +133,73 @@ def _clear_frames(error: BaseException) -> None:
     while link is not None:
         traceback.clear_frames(link.__traceback__)
         link = link.__cause__ or link.__context__
+
+
+def peak_bytes(placement: ScenePlacement, settings: EngineSettings, bands: int) -> int:
+    """Return about how much host memory predicting the scene takes at most, beyond the network itself."""
+    lattice = Lattice.of(placement, settings.size, settings.overlap)
+    planes = settings.planes
+    batch, area = batch_size(settings, lattice), settings.size * settings.size
+    under, width = lattice.size * lattice.padded, placement.source.box.width
+    boxes = [placement.source.box, *(neighbour.source.box for neighbour in placement.neighbours)]
+    item = np.dtype(placement.source.dtype).itemsize
+    scene = sum(box.height * box.width for box in boxes) * len(placement.source.bands) * item
+    total = OVERHEAD + min(_cache_bytes(), scene)
+    total += BANDS * under * (bands + 1) + _reading(placement, lattice, bands)
+    total += READ_DEPTH * batch * area * (bands + 1)
+    rows = lattice.size if placement.factor == 1 else CHUNK_ROWS
+    strips = planes * rows * width
+    total += strips * (WRITE_DEPTH + 2) + 4 * rows * width  # quantised; valid, and what the sink makes of a strip
+    if settings.device.type != "cuda":
+        total += batch * area * FLOAT * (3 * bands + 3)  # standardised pixels, logits, probabilities
+        if settings.tta != "none":
+            total += batch * area * (2 * (bands + 1) + FLOAT * (bands + 2))  # the view, what it says, turned back
+        total += planes * (under + area) * FLOAT
+        if placement.factor != 1:
+            total += planes * FLOAT * (under + 4 * rows * width)
+        elif planes > 1:
+            total += under * FLOAT
+    return total
+
+
+def _reading(placement: ScenePlacement, lattice: Lattice, bands: int) -> int:
+    """Return what reading the rows under a row of windows takes, in pixels of the scene's own grid."""
+    rows = min(placement.height, round(lattice.size * placement.factor))
+    cols = min(placement.width, round(lattice.padded * placement.factor))
+    item = np.dtype(placement.source.dtype).itemsize
+    each = bands * item + 2
+    if placement.source.scale is not None:
+        each += bands * (1 + FLOAT * (1 if item <= 2 else 2))
+    total = CHUNK_ROWS * placement.source.box.width * each if is_read_twice(placement) else 0  # beside what follows
+    if placement.neighbours:
+        each += bands + 1
+    total += rows * cols * each
+    if placement.factor != 1:
+        total += 5 * FLOAT * bands * ROWS_AT_ONCE * (cols + lattice.padded)
+        total += lattice.size * lattice.padded * (bands + 1)
+    return total
+
+
+def _cache_bytes() -> int:
+    """Return GDAL's block cache in bytes; its variable holds megabytes when it is a small number."""
+    given = os.environ.get("GDAL_CACHEMAX", "")
+    size = int(given) if given.isdigit() else 64
+    return size << 20 if size < 100000 else size
+
+
+def _too_wide(placement: ScenePlacement, settings: EngineSettings, found: str = "") -> ResourceError:
+    name, width = one_line(placement.source.path), placement.source.box.width
+    return ResourceError(
+        f"{name}: out of memory with rows of {settings.size} px windows over {width:,} px{found};"
+        " use a smaller --window or --batch, or cut the scene into less wide ones"
+    )
+
+
+def _require_memory(placement: ScenePlacement, settings: EngineSettings, bands: int) -> None:
+    """Raise ResourceError when the scene's own arrays will not fit into what is free, before any of it is read."""
+    needed, free = peak_bytes(placement, settings, bands), available_memory()
+    if needed > free:
+        raise _too_wide(placement, settings, f" need {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free")
 
 
 class Accumulator:

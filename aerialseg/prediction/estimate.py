@@ -1,13 +1,8 @@
-"""What a run of predict would take, before it is started: windows, memory, disk, and time from a short probe.
-
-Memory beside the network is a closed form over sizes, in which every term is an array of the engine; what a network
-needs for its layers is not among them.
-"""
+"""What a run of predict would take, before it is started: windows, memory, disk, and time from a short probe."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -18,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aerialseg.errors import NoInputError, one_line
-from aerialseg.geo.resampling import ROWS_AT_ONCE
+from aerialseg.files import is_folder
 from aerialseg.models.package import read_model
 from aerialseg.prediction.checks import Run, check_scenes, disk_bytes
-from aerialseg.prediction.lattice import CHUNK_ROWS, Lattice
+from aerialseg.prediction.engine import peak_bytes
+from aerialseg.prediction.lattice import Lattice
 from aerialseg.prediction.options import ALL_GPUS, PredictOptions, check_window
-from aerialseg.prediction.reading import BANDS, READ_DEPTH, WRITE_DEPTH, WindowBatch, is_read_twice
+from aerialseg.prediction.reading import WindowBatch
 from aerialseg.prediction.run import find_device, load_forward
 from aerialseg.progress import Silent
 
@@ -31,15 +27,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from aerialseg.geo.scenes import Scene
-    from aerialseg.prediction.lattice import ScenePlacement
-    from aerialseg.prediction.network import EngineSettings, Forward
+    from aerialseg.prediction.network import Forward
     from aerialseg.progress import Progress
 
 PROBES = 3
 """Batches that are timed, after one that is not: the first one is slower."""
-FLOAT = 4
-OVERHEAD = 44 << 20
-"""Threads, the allocator's reserves, code that is loaded on first use: measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +106,7 @@ def estimate(
     windows = sum(Lattice.of(placement, settings.size, settings.overlap).count for placement in placements)
     each = time_windows(forward, bands, progress)
     pixels = [placement.source.box.height * placement.source.box.width for placement in placements]
-    disk = next(place for place in (out, *out.absolute().parents) if place.is_dir())
+    disk = next(place for place in (out, *out.absolute().parents) if is_folder(place))
     return Estimate(
         scenes=len(placements),
         mpx=sum(pixels) / 1e6,
@@ -146,57 +138,3 @@ def time_windows(forward: Forward, bands: int, progress: Progress) -> float:
         float(forward(batch).sum())  # reading a number waits for the device
         taken.append(time.perf_counter() - began)
     return median(taken[1:]) / settings.batch
-
-
-def peak_bytes(placement: ScenePlacement, settings: EngineSettings, bands: int) -> int:
-    """Return about how much host memory predicting the scene takes at most, beyond the network itself."""
-    from aerialseg.prediction.network import batch_size
-
-    lattice = Lattice.of(placement, settings.size, settings.overlap)
-    planes = settings.planes
-    batch, area = batch_size(settings, lattice), settings.size * settings.size
-    under, width = lattice.size * lattice.padded, placement.source.box.width
-    boxes = [placement.source.box, *(neighbour.source.box for neighbour in placement.neighbours)]
-    item = np.dtype(placement.source.dtype).itemsize
-    scene = sum(box.height * box.width for box in boxes) * len(placement.source.bands) * item
-    total = OVERHEAD + min(_cache_bytes(), scene)
-    total += BANDS * under * (bands + 1) + _reading(placement, lattice, bands)
-    total += READ_DEPTH * batch * area * (bands + 1)
-    rows = lattice.size if placement.factor == 1 else CHUNK_ROWS
-    strips = planes * rows * width
-    total += strips * (WRITE_DEPTH + 2) + 4 * rows * width  # quantised; valid, and what the sink makes of a strip
-    if settings.device.type != "cuda":
-        total += batch * area * FLOAT * (3 * bands + 3)  # standardised pixels, logits, probabilities
-        if settings.tta != "none":
-            total += batch * area * (2 * (bands + 1) + FLOAT * (bands + 2))  # the view, what it says, turned back
-        total += planes * (under + area) * FLOAT
-        if placement.factor != 1:
-            total += planes * FLOAT * (under + 4 * rows * width)
-        elif planes > 1:
-            total += under * FLOAT
-    return total
-
-
-def _reading(placement: ScenePlacement, lattice: Lattice, bands: int) -> int:
-    """Return what reading the rows under a row of windows takes, in pixels of the scene's own grid."""
-    rows = min(placement.height, round(lattice.size * placement.factor))
-    cols = min(placement.width, round(lattice.padded * placement.factor))
-    item = np.dtype(placement.source.dtype).itemsize
-    each = bands * item + 2
-    if placement.source.scale is not None:
-        each += bands * (1 + FLOAT * (1 if item <= 2 else 2))
-    total = CHUNK_ROWS * placement.source.box.width * each if is_read_twice(placement) else 0  # beside what follows
-    if placement.neighbours:
-        each += bands + 1
-    total += rows * cols * each
-    if placement.factor != 1:
-        total += 5 * FLOAT * bands * ROWS_AT_ONCE * (cols + lattice.padded)
-        total += lattice.size * lattice.padded * (bands + 1)
-    return total
-
-
-def _cache_bytes() -> int:
-    """Return GDAL's block cache in bytes; its variable holds megabytes when it is a small number."""
-    given = os.environ.get("GDAL_CACHEMAX", "")
-    size = int(given) if given.isdigit() else 64
-    return size << 20 if size < 100000 else size

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 from aerialseg.counts import QUANTA
 from aerialseg.errors import AerialsegError, UsageError, one_line
-from aerialseg.files import refuse_input_as_output
+from aerialseg.files import exists, is_regular, refuse_input_as_output, remove, resolved
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.geopackage import feature_tables
 from aerialseg.geo.opening import open_raster
@@ -90,13 +90,13 @@ def make_products(run: Run, results: Sequence[SceneResult]) -> dict[str, Any]:
 
 def _shows(path: Path, images: Collection[Path]) -> bool:
     """Return whether a file is a user's mosaic of the scenes, which may be how they were given."""
-    if path.suffix != MOSAIC or not path.exists():
+    if path.suffix != MOSAIC or not exists(path):
         return False
     try:
-        shown = {image.resolve() for image in mosaic_sources(path)}
+        shown = {resolved(image) for image in mosaic_sources(path)}
     except AerialsegError:
         return False
-    return any(image.resolve() in shown for image in images)
+    return any(resolved(image) in shown for image in images)
 
 
 def _has_place(run: Run, result: SceneResult) -> bool:
@@ -130,8 +130,8 @@ def write_collection(run: Run, results: Sequence[SceneResult], buildings: Path |
         run.progress.advance(0)
         _write(path, content, say, overwrite=overwrite)
     for path in sorted(set((out / STAC / ITEMS).glob("*.json")).difference(stac)):
-        if owner_of(path, "collection") == "ours" and not _mask_in(path).is_file():
-            path.unlink()
+        if owner_of(path, "collection") == "ours" and not is_regular(_mask_in(path)):
+            remove(path)
     _note_others(out, sheets, run.progress)
     groups = (
         MapGroup("", _polygons(buildings, say)),
@@ -170,7 +170,7 @@ def write_mosaics(
     mosaics = compose_mosaics(folder, parts, kind, say)
     for stale in sorted(set(folder.glob("mosaic*.vrt")).difference(mosaic.path for mosaic in mosaics)):
         if owner_of(stale, "collection") == "ours":
-            stale.unlink()
+            remove(stale)
     for mosaic in mosaics:
         _write(mosaic.path, mosaic.content, say, overwrite=overwrite)
     return mosaics

@@ -220,11 +220,14 @@ class ScenePlacement:
         """
         box, reach = self.source.box, ceil(self.reach * self.factor)
         beyond = self.height - self.row - box.height, self.width - self.col - box.width
+        sources = self.source, *(placed.source for placed in self.neighbours)
+        validity = [source.validity.settings() for source in sources]
         return {
             "offset": [self.row, self.col],
             "beyond": [min(extent, reach) for extent in beyond],
             "neighbours": [[n.row - self.row, n.col - self.col] for n in self.neighbours],
             "factor": self.factor,
+            **({"validity": validity} if any(validity) else {}),
         }
 
 

@@ -1,12 +1,14 @@
 """Many scenes on several devices: a process for each, over the shards, and what they make together at the end.
 
-The processes share nothing but the output folder; each sends its progress through a pipe and is stopped by SIGTERM.
+The processes share nothing but the output folder; each sends its progress through a pipe and is stopped by SIGTERM,
+which on Windows ends it at once: what it has finished is kept there, too.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import signal
+import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -15,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from aerialseg import errors
 from aerialseg.errors import AerialsegError, ResourceError, Stopped, UsageError
-from aerialseg.files import write_json
+from aerialseg.files import remove, write_json
 from aerialseg.geo.outputs import PROBABILITY
-from aerialseg.geo.polygons.polygonize import PolygonOptions
 from aerialseg.models.package import find_model
 from aerialseg.prediction.checks import REPORT, report_name
 from aerialseg.prediction.exports import check_products
@@ -26,7 +27,11 @@ from aerialseg.prediction.run import predict_scenes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from multiprocessing.connection import Connection
+
+    if sys.platform == "win32":
+        from multiprocessing.connection import PipeConnection as Connection
+    else:
+        from multiprocessing.connection import Connection
     from multiprocessing.context import SpawnProcess
     from pathlib import Path
     from types import FrameType
@@ -72,7 +77,7 @@ def predict_on(
     workers = []
     for number, device in enumerate(devices, 1):
         own = replace(options, device=device, probability=PROBABILITY in options.outputs)
-        own = replace(own, polygons=False, shaping=PolygonOptions())  # this process draws them, over all scenes
+        own = replace(own, polygons=False, shaping=PredictOptions().shaping)  # this process draws them, over all scenes
         ours, theirs = context.Pipe(duplex=False)
         arguments = (theirs, scenes, model, out, replace(own, shard=Shard(number, len(devices))))
         process = context.Process(target=_work, args=arguments, name=f"aerialseg {device}", daemon=True)
@@ -89,7 +94,7 @@ def predict_on(
     report = replace(report, seconds=time.monotonic() - began, loading_seconds=loading)
     write_json(out / REPORT, report.to_json())
     for number in range(1, len(devices) + 1):
-        (out / report_name(Shard(number, len(devices)))).unlink(missing_ok=True)
+        remove(out / report_name(Shard(number, len(devices))))
     return report
 
 

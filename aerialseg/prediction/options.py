@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from aerialseg.models.package import ModelCard
 
 ALL_GPUS = "cuda:all"
+WITHOUT_SPECKS = PolygonOptions(min_area_m2=None)
 Symmetry = Literal["none", "flips", "d4"]
 """`flips`: as it is, upside down, left for right, and both; `d4`: these four, and the same after a quarter turn."""
 T = TypeVar("T")
@@ -75,8 +76,8 @@ class PredictOptions:
     """Likewise, where overlapping windows disagree."""
     polygons: bool = False
     """Draw building polygons of all scenes, too; their mean probability needs the probability rasters."""
-    shaping: PolygonOptions = field(default_factory=PolygonOptions)
-    """What becomes of the polygons' outlines."""
+    shaping: PolygonOptions = WITHOUT_SPECKS
+    """What becomes of the polygons' outlines; unlike polygonize, predict leaves specks out."""
     rule: BandRule = field(default_factory=BandRule)
     access: Access = field(default_factory=Access)
     shard: Shard | None = None
@@ -96,7 +97,7 @@ class PredictOptions:
         return 1 + max(output.plane for output in self.outputs)
 
     def __post_init__(self) -> None:
-        if self.shaping != PolygonOptions() and not self.polygons:
+        if self.shaping != WITHOUT_SPECKS and not self.polygons:
             raise UsageError("--min-area-m2, --crs, --simplify and --regularise shape polygons: give --polygons, too")
         if self.window is not None and self.window < 1:
             raise UsageError(f"--window {self.window}: give 1 or more pixels")

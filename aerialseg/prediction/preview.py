@@ -14,7 +14,8 @@ from urllib.parse import unquote
 
 from aerialseg.drawing import frame, read_small, save_png, sheet, thumbnail
 from aerialseg.errors import BadDataError, NoInputError, UsageError, one_line
-from aerialseg.files import locked, prepare_output_folder, refuse_input_as_output, sweep
+from aerialseg.files import is_regular, locked, prepare_output_folder, refuse_input_as_output, sweep
+from aerialseg.geo.digest import seen, what_changed
 from aerialseg.geo.opening import open_raster
 from aerialseg.geo.outputs import is_of_another_run, left_out_note
 from aerialseg.geo.ownership import check_overwrite
@@ -75,7 +76,10 @@ def write_previews(
         progress.start("preview", sum(map(_mpx, found)), "Mpx")
         thumbnails = []
         for item in found:
-            name, scene = one_line(item.name), read_small(item.scene, item.mask, item.probability, size, progress)
+            name, looks = one_line(item.name), seen(item.files)
+            scene = read_small(item.scene, item.mask, item.probability, size, progress)
+            if (changed := what_changed(looks, "drawn")) is not None:
+                raise changed
             save_png(targets[item.name], frame(scene, name))
             thumbnails.append((name, thumbnail(scene, len(found))))
         progress.finish()
@@ -107,10 +111,10 @@ def _predicted(out: Path, name: str, entry: Any) -> Predicted | None:
     if place.is_absolute() or ".." in place.parts or not place.name or not isinstance(entry, dict):
         raise BadDataError(f"{one_line(out / REPORT)}: scene {one_line(name)} cannot be a scene's name")
     mask, probability = out / f"{name}.tif", out / "probability" / f"{name}.tif"
-    if not mask.is_file():
+    if not is_regular(mask):
         return None
     item = Predicted(name, _scene_of(out, name, entry), mask, None)
-    if not probability.is_file():
+    if not is_regular(probability):
         return item
     strange = is_of_another_run(probability, mask)
     return replace(item, left_out=probability) if strange else replace(item, probability=probability)
@@ -121,7 +125,7 @@ def _scene_of(out: Path, name: str, entry: dict[str, Any]) -> Path:
     image = Path(str(entry.get("image", "")))
     item = out / STAC / ITEMS / f"{identifier_of(name)}.json"
     try:
-        if not image.is_file():
+        if not is_regular(image):
             href = read_json(item)["assets"]["scene"]["href"]
             return Path(os.path.normpath(item.parent / unquote(href)))
     except (OSError, ValueError, TypeError, KeyError):

@@ -7,7 +7,6 @@ strips become is `outputs`' business.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import struct
@@ -17,8 +16,9 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
+from aerialseg import system
 from aerialseg.errors import StorageError, one_line
-from aerialseg.files import TEMPORARY, output_error, reserve
+from aerialseg.files import TEMPORARY, is_regular, open_regular, output_error, reserve
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -66,8 +66,10 @@ class ResumeFile:
 
     def remove(self) -> None:
         """Remove the file, for its scene is finished, or has to be begun anew."""
-        self.path.unlink(missing_ok=True)
-        self.release()
+        if self.claim is None:
+            self.path.unlink(missing_ok=True)
+        else:
+            system.remove_locked(self.path, self.claim)
 
     def release(self) -> None:
         """Leave the file for another run to go on from."""
@@ -78,7 +80,7 @@ class ResumeFile:
         """Return how many rows are there, whole and made from `key`; what follows them is cut off."""
         rows, end = 0, 0
         try:
-            with self.path.open("r+b") as stream:
+            with open_regular(self.path, "r+b") as stream:
                 if self._head(key) == stream.read(HEAD.size):
                     end = HEAD.size
                     for row, planes in self._records(stream):
@@ -94,7 +96,7 @@ class ResumeFile:
     def keyed(self) -> bool:
         """Whether there is a file that says what it is made from; without one there is nothing to go on from."""
         try:
-            with self.path.open("rb") as stream:
+            with open_regular(self.path) as stream:
                 return stream.read(HEAD.size)[len(MAGIC) :][:32] not in (b"", UNKNOWN)
         except OSError:
             return False
@@ -117,7 +119,9 @@ class ResumeFile:
                     stream.flush()
                     if not told and key.done() and key.exception() is None:
                         told = True
-                        os.pwrite(stream.fileno(), self._head(key.result()), 0)
+                        stream.seek(0)
+                        stream.write(self._head(key.result()))
+                        stream.seek(0, os.SEEK_END)
         except OSError as error:
             raise output_error(self.path, error) from error
 
@@ -128,7 +132,7 @@ class ResumeFile:
         """
         row = 0
         try:
-            with self.path.open("rb") as stream:
+            with open_regular(self.path) as stream:
                 stream.seek(HEAD.size)
                 for first, planes in self._records(stream, checked=checked):
                     yield first, planes[plane]
@@ -167,22 +171,20 @@ def resume_path(out: Path, name: str) -> Path:
 def forget_resume_file(out: Path, name: str) -> None:
     """Remove what is left of a scene that is finished, unless another process is at it."""
     path = resume_path(out, name)
-    if path.exists() and (claim := _claim(path)) is not None:
-        path.unlink(missing_ok=True)
-        claim.close()
+    if is_regular(path) and (claim := _claim(path)) is not None:
+        system.remove_locked(path, claim)
 
 
 def _claim(path: Path) -> IO[bytes] | None:
     """Open and lock a file, made if need be; None when another process has it."""
     while True:
-        stream = path.open("ab")
+        stream = open_regular(path, "ab")
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not system.try_lock(stream):
+                stream.close()
+                return None
             if os.path.samestat(os.fstat(stream.fileno()), path.stat()):
                 return stream
-        except BlockingIOError:
-            stream.close()
-            return None
         except FileNotFoundError:
             pass
         stream.close()  # its owner finished, and removed it, in between

@@ -18,7 +18,15 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from aerialseg.errors import AerialsegError, BadDataError, NoInputError, OutputError, Stopped, StorageError, one_line
+from aerialseg.errors import (
+    AerialsegError,
+    InUseError,
+    NoInputError,
+    OutputError,
+    Stopped,
+    StorageError,
+    one_line,
+)
 from aerialseg.files import (
     locked,
     prepare_output_folder,
@@ -43,7 +51,6 @@ from aerialseg.prediction.checks import (
     finishers,
     is_output_in,
     report_name,
-    stamps_of,
 )
 from aerialseg.prediction.exports import check_products, make_products
 from aerialseg.prediction.options import PredictOptions, check_window
@@ -167,7 +174,6 @@ def _find_jobs(
                 raise failures[scene.image]
             job = SceneJob(scene, files[scene.name], placements[scene.image])
             result = job.result
-            job = replace(job, stamps=stamps_of(job.placement))
             done = None if run.options.overwrite and not log.known else done_before(run, job)
         except AerialsegError as error:
             log.record(result.failed(error))
@@ -279,6 +285,9 @@ def _predict_scene(log: RunLog, job: SceneJob, forward: Forward, finisher: _Fini
     from aerialseg.prediction.engine import predict_scene
 
     run, began, skip = log.run, time.monotonic(), 0
+    if (changed := run.changed(job.placement)) is not None:
+        log.record(job.result.failed(changed))
+        return
     height, width = job.box.height, job.box.width
     resume_file = ResumeFile.claimed(run.out, job.scene.name, (height, width), run.options.planes)
     key = in_background(partial(_exact_key, run, job, forward), "hasher")
@@ -293,7 +302,7 @@ def _predict_scene(log: RunLog, job: SceneJob, forward: Forward, finisher: _Fini
             resume_file.release()  # it is not this scene that failed
             raise
         resume_file.remove()  # on a full disk, it makes room
-        log.record(job.result.failed(error))
+        log.record(job.result.failed(run.changed(job.placement) or error))
         return
     result = replace(job.result, windows=streamed.windows, windows_run=streamed.run, resumed_rows=skip)
     seams = SeamCounter(job.placement, forward.settings)
@@ -317,9 +326,9 @@ def _finish(
     image, threshold = job.scene.image, run.card.threshold
     try:
         key = run.key(job.placement)
-        if not job.unchanged:
+        if (changed := run.changed(job.placement)) is not None:
             resume_file.remove()
-            raise BadDataError(f"{one_line(image)}: changed while it was predicted; run again")
+            raise changed
         counts = count_pixels(resume_file, threshold, seams)
         tags = output_tags(key, run.model_hash, threshold, counts)
         foreign = check_rasters(job.files, overwrite=run.options.overwrite)
@@ -362,7 +371,7 @@ class RunLog:
         self.results[result.name] = result
         for warning in result.warnings:
             self.run.progress.say(f"warning: {warning}")
-        if isinstance(result.failure, OutputError | StorageError):
+        if isinstance(result.failure, OutputError | StorageError) and not isinstance(result.failure, InUseError):
             raise result.failure
         if result.failure is None or len(self.results) > 1:  # a single scene's failure is raised, and so shown once
             self.run.progress.say(result.line())

@@ -22,7 +22,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 from zlib import crc32
 
 import numpy as np
@@ -31,7 +31,17 @@ from rasterio.windows import Window
 
 from aerialseg.counts import BUILDING
 from aerialseg.errors import BadDataError, ConfigError, NoInputError, OutputError, ReadError, StorageError, one_line
-from aerialseg.files import locked, prepare_output_folder, require_space, staged, sweep
+from aerialseg.files import (
+    is_regular,
+    locked,
+    open_regular,
+    prepare_output_folder,
+    remove,
+    require_space,
+    resolved,
+    staged,
+    sweep,
+)
 from aerialseg.geo.digest import content_stamp, file_stamp
 from aerialseg.geo.opening import open_raster, raster_errors
 from aerialseg.training.batches import wait_for
@@ -43,6 +53,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from numpy.typing import NDArray
+    from rasterio.io import DatasetReader
 
     from aerialseg.config.sections import DataSection
     from aerialseg.geo.tiles.plan import PlannedTile, TileJob
@@ -129,7 +140,7 @@ def open_tiles(tiles: TileSet, section: DataSection, readers: Readers, progress:
             if isinstance(found := find(), TileCache):
                 return found  # somebody else made it meanwhile
             needed = len(contents.stamps) * (contents.record + TABLE_BYTES)
-            path.unlink(missing_ok=True)
+            remove(path)
             sweep(path.parent)
             require_space(path.parent, needed)
             tiles_in_all = f"{len(contents.stamps):,} tiles, {needed / 1e6:,.0f} MB"
@@ -154,7 +165,7 @@ def cache_path(tiles: TileSet, place: str) -> Path:
     """Return the file that holds the set's tiles; a folder outside the set may serve several sets."""
     if place == "auto":
         return tiles.folder / FOLDER / f"all{SUFFIX}"
-    folder = tiles.folder.resolve()
+    folder = resolved(tiles.folder)
     return Path(place) / FOLDER / f"{folder.name[:100]}-{hashlib.sha256(bytes(folder)).hexdigest()[:12]}{SUFFIX}"
 
 
@@ -177,11 +188,11 @@ def open_cache(
     path: Path, wanted: Contents, readers: Readers, *, timeout_s: float, progress: Progress
 ) -> TileCache | str:
     """Map the file if it holds what is wanted and every byte is as it was written, or return why not."""
-    if not path.is_file():
+    if not is_regular(path):
         return "is not there"
     try:
-        with path.open("rb") as stream:
-            table = _read_table(stream.fileno())
+        with open_regular(path) as stream:
+            table = _read_table(stream)
             held = {name: stamp for name, stamp, _ in table["tiles"]}
             expected = [FORMAT, wanted.digest, wanted.size, wanted.bands]
             if [table[key] for key in ("format", "digest", "size", "bands")] == expected and (
@@ -283,8 +294,8 @@ def read_square(tiles: TileSet, tile: TileRecord, window: Window) -> Arrays:
     Where there is no data, nothing is labelled. Raises BadDataError for a damaged file, or for a mask that holds
     anything but 0, 1 and 255.
     """
-    pixels, valid = _read_image(tiles.image_path(tile), window)
-    target = _read_mask(tiles.mask_path(tile), window)
+    pixels, valid = _read_image(tiles.image_path(tile), window, (tiles.size, len(tiles.mean)))
+    target = _read_mask(tiles.mask_path(tile), window, tiles.size)
     target[~valid] = IGNORE
     return pixels, target, valid
 
@@ -296,12 +307,12 @@ def _stamp(look: Callable[[Path], str], *paths: Path) -> str:
         raise NoInputError(f"{one_line(error.filename)}: {error.strerror}; run aerialseg tile again") from error
 
 
-def _read_table(descriptor: int) -> dict[str, Any]:
+def _read_table(stream: IO[bytes]) -> dict[str, Any]:
     """Return the table at the end of a cache; raises ValueError when it is not whole or not where it should be."""
-    size = os.fstat(descriptor).st_size
-    length, digest = TAIL.unpack(os.pread(descriptor, TAIL.size, max(0, size - TAIL.size)).rjust(TAIL.size, b"\0"))
+    size = stream.seek(0, os.SEEK_END)
+    length, digest = TAIL.unpack(_read_at(stream, max(0, size - TAIL.size), TAIL.size).rjust(TAIL.size, b"\0"))
     begin = size - TAIL.size - length
-    text = os.pread(descriptor, length, begin) if begin >= 0 else b""
+    text = _read_at(stream, begin, length) if begin >= 0 else b""
     if hashlib.sha256(text).digest() != digest:
         raise ValueError("its end is missing")
     table: dict[str, Any] = parse_json(text)
@@ -310,10 +321,15 @@ def _read_table(descriptor: int) -> dict[str, Any]:
     return table
 
 
+def _read_at(stream: IO[bytes], place: int, size: int) -> bytes:
+    stream.seek(place)
+    return stream.read(size)
+
+
 def _check_record(path: Path, number: int, size: int, crc: int) -> None:
     """Read one record and compare it with its checksum: an I/O error comes as one, which the map would not give."""
     with path.open("rb", buffering=0) as stream:
-        content = os.pread(stream.fileno(), size, number * size)
+        content = _read_at(stream, number * size, size)
     if len(content) != size or crc32(content) != crc:
         raise ReadError(f"tile {number + 1} is not as it was written")
 
@@ -335,9 +351,10 @@ def _write_records(
     return sums
 
 
-def _read_image(path: Path, window: Window) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Read pixels [rows, cols, bands] and where there is data, [rows, cols]."""
+def _read_image(path: Path, window: Window, made: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Read pixels [rows, cols, bands] and where there is data, [rows, cols]; `made` are the tile's side and bands."""
     with open_raster(path) as source, raster_errors(path):
+        _require(path, source, *made)
         pixels = np.empty((window.height, window.width, source.count), np.uint8)
         source.read(out=pixels.transpose(2, 0, 1), window=window)  # as the file is laid out: no turning afterwards
         if source.mask_flag_enums[0] == [MaskFlags.all_valid]:
@@ -345,8 +362,9 @@ def _read_image(path: Path, window: Window) -> tuple[NDArray[np.uint8], NDArray[
         return pixels, source.dataset_mask(window=window) != 0
 
 
-def _read_mask(path: Path, window: Window) -> NDArray[np.uint8]:
+def _read_mask(path: Path, window: Window, side: int) -> NDArray[np.uint8]:
     with open_raster(path) as source, raster_errors(path):
+        _require(path, source, side, 1)
         mask: NDArray[np.uint8] = source.read(1, window=window)
     if not ((mask <= BUILDING) | (mask == IGNORE)).all():
         values = [int(value) for value in np.unique(mask) if value not in (0, BUILDING, IGNORE)]
@@ -355,3 +373,14 @@ def _read_mask(path: Path, window: Window) -> NDArray[np.uint8]:
             " (ignored) only; cut the tiles again, with --building-values"
         )
     return mask
+
+
+def _require(path: Path, source: DatasetReader, side: int, bands: int) -> None:
+    """Raise BadDataError for a file that is not what its set says of all of them."""
+    found, expected = (source.height, source.width, source.count), (side, side, bands)
+    if found != expected:
+        rows, cols, count = found
+        raise BadDataError(
+            f"{one_line(path)}: is {rows}x{cols} px with {count} bands, its set has tiles of {side}x{side} px with"
+            f" {bands}; run the same aerialseg tile command again"
+        )

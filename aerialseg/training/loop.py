@@ -167,13 +167,15 @@ def fit(job: TrainJob, state: TrainState, progress: Progress) -> None:
                     if state.finished or record.seconds > WORTH_A_PICTURE_S:
                         draw_curves(job.run, state.records)
                 progress.say(epoch_line(job, state, record))
-        except Stopped:
+        except Stopped as stop:
             save(job, state)
-            progress.say(f"saved after step {state.taken:,}; the same command with --resume goes on from there")
-            raise
+            advice = f"saved after step {state.taken:,}: the same command with --resume goes on from there"
+            raise Stopped(stop.signum, advice) from stop
 
 
-def train_step(job: TrainJob, state: TrainState, batches: Iterator[Batch], *, lr: float | None = None) -> Step:
+def train_step(  # noqa: C901  (all of a step on one screen)
+    job: TrainJob, state: TrainState, batches: Iterator[Batch], *, lr: float | None = None
+) -> Step:
     """Take one step of the optimizer, counted in `state`; `lr` takes the place of the schedule's learning rate.
 
     Its gradient is that of one batch of all crops of `optimizer.accumulate` batches: each counts by its labelled

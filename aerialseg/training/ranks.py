@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aerialseg import system
 from aerialseg.errors import AerialsegError, ConfigError, EndedElsewhere, ResourceError, Stopped, UsageError
 
 if TYPE_CHECKING:
@@ -222,7 +223,7 @@ def join_ranks() -> Iterator[Ranks]:
         )
         yield ranks
     except Exception as error:
-        for number in (signal.SIGINT, signal.SIGTERM):  # torchrun sends them to whoever is not gone yet
+        for number in system.STOPS:  # torchrun sends them to whoever is not gone yet
             signal.signal(number, signal.SIG_IGN)
         parting = _parting(ranks, store, error)
         if parting is error:

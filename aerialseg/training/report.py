@@ -89,7 +89,9 @@ def epoch_line(job: TrainJob, state: TrainState, record: EpochRecord) -> str:
         line += f", validation IoU {record.iou:.4f} at threshold {record.threshold:.2f}{best}"
     if record.skipped:
         line += f", {record.skipped} steps skipped by loss scaling"
-    return f"{line}, {record.images_per_s:.1f} crops/s, {record.seconds:.0f} s"
+    if not math.isnan(record.images_per_s):  # an epoch that was resumed after its last step had none to time
+        line += f", {record.images_per_s:.1f} crops/s"
+    return f"{line}, {record.seconds:.0f} s"
 
 
 def report(job: TrainJob, state: TrainState, *, seconds: float, complete: bool) -> TrainReport:

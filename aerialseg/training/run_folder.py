@@ -9,6 +9,7 @@ Places and times stand in run.json and not in the model file, so that equal trai
 
 from __future__ import annotations
 
+import os
 import secrets
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from aerialseg.files import (
     locked,
     prepare_output_folder,
     refuse_input_as_output,
+    remove,
     sweep,
     write_json,
     write_text,
@@ -99,6 +101,12 @@ def open_run(
         if options.start_from is not None:  # the model file named the network, not the configuration
             config = config.model_copy(update={"model": begun.model})
         changed = [line for line in differences(begun, config) if not line.startswith(FREE)]
+        if changed and checkpoint["standing"]["finished"]:
+            raise ConfigError(
+                f"{one_line(run)}: is finished, so it cannot go on with another configuration"
+                f" ({one_line('; '.join(changed))}); train on from its model in a new folder: --from {one_line(run)}"
+                " -o NEW, without --resume"
+            )
         if changed:
             raise ConfigError(
                 f"{one_line(run)}: cannot resume with another configuration ({one_line('; '.join(changed))}); leave -c"
@@ -124,7 +132,7 @@ def begin_run(run: Path, config: TrainConfig) -> None:
     """Clear away what an earlier run left, except its model, and write down what is trained now."""
     for pattern in (LAST, PREVIOUS, METRICS, CURVES, EVENTS, RUN):
         for stale in run.glob(pattern):
-            stale.unlink()
+            remove(stale)
     write_text(run / CONFIG, RUN_COMMENT + to_toml(config))
 
 
@@ -165,7 +173,7 @@ def read_run(run: Path) -> dict[str, Any]:
 
 def _claim(run: Path, options: TrainOptions) -> None:
     """Raise OutputError when the folder holds a run worth keeping, or files that another program wrote."""
-    kept = any((run / name).exists() for name in (LAST, PREVIOUS, FILE_NAME))
+    kept = any(os.path.lexists(run / name) for name in (LAST, PREVIOUS, FILE_NAME))
     if kept and mark_of(run / CONFIG, "run") is not None and not options.resume and not options.overwrite:
         raise OutputError(
             f"{one_line(run)}: holds a run already; go on with --resume, give another folder with -o, or start anew"

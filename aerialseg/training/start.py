@@ -18,9 +18,9 @@ import torch
 from aerialseg.config import TrainConfig
 from aerialseg.config.sections import ModelSection
 from aerialseg.errors import BadDataError, ConfigError, ModelError, one_line
-from aerialseg.files import sha256_of
+from aerialseg.files import exists, sha256_of
 from aerialseg.geo.geobox import gsd_differs
-from aerialseg.models.build import Segmenter, build_network, check_network, input_statistics
+from aerialseg.models.build import Segmenter, build_network, check_batch_of_one, check_network, input_statistics
 from aerialseg.models.package import ModelCard, find_model, load_model, spec_of
 from aerialseg.models.presets import PRESETS, SIZE_MULTIPLE, ModelSpec, licence_of, resolve
 from aerialseg.training.data import training_tiles, validation_side, validation_tiles
@@ -68,11 +68,10 @@ def start_fresh(tiles: TileSet, config: TrainConfig, *, use_unlabelled: bool = F
         accept_licence=section.accept_licence,
     )
     _check_fit(spec, tiles, config, use_unlabelled)
-    network = build_network(spec)
     mean, std = input_statistics(spec) or (tiles.mean, tuple(max(value, LEAST_SPREAD) for value in tiles.std))
     licence = licence_of(spec)
     card = _describe(spec, tiles, config, mean=mean, std=std, licence=licence, training=_provenance(tiles, config))
-    return Start(tiles, Segmenter(network, mean, std), card, config)
+    return Start(tiles, Segmenter(build_network(spec), mean, std), card, config)
 
 
 def start_from_model(
@@ -121,6 +120,8 @@ def _check_fit(spec: ModelSpec, tiles: TileSet, config: TrainConfig, use_unlabel
             f"data.crop {crop}: {spec.preset} takes multiples of {multiple}, for example {crop // multiple * multiple}"
         )
     check_network(spec, crop)
+    if config.data.batch == 1:
+        check_batch_of_one(spec, crop)
     if validation_tiles(tiles, config.data):
         check_network(spec, validation_side(tiles, SIZE_MULTIPLE))
 
@@ -157,19 +158,23 @@ def _provenance(tiles: TileSet, config: TrainConfig) -> dict[str, Any]:
 
 
 def _describe(spec: ModelSpec, tiles: TileSet, config: TrainConfig, **fields: Any) -> ModelCard:
-    return ModelCard(
-        preset=spec.preset,
-        architecture=spec.architecture,
-        encoder=spec.encoder,
-        encoder_arguments=dict(spec.encoder_arguments),
-        bands=spec.bands,
-        band_indexes=tiles.bands,
-        scale=tiles.scale,
-        gsd_m=tiles.gsd_m,
-        tile_size=config.data.crop,
-        threshold=config.run.threshold,
-        **fields,
-    )
+    """Return the card of a model to come; raises BadDataError for tiles that no model can be made of."""
+    try:
+        return ModelCard(
+            preset=spec.preset,
+            architecture=spec.architecture,
+            encoder=spec.encoder,
+            encoder_arguments=dict(spec.encoder_arguments),
+            bands=spec.bands,
+            band_indexes=tiles.bands,
+            scale=tiles.scale,
+            gsd_m=tiles.gsd_m,
+            tile_size=config.data.crop,
+            threshold=config.run.threshold,
+            **fields,
+        )
+    except ValueError as error:
+        raise BadDataError(f"{one_line(tiles.folder)}: no model can be made of these tiles: {error}") from error
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -197,7 +202,7 @@ def git_revision(package: Path = Path(__file__).parent.parent) -> str | None:
     None when it is no checkout, and wherever git is missing or refuses.
     """
     root = package.parent
-    if not (root / ".git").exists():  # else the user's own repository, around a virtual environment, would answer
+    if not exists(root / ".git"):  # else the user's own repository, around a virtual environment, would answer
         return None
     command = ["git", "--no-optional-locks", "-C", str(root)]
     command += ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

@@ -8,6 +8,7 @@ can run. The format is private to a run in progress; what others use is the mode
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from aerialseg.errors import ModelError, first_line, one_line
-from aerialseg.files import staged
+from aerialseg.files import exists, open_regular, staged
 from aerialseg.training.history import EpochRecord
 from aerialseg.values import from_values
 
@@ -113,7 +114,7 @@ def save_checkpoint(run: Path, state: Checkpoint) -> None:
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from error
             raise
-        if last.exists():
+        if exists(last):
             last.replace(run / PREVIOUS)
 
 
@@ -122,7 +123,7 @@ def load_checkpoint(run: Path, say: Callable[[str], None]) -> Checkpoint | None:
 
     Tells `say` when the last one is damaged and the previous one is used; raises ModelError when both are.
     """
-    found = [path for path in (run / LAST, run / PREVIOUS) if path.exists()]
+    found = [path for path in (run / LAST, run / PREVIOUS) if os.path.lexists(path)]
     problems: list[str] = []
     for path in found:
         try:
@@ -167,8 +168,8 @@ def _feed(update: Callable[[Any], None], value: Any) -> None:
 
 def _read(path: Path) -> Checkpoint:
     try:
-        with warnings.catch_warnings(action="ignore", category=UserWarning):  # about a stranger's pickle
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        with open_regular(path) as stream, warnings.catch_warnings(action="ignore", category=UserWarning):
+            content = torch.load(stream, map_location="cpu", weights_only=True)  # warns about a stranger's pickle
         state: Checkpoint = content["state"]
         whole = content["format"] == FORMAT and content["digest"] == digest_of(state)
     except Exception as error:  # damaged bytes surface as nearly any type

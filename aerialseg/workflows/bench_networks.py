@@ -17,7 +17,7 @@ import torch
 from aerialseg.config import TrainConfig
 from aerialseg.config.sections import ModelSection
 from aerialseg.errors import BadDataError, ConfigError, Diverged, ResourceError, UsageError, one_line
-from aerialseg.files import locked, prepare_output_folder, refuse_input_as_output, staged, write_json
+from aerialseg.files import available_memory, locked, prepare_output_folder, refuse_input_as_output, staged, write_json
 from aerialseg.geo.ownership import BENCH, check_overwrite, owner_of
 from aerialseg.geo.tiles.tileset import load_tileset
 from aerialseg.models.build import check_network, count_network, outline
@@ -25,7 +25,6 @@ from aerialseg.models.device import cpu_name, is_out_of_memory, pick_device, pic
 from aerialseg.models.mixers import MIXERS
 from aerialseg.models.presets import NVIDIA, PRESETS, SIZE_MULTIPLE, ModelSpec, resolve
 from aerialseg.models.pyramid import parse_design
-from aerialseg.workflows.doctor import available_memory
 from aerialseg.workflows.network_cost import Trial, build, measure_apart, measure_here
 
 if TYPE_CHECKING:

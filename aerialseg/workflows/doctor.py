@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from aerialseg.environment import PROJ, TAKEN_OUT
 from aerialseg.errors import AerialsegError, DeviceError, first_line, one_line
-from aerialseg.files import usable_processors
+from aerialseg.files import available_memory, is_folder, resolved, usable_processors
 
 if TYPE_CHECKING:
     from aerialseg.models.device import Machine
@@ -107,6 +108,10 @@ def _package(name: str) -> Finding:
 
 
 def _gdal() -> Iterator[Finding]:
+    for name, value in TAKEN_OUT.items():
+        found = f"{one_line(value)}: another installation's, taken out before GDAL and PROJ could read it"
+        advice = f"unset {name} here to be rid of this line" + (", or keep it for its grids" if name in PROJ else "")
+        yield Finding("gdal", name, found, "warning", advice)
     import pyogrio
     import rasterio
     from pyproj import Transformer
@@ -151,14 +156,10 @@ def _devices(system: Machine | None) -> Iterator[Finding]:
 
 def _memory() -> Iterator[Finding]:
     yield Finding("memory", "processors", f"{usable_processors()} usable of {os.cpu_count()}")
-    available = available_memory()
-    if available is not None:
-        advice = "close other programs, or predict with --batch 1"
-        yield Finding(
-            "memory", "memory", f"{_size(available)} free", *_judged(available >= LOW_MEMORY, "warning", advice)
-        )
+    available, advice = available_memory(), "close other programs, or predict with --batch 1"
+    yield Finding("memory", "memory", f"{_size(available)} free", *_judged(available >= LOW_MEMORY, "warning", advice))
     shared = Path("/dev/shm")
-    if shared.is_dir():
+    if is_folder(shared):
         total = shutil.disk_usage(shared).total
         advice = "training on several GPUs needs more: docker run --shm-size 1g"
         yield Finding("memory", "/dev/shm", _size(total), *_judged(total >= LOW_SHM, "warning", advice))
@@ -166,7 +167,7 @@ def _memory() -> Iterator[Finding]:
 
 def _disk(folder: Path) -> Iterator[Finding]:
     free = shutil.disk_usage(folder).free
-    name = one_line(folder.resolve())
+    name = one_line(resolved(folder))
     yield Finding(
         "disk", name, f"{_size(free)} free", *_judged(free >= LOW_DISK, "warning", "free some, or work elsewhere")
     )
@@ -192,19 +193,6 @@ def _write_and_read(folder: Path) -> None:
     box = GeoBox(16, 16, Affine(0.3, 0, 616_000, 0, -0.3, 3_347_000), CRS.from_epsg(26914))
     with tempfile.TemporaryDirectory(prefix=".aerialseg-", dir=folder) as temporary:
         write_geotiff(Path(temporary) / "doctor.tif", np.arange(256, dtype=np.uint8).reshape(16, 16), box)
-
-
-def available_memory(root: Path = Path("/")) -> int | None:
-    """Return the bytes that can still be used: the kernel's estimate, or what a container's limit leaves."""
-    meminfo = root / "proc/meminfo"
-    found = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text() if meminfo.is_file() else "", re.MULTILINE)
-    if found is None:
-        return None
-    available = int(found.group(1)) * 1024
-    limit, used = (root / f"sys/fs/cgroup/memory.{name}" for name in ("max", "current"))
-    if limit.is_file() and used.is_file() and limit.read_text().strip() != "max":
-        available = min(available, int(limit.read_text()) - int(used.read_text()))
-    return available
 
 
 def _judged(good: bool, otherwise: State, advice: str) -> tuple[State, str]:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from aerialseg.errors import BadDataError, Diverged, ResourceError, UsageError, one_line
-from aerialseg.files import prepare_output_folder, staged
+from aerialseg.files import exists, prepare_output_folder, resolved, staged
 from aerialseg.geo.ownership import check_overwrite
 from aerialseg.geo.tiles.tileset import load_tileset
 from aerialseg.models.device import is_out_of_memory, pick_device
@@ -100,15 +100,15 @@ def draw_range_test(path: Path, found: RangeTest, *, tiles: Path, overwrite: boo
     axes.set_ylim(0, 1.3 * max(*found.smoothed[:FIRST], found.smoothed[-1]))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower left")
-    with staged(path) as temporary:
+    with staged(path, apart=True) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
 
 
 def claim_picture(path: Path, *, tiles: Path, overwrite: bool, config: Path | None = None) -> None:
     """Raise UsageError where the tiles or the configuration lie, OutputError when a file is in the picture's place."""
-    if tiles.resolve() in (path.resolve(), *path.resolve().parents):
+    if resolved(tiles) in (resolved(path), *resolved(path).parents):
         raise UsageError(f"{one_line(path)}: lies in the folder of the tiles; give another place for the picture")
-    if config is not None and path.exists() and config.exists() and path.samefile(config):
+    if config is not None and exists(path) and exists(config) and path.samefile(config):
         raise UsageError(f"{one_line(path)}: is the configuration; give another place for the picture")
     prepare_output_folder(path.parent)
     check_overwrite(path, overwrite=overwrite)

@@ -14,16 +14,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from rasterio.windows import Window
+
 from aerialseg.errors import AerialsegError, BadDataError, ModelError, NoInputError, one_line
-from aerialseg.files import sha256_of
+from aerialseg.files import exists, is_folder, sha256_of
 from aerialseg.geo.adjacency import find_groups
 from aerialseg.geo.digest import side_files
 from aerialseg.geo.inspection import inspect_scene
-from aerialseg.geo.opening import open_raster
+from aerialseg.geo.opening import open_raster, raster_errors
+from aerialseg.geo.outputs import kind_of
 from aerialseg.geo.scenes import SUFFIXES, Scene, find_scenes
 from aerialseg.geo.tiles.tileset import INDEX, MANIFEST, load_tileset, read_tileset
+from aerialseg.geo.validity import tagged_alpha
 from aerialseg.models.package import FILE_NAME, KEY, find_model, read_card
-from aerialseg.values import parse_json, to_values
+from aerialseg.prediction.checks import REPORT
+from aerialseg.values import from_values, parse_json, read_json, to_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,6 +44,8 @@ NOT_LEARNED = re.compile(r"(mean|std|.*\.(running_mean|running_var|num_batches_t
 """Tensors of a model file that training does not change by gradients."""
 MOST_SIBLINGS = 1000
 """In a folder with more scenes neighbours are not looked for: every header would have to be read."""
+SAMPLES, SAMPLE_PX = 4, 128
+"""A side: 16 windows of a scene tell which values it has."""
 NAMED = 3
 """Neighbours that are called by name."""
 
@@ -47,21 +55,23 @@ def look_at(path: Path) -> Summary:
 
     Raises NoInputError when nothing of ours and no scene is there, and what opening it raises when nothing can be said.
     """
-    if not path.is_dir():
+    if not is_folder(path):
         if path.suffix.lower() in SUFFIXES:
             return describe_scene(path)
-        if not path.exists():
+        if not exists(path):
             raise NoInputError(f"{one_line(path)}: no such file or folder; give a run, a model, tiles, or scenes")
         return describe_scenes(path) if path.suffix.lower() == ".vrt" else describe_model(path)
     from aerialseg.training.run_folder import CONFIG, RUN
     from aerialseg.training.state import LAST, PREVIOUS
 
-    if any((path / name).exists() for name in (LAST, PREVIOUS, CONFIG, RUN)):
+    if any(exists(path / name) for name in (LAST, PREVIOUS, CONFIG, RUN)):
         return describe_run(path)
-    if (path / FILE_NAME).exists():
+    if exists(path / FILE_NAME):
         return describe_model(path)
-    if (path / MANIFEST).exists() or (path / INDEX).exists():
+    if exists(path / MANIFEST) or exists(path / INDEX):
         return describe_tiles(path)
+    if (path / REPORT).exists():
+        return describe_predictions(path)
     try:
         return describe_scenes(path)
     except NoInputError as error:
@@ -108,7 +118,7 @@ def describe_run(run: Path) -> Summary:
     known = read_run(run)
     starts = known.get("starts", [])
     config = _tried(lambda: load_config(run / CONFIG).model_dump(exclude_none=True), problems)
-    card = _tried(lambda: read_card(run), problems) if (run / FILE_NAME).exists() else None
+    card = _tried(lambda: read_card(run), problems) if exists(run / FILE_NAME) else None
     last = dict(starts[-1]) if starts else {}
     command = last.pop("command", [])
     made = last.pop("versions", card.training.get("versions", {}) if card else {})
@@ -160,37 +170,60 @@ def _tried(read: Callable[[], Any], problems: list[AerialsegError]) -> Any:
         return None
 
 
+def describe_predictions(folder: Path) -> Summary:
+    """Say what predict wrote into a folder, by its report; raises BadDataError when that cannot be read."""
+    path = folder / REPORT
+    try:
+        known = from_values(dict[str, Any], read_json(path))
+        totals, scenes = from_values(dict[str, Any], known["totals"]), from_values(dict[str, Any], known["scenes"])
+        command = str(known["command"])
+    except (OSError, ValueError, KeyError) as error:
+        raise BadDataError(f"{one_line(path)}: cannot be read; is the folder predict's? Run predict again") from error
+    failed = [name for name, scene in scenes.items() if scene.get("status") == "failed"]
+    return Summary(
+        "predictions",
+        (
+            Fact("folder", str(folder)),
+            Fact("made_by", command, f"aerialseg {command}"),
+            Fact("scenes", len(scenes)),
+            *(Fact(name.replace(" ", "_"), totals.get(name)) for name in ("done", "skipped", "failed", "not started")),
+            Fact("failed_scenes", failed),
+            Fact("mpx", totals.get("mpx")),
+            Fact("model", known.get("model", {})),
+            Fact("settings", known.get("settings", {})),
+            Fact("products", known.get("products", {})),
+        ),
+    )
+
+
 def describe_scene(path: Path) -> Summary:
     """Say what a scene is and whether predict would take it as it is; raises what opening it raises."""
     from aerialseg.geo.geobox import GeoBox
 
     with open_raster(path) as dataset:
-        box, profile = GeoBox.of(dataset), dataset.profile
-        height, width, (rows, cols) = box.height, box.width, dataset.block_shapes[0]
-        colours = [colour.name for colour in dataset.colorinterp]
-        types, mask = sorted(set(map(str, dataset.dtypes))), _mask_kind(dataset, path)
+        facts = [Fact("file", str(path)), Fact("bytes", path.stat().st_size), *_pixels(dataset, path)]
+        facts += _proposed_scale(dataset, path)
+        box = GeoBox.of(dataset)
+    ours = kind_of(path)
+    if ours is not None:
+        what = {
+            "mask": "a mask that predict wrote: 0 background, 1 building",
+            "measure": "a measure of predict's, 0 to 1",
+        }
+        return Summary(ours, (*facts, *_place(box), Fact("made_by", "predict", what[ours])))
     try:
         source = inspect_scene(path)
         verdict = f"takes it as it is, with a model of {len(source.bands)} bands"
     except AerialsegError as error:
         source, verdict = None, f"refuses it: {error}"
-    facts = (
-        Fact("file", str(path)),
-        Fact("bytes", path.stat().st_size),
-        Fact("format", profile["driver"]),
-        Fact("size", [height, width], f"{height:,} x {width:,} px, {height * width / 1e6:,.1f} Mpx"),
-        Fact("bands", colours, f"{len(colours)}: {', '.join(colours)}"),
-        Fact("type", types),
-        Fact("blocks", [rows, cols], f"{rows} x {cols} px, {profile.get('compress', 'not compressed')}"),
-        Fact("nodata", profile["nodata"]),
-        Fact("mask", mask),
+    facts += [
         *_place(box),
         Fact("side_files", sorted(file.name for file in side_files(path))),
         *([] if source is None else [_neighbours(path)]),
         Fact("warnings", [] if source is None else list(source.warnings)),
         Fact("predict", verdict),
-    )
-    return Summary("scene", facts)
+    ]
+    return Summary("scene", tuple(facts))
 
 
 def describe_scenes(path: Path) -> Summary:
@@ -255,18 +288,53 @@ def describe_tiles(folder: Path) -> Summary:
     )
 
 
+def _pixels(dataset: DatasetReader, path: Path) -> list[Fact]:
+    height, width = dataset.height, dataset.width
+    rows, cols = dataset.block_shapes[0]
+    colours = [colour.name for colour in dataset.colorinterp]
+    return [
+        Fact("format", dataset.driver),
+        Fact("size", [height, width], f"{height:,} x {width:,} px, {height * width / 1e6:,.1f} Mpx"),
+        Fact("bands", colours, f"{len(colours)}: {', '.join(colours)}"),
+        Fact("type", sorted(set(map(str, dataset.dtypes)))),
+        Fact("blocks", [rows, cols], f"{rows} x {cols} px, {dataset.profile.get('compress', 'not compressed')}"),
+        Fact("nodata", dataset.nodata),
+        Fact("mask", _mask_kind(dataset, path)),
+    ]
+
+
+def _proposed_scale(dataset: DatasetReader, path: Path) -> list[Fact]:
+    """Propose the values that become 0 and 255: the 1st and 99th percentile of valid pixels in a sample of windows."""
+    if any("complex" in dtype for dtype in dataset.dtypes) or set(dataset.dtypes) == {"uint8"}:
+        return []
+    height, width = min(SAMPLE_PX, dataset.height), min(SAMPLE_PX, dataset.width)
+    colours = [band for band, colour in enumerate(dataset.colorinterp, 1) if colour.name != "alpha"]
+    values = []
+    for down, across in np.ndindex(SAMPLES, SAMPLES):
+        row, col = (round(place / (SAMPLES - 1) * room) for place, room in
+                    ((down, dataset.height - height), (across, dataset.width - width)))  # fmt: skip
+        with raster_errors(path, "a sample of its values"):
+            read = dataset.read(colours, window=Window(col, row, width, height), masked=True).compressed()
+        values.append(read[np.isfinite(read)])
+    together = np.concatenate(values)
+    if not together.size:
+        return []
+    low, high = np.percentile(together, [1, 99]).tolist()
+    return [Fact("scale", [low, high], f"--scale {low:.6g}:{high:.6g} (1st and 99th percentile)")] if low < high else []
+
+
 def _mask_kind(dataset: DatasetReader, path: Path) -> str:
     """Say what marks pixels as not valid."""
     from rasterio.enums import MaskFlags
 
     flags = dataset.mask_flag_enums[0]
     if MaskFlags.all_valid in flags:
-        return "none: every pixel is valid"
+        return "none: every pixel counts as valid"
     if MaskFlags.alpha in flags:
         return "alpha band"
     if MaskFlags.nodata in flags:
-        return "nodata value"
-    return "a .msk file beside it" if Path(f"{path}.msk").exists() else "a mask inside the file"
+        return "nodata value" if tagged_alpha(dataset) is None else "nodata value and alpha band"
+    return "a .msk file beside it" if exists(Path(f"{path}.msk")) else "a mask inside the file"
 
 
 def _place(box: GeoBox) -> list[Fact]:

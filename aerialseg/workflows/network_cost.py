@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import gc
 import importlib
-import multiprocessing
-import re
-import resource
 import signal
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from aerialseg import system
 from aerialseg.errors import first_line
 from aerialseg.models.build import build_network
 from aerialseg.models.device import Machine, autocast, is_out_of_memory, wait_for
@@ -29,13 +27,15 @@ from aerialseg.models.presets import ModelSpec
 from aerialseg.models.pyramid import PyramidEncoder, parse_design
 
 if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
+    if sys.platform == "win32":
+        from multiprocessing.connection import PipeConnection as Connection
+    else:
+        from multiprocessing.connection import Connection
 
     from aerialseg.progress import Progress
 
 REPEATS = 5
 START_UP_S, POLL_S = 60.0, 0.2
-STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +118,7 @@ def measure_here(trial: Trial) -> Cost | str:
 
 def measure_apart(trial: Trial, progress: Progress) -> Cost | str:
     """Return the cost as a fresh process finds it, or why there is none; Stopped from `progress` ends that process."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_libraries(trial))  # loaded once, 8 s, and every process starts from there
+    context = system.fresh_processes(_libraries(trial))  # loaded once, 8 s, where processes can start from there
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(trial, sender), daemon=True)
     process.start()
@@ -149,10 +148,8 @@ def _libraries(trial: Trial) -> list[str]:
 def _answer(trial: Trial, sender: Connection) -> None:
     """Measure in a process of its own; what asks for more memory than there is fails before others are killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever waits decides
-    held = _status("VmData")
-    if trial.memory is not None and held is not None:
-        most = resource.getrlimit(resource.RLIMIT_DATA)[1]
-        resource.setrlimit(resource.RLIMIT_DATA, (held + trial.memory, most))
+    if trial.memory is not None:
+        system.limit_memory(trial.memory)
     sender.send(measure_here(trial))
 
 
@@ -160,8 +157,8 @@ def _observe(run: Callable[[], None], device: torch.device, limit_s: float) -> t
     """Return the median seconds of a pass, and the most memory held during all of them."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    elif FORGET.exists():
-        FORGET.write_text("5")  # sets VmHWM back: proc(5)
+    else:
+        system.forget_peak()
     times: list[float] = []
     run()
     wait_for(device)
@@ -177,9 +174,6 @@ def _memory(device: torch.device, *, peak: bool = False) -> int | None:
     """Return the bytes that tensors take on a card, or that this process holds in memory; now, or at the peak."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) if peak else torch.cuda.memory_allocated(device)
-    return _status("VmHWM" if peak else "VmRSS") if device.type == "cpu" else None
-
-
-def _status(name: str) -> int | None:
-    found = re.search(rf"^{name}:\s+(\d+) kB", STATUS.read_text() if STATUS.is_file() else "", re.MULTILINE)
-    return None if found is None else int(found.group(1)) * 1024
+    if device.type != "cpu":
+        return None
+    return system.peak_memory() if peak else system.held_memory()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -25,6 +26,61 @@ def test_a_table_shows_names_as_they_are(capsys: pytest.CaptureFixture[str], nam
     print_table(f"title {name}", [f"column {name}", "n"], [[name, "1"]])
     out = capsys.readouterr().out
     assert [f"title {name}" in out, f"column {name}" in out, out.count(name)] == [True, True, 3]
+
+
+@pytest.mark.parametrize("rows", [1, 9])
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_no_number_and_no_name_is_folded(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, rows: int, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    columns = ["", *(f"score number {n}" for n in range(10))]
+    cells = [[f"scene austin{row}", *(f"0.{row}{n:03d}" for n in range(10))] for row in range(rows)]
+    print_table("scores", columns, cells)
+    out, err = capsys.readouterr()
+    assert max(map(len, out.splitlines())) <= width
+    shown = [n for n in range(10) if f"score number {n}" in out]
+    assert shown == list(range(10)) if rows == 1 else 2 <= len(shown) < 10
+    assert all(cell in out for row in cells for cell in [row[0], *(row[1 + n] for n in shown)])
+    left_out = [f"score number {n}" for n in range(10) if n not in shown]
+    assert err == (
+        f"left out for want of width: {', '.join(left_out)}; a wider terminal shows them, and --json has all\n"
+        if left_out
+        else ""
+    )
+
+
+def test_the_networks_fit_into_eighty_columns(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from aerialseg.models.presets import PRESETS
+
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = run("models")
+    assert code == 0
+    assert all(name in out for name in PRESETS) and max(map(len, out.splitlines())) <= 80
+
+
+def test_help_lists_every_command_in_a_panel_with_its_whole_sentence(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = run("--help")
+    assert code == 0 and out.count("...") == 1  # of the usage
+    assert [line for line in out.splitlines() if line in ("Prepare:", "Train:", "Map:", "Judge:", "Look:")] == [
+        "Prepare:",
+        "Train:",
+        "Map:",
+        "Judge:",
+        "Look:",
+    ]
+    lines = [line for line in out.partition("Prepare:")[2].splitlines() if line.startswith("  ")]
+    assert len(lines) == 18 and all(len(line.split(None, 1)[1]) < 60 for line in lines)
+
+
+@pytest.mark.parametrize("command", ["predict", "plan"])
+def test_a_second_model_is_refused(run: Any, command: str) -> None:
+    code, _, err = run(command, "scenes", "-m", "a", "--model", "b", "-o", "out")
+    assert (code, err) == (
+        2,
+        f"error: -m is given twice, and one model maps the scenes: give one; see aerialseg {command} --help\n",
+    )
 
 
 @pytest.mark.parametrize("name", ODD)

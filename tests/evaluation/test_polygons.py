@@ -111,6 +111,20 @@ def test_files_without_a_match(tmp_path: Path) -> None:
     assert (found["matched"], found["recall"], found["polis_m"]) == (0, 0.0, None)
 
 
+def test_a_least_area_counts_for_true_and_predicted_polygons_alike(tmp_path: Path, mask_file: Write, run: Run) -> None:
+    write(tmp_path / "p.gpkg", [box(5, -20, 15, -10), box(20, -11, 21, -10)])
+    write(tmp_path / "t.gpkg", [box(5, -20, 15, -10), box(25, -12, 26, -10), box(25, -18, 26, -16)])
+    mask_file(tmp_path / "out/x.tif", EMPTY, nodata=255)
+    options = ("evaluate", tmp_path / "out", "--masks", tmp_path / "t.gpkg", "--json", "--min-area-m2", "4")
+    code, out, err = run(*options, "--polygons", tmp_path / "p.gpkg")
+    assert code == 0, err
+    found = json.loads(out)["polygons"]
+    assert (found["true"], found["predicted"], found["matched"], found["f1"]) == (1, 1, 1, 1.0)
+    code, _, err = run(*options)
+    assert code == 2
+    assert "--min-area-m2 is about --polygons" in err
+
+
 def test_the_command_takes_polygons_beside_masks(tmp_path: Path, mask_file: Write, run: Run) -> None:
     write(tmp_path / "p.gpkg", [box(5, -20, 15, -10), box(20.5, -20, 30.5, -10)])
     write(tmp_path / "t.gpkg", [box(5, -20, 15, -10), box(20, -20, 30, -10)])

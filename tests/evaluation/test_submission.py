@@ -179,3 +179,20 @@ def test_a_prediction_of_another_size_is_refused(scenes: Path, mask_file: Write)
     expected = Expected.of_folder(scenes / "root")
     with pytest.raises(BadDataError, match=r"sfo2\.tif: is 600x700 px, expected 600x701"):
         write_submission([scenes / "out"], scenes / "x.zip", expected, "1-bit", Silent())
+
+
+def test_a_mask_that_changes_while_it_is_packed_is_named_and_there_is_no_zip(
+    scenes: Path, run: Run, mask_file: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = submission._write_mask
+
+    def write(path: Path, *arguments: Any) -> Any:
+        result = real(path, *arguments)
+        if path.name == "sfo2.tif":
+            mask_file(path, size=(600, 701))
+        return result
+
+    monkeypatch.setattr(submission, "_write_mask", write)
+    code, _, err = run("submit", scenes / "out", "--out", scenes / "a.zip", "--test-root", scenes / "root")
+    assert code == 65 and err.splitlines()[-1].endswith("out/sfo2.tif: changed while it was packed; run again")
+    assert not (scenes / "a.zip").exists()

@@ -271,3 +271,39 @@ def lying_header(size: int) -> bytes:
     entries = [struct.pack("<HHII", *tag, 1, value) for tag, value in zip(tags, values, strict=True)]
     directory = struct.pack("<H", len(entries)) + b"".join(entries)
     return b"II*\0" + struct.pack("<I", 16) + bytes(8) + directory + bytes(4)
+
+
+@pytest.mark.parametrize("changes", ["out/x.tif", "gt/x.tif", "gt/x.tfw"])
+def test_row_41_what_changes_while_it_is_evaluated_is_named_and_gives_no_score(
+    pair: Path, run: Run, mask_file: Write, monkeypatch: pytest.MonkeyPatch, changes: str
+) -> None:
+    from aerialseg.evaluation import scores
+
+    real = scores.count_pair
+
+    def count(*arguments: Any) -> Any:
+        result = real(*arguments)
+        mask_file(pair / "new.tif", seed=3).replace(pair / changes)
+        return result
+
+    monkeypatch.setattr(scores, "count_pair", count)
+    code, out, err = run("evaluate", pair / "out", "--masks", pair / "gt")
+    name = changes.replace(".tfw", ".tif")
+    assert (code, out) == (65, "")
+    assert err.splitlines()[-1] == f"error: {pair / name}: changed while it was evaluated; run again"
+
+
+def test_row_41_what_changes_before_the_error_maps_are_drawn_is_said(
+    pair: Path, run: Run, mask_file: Write, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    from aerialseg.evaluation import run as evaluation
+
+    real = evaluation.write_error_maps
+
+    def write(*arguments: Any) -> Any:
+        mask_file(pair / "gt/x.tif", np.zeros((128, 128), np.uint8))
+        return real(*arguments)
+
+    monkeypatch.setattr(evaluation, "write_error_maps", write)
+    code, _, err = run("evaluate", pair / "out", "--masks", pair / "gt", "--errors", tmp_path_factory.mktemp("errors"))
+    assert code == 65 and err.splitlines()[-1].endswith("gt/x.tif: changed while it was evaluated; run again")

@@ -156,6 +156,20 @@ CARDS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a truth for a number": (lambda card: card.update(tile_size=True), "tile_size is 'True', expected int"),
     "a number for text": (lambda card: card.update(encoder=5), "encoder is '5', expected str"),
     "a mean too few": (lambda card: card.update(mean=[1.0, 2.0]), "mean has 2 values for 3 bands"),
+    "no size of a pixel": (lambda card: card.update(gsd_m=0.0), "gsd_m is 0.0, expected 0.0001 to 10000"),
+    "a pixel smaller than an atom": (lambda card: card.update(gsd_m=1e-9), "gsd_m is 1e-09"),
+    "a pixel larger than the world": (lambda card: card.update(gsd_m=1e300), "gsd_m is 1e+300"),
+    "a negative pixel": (lambda card: card.update(gsd_m=-0.3), "gsd_m is -0.3"),
+    "a scale of one value": (lambda card: card.update(scale=[5.0]), "scale"),
+    "a scale of no width": (lambda card: card.update(scale=[5.0, 5.0]), "scale is (5.0, 5.0), expected two numbers"),
+    "windows without end": (lambda card: card.update(overlap=0.9999), "overlap is 0.9999, expected 0 to 0.75"),
+    "a band that does not count": (lambda card: card.update(band_indexes=[0, 1, 2]), "expected 3 from 1 on"),
+    "a hair of a deviation": (lambda card: card.update(std=[1e-300] * 3), "std is [1e-300, 1e-300, 1e-300]"),
+    "an endless temperature": (lambda card: card.update(temperature=1e300), "temperature is 1e+300"),
+    "statistics of other tensors": (
+        lambda card: card.update(mean=[1.0, 2.0, 3.0]),
+        "its card says mean [1.0, 2.0, 3.0]",
+    ),
     "a card that is a list": (lambda card: card.clear(), "card is damaged"),
 }
 
@@ -184,6 +198,28 @@ def test_a_card_of_another_network_is_refused(good: bytes, changes: dict[str, An
     with pytest.raises(ModelError) as caught:
         load_model(tmp_path / "m")
     assert said in str(caught.value) and str(tmp_path / "m") in str(caught.value)
+
+
+HUGE: dict[str, dict[str, Any]] = {
+    "an encoder of any width": {
+        "architecture": "dpt", "encoder": "tu-vit_tiny_patch16_224",
+        "encoder_arguments": {"embed_dim": 3_000_000, "num_heads": 3, "dynamic_img_size": True},
+    },
+    "an encoder of many parts": {"encoder": "resnet152"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", HUGE.values(), ids=HUGE)
+def test_a_network_far_larger_than_its_tensors_is_refused_before_it_is_built(
+    good: bytes, changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def built(spec: Any) -> Any:
+        raise AssertionError("it was built")
+
+    monkeypatch.setattr("aerialseg.models.build.build_network", built)
+    (tmp_path / "m").write_bytes(rewritten(good, lambda card, table: card.update(changes)))
+    with pytest.raises(ModelError, match="far larger than its tensors"):
+        load_model(tmp_path / "m")
 
 
 def test_missing_and_misshapen_tensors_are_named(good: bytes, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_options_reach_the_file(tmp_path: Path, mask_file: Write, run: Run) -> N
     mask_file(tmp_path / "a.tif")
     code, out, _ = run("polygonize", tmp_path / "a.tif", "-o", tmp_path / "b.gpkg", "--min-area-m2", "1e4")
     assert (code, buildings_in(tmp_path / "b.gpkg")) == (0, 0)
-    assert "4 smaller than asked for left out" in out
+    assert "0 buildings, 4 smaller than 1e+04 m2 left out (--min-area-m2 0 keeps them)" in out
     options = ("--crs", "EPSG:3857", "--simplify", "0.2", "--regularise", "-f")
     code, _, err = run("polygonize", tmp_path / "a.tif", "-o", tmp_path / "b.gpkg", *options)
     assert code == 0, err
@@ -300,3 +300,28 @@ def test_a_second_run_in_the_folder_is_refused(tmp_path: Path, scene_file: Write
         code, _, err = run("polygonize", path, "-o", tmp_path / "b.gpkg")
     assert code == 73
     assert "another aerialseg run" in err
+
+
+def test_row_41_a_mask_that_changes_while_it_is_traced_leaves_the_older_file(
+    tmp_path: Path, mask_file: Write, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from aerialseg.geo.polygons import polygonize
+
+    mask_file(tmp_path / "masks/a.tif")
+    command = ("polygonize", tmp_path / "masks", "-o", tmp_path / "b.gpkg")
+    assert run(*command)[0] == 0
+    before = (tmp_path / "b.gpkg").read_bytes()
+    mask_file(tmp_path / "masks/b.tif", 255 * noise(64))
+    real = polygonize.decide_rule
+
+    def decide(*arguments: Any) -> Any:
+        mask_file(tmp_path / "masks/b.tif", 255 * noise(64, 0.2))
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(polygonize, "decide_rule", decide)
+        code, _, err = run(*command)
+    assert code == 65
+    assert err.splitlines()[-1] == f"error: {tmp_path / 'masks/b.tif'}: changed while it was traced; run again"
+    assert (tmp_path / "b.gpkg").read_bytes() == before
+    assert run(*command)[0] == 0

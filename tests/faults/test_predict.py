@@ -233,7 +233,7 @@ BAD = {
     "page": "is a web page",
     "virtual": "is a GDAL virtual raster",
     "nowhere": "--allow-ungeoreferenced",
-    "deep": "scene has 4 bands uint16, model wants 3 x uint8: use --bands / --scale",
+    "deep": "scene has 4 bands uint16, model wants 3 x uint8: use --bands and --scale LO:HI",
     "float": "float32, model wants 3 x uint8",
     "grey": "scene has 1 band uint8, model wants 3 x uint8",
     "nir": "band 4 looks like data",

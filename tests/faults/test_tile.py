@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -206,7 +207,7 @@ def test_row_7_half_a_pixel_is_tolerated_with_a_warning(
 
 
 @pytest.mark.parametrize(("profile", "words"), [
-    ({"dtype": "uint16"}, "use --bands / --scale"), ({"dtype": "float32"}, "use --bands / --scale"),
+    ({"dtype": "uint16"}, "uint8 is wanted: use --scale LO:HI"), ({"dtype": "float32"}, "use --scale LO:HI"),
     ({"bands": 1, "photometric": "palette"}, "palette"),
 ])  # fmt: skip
 def test_row_8_pixels_that_need_a_decision_are_refused(
@@ -456,3 +457,96 @@ def test_row_40_the_share_outside_the_labels_is_said_and_can_be_ignored(run: Run
     code, out, err = run(*arguments, "-o", tmp_path / "part", "--labelled-area", west, "--json")
     assert code == 0 and "lies outside" not in err
     assert json.loads(out)["left_out"]["unlabelled"] == 4
+
+
+@pytest.mark.parametrize("changes", ["images/austin1.tif", "gt/austin1.tif", "images/austin1.tfw", "gone"])
+@pytest.mark.parametrize("reader", ["plan.inspect_scene", "build.cut_tiles"])
+def test_row_41_an_input_that_changes_meanwhile_fails_its_scene_and_counts_for_nothing(
+    run: Run,
+    inputs: Path,
+    tmp_path: Path,
+    scene_file: Write,
+    mask_file: Write,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: str,
+    reader: str,
+) -> None:
+    """Replaced right after it was first looked at, or while it is cut: the set must not vouch for the new bytes."""
+    module, name = reader.split(".")
+    module = f"aerialseg.geo.tiles.{module}"
+    real, left = getattr(importlib.import_module(module), name), [1]
+
+    def change() -> None:
+        if changes == "gone":
+            (inputs / "gt/austin1.tif").unlink()
+        elif changes.endswith(".tfw"):
+            (inputs / changes).write_text("0.5\n0\n0\n-0.5\n0\n0\n")
+        else:
+            fresh = scene_file if changes.startswith("images") else mask_file
+            fresh(tmp_path / "new.tif", seed=9, transform=(0.3, 0.0, 700000.0, 0.0, -0.3, 3347000.0))
+            (tmp_path / "new.tif").replace(inputs / changes)
+
+    def read(*arguments: Any) -> Any:
+        result = real(*arguments)
+        if left and "austin1" in str(arguments[0]):
+            left.clear()
+            change()
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"{module}.{name}", read)
+        code, _, err = run("tile", inputs, "-o", tmp_path / "set", *SIZE)
+    assert code == 3 and not left, err
+    said = next(line for line in err.splitlines() if line.startswith("error: "))
+    if (changes, reader) == ("gone", "plan.inspect_scene"):
+        assert said.endswith("gt/austin1.tif: no such file")
+    elif (changes, reader) != ("gt/austin1.tif", "plan.inspect_scene"):  # that one lies elsewhere now, and is named
+        changed = {"images/austin1.tfw": "images/austin1.tif", "gone": "gt/austin1.tif"}.get(changes, changes)
+        assert said.endswith(f"{changed}: changed while it was cut; run again")
+    body = json.loads((tmp_path / "set" / "tileset.json").read_text())
+    assert [scene["name"] for scene in body["scenes"]] == ["austin2"] and list(body["failed"]) == ["austin1"]
+    assert not (tmp_path / "set" / ".tiling" / "austin1.json").exists()
+
+
+def test_row_41_labels_that_change_meanwhile_fail_every_scene_not_yet_cut(
+    run: Run, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from aerialseg.geo.tiles import build
+
+    labels = polygons(tmp_path / "l.gpkg", shapely.box(616000, 3346970, 616030, 3347000))
+    real = build.cut_tiles
+
+    def cut(job: Any, *arguments: Any) -> Any:
+        if job.scene.name == "austin2":
+            polygons(tmp_path / "l.gpkg", shapely.box(616010, 3346980, 616030, 3347000))
+        return real(job, *arguments)
+
+    monkeypatch.setattr("aerialseg.geo.tiles.build.cut_tiles", cut)
+    arguments = ("tile", inputs / "images", "--masks", labels, "-o", tmp_path / "set", *SIZE, "--threads", 1)
+    code, _, err = run(*arguments)
+    assert code in (3, 65) and f"{labels}: changed while it was cut; run again" in err, err
+    code, _, err = run(*arguments, "--fail-fast")
+    assert code == 65 and one_error(err).endswith("l.gpkg: changed while it was cut; run again")
+
+
+@pytest.mark.slow
+def test_row_41_a_scene_replaced_under_the_command_is_cut_again_by_the_next_run(
+    cli: Callable[..., Any], tmp_path: Path, scene_file: Write, mask_file: Write
+) -> None:
+    """One scene large enough to be caught at work, another written over it from outside."""
+    scene = scene_file(tmp_path / "in" / "images" / "a.tif", size=(6000, 6000))
+    other = scene_file(tmp_path / "other.tif", size=(6000, 6000), seed=5)
+    mask_file(tmp_path / "in" / "gt" / "a.tif", size=(6000, 6000))
+    words = ("tile", tmp_path / "in", "-o", tmp_path / "set", "--size", "256", "--split", "0", "--threads", "1")
+    work = subprocess.Popen([sys.executable, "-m", "aerialseg", *map(str, words)], stderr=subprocess.PIPE, text=True)
+    while not list((tmp_path / "set" / "images").glob("*.tif")):
+        assert work.poll() is None, work.communicate()
+        time.sleep(0.01)
+    other.replace(scene)
+    err = work.communicate()[1]
+    assert work.returncode == 65 and one_error(err).endswith("images/a.tif: changed while it was cut; run again")
+    assert not (tmp_path / "set" / "tileset.json").exists()
+    again = cli(*map(str, words))
+    assert again.returncode == 0, again.stderr
+    with rasterio.open(scene) as whole, rasterio.open(tmp_path / "set" / "images" / "a_00000_00000.tif") as tile:
+        assert np.array_equal(whole.read(window=((0, 256), (0, 256))), tile.read([1, 2, 3]))

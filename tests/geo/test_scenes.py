@@ -371,6 +371,18 @@ def test_auto_takes_a_share_where_inrias_rule_would_leave_a_side_empty() -> None
     assert len(validating(scenes_of(*"abcdefghij"), "auto")) == 2
 
 
+def test_auto_takes_a_share_of_the_ground_not_of_the_number_of_scenes() -> None:
+    scenes = scenes_of(*"abcdefghij")
+    for large in "abcdefghij":
+        sizes = {scene.name: 100 if scene.name == large else 10 for scene in scenes}
+        sides = split_scenes(scenes, "auto", sizes)
+        share = sum(sizes[name] for name, side in sides.items() if side == "val") / sum(sizes.values())
+        assert 0.15 < share < 0.25
+    equal = dict.fromkeys("abcdefghij", 7)
+    assert split_scenes(scenes, "auto", equal) == split_scenes(scenes, "auto")
+    assert set(split_scenes(scenes_of("a", "b"), "auto", {"a": 1000, "b": 1}).values()) == {"train", "val"}
+
+
 @pytest.mark.parametrize("spec", ["0", "1", "1.5", "nan", "half", "", "inria", "val=austin1,austin2", "blocks=4"])
 def test_splits_that_cannot_be_made_are_usage_errors(spec: str) -> None:
     with pytest.raises(UsageError, match="--split"):

@@ -16,7 +16,7 @@ import torch
 from rasterio.windows import Window
 
 from aerialseg.geo.inspection import inspect_scene
-from aerialseg.prediction.estimate import peak_bytes
+from aerialseg.prediction.engine import peak_bytes
 from aerialseg.prediction.lattice import ScenePlacement, place_scenes
 from aerialseg.prediction.network import EngineSettings
 
@@ -31,7 +31,7 @@ import torch
 from aerialseg.geo.inspection import inspect_scene
 from aerialseg.prediction.lattice import place_scenes
 from aerialseg.prediction.engine import predict_scene
-from aerialseg.prediction.estimate import peak_bytes
+from aerialseg.prediction.engine import peak_bytes
 from aerialseg.prediction.network import EngineSettings, Forward
 from aerialseg.models.build import Segmenter
 

@@ -16,6 +16,7 @@ from small_run import HEIGHT, ODD_NAMES, WIDTH, collect, write_run
 from aerialseg.drawing import GAP, OUTLINE
 from aerialseg.errors import BadDataError, NoInputError, OutputError, Stopped, UsageError
 from aerialseg.geo.ownership import PREDICTION_TAG
+from aerialseg.prediction import preview
 from aerialseg.prediction.preview import SHEET, write_previews
 from aerialseg.progress import Silent
 
@@ -181,3 +182,18 @@ def test_the_command_draws_beside_the_folder_or_elsewhere(
     assert Image.open(io.BytesIO((tmp_path / "pictures/a.png").read_bytes())).width == 2 * (64 + GAP) + GAP
     assert run("preview", tmp_path)[0] == 66
     assert run("preview", out, "--size", "1")[0] == 2
+
+
+def test_a_scene_that_changes_while_it_is_drawn_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = report(tmp_path, write_run(tmp_path, ["a"]))
+    scene, real = Path(json.loads((out / "report.json").read_text())["scenes"]["a"]["image"]), preview.read_small
+
+    def read(*arguments: Any) -> Any:
+        small = real(*arguments)
+        scene.touch()
+        return small
+
+    monkeypatch.setattr(preview, "read_small", read)
+    with pytest.raises(BadDataError, match=f"{scene}: changed while it was drawn; run again"):
+        previewed(out)
+    assert not list((out / "preview").glob("*.png"))

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 from pyproj import CRS
 from pyproj.exceptions import CRSError
 
-from aerialseg.errors import BadDataError, NoInputError, OutputError, UsageError, one_line
-from aerialseg.files import TEMPORARY, locked, prepare_output_folder, refuse_input_as_output, staged
+from aerialseg.errors import BadDataError, NoInputError, OutputError, UsageError, counted, one_line
+from aerialseg.files import TEMPORARY, locked, prepare_output_folder, refuse_input_as_output, resolved, staged
 from aerialseg.geo.adjacency import connect_grids
 from aerialseg.geo.datum import datum_note
-from aerialseg.geo.digest import content_digest
+from aerialseg.geo.digest import content_digest, seen, what_changed
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.geopackage import is_open_elsewhere
 from aerialseg.geo.labels import decide_rule
@@ -78,8 +78,9 @@ class PolygonOptions:
         PolygonOptions(min_area_m2=10, crs=None, simplify_m=0.0, regularise=True)
     """
 
-    min_area_m2: float = 0.0
-    """Smaller buildings are left out, measured before anything else is done to them."""
+    min_area_m2: float | None = 0.0
+    """Smaller buildings are left out, measured before anything else is done to them. None: the larger of 4 m2 and nine
+    pixels, and smaller holes are closed, too."""
     crs: str | None = None
     """What all are reprojected to."""
     simplify_m: float = 0.0
@@ -87,7 +88,7 @@ class PolygonOptions:
 
     def __post_init__(self) -> None:
         for name, value in (("--min-area-m2", self.min_area_m2), ("--simplify", self.simplify_m)):
-            if not 0 <= value < float("inf"):
+            if value is not None and not 0 <= value < float("inf"):
                 raise UsageError(f"{name} {value:g}: give a number of 0 or more")
 
 
@@ -100,6 +101,8 @@ class BuildingsReport:
     kept: int = 0
     removed: int = 0
     """Buildings smaller than --min-area-m2."""
+    floors_m2: tuple[float, ...] = ()
+    """What that was, by size; several where it follows pixels of several sizes."""
     unregularised: int = 0
     """Buildings left as they were, because the regulariser would have lost or bent them."""
     done_before: bool = False
@@ -118,8 +121,11 @@ class BuildingsReport:
             return f"{name}: made from the same masks and options before; nothing to do"
         if self.stays is not None:
             return f"{name}: {self.stays}"
-        parts = [f"{self.kept:,} buildings"]
-        parts += [f"{self.removed:,} smaller than asked for left out"] if self.removed else []
+        first = counted(self.kept, "building")
+        if self.removed:
+            floor = " to ".join(f"{value:.3g}" for value in sorted({self.floors_m2[0], self.floors_m2[-1]}))
+            first += f", {self.removed:,} smaller than {floor} m2 left out (--min-area-m2 0 keeps them)"
+        parts = [first]
         parts += (
             [f"{self.unregularised:,} could not be regularised and stay as they were"] if self.unregularised else []
         )
@@ -170,8 +176,8 @@ def find_layers(masks: Sequence[str | Path], probability: Path | None = None) ->
     """
     scenes = [scene for scene in find_scenes(masks) if kind_of(scene.mask or scene.image) != "measure"]
     candidates = () if probability is None else find_scenes([probability])
-    taken = {candidate.image.resolve() for candidate in candidates}
-    scenes = [scene for scene in scenes if scene.image.resolve() not in taken]
+    taken = {resolved(candidate.image) for candidate in candidates}
+    scenes = [scene for scene in scenes if resolved(scene.image) not in taken]
     if not scenes:
         raise NoInputError(f"{one_line(masks[0])}: no masks here; give the folder that predict -o wrote")
     found = pair_by_name(scenes, candidates, None)
@@ -209,6 +215,7 @@ def write_buildings(
     require_writer(target)
     crs = _target_crs(target, options)
     mark = _mark_of_older(layers, target, overwrite=overwrite)
+    looks = seen(path for layer in layers for path in (layer.mask, layer.probability))
     mosaics = group_masks([check_mask(layer, max_pixels) for layer in layers])
     tables = _by_layer(mosaics, target, crs)
     digest = _digest(layers, target, options)
@@ -224,9 +231,13 @@ def write_buildings(
     with staged(target) as temporary, _cleared(temporary):
         file = create_buildings(temporary, target, digest)
         _write(file, tables, rule, shaping, counts, progress)
+        if (changed := what_changed(looks, "traced")) is not None:
+            raise changed
         embed_digest_in(temporary)
         _require_replaceable(target, overwrite=overwrite)
-    return BuildingsReport(target, tuple(tables), counts.kept, counts.removed, counts.unregularised)
+    return BuildingsReport(
+        target, tuple(tables), counts.kept, counts.removed, tuple(sorted(counts.floors_m2)), counts.unregularised
+    )
 
 
 def check_mask(layer: MaskLayer, max_pixels: float = MAX_PIXELS) -> PlacedMask:

@@ -13,7 +13,7 @@ ellipsoid; lengths there are those of a transverse Mercator projection around th
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,6 +50,8 @@ SPECK_PX = 25
 """Smaller holes are gaps in a mask rather than courtyards: walls cannot be drawn around them, and they are closed."""
 LEAST_IOU = 0.7
 """What has less in common with the raster's outline is no version of it: a square pixel cut to a triangle has 0.5."""
+LEAST_M2, LEAST_PX = 4.0, 9
+"""A network's specks are smaller, and no house is: the larger of both."""
 TOGETHER = 256
 TRUE_AREA = 0.005
 """A projection whose areas are off by more is not measured in its plane; UTM and national grids stay below 0.002."""
@@ -59,7 +61,8 @@ TRUE_AREA = 0.005
 class Shaping:
     """What is done to outlines."""
 
-    min_area_m2: float = 0.0
+    min_area_m2: float | None = 0.0
+    """None: the larger of 4 m2 and nine pixels, for holes alike."""
     simplify_m: float = 0.0
     regularise: bool = False
     crs: CRS | None = None
@@ -98,6 +101,8 @@ class ShapeCounts:
     kept: int = 0
     removed: int = 0
     """Smaller than asked for."""
+    floors_m2: set[float] = field(default_factory=set)
+    """What that was."""
     unregularised: int = 0
     """Left along the pixels' edges, because the regulariser made something else of them."""
 
@@ -106,7 +111,7 @@ def join_footprints(parts: Sequence[Footprints]) -> Footprints:
     """Return the footprints of all parts, in their order; of none, empty columns of the right types."""
     empty = {"area_m2": np.empty(0), "probability": np.empty(0)}
     nothing = np.empty(0, dtype=object)
-    names = [field.name for field in fields(Footprints)]
+    names = [each.name for each in fields(Footprints)]
     return Footprints(
         *(np.concatenate([empty.get(name, nothing), *(getattr(part, name) for part in parts)]) for name in names)
     )
@@ -149,9 +154,14 @@ def footprints(
         placed = mosaic[number]
         frame, own = frames[placed.name], np.flatnonzero(owner == number)
         areas = frame.area_m2(shapes[own])
-        large = areas >= shaping.min_area_m2
+        floor = _floor_m2(placed.box, frame) if shaping.min_area_m2 is None else shaping.min_area_m2
+        large = areas >= floor
         counts.removed += int(np.count_nonzero(~large))
+        counts.floors_m2.add(floor)
         own, areas, start = own[large], areas[large], 0
+        if shaping.min_area_m2 is None:
+            closed = _close_holes(shapes, own, frame, floor)
+            areas[closed] = frame.area_m2(shapes[own[closed]])
         for changed, failed in _shaped(shapes[own], frame, placed.box.gsd_m, shaping):
             part = slice(start, start + len(changed))
             start += len(changed)
@@ -179,6 +189,26 @@ def _polygons(outlines: Outlines, mosaic: Sequence[PlacedMask], owner: NDArray[n
     rings = shapely.linearrings(points, indices=np.repeat(np.arange(len(outlines.rings)), outlines.rings))
     polygons: Shapes = shapely.polygons(rings, indices=outlines.building)
     return polygons
+
+
+def _floor_m2(box: GeoBox, frame: MetricFrame) -> float:
+    """Return the area of what is taken for a building rather than for a speck: 4 m2, or nine pixels where larger."""
+    corners = [box.transform @ (box.width / 2 + x, box.height / 2 + y) for x, y in ((0, 0), (1, 0), (1, 1), (0, 1))]
+    pixel = np.array([shapely.Polygon(corners)], dtype=object)
+    return max(LEAST_M2, LEAST_PX * float(frame.area_m2(pixel)[0]))
+
+
+def _close_holes(shapes: Shapes, own: NDArray[np.int64], frame: MetricFrame, floor_m2: float) -> NDArray[np.int64]:
+    """Close smaller holes of the polygons `own`, in place; return which of `own` have changed."""
+    closed = []
+    for place in np.flatnonzero(shapely.get_num_interior_rings(shapes[own])).tolist():
+        shape = shapes[own[place]]
+        holes = np.array(shape.interiors, dtype=object)
+        large = frame.area_m2(shapely.polygons(holes)) >= floor_m2
+        if not large.all():
+            shapes[own[place]] = shapely.Polygon(shape.exterior, holes[large].tolist())
+            closed.append(place)
+    return np.array(closed, dtype=np.int64)
 
 
 def _shaped(shapes: Shapes, frame: MetricFrame, gsd_m: float | None, shaping: Shaping) -> Iterator[tuple[Shapes, int]]:

@@ -17,15 +17,20 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from aerialseg.errors import AerialsegError, BadDataError, NoInputError, OutputError, one_line
+from aerialseg.errors import AerialsegError, BadDataError, NoInputError, OutputError, ReadError, one_line
 from aerialseg.files import (
+    is_folder,
+    is_regular,
     locked,
     prepare_output_folder,
     refuse_input_as_output,
+    remove,
+    resolved,
     sweep,
     usable_processors,
     write_json,
 )
+from aerialseg.geo.digest import what_changed
 from aerialseg.geo.ownership import check_overwrite, mark_of
 from aerialseg.geo.tiles.cut import (
     FOLDER,
@@ -59,7 +64,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from aerialseg.geo.scenes import Scene
-    from aerialseg.geo.tiles.plan import PlannedTile
+    from aerialseg.geo.tiles.plan import PlannedTile, TilingPlan
 
     Row = Sequence[PlannedTile]
 
@@ -111,6 +116,15 @@ class TilingReport:
             "mpx_per_s": round(self.mpx / self.seconds, 2) if self.seconds else 0.0,
         }  # fmt: skip
 
+    def notes(self, edits: int) -> list[str]:
+        """Return what a user should know of a set that was made, `edits` of whose tiles were set by hand."""
+        shares = [share for share in self.building.values() if not math.isnan(share)]
+        found = [f"kept the split of {edits} tiles as edited in {INDEX}; --overwrite forgets it"] if edits else []
+        if shares and not any(shares):
+            name = one_line(self.folder)
+            found.append(f"{name}: no labelled pixel is building; check the masks' values, or the polygons")
+        return found
+
     def summary(self) -> str:
         """Return what this run did, in a line."""
         if not self.cut:
@@ -138,6 +152,7 @@ def tile_scenes(
     """
     options, began = options or TilingOptions(), time.monotonic()
     plan = plan_tiles(scenes, options, progress)
+    options = replace(options, size=plan.size)
     for note in plan.notes:
         progress.say(note)
     refuse_outputs(out, plan.jobs, overwrite=options.overwrite)
@@ -145,20 +160,17 @@ def tile_scenes(
     with locked(out):
         sweep(out)
         before, edits = look_before(out, overwrite=options.overwrite)
-        failures, digests = dict(plan.failures), _digests(plan.jobs, options, progress)
-        records: dict[str, SceneRecord] = {}
-        for job in () if options.overwrite else plan.jobs:
-            known = load_record(out, job.stem)
-            if known is not None and known.digest == digests[job.stem] and known.holds(out):
-                records[job.stem] = known
-        todo = [job for job in plan.jobs if job.stem not in records]
+        failures = dict(plan.failures)
+        digests = _digests(plan, failures, options, progress)
+        records = {} if options.overwrite else _known(out, plan.jobs, digests)
+        todo = [job for job in plan.jobs if job.stem in digests and job.stem not in records]
         sources = describe_sources(plan.jobs, options, out) if options.index_only else None
         if not todo and is_finished(out, before, list(records.values()), failures, sources):
             return _report(out, list(records.values()), [], failures, began)
         (out / FOLDER).mkdir(parents=True, exist_ok=True)
         if edits:
             write_json(out / FOLDER / EDITS, edits)
-        (out / MANIFEST).unlink(missing_ok=True)
+        remove(out / MANIFEST)
         for job, cuts in _cut_all(todo, None if options.index_only else out, options, progress):
             if isinstance(cuts, AerialsegError):
                 set_aside(failures, job.scene, cuts, plan.given, progress)
@@ -169,10 +181,10 @@ def tile_scenes(
         if not in_order:
             raise none_left(failures)
         finish_set(out, plan.jobs, in_order, failures, options, edits)
-        if edits:
-            progress.say(f"kept the split of {len(edits)} tiles as edited in {INDEX}; --overwrite forgets it")
         report = _report(out, in_order, [job for job in todo if job.stem in records], failures, began)
         write_json(out / REPORT, report.to_json())
+        for note in report.notes(len(edits)):
+            progress.say(note)
     return report
 
 
@@ -181,16 +193,36 @@ def _threads(options: TilingOptions) -> int:
     return options.threads or min(MAX_THREADS, usable_processors() + 2)
 
 
-def _digests(jobs: Sequence[TileJob], options: TilingOptions, progress: Progress) -> dict[str, str]:
-    """Return each scene's digest by stem; all input files are read once."""
+def _digests(
+    plan: TilingPlan, failures: dict[str, AerialsegError], options: TilingOptions, progress: Progress
+) -> dict[str, str]:
+    """Return each scene's digest by stem; all input files are read once. What has changed by now joins `failures`."""
     digests = {}
-    progress.start("comparing", len(jobs), "scene")
+    progress.start("comparing", len(plan.jobs), "scene")
     with ThreadPoolExecutor(_threads(options)) as pool:
-        for job, digest in zip(jobs, pool.map(TileJob.digest, jobs), strict=True):
-            digests[job.stem] = digest
+        for job, digest in [(job, pool.submit(job.digest)) for job in plan.jobs]:
+            try:
+                digests[job.stem] = digest.result()
+            except ReadError as error:
+                reason = what_changed(job.seen, "cut")
+                if reason is None or options.fail_fast:
+                    raise reason or error from error
+                set_aside(failures, job.scene, reason, plan.given, progress)
             progress.advance(1, job.scene.name)
     progress.finish()
     return digests
+
+
+def _known(out: Path, jobs: Sequence[TileJob], digests: Mapping[str, str]) -> dict[str, SceneRecord]:
+    """Return the records, by stem, of the scenes that an earlier run made from the same inputs."""
+    known: dict[str, SceneRecord] = {}
+    for job in jobs:
+        record = load_record(out, job.stem) if job.stem in digests else None
+        if record is None or (record.scene, record.digest) != (job.scene.name, digests[job.stem]):
+            continue
+        if len(record.sums) in (0, len(job.source.bands)) and record.holds(out):
+            known[job.stem] = record
+    return known
 
 
 def _cut_all(
@@ -213,7 +245,10 @@ def _cut_all(
                         raise
                     failure = failure or error
                 progress.advance(_mpx(row), job.scene.name)
-            yield job, failure or cuts
+            changed = what_changed(job.seen, "cut")
+            if changed is not None and options.fail_fast:
+                raise changed
+            yield job, changed or failure or cuts
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         progress.finish()
@@ -261,18 +296,18 @@ def _report(
 def refuse_outputs(folder: Path, jobs: Sequence[TileJob], *, overwrite: bool) -> None:
     """Raise when the set would overwrite an input (UsageError), or foreign files without consent (OutputError)."""
     inputs = {path for job in jobs for path in job.inputs}
-    places = {str((folder / part).resolve()).casefold() for part in PARTS}
+    places = {str(resolved(folder / part)).casefold() for part in PARTS}
     outputs = [folder / INDEX, folder / MANIFEST, folder / REPORT]
-    if any(str(path.resolve().parent).casefold() in places for path in inputs):
+    if any(str(resolved(path).parent).casefold() in places for path in inputs):
         names = [tile.name for job in jobs for tile in job.tiles]
         outputs += [path(folder, name) for name in names for path in (image_path, mask_path)]
     refuse_input_as_output(inputs, outputs)
-    if overwrite or (folder / FOLDER).is_dir():
+    if overwrite or is_folder(folder / FOLDER):
         return
     for path in outputs[:3]:
         check_overwrite(path, overwrite=False)
     for part in PARTS:
-        if (folder / part).is_dir() and any((folder / part).iterdir()):
+        if is_folder(folder / part) and any((folder / part).iterdir()):
             raise OutputError(
                 f"{one_line(folder / part)}: holds files that are not tiles of this set; give another folder with -o,"
                 " or --overwrite"
@@ -293,10 +328,11 @@ def look_before(folder: Path, *, overwrite: bool) -> tuple[TileSet | None, dict[
         tileset = None
     if tileset is None:
         try:
-            return None, from_values(dict[str, str], read_json(aside))
+            kept = from_values(dict[str, str], read_json(aside))
+            return None, {name: split for name, split in kept.items() if split in ("train", "val", "")}
         except (OSError, ValueError):
             return None, {}
-    if not (folder / INDEX).is_file():
+    if not is_regular(folder / INDEX):
         return tileset, {}
     now = read_splits(folder / INDEX)
     planned = {tile.name: tile.split for tile in tileset.tiles}
@@ -316,7 +352,7 @@ def is_finished(
         and tileset.sources == sources
         and list(tileset.scenes.items()) == [(record.scene, record.digest) for record in records]
         and tileset.failed == {name: str(error) for name, error in failures.items()}
-        and (folder / INDEX).is_file()
+        and is_regular(folder / INDEX)
     )
 
 
@@ -346,6 +382,7 @@ def finish_set(
         "overlap": options.overlap,
         "bands": options.bands.bands,
         "scale": options.bands.scale,
+        **options.bands.marks,
         "gsd_m": float(f"{statistics.median(known):.6g}") if known else None,
         **_statistics(records),
         "left_out": total_left_out(records),
@@ -357,14 +394,14 @@ def finish_set(
     drop_records(folder, [job.stem for job in jobs if job.scene.name in done])
     write_index(folder / INDEX, [replace(tile, split=edits.get(tile.name, tile.split)) for tile in tiles], boxes)
     write_manifest(folder, body, tiles)
-    (folder / FOLDER / EDITS).unlink(missing_ok=True)
+    remove(folder / FOLDER / EDITS)
 
 
 def remove_stale(folder: Path, names: set[str]) -> None:
     """Remove tiles that an earlier run made and this one did not, known by their tag."""
     for path in [path for part in PARTS for path in sorted((folder / part).glob("*.tif")) if path.stem not in names]:
         if mark_of(path, "tile") == path.stem:
-            path.unlink()
+            remove(path)
 
 
 def total_left_out(records: Sequence[SceneRecord]) -> dict[str, int]:

@@ -18,16 +18,16 @@ import os
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from rasterio.windows import Window
 
 from aerialseg.counts import BUILDING, UNLABELLED
 from aerialseg.errors import BadDataError, NoInputError, UsageError, one_line
-from aerialseg.files import write_text
+from aerialseg.files import is_regular, remove, resolved, write_text
 from aerialseg.geo.inspection import Access, BandRule
 from aerialseg.geo.labels import MaskRule, open_labels
 from aerialseg.geo.opening import is_tiff, open_raster
@@ -106,11 +106,15 @@ class SceneRecord:
             raise ValueError(f"the record of {self.scene} does not tell of each tile and each reason")
         if len(self.sums) != len(self.squares):
             raise ValueError(f"the record of {self.scene} has {len(self.sums)} sums and {len(self.squares)} squares")
+        counts = [self.pixels, *self.sums, *self.squares, *self.left_out.values(), *chain(*self.classes)]
+        spread = [self.pixels * square - total * total for total, square in zip(self.sums, self.squares, strict=True)]
+        if min((*counts, *spread)) < 0:
+            raise ValueError(f"the record of {self.scene} holds counts that no pixels have")
 
     def holds(self, folder: Path) -> bool:
         """Return whether all tile files are there in their sizes."""
         return all(
-            (path.stat().st_size if path.is_file() else NO_FILES[0]) == size
+            (path.stat().st_size if is_regular(path) else NO_FILES[0]) == size
             for tile, sizes in zip(self.tiles, self.sizes, strict=True)
             for path, size in zip((image_path(folder, tile.name), mask_path(folder, tile.name)), sizes, strict=True)
         )
@@ -134,6 +138,9 @@ class Sources:
     keep_unlabelled: bool
     access: tuple[bool, float]
     """Whether scenes without a place are taken, and pixels at most."""
+    nodata: tuple[float, ...] = ()
+    """Values of no data and, below, the alpha band; they are left out where nothing was said of them."""
+    alpha: int | Literal["auto", "data"] = "auto"
 
 
 def rows_of(job: TileJob) -> list[list[PlannedTile]]:
@@ -299,7 +306,7 @@ def drop_records(folder: Path, keep: Iterable[str]) -> None:
     kept = {_path(folder, stem).name for stem in keep}
     for path in (folder / FOLDER).glob("*.json"):
         if path.name not in kept:
-            path.unlink()
+            remove(path)
 
 
 def _path(folder: Path, stem: str) -> Path:
@@ -310,7 +317,7 @@ def describe_sources(jobs: Sequence[TileJob], options: TilingOptions, folder: Pa
     """Return as JSON values what `plan_again` needs."""
 
     def place(path: Path) -> str:
-        return os.path.relpath(path.resolve(), folder.resolve())
+        return os.path.relpath(resolved(path), resolved(folder))
 
     def maybe(path: Path | None) -> str | None:
         return None if path is None else place(path)
@@ -325,7 +332,7 @@ def describe_sources(jobs: Sequence[TileJob], options: TilingOptions, folder: Pa
         access=(access.allow_ungeoreferenced, access.max_pixels),
     )  # fmt: skip
     values: dict[str, Any] = to_values(sources)
-    return values
+    return {name: value for name, value in values.items() if name not in ("nodata", "alpha")} | options.bands.marks
 
 
 def source_files(tiles: TileSet) -> dict[str, tuple[Path, ...]]:
@@ -339,7 +346,7 @@ def source_files(tiles: TileSet) -> dict[str, tuple[Path, ...]]:
         if scene.name in tiles.scenes
     }
     for path in (path for paths in files.values() for path in paths):
-        if not path.is_file():
+        if not is_regular(path):
             raise NoInputError(
                 f"{one_line(path)}: missing, and the tiles of {one_line(tiles.folder)} are read from it; put it back,"
                 " or run aerialseg tile again"
@@ -368,7 +375,7 @@ def check_unchanged(tiles: TileSet, job: TileJob) -> None:
 
 def _planned_from(tiles: TileSet) -> tuple[list[Scene], TilingOptions]:
     """Return the scenes and options that `describe_sources` wrote down."""
-    folder = tiles.folder.resolve()
+    folder = resolved(tiles.folder)
 
     def place(text: str) -> Path:
         return Path(os.path.normpath(folder / text))
@@ -379,8 +386,9 @@ def _planned_from(tiles: TileSet) -> tuple[list[Scene], TilingOptions]:
     try:
         known = from_values(Sources, tiles.sources)
         options = TilingOptions(
-            tiles.size, tiles.overlap, known.split, maybe(known.val_area), BandRule(tiles.bands, tiles.scale),
-            known.gsd_m, MaskRule(*known.masks), tuple(map(place, known.vectors)), known.where,
+            tiles.size, tiles.overlap, known.split, maybe(known.val_area),
+            BandRule(tiles.bands, tiles.scale, known.nodata, known.alpha), known.gsd_m, MaskRule(*known.masks),
+            tuple(map(place, known.vectors)), known.where,
             maybe(known.labelled_area), known.keep_empty, Access(*known.access), index_only=True,
             keep_unlabelled=known.keep_unlabelled,
         )  # fmt: skip

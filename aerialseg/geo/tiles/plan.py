@@ -24,13 +24,14 @@ import shapely
 from rasterio.warp import transform as reproject_points
 
 from aerialseg.errors import AerialsegError, BadDataError, NoInputError, UsageError, one_line
-from aerialseg.geo.digest import content_digest
+from aerialseg.geo.digest import content_digest, seen, what_changed
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.inspection import Access, BandRule, Source, inspect_scene
 from aerialseg.geo.labels import Labels, LabelSource, MaskRule, decide_rule
 from aerialseg.geo.opening import open_raster
 from aerialseg.geo.resampling import at_gsd
 from aerialseg.geo.scenes import Scene, check_same_grid, require_masks, split_scenes
+from aerialseg.geo.vector_files import split_layer
 from aerialseg.geo.vectors import datum_notes, overlay, read_layer, read_layers
 from aerialseg.geo.windows import Tile, TileGrid
 
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
 FORMAT = "aerialseg tile 1"
 """Part of every digest: changed when a tile comes to hold something else, so that old tiles are made anew."""
+LEAST_SIZE, DEFAULT_SIZE = 16, 1024
 NAME_BYTES = 180
 """The part of a tile's name that comes from its scene is no longer; file systems allow 255 bytes in all."""
 SIMILAR_GSD = 1.1
@@ -70,8 +72,8 @@ class TilingOptions:
         0.0
     """
 
-    size: int = 1024
-    """Height and width of a tile in pixels."""
+    size: int | None = None
+    """Height and width of a tile in pixels; None: 1024, or the longest side of all scenes where that is shorter."""
     overlap: float = 0.0
     """Share of a tile that its neighbour sees too, 0 to 0.9."""
     split: str = "auto"
@@ -102,7 +104,7 @@ class TilingOptions:
     """Take scenes without a mask too, and keep training tiles without a label: for `train --teacher`."""
 
     def __post_init__(self) -> None:
-        if not 16 <= self.size <= 16384:
+        if self.size is not None and not LEAST_SIZE <= self.size <= 16384:
             raise UsageError(f"--size {self.size}: give the side of a tile in pixels, 16 to 16384")
         if not 0 <= self.overlap <= 0.9:
             raise UsageError(f"--overlap {self.overlap:g}: give the share that neighbours have in common, 0 to 0.9")
@@ -147,6 +149,8 @@ class TileJob:
     """Whether training tiles without a label are kept."""
     inputs: Mapping[Path, str | None]
     """The files the tiles are made from, the scene first; with the digests of those that were read for all scenes."""
+    seen: dict[Path, str]
+    """What those looked like before the first of them was read, without label files that do not reach the scene."""
     settings: str
     """Whatever else the tiles depend on, as JSON."""
 
@@ -162,6 +166,8 @@ class TilingPlan:
 
     given: int
     """Scenes, usable or not."""
+    size: int
+    """Of a tile."""
     jobs: tuple[TileJob, ...]
     failures: dict[str, AerialsegError]
     notes: tuple[str, ...]
@@ -174,15 +180,21 @@ def plan_tiles(scenes: Sequence[Scene], options: TilingOptions, progress: Progre
     Says why a scene cannot be used. Raises the first one's error when none can, and whatever concerns all of them:
     UsageError for a split that does not fit, BadDataError for labels that lie elsewhere or whose values are unclear.
     """
+    masks = (scene.mask for scene in scenes if not options.vectors)
+    vectors = [split_layer(path)[0] for path in (*options.vectors, options.labelled_area) if path is not None]
+    looks = seen([*vectors, *(scene.image for scene in scenes), *masks])
     layers = read_layers(options.vectors, where=options.where)
     labelled, validation = (read_layer(path) if path else None for path in (options.labelled_area, options.val_area))
+    if (changed := what_changed({path: looks[path] for path in vectors}, "read")) is not None:
+        raise changed
     sources, failures, notes = _inspect(
         scenes if layers else require_masks(scenes, partly=options.keep_unlabelled), options, progress
     )
     rule = None if layers else _decide(scenes, sources, failures, options, progress)
     usable = [scene for scene in scenes if scene.name in sources]
     boxes = {name: _grid(source, options) for name, source in sources.items()}
-    grids = {name: TileGrid(box.height, box.width, options.size, options.overlap) for name, box in boxes.items()}
+    size = options.size or _default_size(boxes.values())
+    grids = {name: TileGrid(box.height, box.width, size, options.overlap) for name, box in boxes.items()}
     stems = flat_names([scene.name for scene in usable])
     splits = assign_splits(usable, boxes, grids, options.split, validation)
     if not any("train" in found for found in splits.values()):
@@ -200,13 +212,16 @@ def plan_tiles(scenes: Sequence[Scene], options: TilingOptions, progress: Progre
         )
         inputs = {scene.image: None, **label_source.files(scene)}
         settings = _settings(source, box, tiles, label_source, options)
-        planned = scene, stem, source, box, label_source.of(scene, box), tiles, splits[name].count("gap")
-        jobs.append(TileJob(*planned, options.keep_empty, options.keep_unlabelled, inputs, settings))
+        labels = label_source.of(scene, box)
+        planned = scene, stem, source, box, labels, tiles, splits[name].count("gap")
+        near = {path for laid in (labels.polygons, labels.area) if laid is not None for path in laid.files}
+        before = {path: looks[path] for path, known in inputs.items() if known is None or path in near}
+        jobs.append(TileJob(*planned, options.keep_empty, options.keep_unlabelled, inputs, before, settings))
     notes += [line for layer in (*layers, labelled, validation) if layer is not None for line in layer.warnings]
     notes += datum_notes([layer for layer in (*layers, labelled, validation) if layer is not None], boxes.values())
     notes += [] if rule is None else rule.warnings
     notes += label_source.coverage_notes({job.scene.name: job.labels for job in jobs}, boxes)
-    return TilingPlan(len(scenes), tuple(jobs), failures, tuple(_collapsed([*notes, *_set_notes(jobs)])))
+    return TilingPlan(len(scenes), size, tuple(jobs), failures, tuple(_collapsed([*notes, *_set_notes(jobs)])))
 
 
 def _inspect(
@@ -300,6 +315,11 @@ def _grid(source: Source, options: TilingOptions) -> GeoBox:
     return box
 
 
+def _default_size(boxes: Iterable[GeoBox]) -> int:
+    """Return the side of a tile: no longer than the longest of a scene, which would be all padding beyond it."""
+    return max(LEAST_SIZE, min(DEFAULT_SIZE, max(max(box.height, box.width) for box in boxes)))
+
+
 def flat_names(names: Sequence[str]) -> dict[str, str]:
     """Return scene name -> what its tiles' names begin with: unique, of limited length, without folders.
 
@@ -327,7 +347,7 @@ def _settings(
     windows = [(t.name, t.split, t.tile.window.toranges(), t.tile.core.toranges()) for t in tiles]
     crs = None if box.crs is None else box.crs.to_wkt()
     grid = [box.height, box.width, tuple(box.transform), crs, box.gcps]
-    pixels = [source.bands, source.scale, source.has_mask]
+    pixels = [source.bands, source.scale, source.has_mask, *source.validity.settings()]
     chosen = (("index only", options.index_only), ("unlabelled", options.keep_unlabelled))
     flags = [flag for flag, given in chosen if given]
     return json.dumps([FORMAT, windows, grid, pixels, labels.settings(), options.keep_empty, *flags])
@@ -384,7 +404,7 @@ def assign_splits(
             if "train" in splits[name]:
                 return splits
         return {name: ["train"] * len(grid)}
-    by_scene = split_scenes(scenes, split)
+    by_scene = split_scenes(scenes, split, {name: box.height * box.width for name, box in boxes.items()})
     return {name: [by_scene[name]] * len(grid) for name, grid in grids.items()}
 
 

@@ -19,16 +19,16 @@ import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 import numpy as np
 import shapely
 from rasterio.windows import Window
 
+from aerialseg.counts import GSD_RANGE
 from aerialseg.errors import BadDataError, NoInputError, OutputError, one_line
-from aerialseg.files import staged, write_text
+from aerialseg.files import is_folder, is_regular, staged, write_text
 from aerialseg.geo.geobox import GeoBox
-from aerialseg.geo.geopackage import is_open_elsewhere, write_table, writing_vectors
+from aerialseg.geo.geopackage import is_open_elsewhere, reading, write_table, writing_vectors
 from aerialseg.geo.opening import open_raster, write_error
 from aerialseg.geo.scenes import Split
 from aerialseg.geo.vectors import overlay, read_layer
@@ -118,7 +118,19 @@ class TileSet:
                 self.bands is None or len(self.bands) == len(self.mean),
                 f"bands are {self.bands} for {len(self.mean)} means",
             ),
-            (self.gsd_m is None or 0 < self.gsd_m < math.inf, f"gsd_m is {self.gsd_m}, expected above 0"),
+            (self.bands is None or min(self.bands) >= 1, f"bands are {self.bands}, expected 1 or more"),
+            (
+                self.scale is None or (all(map(math.isfinite, self.scale)) and self.scale[0] < self.scale[1]),
+                f"scale is {self.scale}, expected two numbers of which the first is lower",
+            ),
+            (
+                self.gsd_m is None or GSD_RANGE[0] <= self.gsd_m <= GSD_RANGE[1],
+                f"gsd_m is {self.gsd_m}, expected {GSD_RANGE[0]:g} to {GSD_RANGE[1]:g}",
+            ),
+            (
+                self.building_fraction is None or 0 <= self.building_fraction <= 1,
+                f"building_fraction is {self.building_fraction}, expected a share",
+            ),
         )
         for holds, complaint in checks:
             if not holds:
@@ -153,7 +165,7 @@ def load_tileset(folder: Path) -> TileSet:
     Tiles whose row was deleted or emptied there are left out. Raises NoInputError when there is no such folder and
     BadDataError when the set is unfinished, damaged, or lacks files.
     """
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise NoInputError(f"{one_line(folder)}: no such folder; make it with aerialseg tile")
     tileset = read_tileset(folder)
     if tileset is None:
@@ -164,13 +176,25 @@ def load_tileset(folder: Path) -> TileSet:
     kept = tuple(replace(tile, split=splits[tile.name]) for tile in tileset.tiles if tile.name in splits)
     paths = () if tileset.sources is not None else kept
     missing = [
-        path for tile in paths for path in (tileset.image_path(tile), tileset.mask_path(tile)) if not path.is_file()
+        path for tile in paths for path in (tileset.image_path(tile), tileset.mask_path(tile)) if not is_regular(path)
     ]
     if missing:
         others = f" (and {len(missing) - 1} more files of the set)" if len(missing) > 1 else ""
         raise BadDataError(f"{one_line(missing[0])}: missing{others}; run the same aerialseg tile command again")
     current = hashlib.sha256(json.dumps([tileset.digest, sorted(splits.items())]).encode()).hexdigest()
     return replace(tileset, tiles=kept, digest=current)
+
+
+def scenes_of_split(folder: Path, split: str) -> tuple[set[str], set[str]]:
+    """Return the scenes of a set whose tiles are all of one split, and those that the border of the split cuts.
+
+    Raises as `load_tileset` does.
+    """
+    splits: dict[str, set[str]] = {}
+    for tile in load_tileset(folder).tiles:
+        splits.setdefault(tile.scene, set()).add(tile.split)
+    whole = {scene for scene, found in splits.items() if found == {split}}
+    return whole, {scene for scene, found in splits.items() if split in found} - whole
 
 
 def read_tileset(folder: Path) -> TileSet | None:
@@ -188,7 +212,7 @@ def read_tileset(folder: Path) -> TileSet | None:
         check_tiles(tileset.tiles)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise BadDataError(
-            f"{one_line(folder / MANIFEST)}: {one_line(str(error))} is missing or wrong; run aerialseg tile again"
+            f"{one_line(folder / MANIFEST)}: cannot be used: {one_line(str(error))}; run aerialseg tile again"
         ) from error
     return tileset
 
@@ -196,7 +220,7 @@ def read_tileset(folder: Path) -> TileSet | None:
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """Return the content of `tileset.json`, or None when there is none; raises BadDataError when it is damaged."""
     path = folder / MANIFEST
-    if not path.is_file():
+    if not is_regular(path):
         return None
     try:
         body = read_json(path)
@@ -225,10 +249,14 @@ def _digest(body: Mapping[str, Any]) -> str:
 
 
 def check_tiles(tiles: Sequence[TileRecord]) -> None:
-    """Raise ValueError for a tile whose name is no plain file's, or whose core is not inside its window."""
+    """Raise ValueError for a tile whose name, split, shares, window or core cannot be a tile's."""
     for tile in tiles:
-        if tile.name in ("", "..") or "/" in tile.name:
+        if tile.name in ("", "..") or "/" in tile.name or "\0" in tile.name:
             raise ValueError(f"tile name {tile.name!r}")
+        if tile.split not in ("train", "val"):
+            raise ValueError(f"split {tile.split!r} of tile {tile.name}")
+        if not (0 <= tile.building <= 1 and 0 <= tile.valid <= 1):
+            raise ValueError(f"shares {tile.building:g} and {tile.valid:g} of tile {tile.name}")
         (row, col, height, width), (top, left, rows, cols) = tile.window, tile.core
         inside = row <= top < top + rows <= row + height and col <= left < left + cols <= col + width
         if not inside or max(abs(row), abs(col), height, width) >= FURTHEST:
@@ -241,20 +269,21 @@ def read_splits(path: Path) -> dict[str, str]:
     Raises BadDataError when the file is missing or damaged, or a split is neither train nor val nor left out.
     """
     name = one_line(path)
-    if not path.is_file():
+    if not is_regular(path):
         raise BadDataError(f"{name}: missing, and the split is kept in it; run the same aerialseg tile command again")
     splits: dict[str, str] = {}
     for tile, text in _read_rows(path):
-        split = (text or "").strip().lower()
-        if split not in ("train", "val", *LEFT_OUT):
-            raise BadDataError(f"{name}: split of tile {one_line(str(tile))} is {text!r}; expected train, val or empty")
+        split = "" if text is None else text.strip().lower() if isinstance(text, str) else None
+        if split not in ("train", "val", *LEFT_OUT) or split is None or not isinstance(tile, str):
+            shown = one_line(repr(text))[:60]
+            raise BadDataError(f"{name}: split of tile {one_line(str(tile))} is {shown}; expected train, val or empty")
         if split not in LEFT_OUT and splits.setdefault(tile, split) != split:
             raise BadDataError(f"{name}: tile {one_line(str(tile))} is both train and val; keep one of its rows")
     return {tile: split for tile, split in splits.items() if split not in LEFT_OUT}
 
 
 def write_index(path: Path, tiles: Sequence[TileRecord], boxes: dict[str, GeoBox]) -> None:
-    """Write one row per tile, in order, with its window's outline; `boxes` are the scenes' grids by name.
+    """Write one row per tile, in order, with the outline of its pixels; `boxes` are the scenes' grids by name.
 
     The outlines are in the scenes' CRS if they share one and in longitude and latitude if not; the tiles of a scene
     without georeferencing have none. A style by split is stored in the file.
@@ -287,20 +316,17 @@ def common_crs(boxes: Sequence[GeoBox]) -> CRS | None:
     return found[0] if all(crs == found[0] for crs in found) else CRS.from_epsg(4326)
 
 
-def _read_rows(path: Path) -> list[tuple[str, str | None]]:
+def _read_rows(path: Path) -> list[tuple[Any, Any]]:
     """Return (name, split) of every row; reads beside a QGIS that has the file open, and on a read-only disk."""
-    address = f"file:{quote(str(path.absolute()))}?mode=ro"
-    for options in ("", "&immutable=1"):
+    for immutable in (False, True):
         try:
-            connection = sqlite3.connect(address + options, uri=True)
-            try:
-                return connection.execute(f"SELECT name, split FROM {LAYER} ORDER BY rowid").fetchall()
-            finally:
-                connection.close()
+            with reading(path, LAYER, immutable=immutable) as database:
+                return database.execute(f"SELECT name, split FROM {LAYER} ORDER BY rowid").fetchall()
         except sqlite3.Error as error:
             problem = error
+    reason = one_line(str(problem))
     raise BadDataError(
-        f"{one_line(path)}: cannot be read: {problem}; remove it and run the same aerialseg tile command again"
+        f"{one_line(path)}: cannot be read: {reason}; remove it and run the same aerialseg tile command again"
     ) from problem
 
 
@@ -316,14 +342,15 @@ def _columns(tiles: Sequence[TileRecord]) -> dict[str, NDArray[np.generic]]:
 
 
 def _outline(box: GeoBox, window: tuple[int, int, int, int], crs: CRS | None) -> bytes | None:
-    """Return the window (row, col, height, width) as a WKB polygon in `crs`, or None without georeferencing."""
+    """Return what a window (row, col, height, width) has of a scene as a WKB polygon in `crs`, None without place."""
     import shapely
     from rasterio.warp import transform
 
     if crs is None or box.crs is None or not box.georeferenced:
         return None
-    row, col, height, width = window
-    corners = [(col, row), (col + width, row), (col + width, row + height), (col, row + height)]
+    top, left, height, width = window
+    bottom, right = min(top + height, box.height), min(left + width, box.width)
+    corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
     x, y = zip(*(box.transform @ corner for corner in corners), strict=True)
     if box.crs != crs:
         x, y = transform(box.crs, crs, x, y)
@@ -337,8 +364,8 @@ def find_leaks(tiles: Path, scenes: Iterable[tuple[str, Path]]) -> list[str]:
     its grid. Raises NoInputError when there is no index, and BadDataError when it cannot be read, holds no training
     tile, or its tiles or a scene have no place on the ground.
     """
-    index = tiles / INDEX if tiles.is_dir() else tiles
-    if not index.is_file():
+    index = tiles / INDEX if is_folder(tiles) else tiles
+    if not is_regular(index):
         raise NoInputError(f"{one_line(index)}: no such file; give a folder that aerialseg tile wrote")
     if "train" not in read_splits(index).values():
         raise BadDataError(f"{one_line(index)}: holds no training tile; give the tiles the model was trained on")
@@ -377,22 +404,21 @@ def find_leak(index: Path) -> str | None:
     place = f"within scene {one_line(one)}" if one == other else f"scene {one_line(one)} on scene {one_line(other)}"
     return (
         f"{one_line(index)}: {len(np.unique(i)):,} of {len(val):,} validation tiles lie on the ground of training tiles"
-        f" ({place}, for example), so validation scores flatter; change the split there, or tile again with a gap"
-        " (--split blocks=...)"
+        f" ({place}, for example), so validation scores flatter; give tiles of one ground the same split there, or"
+        " clear the split of some, which leaves them out"
     )
 
 
 def _read_outlines(index: Path) -> tuple[list[str], list[str], NDArray[np.object_]]:
     """Return every row's tile, scene and outline; nothing when the file has no outlines."""
-    import pyogrio.errors
     from pyogrio.raw import read
 
     try:
         with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # about a database that has none
             meta, _, outlines, columns = read(index, layer=LAYER, columns=["name", "scene"])
-    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError):
+    except (RuntimeError, ValueError):  # what pyogrio's errors are
         return [], [], np.empty(0, dtype=object)
     if outlines is None or list(meta["fields"]) != ["name", "scene"]:
         return [], [], np.empty(0, dtype=object)
     shapes = shapely.make_valid(shapely.from_wkb(outlines, on_invalid="ignore"))
-    return list(columns[0]), list(columns[1]), shapes
+    return list(map(str, columns[0])), list(map(str, columns[1])), shapes

@@ -37,6 +37,9 @@ def test_a_copy_under_another_name_is_named(tmp_path: Path) -> None:
     index = write(tmp_path, {"a": ("train", box(0)), "other": ("train", box(900)), "copy": ("val", box(0))})
     leak = find_leak(index)
     assert leak is not None and "4 of 4 validation tiles" in leak and "scene copy on scene a, for example" in leak
+    assert leak.endswith(
+        "give tiles of one ground the same split there, or clear the split of some, which leaves them out"
+    )
 
 
 @pytest.mark.parametrize("turned", [0.0, 30.0])
@@ -47,6 +50,15 @@ def test_scenes_that_only_touch_are_no_leak(tmp_path: Path, turned: float) -> No
     nearer = GeoBox(200, 200, grid.transform @ Affine.translation(199, 0), UTM)
     leak = find_leak(write(tmp_path, {"a": ("train", grid), "b": ("val", nearer)}))
     assert leak is not None and "2 of 4 validation tiles" in leak
+
+
+def test_padding_is_no_ground(tmp_path: Path) -> None:
+    """Tiles of 200 x 200 over scenes of 100 x 100 that touch: the pixels beyond the scenes are nobody's."""
+    small = [GeoBox(100, 100, box(50.0 * place).transform, UTM) for place in range(2)]
+    window = (0, 0, 200, 200)
+    tiles = [TileRecord(f"{s}_0_0", s, s, window, (0, 0, 100, 100), 0.1, 1.0) for s in ("train", "val")]
+    write_index(tmp_path / "index.gpkg", tiles, dict(zip(("train", "val"), small, strict=True)))
+    assert find_leak(tmp_path / "index.gpkg") is None
 
 
 def test_an_edited_split_within_a_scene_counts_as_it_stands_now(tmp_path: Path) -> None:

@@ -100,6 +100,17 @@ def test_masks_declare_255_as_nodata_and_images_declare_nothing(
         assert (image.nodata, image.dtypes, image.count) == (None, ("uint8",) * 3, 3)
 
 
+def test_tiles_are_no_larger_than_the_largest_scene_by_default(
+    tmp_path: Path, scene_file: Write, mask_file: Write
+) -> None:
+    scenes = [pair(tmp_path, name, scene_file, mask_file, size) for name, size in (("a", (100, 150)), ("bb", (90, 80)))]
+    tiles = cut(scenes, tmp_path / "out", size=None)
+    assert (tiles.size, len(tiles.tiles)) == (150, 2)
+    assert load_tileset(tmp_path / "out").size == 150
+    tile_scenes(scenes, tmp_path / "index", replace(SMALL, size=None, index_only=True))
+    assert load_tileset(tmp_path / "index").size == 150
+
+
 @pytest.mark.parametrize("size", [(31, 70), (1, 1), (64, 20)])
 def test_a_scene_smaller_than_a_tile_is_reflected_and_not_labelled_beyond(
     tmp_path: Path, scene_file: Write, mask_file: Write, size: tuple[int, int]
@@ -396,8 +407,10 @@ def test_labels_are_found_among_files_folders_and_globs(tmp_path: Path, scene_fi
     (tmp_path / "masks" / "about.json").write_text("{}")
     assert find_labels(bare, [tmp_path / "masks"]) == ((scene,), ()), "a folder with rasters is one of masks"
     assert find_labels((scene,), []) == ((scene,), ())
+    assert find_labels(bare, []) == ((scene,), ()), "masks beside the scenes' folder are found"
+    apart = (replace(bare[0], image=tmp_path / "far" / "off" / "a.tif"),)
     with pytest.raises(BadDataError, match="no mask"):
-        find_labels(bare, [])
+        find_labels(apart, [])
     with pytest.raises(UsageError, match="one kind"):
         find_labels(bare, [vector, scene.mask])
     with pytest.raises(UsageError, match="needs --masks"):

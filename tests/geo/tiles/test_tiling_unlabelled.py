@@ -57,6 +57,7 @@ def test_validation_keeps_labelled_tiles_only_and_one_mask_is_needed(
     words = (*half_labelled[:-1], "val=town3")
     assert run(*words, "-o", tmp_path / "set", "--keep-unlabelled")[0] == 0
     assert load_tileset(tmp_path / "set").of_split("val") == ()
+    (tmp_path / "masks").rename(tmp_path / "elsewhere")
     code, _, err = run("tile", tmp_path / "scenes", "--keep-unlabelled", "-o", tmp_path / "none")
     assert code == 65 and "no mask found" in err
 

@@ -99,6 +99,34 @@ def test_small_means_small_before_anything_else_is_done(tmp_path: Path, scene_fi
     assert found.area_m2[0] == pytest.approx(found.area[0], abs=6e-4)
 
 
+def specks() -> np.ndarray:
+    """Return a mask of a square of 20 x 20 pixels with a hole of 2 x 2 and one of 7 x 7, one of 5 x 5 and a pixel."""
+    mask = np.zeros((40, 60), np.uint8)
+    mask[5:25, 5:25] = mask[5:10, 30:35] = mask[30, 30] = 1
+    mask[7:9, 7:9] = mask[12:19, 12:19] = 0
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("gsd", "floor", "kept", "area"), [(0.3, 4.0, 1, 351 * 0.09), (0.5, 4.0, 2, 351 * 0.25), (2.0, 36.0, 2, 351 * 4.0)]
+)
+def test_specks_and_small_holes_are_left_out_by_four_square_metres_or_nine_pixels(
+    tmp_path: Path, scene_file: Callable[..., Path], gsd: float, floor: float, kept: int, area: float
+) -> None:
+    place = {"crs": "EPSG:26914", "transform": (gsd, 0.0, 616000.0, 0.0, -gsd, 3347000.0)}
+    report, found = write(scene_file, tmp_path, specks(), PolygonOptions(min_area_m2=None), **place)
+    assert (report.kept, report.removed, report.floors_m2) == (kept, 3 - kept, (pytest.approx(floor),))
+    assert found.area_m2[0] == pytest.approx(area, abs=6e-4)
+    assert shapely.get_num_interior_rings(found.geometry[0]) == 1
+    assert found.area_m2[0] == pytest.approx(found.geometry[0].area, abs=6e-4)
+    counted = "1 building" if kept == 1 else "2 buildings"
+    said = f"{counted}, {3 - kept} smaller than {floor:g} m2 left out (--min-area-m2 0 keeps them)"
+    assert report.line() == f"{tmp_path / 'b.gpkg'}: {said}"
+    everything, found = write(scene_file, tmp_path, specks(), **place)
+    assert (everything.kept, everything.removed) == (3, 0)
+    assert shapely.get_num_interior_rings(found.geometry[0]) == 2
+
+
 @pytest.mark.parametrize(
     ("crs", "transform", "metre"),
     [("EPSG:26914", METRES, None), ("EPSG:2277", FEET, None), ("EPSG:4326", DEGREES, 32645)],

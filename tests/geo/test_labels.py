@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -215,3 +216,50 @@ def test_windows_cover_every_pixel_once(
     for window in sampled:
         assert 0 <= window.row_off < window.row_off + window.height <= size[0]
         assert 0 <= window.col_off < window.col_off + window.width <= size[1]
+
+
+def test_a_building_value_that_is_declared_nodata_is_building_when_the_user_says_so(
+    tmp_path: Path, mask_file: Write
+) -> None:
+    path = mask_file(tmp_path / "m.tif", checker(0, 0, 0, 1), nodata=1)
+    rule = decide_rule([path], MaskRule(building_values=(1,)))
+    building, valid = read(path, rule)
+    assert valid.all() and not rule.warnings
+    assert (building == checker(0, 0, 0, 1, dtype="bool")).all()
+
+
+def test_a_building_value_that_is_declared_nodata_is_said_with_its_share(tmp_path: Path, mask_file: Write) -> None:
+    paths = [mask_file(tmp_path / f"{i}.tif", checker(0, 0, 0, *[1] * i), nodata=1) for i in range(4)]
+    (line,) = decide_rule(paths, MaskRule()).warnings
+    assert line.startswith(f"{paths[3]}: declares 1 as nodata, so 49.9% of it is unlabelled (and 2 more like it)")
+    assert "--building-values 1" in line and "--ignore-values 1" in line
+    assert not decide_rule(paths, MaskRule(ignore_values=(1,))).warnings
+    assert not decide_rule(paths).warnings, "what predict wrote without a building is no label"
+    assert decide_rule(paths[3:], MaskRule(threshold=1)).warnings
+
+
+def test_a_lone_pixel_of_such_nodata_is_found_beside_the_sample(tmp_path: Path, mask_file: Write) -> None:
+    array = np.zeros((2000, 2000), dtype=np.uint8)
+    array[700, 1301] = 255
+    path = mask_file(tmp_path / "m.tif", array, nodata=255)
+    assert "0.0% of it" in decide_rule([path], MaskRule()).warnings[0]
+
+
+def test_masks_whose_zero_is_white_need_a_word(tmp_path: Path, mask_file: Write) -> None:
+    path = mask_file(tmp_path / "m.tif", checker(0, 255), photometric="MINISWHITE")
+    with pytest.raises(BadDataError, match=r"m\.tif: its values are inverted.*values 0 takes.*--building-values 255"):
+        decide_rule([path], MaskRule())
+    for value in (0, 255):
+        building, valid = read(path, decide_rule([path], MaskRule(building_values=(value,))))
+        assert valid.all() and (building == (checker(0, 255) == value)).all()
+
+
+def test_a_nodata_tag_beside_alpha_counts_in_the_masks_own_band(tmp_path: Path, mask_file: Write) -> None:
+    grey, alpha = checker(0, 1, 255, 0), checker(255, 255, 255, 0)
+    path = mask_file(
+        tmp_path / "rgba.tif", np.stack([grey, grey, grey, alpha]), photometric="RGB", alpha="YES", nodata=255
+    )
+    with warnings.catch_warnings(action="error"):
+        building, valid = read(path, decide_rule([path], MaskRule()))
+    assert (valid == checker(1, 1, 0, 0, dtype="bool")).all()
+    assert (building == checker(0, 1, 0, 0, dtype="bool")).all()

@@ -31,7 +31,7 @@ from aerialseg.geo.inspection import Access, BandRule
 from aerialseg.geo.outputs import MASK
 from aerialseg.geo.polygons.polygonize import write_buildings
 from aerialseg.geo.scenes import Scene, find_scenes
-from aerialseg.prediction import engine
+from aerialseg.prediction import checks, engine
 from aerialseg.prediction import run as job
 from aerialseg.prediction.checks import Run, disk_bytes
 from aerialseg.prediction.options import PredictOptions, Shard
@@ -306,6 +306,32 @@ def test_a_scene_that_changes_while_it_is_predicted_fails(town: Town, monkeypatc
     report = town.predict()
     assert [scene.status for scene in report.scenes] == ["done", "failed", "done"]
     assert "changed while it was predicted" in str(report.scenes[1].failure)
+
+
+@pytest.mark.parametrize("size", [64, 128])
+def test_a_scene_replaced_after_its_header_was_read_is_not_mapped_onto_the_old_place(
+    town: Town, monkeypatch: pytest.MonkeyPatch, scene_file: Callable[..., Path], size: int
+) -> None:
+    """By one of other ground, and by a smaller one, on which reading the old windows fails."""
+    real = checks.inspect_scene
+    elsewhere = (0.3, 0.0, 700000.0, 0.0, -0.3, 3347000.0)
+
+    def replacing(path: Path, *rest: Any, **options: Any) -> Any:
+        source = real(path, *rest, **options)
+        if path.name == "austin2.tif":
+            scene_file(town.out / "new.tif", size=(size, size), seed=7, transform=elsewhere).replace(path)
+        return source
+
+    town.out.mkdir(exist_ok=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(checks, "inspect_scene", replacing)
+        report = town.predict()
+    assert [scene.status for scene in report.scenes] == ["done", "failed", "done"]
+    assert str(report.scenes[1].failure).endswith("austin2.tif: changed while it was predicted; run again")
+    assert not (town.out / "austin2.tif").exists()
+    assert [scene.status for scene in town.predict().scenes] == ["skipped", "done", "skipped"]
+    with rasterio.open(town.out / "austin2.tif") as mask:
+        assert tuple(mask.transform)[:6] == elsewhere and mask.shape == (size, size)
 
 
 def test_a_model_that_changes_while_scenes_are_checked_is_run_as_it_was_hashed(

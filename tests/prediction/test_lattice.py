@@ -16,6 +16,7 @@ from rasterio.crs import CRS
 from aerialseg.geo.adjacency import find_groups
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.inspection import Source, inspect_scene
+from aerialseg.geo.validity import ValidityRule
 from aerialseg.prediction.lattice import ScenePlacement, place_scenes
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def layouts(draw: st.DrawFn) -> list[Source]:
             box = GeoBox(height, width, grid @ Affine.translation(col, row), CRS.from_epsg(26914))
             if draw(st.integers(0, 4)):
                 path = Path(f"/scenes/{row}-{col}.tif")
-                sources.append(Source(path, box, (1, 2, 3), "uint8", None, False, ()))
+                sources.append(Source(path, box, (1, 2, 3), "uint8", None, ValidityRule(), ()))
             col += width
         row += height
     return draw(st.permutations(sources))

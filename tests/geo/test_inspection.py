@@ -43,8 +43,10 @@ def recoloured(path: Path, *colours: ColorInterp) -> Path:
     [
         ({"bands": 4, "dtype": "uint16", **PLAIN}, {}, 3, "4 bands uint16, model wants 3 x uint8: use --bands"),
         ({"bands": 4, **PLAIN}, {}, 3, "scene has 4 bands uint8, model wants 3 x uint8: use --bands"),
+        ({"bands": 1}, {}, 3, "no option adds bands; give a model of 1 band, or scenes of 3 bands"),
+        ({"bands": 3, "dtype": "uint16"}, {}, 3, "model wants 3 x uint8: use --scale LO:HI"),
         ({"bands": 1}, {}, 3, "scene has 1 band uint8, model wants 3"),
-        ({"bands": 3, "dtype": "uint16"}, {}, None, "scene has 3 bands uint16, uint8 is wanted: use --bands / --scale"),
+        ({"bands": 3, "dtype": "uint16"}, {}, None, "scene has 3 bands uint16, uint8 is wanted: use --scale LO:HI"),
         ({"bands": 3, "dtype": "float32"}, {}, 3, "3 bands float32, model wants 3 x uint8"),
         ({"bands": 3}, {"bands": (1, 2)}, 3, "(--bands 1,2 takes 2), model wants 3"),
         ({"bands": 3}, {"bands": (1, 2, 4)}, 3, "scene has 3 bands, --bands 1,2,4"),

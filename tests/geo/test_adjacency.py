@@ -19,6 +19,7 @@ from scipy.ndimage import label
 from aerialseg.geo.adjacency import find_groups
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.inspection import Source
+from aerialseg.geo.validity import ValidityRule
 
 NORTH_UP = Affine(0.3, 0, 616000, 0, -0.3, 3347000)
 GRIDS = {
@@ -34,7 +35,7 @@ def source(
 ) -> Source:
     crs = CRS.from_epsg(changes.pop("epsg", 4326 if abs(grid.a) < 1e-3 else 26914))
     box = GeoBox(height, width, grid @ Affine.translation(col, row), crs)
-    values = {"bands": (1, 2, 3), "dtype": "uint8", "scale": None, "has_mask": False}
+    values = {"bands": (1, 2, 3), "dtype": "uint8", "scale": None, "validity": ValidityRule()}
     return Source(Path("/scenes") / name, box, warnings=(), **{**values, **changes})
 
 
@@ -128,7 +129,7 @@ def test_scenes_that_overlap_stay_alone_and_the_rest_does_not_reach_through_them
 
 def test_scenes_without_a_place_stay_alone() -> None:
     box = GeoBox(10, 10, Affine.identity(), None)
-    nowhere = [Source(Path(f"/s/{i}"), box, (1,), "uint8", None, False, ()) for i in range(3)]
+    nowhere = [Source(Path(f"/s/{i}"), box, (1,), "uint8", None, ValidityRule(), ()) for i in range(3)]
     assert len(find_groups(nowhere)) == 3
 
 
