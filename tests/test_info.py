@@ -209,3 +209,27 @@ def test_a_scale_is_proposed_for_scenes_that_are_not_8_bit(run: Run, tmp_path: P
     assert f"--scale {known['scale'][0]:.6g}:" in run("info", path)[1]
     assert "use --scale LO:HI (aerialseg info proposes one)" in json.loads(run("info", path, "--json")[1])["predict"]
     assert "scale" not in json.loads(run("info", scene_file(tmp_path / "plain.tif"), "--json")[1])
+
+
+def test_views_that_a_model_was_not_trained_on_are_warned_about(
+    run: Run, scene_file: Any, tiny_model: Any, tmp_path: Path
+) -> None:
+    scene_file(tmp_path / "im/a.tif", size=(80, 96))
+    for flips in (True, False):
+        model = tiny_model(tmp_path / f"{flips}.safetensors", training={"config": {"data": {"flips": flips}}})
+        words = (
+            "predict",
+            tmp_path / "im",
+            "-m",
+            model,
+            "-o",
+            tmp_path / f"{flips}",
+            "--device",
+            "cpu",
+            "--tta",
+            "flips",
+        )
+        code, _, err = run(*words)
+        assert code == 0, err
+        assert ("trained without them (data.flips = false)" in err) == (not flips)
+        assert f"next: aerialseg preview {tmp_path / str(flips)}\n" in err

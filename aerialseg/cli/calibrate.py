@@ -36,7 +36,7 @@ def calibrate(
     overwrite: Annotated[bool, typer.Option("-f", "--overwrite", help="Replace the new file if it exists.")] = False,
     as_json: options.ReportAsJson = False,
 ) -> None:
-    """Fit a model's temperature and threshold to labelled scenes.
+    """Fit a model's threshold and temperature to scenes.
 
     They are written into a new model file.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import sys
 import time
@@ -20,6 +21,7 @@ from aerialseg.values import to_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
     from types import FrameType
 
     from rich.console import Console
@@ -179,6 +181,18 @@ def _failed_result(error: OSError) -> BaseException:
     return StorageError(
         f"standard output: the result cannot be written: {error.strerror}; files are complete; send it elsewhere"
     )
+
+
+def say_loading() -> None:
+    """Tell a person at a terminal that libraries are loading, which takes seconds before anything else is seen."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        print("loading ...", file=sys.stderr, flush=True)  # noqa: T201
+
+
+def say_next(*words: str | Path) -> None:
+    """Tell on stderr which command comes next; words in capitals are the user's to fill in."""
+    with suppress(OSError):
+        print(f"next: aerialseg {shlex.join(map(str, words))}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def print_json(value: Any) -> None:

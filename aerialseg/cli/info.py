@@ -14,7 +14,7 @@ def info(
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
 ) -> None:
-    """Say what a run, model, scene, set of tiles or prediction is.
+    """Say what a run, model, scene, tiles or masks are.
 
     How far the run is, what the model needs, what predict would make of the scene or made of it.
 

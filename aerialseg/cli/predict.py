@@ -87,7 +87,9 @@ def predict(
     """
     from functools import partial
 
-    from aerialseg.cli.console import console_progress, print_json
+    from aerialseg.cli.console import console_progress, print_json, say_loading, say_next
+
+    say_loading()
     from aerialseg.geo.inspection import Access
     from aerialseg.geo.polygons.polygonize import PolygonOptions
     from aerialseg.geo.scenes import find_scenes
@@ -110,7 +112,11 @@ def predict(
             found = _of_split(found, split, model, progress)
         work = found, model, out, chosen, progress
         report = predict_on_all_gpus(*work) if device == ALL_GPUS else predict_scenes(*work)
-    print_json(report.to_json()) if as_json else typer.echo(report.line())
+    if as_json:
+        print_json(report.to_json())
+    else:
+        typer.echo(report.line())
+        say_next("preview", out)
     report.raise_failures()
 
 

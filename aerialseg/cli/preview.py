@@ -30,7 +30,9 @@ def preview(
       aerialseg preview out
       aerialseg preview out -o pictures --size 2048
     """
-    from aerialseg.cli.console import console_progress, print_json
+    from aerialseg.cli.console import console_progress, print_json, say_loading
+
+    say_loading()
     from aerialseg.files import resolved
     from aerialseg.prediction.preview import write_previews
 

@@ -109,7 +109,7 @@ def tile(
       aerialseg tile mosaic.tif --masks buildings.gpkg --split blocks=4 --labelled-area surveyed.gpkg -o tiles/mosaic
       aerialseg tile nir/ --masks masks/ --bands 4,1,2 --scale 0:2047 --gsd 0.5 -o tiles/nir
     """
-    from aerialseg.cli.console import console_progress, print_json
+    from aerialseg.cli.console import console_progress, print_json, say_next
     from aerialseg.cli.options import band_rule, whole_numbers
     from aerialseg.errors import SomeScenesFailed, one_line
     from aerialseg.geo.inspection import Access
@@ -129,7 +129,11 @@ def tile(
     with console_progress() as progress:
         report = tile_scenes(found, out or _default_folder(scenes[0]), options, progress)
         progress.say(report.summary())
-    print_json(report.to_json()) if as_json else _print(report)
+    if as_json:
+        print_json(report.to_json())
+    else:
+        _print(report)
+        say_next("train", report.folder, "-o", Path("runs", report.folder.name))
     if report.failures:
         raise SomeScenesFailed(
             f"{len(report.failures)} of {len(found)} scenes failed; {one_line(report.folder)} holds the others"

@@ -47,7 +47,7 @@ def train(
     ] = False,
     as_json: ResultAsJson = False,
 ) -> None:
-    """Train a segmenter on tiles, by the split in their index.gpkg.
+    """Train a segmenter on tiles, by the split in index.gpkg.
 
     Writes RUN/model.safetensors (the best weights, with everything predict needs), last.ckpt (to resume from),
     config.toml and run.json (all it takes to repeat the run), metrics.csv, curves.png and TensorBoard events. Ctrl-C or
@@ -68,7 +68,9 @@ def train(
     """
     import sys
 
-    from aerialseg.cli.console import console_progress, print_json
+    from aerialseg.cli.console import console_progress, print_json, say_loading, say_next
+
+    say_loading()
     from aerialseg.config import load_config
     from aerialseg.files import is_regular
     from aerialseg.training.ranks import join_ranks
@@ -86,7 +88,11 @@ def train(
         report = train_network(tiles, chosen, out, options=options, progress=progress, ranks=ranks)
     if not ranks.first:
         return
-    print_json(report) if as_json else typer.echo(_sentence(report))
+    if as_json:
+        print_json(report)
+    else:
+        typer.echo(_sentence(report))
+        say_next("predict", "SCENES", "-m", out, "-o", "out")
 
 
 def _sentence(report: TrainReport) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import xml.etree.ElementTree as ET
+from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.parsers import expat
 
@@ -18,9 +19,10 @@ from aerialseg.files import exists, is_folder, is_regular, open_regular, sha256_
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
-    from pathlib import Path
 
 PAM = ".aux.xml"
+LAYER_NAME = "|layername="
+"""How QGIS names a layer behind its file."""
 APPENDED = (PAM, ".msk", ".MSK", "-wal", ".aux", ".AUX")
 """Side files named after the whole name: GDAL's metadata, a mask, a GeoPackage's changes, Erdas Imagine's metadata."""
 REPLACED = {
@@ -61,7 +63,8 @@ def seen(paths: Iterable[Path | None]) -> dict[Path, str]:
 
     Sizes, times of change and inodes; empty for a file that cannot be found, which whoever reads it will say.
     """
-    return {path: _seen(path) for path in dict.fromkeys(paths) if path is not None}
+    files = [Path(str(path).partition(LAYER_NAME)[0]) for path in paths if path is not None]
+    return {file: _seen(file) for file in dict.fromkeys(files)}
 
 
 def what_changed(before: Mapping[Path, str], done: str) -> BadDataError | None:

@@ -37,6 +37,8 @@ Kind = Literal[
 ]  # fmt: skip
 
 PREDICTION_TAG = "AERIALSEG_KEY"
+PIXELS_TAG = "AERIALSEG_PIXELS_SHA256"
+"""Of a prediction: the digest of its own pixels, row by row, by which an edited one is known."""
 ERRORS_TAG = "AERIALSEG_ERRORS"
 SAMPLE_TAG = "AERIALSEG_SAMPLE"
 TILE_TAG = "AERIALSEG_TILE"

@@ -22,6 +22,7 @@ from pyproj.exceptions import CRSError
 
 from aerialseg.errors import BadDataError, NoInputError, one_line
 from aerialseg.files import is_regular, open_regular
+from aerialseg.geo.digest import LAYER_NAME as LAYER
 from aerialseg.geo.digest import content_digest
 from aerialseg.geo.opening import raster_errors, refuse_irregular_beside, refuse_remote
 
@@ -53,8 +54,6 @@ PIPELINE = b"gdal_streamed_alg"
 """JSON with this word makes GDAL >= 3.11 run a pipeline of commands, which may read any file."""
 REFUSED = {"GeoJSON": (PIPELINE,), "GeoJSONSeq": (PIPELINE,), "KML": (b"<!DOCTYPE", b"<!ENTITY", b"NetworkLink")}
 """What makes a driver look elsewhere."""
-LAYER = "|layername="
-"""What QGIS puts between a file's path and the name of one of its layers."""
 POLYGON = 3
 """shapely's type id."""
 COLLECTION = 7

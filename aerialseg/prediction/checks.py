@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from aerialseg.errors import AerialsegError, BadDataError, Stopped, UsageError, one_line
+from aerialseg.errors import AerialsegError, BadDataError, OutputError, Stopped, UsageError, one_line
 from aerialseg.files import output_error, resolved, sha256_of
 from aerialseg.geo.digest import content_digest, seen, what_changed
 from aerialseg.geo.geobox import gsd_differs
@@ -19,7 +19,7 @@ from aerialseg.geo.outputs import FORMER_FOLDERS, MASK, Output
 from aerialseg.geo.ownership import check_overwrite, mark_of, owner_of, read_tags
 from aerialseg.geo.styles import write_mask_sidecars
 from aerialseg.prediction.lattice import place_scenes
-from aerialseg.prediction.outputs import COUNTS, SceneFiles, done_key, reads_to_the_end, with_side_files
+from aerialseg.prediction.outputs import COUNTS, SceneFiles, counts_in, done_key, state_of, with_side_files
 from aerialseg.prediction.report import SceneResult
 
 if TYPE_CHECKING:
@@ -188,6 +188,17 @@ def check_scenes(run: Run, scenes: Sequence[Scene]) -> tuple[dict[Path, ScenePla
     return placements, failures
 
 
+def note_views(run: Run) -> None:
+    """Warn of views that the network was never trained on."""
+    config = run.card.training.get("config")
+    data = config.get("data") if isinstance(config, dict) else None
+    if run.options.tta != "none" and isinstance(data, dict) and data.get("flips") is False:
+        run.progress.say(
+            f"warning: --tta {run.options.tta} shows the network turned and mirrored scenes, and it was trained without"
+            " them (data.flips = false): masks may become worse"
+        )
+
+
 def _check_resampling(run: Run, source: Source) -> None:
     """Raise BadDataError for pixels far larger than the model's, or a grid to be run that is larger than allowed."""
     own, box = source.box.gsd_m, source.box
@@ -226,14 +237,17 @@ def done_before(run: Run, job: SceneJob) -> SceneResult | None:
     """Return the scene's result when its outputs were made from the same bytes and parameters, else None.
 
     Times are not looked at. Side files that went missing are written again, and what an earlier version kept in another
-    folder comes into its own. Raises OutputError and StorageError.
+    folder comes into its own. An output that someone changed since stays, and is said; where the scene is to be
+    predicted anew it is in the way. Raises OutputError and StorageError.
     """
     there = [_find_output(run.out, output, path) for output, path in job.files.items()]
+    states = {path: state_of(path) for path in there}
+    edited = [path for path in there if states[path] == "edited"]
     keys = {mark_of(path, "prediction") for path in there}
-    if None in keys or not all(map(reads_to_the_end, there)):
-        return None
-    key, tags = run.key(job.placement), read_tags(job.files[MASK])
-    if keys != {key} or tags is None:
+    done = None not in keys and "damaged" not in states.values() and keys == {run.key(job.placement)}
+    tags = read_tags(job.files[MASK]) if done else None
+    if tags is None:
+        refuse_edited(edited, overwrite=run.options.overwrite)
         return None
     for former, path in zip(there, job.files.values(), strict=True):
         if former != path:
@@ -243,9 +257,20 @@ def done_before(run: Run, job: SceneJob) -> SceneResult | None:
                 raise output_error(path, error) from error
     write_mask_sidecars(job.files[MASK])
     hashes = {output.name: sha256_of(path) for output, path in job.files.items()}
-    valid, building = (int(tags[name]) for name in COUNTS)
-    known = {"key": key, "scene": run.digest(job.scene.image)}
-    return job.result.finished("skipped", job.files, (valid, building), known | hashes)
+    valid, building = counts_in(job.files[MASK]) if edited else (int(tags[name]) for name in COUNTS)
+    known = {"key": keys.pop() or "", "scene": run.digest(job.scene.image)}
+    stays = "was changed since aerialseg wrote it and stays as it is; --overwrite has it anew"
+    result = replace(job.result, warnings=(*job.warnings, *(f"{one_line(path)}: {stays}" for path in edited)))
+    return result.finished("skipped", job.files, (valid, building), known | hashes)
+
+
+def refuse_edited(edited: Sequence[Path], *, overwrite: bool) -> None:
+    """Raise OutputError naming the first of the outputs that someone changed, unless they may be replaced."""
+    if edited and not overwrite:
+        raise OutputError(
+            f"{one_line(edited[0])}: was changed since aerialseg wrote it, and would be replaced; give another folder"
+            " with -o, or --overwrite"
+        )
 
 
 def _find_output(out: Path, output: Output, path: Path) -> Path:

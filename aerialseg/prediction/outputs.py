@@ -10,29 +10,32 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from rasterio.enums import Compression
 from rasterio.windows import Window
 
 from aerialseg import __version__
-from aerialseg.counts import NODATA, quantum_of
+from aerialseg.counts import BUILDING, NODATA, quantum_of
 from aerialseg.errors import AerialsegError, UsageError, one_line
 from aerialseg.files import sha256_of
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.opening import open_raster, raster_errors
 from aerialseg.geo.outputs import MASK, Output
-from aerialseg.geo.ownership import PREDICTION_TAG
+from aerialseg.geo.ownership import PIXELS_TAG, PREDICTION_TAG
 from aerialseg.geo.styles import write_mask_sidecars
-from aerialseg.geo.writing import write_cog
+from aerialseg.geo.writing import COG_BLOCK, write_cog
 from aerialseg.prediction.lattice import Lattice
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from numpy.typing import NDArray
+    from rasterio.io import DatasetReader
 
     from aerialseg.geo.scenes import Scene
     from aerialseg.geo.windows import Axis
@@ -45,6 +48,7 @@ ENGINE = 2
 """Part of every key: raise it when the same inputs and parameters come to give other pixels."""
 EVERY = 4
 """One row in so many is looked at, and all those at window edges: 25 million differences in a third of the time."""
+State = Literal["whole", "edited", "damaged"]
 SceneFiles = dict[Output, Path]
 """Where a scene's rasters go, the mask last."""
 
@@ -69,14 +73,67 @@ def done_key(scene: str, parameters: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
-def reads_to_the_end(path: Path) -> bool:
-    """Return whether the last block of an output can be read: a copy that broke off has its head, and its tags."""
+def state_of(path: Path) -> State:
+    """Return whether an output reads back as it was written, or has other pixels, such as painted ones.
+
+    One that does not say what its pixels were is whole when its last block can be read: a copy that broke off has its
+    head, and its tags. What is not there counts as damaged.
+    """
     try:
         with open_raster(path) as dataset, raster_errors(path):
-            dataset.read(1, window=Window(dataset.width - 1, dataset.height - 1, 1, 1))
+            told = dataset.tags().get(PIXELS_TAG)
+            if not told:
+                dataset.read(1, window=Window(dataset.width - 1, dataset.height - 1, 1, 1))
+                return "whole"
+            if pixels_digest(_rows(dataset)) == told:
+                return "whole"
+            return "edited" if _blocks_are_sound(dataset) else "damaged"
     except AerialsegError:
-        return False
+        return "damaged"
+
+
+def _blocks_are_sound(dataset: DatasetReader) -> bool:
+    """Return whether every compressed block has the checksum of its own bytes, which GDAL does not look at.
+
+    What a program wrote has it, whatever the pixels are; what a disk garbled has not. True where there are none.
+    """
+    if dataset.compression != Compression.deflate:
+        return True
+    with Path(dataset.name).open("rb") as stream:
+        for (row, col), _ in dataset.block_windows(1):
+            place = [dataset.get_tag_item(f"BLOCK_{part}_{col}_{row}", "TIFF", bidx=1) for part in ("OFFSET", "SIZE")]
+            if None in place:  # a block of one value need not be stored
+                continue
+            stream.seek(int(place[0]))
+            try:
+                zlib.decompress(stream.read(int(place[1])))
+            except zlib.error:
+                return False
     return True
+
+
+def pixels_digest(strips: Iterable[NDArray[np.uint8]]) -> str:
+    """Return the SHA-256 over pixels given as full-width strips [rows, width], however high they are."""
+    digest = hashlib.sha256()
+    for strip in strips:
+        digest.update(np.ascontiguousarray(strip).data)
+    return digest.hexdigest()
+
+
+def counts_in(mask: Path) -> tuple[int, int]:
+    """Return how many pixels of a mask are valid, and building; raises what reading it raises."""
+    valid = building = 0
+    with open_raster(mask) as dataset, raster_errors(mask):
+        for rows in _rows(dataset):
+            valid += int(np.count_nonzero(rows != NODATA))
+            building += int(np.count_nonzero(rows == BUILDING))
+    return valid, building
+
+
+def _rows(dataset: DatasetReader) -> Iterator[NDArray[np.uint8]]:
+    """Yield the pixels of an output from the top down, in rows of its blocks."""
+    for row in range(0, dataset.height, COG_BLOCK):
+        yield dataset.read(1, window=Window(0, row, dataset.width, min(COG_BLOCK, dataset.height - row)))
 
 
 def count_pixels(resume_file: ResumeFile, threshold: float, seams: SeamCounter) -> tuple[int, int]:
@@ -122,7 +179,8 @@ def finish(
     """
     hashes = {}
     for output, path in files.items():
-        write_cog(path, box, partial(_pixels, resume_file, output, threshold), output.layer, tags=tags)
+        strips = partial(_pixels, resume_file, output, threshold)
+        write_cog(path, box, strips, output.layer, tags={**tags, PIXELS_TAG: pixels_digest(strips())})
         hashes[output.name] = sha256_of(path)
     write_mask_sidecars(files[MASK], replace=replace_sides)
     with open_raster(files[MASK]) as mask:

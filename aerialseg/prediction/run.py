@@ -50,11 +50,21 @@ from aerialseg.prediction.checks import (
     every_output,
     finishers,
     is_output_in,
+    note_views,
+    refuse_edited,
     report_name,
 )
 from aerialseg.prediction.exports import check_products, make_products
 from aerialseg.prediction.options import PredictOptions, check_window
-from aerialseg.prediction.outputs import SceneFiles, SeamCounter, count_pixels, finish, output_tags, scene_files
+from aerialseg.prediction.outputs import (
+    SceneFiles,
+    SeamCounter,
+    count_pixels,
+    finish,
+    output_tags,
+    scene_files,
+    state_of,
+)
 from aerialseg.prediction.reading import in_background
 from aerialseg.prediction.report import PredictReport, SceneResult
 from aerialseg.prediction.resume import ResumeFile, forget_resume_file, resume_path
@@ -115,6 +125,7 @@ def predict_scenes(
         read = model if isinstance(model, Model) else read_model(model)
         run = Run(file, read.digest(), read.card, out, options, progress)
         check_window(run.card, run.window)
+        note_views(run)
         mine = scenes if options.shard is None else options.shard.of(scenes)
         for scene in mine:
             check_rasters(files[scene.name], overwrite=options.overwrite)
@@ -331,7 +342,9 @@ def _finish(
             raise changed
         counts = count_pixels(resume_file, threshold, seams)
         tags = output_tags(key, run.model_hash, threshold, counts)
-        foreign = check_rasters(job.files, overwrite=run.options.overwrite)
+        overwrite = run.options.overwrite
+        foreign = check_rasters(job.files, overwrite=overwrite)
+        refuse_edited([path for path in job.files.values() if state_of(path) == "edited"], overwrite=overwrite)
         hashes, warnings = finish(resume_file, job.files, job.box, tags, threshold=threshold, replace_sides=foreign)
         resume_file.remove()
     except AerialsegError as error:

@@ -33,7 +33,7 @@ from aerialseg.training.logs import check_loggers, open_loggers
 from aerialseg.training.losses import IGNORE, building_loss, distillation_loss
 from aerialseg.training.optimizer import average_decay, learning_rate, set_learning_rate, update_average
 from aerialseg.training.ranks import ALONE, Ranks
-from aerialseg.training.report import announce, epoch_line, report
+from aerialseg.training.report import announce, epoch_line, length_line, report
 from aerialseg.training.run_folder import TrainOptions, begin_run, claimed, open_run, write_start
 from aerialseg.training.start import start_again, start_fresh, start_from_model, with_teacher
 from aerialseg.training.state import TrainState, load_state_dict, save_checkpoint, state_dict
@@ -58,6 +58,8 @@ WORTH_A_PICTURE_S = 30.0
 """Epochs that take longer draw the curves anew; drawing takes about a second. The last epoch always does."""
 MOST_SKIPPED = 24
 """Steps in a row that float16's loss scaling may leave out; from its first scale of 2^16 that ends at 2^-8."""
+SETTLED_STEPS, TOLD_AFTER_STEPS = 5, 20
+"""The first steps are slower than any after them; by those between them the whole training's time is told."""
 LEAST_SHARE = 1e-12
 """Of labelled pixels, below that of any batch that has one."""
 HIGHEST_THRESHOLD = (QUANTA - 1) / QUANTA
@@ -135,6 +137,7 @@ def train(
 def fit(job: TrainJob, state: TrainState, progress: Progress) -> None:
     """Train epoch after epoch until the schedule or the patience ends; Stopped is raised again after saving."""
     steps, epochs = job.steps_per_epoch, job.config.schedule.epochs
+    entered, settled = state.taken, time.monotonic()
     batches, first = job.training_batches(state.epoch, state.step), job.ranks.first
     with closing(batches), open_loggers(job, state.taken, progress.say) if first else nullcontext() as log:
         try:
@@ -145,6 +148,11 @@ def fit(job: TrainJob, state: TrainState, progress: Progress) -> None:
                 job.model.train()
                 while state.step < steps:
                     train_step(job, state, batches)
+                    if state.taken - entered == SETTLED_STEPS:
+                        settled = time.monotonic()
+                    elif state.taken - entered == TOLD_AFTER_STEPS:
+                        step_s = (time.monotonic() - settled) / (TOLD_AFTER_STEPS - SETTLED_STEPS)
+                        progress.say(length_line(job, state, step_s))
                     if time.monotonic() - saved > SAVE_EVERY_S:
                         save(job, state)
                         saved = time.monotonic()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from aerialseg.config.sections import DistilSection
+from aerialseg.errors import counted
 from aerialseg.geo.tiles.tileset import INDEX, find_leak
 from aerialseg.models.package import FILE_NAME
 
@@ -79,6 +80,15 @@ def announce(job: TrainJob, state: TrainState, say: Callable[[str], None]) -> No
     if not job.validation:
         why = "train_on is all" if config.data.train_on == "all" else "the tile set has none"
         say(f"no validation tiles ({why}): every epoch's model is saved, with threshold {config.run.threshold:g}")
+
+
+def length_line(job: TrainJob, state: TrainState, step_s: float) -> str:
+    """Return one line on how long the whole training takes, by the seconds of a step."""
+    seconds = (job.total_steps - state.taken) * step_s
+    amounts = ((3600.0, "h"), (60.0, "min"), (1.0, "s"))
+    size, unit = next((amount for amount in amounts if seconds >= 2 * amount[0]), amounts[-1])
+    left = job.config.schedule.epochs - state.epoch
+    return f"{counted(left, 'epoch')}, about {seconds / size:,.0f} {unit} at this pace, validation not counted"
 
 
 def epoch_line(job: TrainJob, state: TrainState, record: EpochRecord) -> str:

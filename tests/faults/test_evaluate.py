@@ -273,6 +273,28 @@ def lying_header(size: int) -> bytes:
     return b"II*\0" + struct.pack("<I", 16) + bytes(8) + directory + bytes(4)
 
 
+def test_row_45_a_truth_hidden_by_its_nodata_tag_is_said_or_taken(pair: Path, mask_file: Write, run: Run) -> None:
+    with rasterio.open(pair / "gt/x.tif") as truth:
+        values = truth.read(1)
+    mask_file(pair / "gt/x.tif", values, nodata=255)
+    command = ("evaluate", pair / "out", "--masks", pair / "gt", "--json")
+    code, out, err = run(*command)
+    assert code == 0 and "gt/x.tif: declares 255 as nodata, so 23.5% of it is unlabelled" in err
+    assert "no counted pixel is true building" in err
+    code, out, err = run(*command, "--building-values", "255")
+    assert code == 0 and "nodata" not in err and json.loads(out)["overall"]["iou"] > 0.8
+
+
+def test_row_45_a_truth_whose_zero_is_white_is_refused_until_told(pair: Path, mask_file: Write, run: Run) -> None:
+    with rasterio.open(pair / "gt/x.tif") as truth:
+        values = truth.read(1)
+    mask_file(pair / "gt/x.tif", 255 - values, photometric="MINISWHITE")
+    code, line = fails(run, pair)
+    assert code == 65 and "--building-values 0 takes" in line and "--building-values 255" in line
+    code, out, _ = run("evaluate", pair / "out", "--masks", pair / "gt", "--building-values", "0", "--json")
+    assert code == 0 and json.loads(out)["overall"]["iou"] > 0.8
+
+
 @pytest.mark.parametrize("changes", ["out/x.tif", "gt/x.tif", "gt/x.tfw"])
 def test_row_41_what_changes_while_it_is_evaluated_is_named_and_gives_no_score(
     pair: Path, run: Run, mask_file: Write, monkeypatch: pytest.MonkeyPatch, changes: str

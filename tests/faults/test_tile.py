@@ -459,6 +459,59 @@ def test_row_40_the_share_outside_the_labels_is_said_and_can_be_ignored(run: Run
     assert json.loads(out)["left_out"]["unlabelled"] == 4
 
 
+def test_row_45_a_colour_that_is_no_data_is_unlabelled_and_part_of_what_the_set_was_made_with(
+    run: Run, inputs: Path, tmp_path: Path, scene_file: Write
+) -> None:
+    pixels = np.random.default_rng(1).integers(1, 256, (3, 128, 128), dtype=np.uint8)
+    pixels[:, :, :30] = 255
+    scene_file(inputs / "images" / "austin1.tif", pixels)
+    arguments = ("tile", inputs, "-o", tmp_path / "set", *SIZE)
+    code, _, err = run(*arguments)
+    assert code == 0 and "austin1.tif: a large part of it, from its border on, is of one colour, 255,255,255" in err
+    assert "nodata" not in json.loads((tmp_path / "set/tileset.json").read_text())
+    code, _, err = run(*arguments, "--nodata", "255,255,255")
+    assert code == 0 and "2 scenes cut" in err and "one colour" not in err
+    assert json.loads((tmp_path / "set/tileset.json").read_text())["nodata"] == [255, 255, 255]
+    with rasterio.open(tmp_path / "set/masks/austin1_00000_00000.tif") as mask:
+        labels = mask.read(1)
+    assert (labels[:, :30] == 255).all() and (labels[:, 30:] != 255).all()
+    code, _, err = run(*arguments, "--nodata", "255,255,255")
+    assert code == 0 and "nothing had changed" in err
+    for words, line in ((("--nodata", "white"), "--nodata white: give numbers"), (("--alpha", "4th"), "--alpha 4th")):
+        code, _, err = run(*arguments, *words)
+        assert code == 2 and line in one_error(err)
+
+
+def test_row_45_labels_hidden_by_a_nodata_tag_are_said_or_taken(
+    run: Run, inputs: Path, tmp_path: Path, mask_file: Write
+) -> None:
+    labels = np.zeros((128, 128), np.uint8)
+    labels[20:60, 20:100] = 1
+    for number in (1, 2):
+        mask_file(inputs / "gt" / f"austin{number}.tif", labels, nodata=1)
+    arguments = ("tile", inputs / "images", "--masks", inputs / "gt", "-o", tmp_path / "set", *SIZE)
+    code, _, err = run(*arguments)
+    assert code == 0 and "declares 1 as nodata, so 19.5% of it is unlabelled (and 1 more like it)" in err
+    assert "no labelled pixel is building" in err
+    code, out, err = run(*arguments, "--building-values", "1", "--json")
+    assert code == 0 and "nodata" not in err and "2 scenes cut" in err
+    assert json.loads(out)["building_fraction"]["train"] == pytest.approx(3200 / 128**2)
+
+
+def test_row_45_masks_whose_zero_is_white_are_refused_until_told(
+    run: Run, inputs: Path, tmp_path: Path, mask_file: Write
+) -> None:
+    with rasterio.open(inputs / "gt/austin1.tif") as mask:
+        stored = (mask.read(1) == 0).astype(np.uint8)
+    mask_file(inputs / "gt/austin1.tif", stored, nbits=1, compress="CCITTFAX4", photometric="MINISWHITE")
+    image = inputs / "images/austin1.tif"
+    arguments = ("tile", image, "--masks", inputs / "gt/austin1.tif", "-o", tmp_path / "set", *SIZE)
+    code, _, err = run(*arguments)
+    assert code == 65 and "--building-values 0 takes" in one_error(err) and "--building-values 1 what" in err
+    code, out, err = run(*arguments, "--building-values", "0", "--json")
+    assert code == 0 and json.loads(out)["building_fraction"]["train"] == pytest.approx((stored == 0).mean()), err
+
+
 @pytest.mark.parametrize("changes", ["images/austin1.tif", "gt/austin1.tif", "images/austin1.tfw", "gone"])
 @pytest.mark.parametrize("reader", ["plan.inspect_scene", "build.cut_tiles"])
 def test_row_41_an_input_that_changes_meanwhile_fails_its_scene_and_counts_for_nothing(

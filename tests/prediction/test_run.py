@@ -183,7 +183,9 @@ def test_a_changed_scene_or_side_file_is_predicted_again(town: Town, scene_file:
 
 
 @pytest.mark.parametrize(
-    "change", [{"overlap": 0.5}, {"precision": "fp32"}, {"rule": BandRule(bands=(3, 2, 1))}], ids=str
+    "change",
+    [{"overlap": 0.5}, {"precision": "fp32"}, {"rule": BandRule(bands=(3, 2, 1))}, {"rule": BandRule(nodata=(0,))}],
+    ids=str,
 )
 def test_other_parameters_are_other_work(town: Town, change: dict[str, Any]) -> None:
     town.predict()
@@ -668,3 +670,74 @@ def test_pixels_far_larger_than_the_models_are_refused_with_the_way_out(
         BadDataError, match=r"at 0\.3 m a pixel it is 1667x1333, 2\.22e\+06 pixels.*--max-pixels 1e\+06"
     ):
         predict_scenes(found, model, tmp_path / "c", PredictOptions(gsd_m=0.3, access=few)).raise_failures()
+
+
+def paint(path: Path) -> tuple[int, int]:
+    """Draw a house of 10 x 12 px into a mask, in place, as QGIS does; return the valid and the building pixels."""
+    with rasterio.open(path, "r+", IGNORE_COG_LAYOUT_BREAK="YES") as mask:
+        pixels = mask.read(1)
+        pixels[5:15, 8:20] = 1 - pixels[5, 8]
+        mask.write(pixels, 1)
+    return int((pixels != 255).sum()), int((pixels == 1).sum())
+
+
+def test_a_mask_that_someone_painted_stays_and_is_counted_as_it_is(town: Town) -> None:
+    town.predict()
+    counts = paint(town.out / "austin2.tif")
+    painted = town.masks()
+    heard = Lines()
+    report = town.predict(progress=heard)
+    assert [scene.status for scene in report.scenes] == ["skipped"] * 3 and town.masks() == painted
+    assert (report.scenes[1].valid_pixels, report.scenes[1].building_pixels) == counts
+    stays = "austin2.tif: was changed since aerialseg wrote it and stays as it is; --overwrite has it anew"
+    assert [line for line in heard.lines if "changed" in line] == [f"warning: {town.out / stays}"]
+    assert [scene.status for scene in town.predict(overwrite=True).scenes] == ["done"] * 3
+    assert town.masks() != painted and not any(scene.warnings for scene in town.predict().scenes)
+
+
+def test_another_models_run_does_not_replace_a_painted_mask(
+    town: Town, small_model: Callable[..., Path], no_torch_work: Callable[[], None]
+) -> None:
+    town.predict()
+    paint(town.out / "austin2.tif")
+    painted, town.model = town.masks(), small_model(threshold=0.7)
+    no_torch_work()
+    with pytest.raises(OutputError, match=r"austin2.tif: was changed since .* would be replaced; .*--overwrite"):
+        town.predict()
+    assert town.masks() == painted
+
+
+def test_a_mask_painted_while_its_scene_is_predicted_again_is_not_replaced(
+    town: Town, small_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    town.predict()
+    real, town.model = engine.predict_scene, small_model(threshold=0.7)
+
+    def painting(forward: Any, canvas: Any, *rest: Any, **options: Any) -> Any:
+        if canvas.source.path.name == "austin2.tif":
+            paint(town.out / "austin2.tif")
+        return real(forward, canvas, *rest, **options)
+
+    monkeypatch.setattr(engine, "predict_scene", painting)
+    with pytest.raises(OutputError, match=r"austin2.tif: was changed since aerialseg wrote it"):
+        town.predict()
+
+
+def test_row_44_an_output_damaged_inside_is_not_done_before(town: Town) -> None:
+    town.predict(probability=True)
+    path = town.out / "probability" / "austin2.tif"
+    whole = path.read_bytes()
+    with rasterio.open(path) as raster:
+        offset = int(raster.get_tag_item("BLOCK_OFFSET_0_0", "TIFF", bidx=1))
+        length = int(raster.get_tag_item("BLOCK_SIZE_0_0", "TIFF", bidx=1))
+    middle = offset + length // 2
+    path.write_bytes(whole[:middle] + bytes(16) + whole[middle + 16 :])
+    assert town.statuses(probability=True) == ["skipped", "done", "skipped"]
+    assert path.read_bytes() == whole
+
+
+def test_an_output_of_before_that_says_nothing_of_its_pixels_counts_as_done(town: Town) -> None:
+    town.predict()
+    with rasterio.open(town.out / "austin2.tif", "r+", IGNORE_COG_LAYOUT_BREAK="YES") as mask:
+        mask.update_tags(AERIALSEG_PIXELS_SHA256="")
+    assert town.statuses() == ["skipped"] * 3

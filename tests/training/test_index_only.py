@@ -64,6 +64,7 @@ def tile(run: Any, scenes: Path, out: Path, *more: str) -> TileSet:
         (),
         ("--gsd", "0.47", "--overlap", "0.25"),
         ("--bands", "3,1", "--keep-empty", "0.5"),
+        ("--nodata", "7", "--bands", "2", "--alpha", "data"),
         ("--masks", "VECTORS", "--labelled-area", "AREA"),
         ("--masks", "VECTORS", "--gsd", "0.2"),
     ],
