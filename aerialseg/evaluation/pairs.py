@@ -75,7 +75,7 @@ class Pair:
     def files(self) -> tuple[Path, ...]:
         """Everything that is read for it, and may therefore not be written over."""
         known = (self.prediction, self.truth, self.probability, self.rival)
-        return (*(path for path in known if path is not None), *(split_layer(path)[0] for path in self.vectors))
+        return tuple(split_layer(path)[0] for path in (*known, *self.vectors) if path is not None)
 
 
 @dataclass(frozen=True, slots=True)

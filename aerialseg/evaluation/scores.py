@@ -19,6 +19,7 @@ from aerialseg.geo.digest import seen, what_changed
 from aerialseg.geo.inspection import Access
 from aerialseg.geo.labels import Labels, LabelSource, MaskRule, ResolvedRule, decide_rule, mask_box
 from aerialseg.geo.scenes import Scene
+from aerialseg.geo.vector_files import split_layer
 from aerialseg.geo.vectors import datum_notes, read_layer, read_layers
 from aerialseg.progress import Progress, Silent
 
@@ -119,7 +120,8 @@ def evaluate_pairs(
 
 def look_at(pairs: Sequence[Pair], options: EvaluateOptions) -> dict[Path, str]:
     """Return what all files that are read look like from outside; see `what_changed`."""
-    return seen([*(path for pair in pairs for path in pair.files), options.labelled_area])
+    area = () if options.labelled_area is None else split_layer(options.labelled_area)[:1]
+    return seen([*(path for pair in pairs for path in pair.files), *area])
 
 
 def decide_rules(pairs: Sequence[Pair], options: EvaluateOptions) -> tuple[Rules, tuple[str, ...]]:

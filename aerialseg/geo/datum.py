@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @lru_cache(maxsize=64)
-def way_between(source: str, target: str) -> Transformer:
+def transformer_between(source: str, target: str) -> Transformer:
     """Return the way from one CRS to another, both as WKT; raises ProjError where there is none."""
     return Transformer.from_crs(CRS.from_wkt(source), CRS.from_wkt(target), always_xy=True)
 
@@ -40,11 +40,11 @@ def datum_note(name: str, box: GeoBox, other: CRS, *, towards: bool = False) -> 
     source, target = (own, theirs) if towards else (theirs, own)
     x, y = box.transform @ (box.width / 2, box.height / 2)
     try:
-        way = way_between(source, target)
+        way = transformer_between(source, target)
         place = (x, y) if towards else way.transform(x, y, direction="INVERSE")
         way.transform(*place)
         used = way.get_last_used_operation()
-        lon, lat = way_between(own, CRS.from_epsg(4326).to_wkt()).transform(x, y)
+        lon, lat = transformer_between(own, CRS.from_epsg(4326).to_wkt()).transform(x, y)
     except ProjError:
         return None
     if not (math.isfinite(lon) and math.isfinite(lat)):

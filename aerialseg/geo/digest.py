@@ -64,7 +64,7 @@ def seen(paths: Iterable[Path | None]) -> dict[Path, str]:
     Sizes, times of change and inodes; empty for a file that cannot be found, which whoever reads it will say.
     """
     files = [Path(str(path).partition(LAYER_NAME)[0]) for path in paths if path is not None]
-    return {file: _seen(file) for file in files}
+    return {file: _seen(file) for file in dict.fromkeys(files)}
 
 
 def what_changed(before: Mapping[Path, str], done: str) -> BadDataError | None:

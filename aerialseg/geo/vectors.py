@@ -17,7 +17,7 @@ from pyproj.exceptions import ProjError
 from rasterio.features import rasterize
 
 from aerialseg.errors import BadDataError, one_line
-from aerialseg.geo.datum import datum_note, way_between
+from aerialseg.geo.datum import datum_note, transformer_between
 from aerialseg.geo.opening import without_warnings
 from aerialseg.geo.vector_files import named_columns, read_polygons, split_layer
 
@@ -77,6 +77,8 @@ class Overlay:
     tree: shapely.STRtree
     covered: float
     """The share of the raster that lies within the hulls of the layers."""
+    files: frozenset[Path] = frozenset()
+    """Those whose hulls come near the raster: no other can change what is burned."""
 
     def burn(self, window: Window) -> NDArray[np.bool_]:
         """Return (rows, cols): True where a pixel's centre lies in a polygon; the window may run over the raster."""
@@ -165,11 +167,12 @@ def overlay(layers: Iterable[VectorLayer], box: GeoBox) -> Overlay:
     frame = shapely.box(0, 0, box.width, box.height)
     shapes: list[Shapes] = [np.empty(0, dtype=object)]
     hulls: list[Any] = []
+    files: set[Path] = set()
     for layer in layers:
         if not box.georeferenced or box.crs is None:
             raise BadDataError(f"{layer.name}: polygons cannot be placed on a scene that has no CRS and transform")
         try:
-            to_crs = way_between(layer.crs.to_wkt(), box.crs.to_wkt())
+            to_crs = transformer_between(layer.crs.to_wkt(), box.crs.to_wkt())
         except ProjError as error:
             raise BadDataError(f"{layer.name}: no way from its CRS to the scene's: {one_line(str(error))}") from error
         around = _around(box, layer.crs, to_crs)
@@ -178,10 +181,12 @@ def overlay(layers: Iterable[VectorLayer], box: GeoBox) -> Overlay:
         near = np.unique(layer.tree.query(shapely.get_parts(around))[1])
         moved = _placed(layer.shapes[near], around, to_crs, ~box.transform)
         shapes.append(moved[shapely.intersects(moved, frame)])
-        hulls.extend(_placed(layer.hulls[shapely.intersects(layer.hulls, around)], around, to_crs, ~box.transform))
+        close = shapely.intersects(layer.hulls, around)
+        files.update(layer.paths[index] for index in np.flatnonzero(close))
+        hulls.extend(_placed(layer.hulls[close], around, to_crs, ~box.transform))
     found = np.concatenate(shapes)
     covered = shapely.union_all(hulls).intersection(frame).area / frame.area
-    return Overlay(found, shapely.STRtree(found), covered)
+    return Overlay(found, shapely.STRtree(found), covered, frozenset(files))
 
 
 def datum_notes(layers: Iterable[VectorLayer], boxes: Iterable[GeoBox]) -> list[str]:
@@ -203,7 +208,7 @@ def _degrees(places: Iterable[tuple[Sequence[float], str]]) -> str:
     found = []
     for bounds, crs in places:
         try:
-            way = way_between(crs, CRS.from_epsg(4326).to_wkt())
+            way = transformer_between(crs, CRS.from_epsg(4326).to_wkt())
             placed = way.transform_bounds(*bounds)
         except ProjError:
             placed = (math.inf,) * 4

@@ -17,6 +17,7 @@ from aerialseg.evaluation.results import at_limit, calibration_error, fit_temper
 from aerialseg.evaluation.scores import EvaluateOptions, check_truth, count_probabilities
 from aerialseg.files import prepare_output_folder, refuse_input_as_output, sha256_of, working_folder
 from aerialseg.geo.ownership import check_overwrite
+from aerialseg.geo.vector_files import split_layer
 from aerialseg.models.package import find_model, load_model, read_card, save_model
 from aerialseg.prediction.options import PredictOptions
 from aerialseg.prediction.run import predict_scenes
@@ -99,7 +100,8 @@ def calibrate_model(
     """
     model = find_model(model)
     rasters = (path for scene in scenes for path in (scene.image, scene.mask))
-    inputs = (model, *rasters, *options.vectors, options.truth.labelled_area)
+    vectors = [split_layer(path)[0] for path in (*options.vectors, options.truth.labelled_area) if path is not None]
+    inputs = (model, *rasters, *vectors)
     refuse_input_as_output([path for path in inputs if path is not None], [out])
     prepare_output_folder(out.parent)
     check_overwrite(out, overwrite=options.overwrite)

@@ -65,6 +65,29 @@ def test_polygons_score_as_the_mask_burned_from_them(
     assert found[0]["fp"] > 0
 
 
+@pytest.mark.parametrize("suffix", [".shp", ".fgb", ".gpkg", ".geojson", ".geojsonl", ".kml", ".parquet"])
+def test_where_and_layer_choose_the_truth_in_every_format(
+    tmp_path: Path, houses: gpd.GeoDataFrame, run: Run, suffix: str
+) -> None:
+    truth, driver = tmp_path / f"truth{suffix}", {".geojsonl": "GeoJSONSeq", ".kml": "LIBKML"}.get(suffix)
+    if suffix == ".parquet":
+        houses.to_parquet(truth)
+    else:
+        moved = houses.to_crs("EPSG:4326") if suffix in (".geojson", ".geojsonl", ".kml") else houses
+        moved.to_file(truth, driver=driver)
+    with rasterio.open(tmp_path / "out/x.tif") as source:
+        prediction = source.read(1)
+    layer = () if suffix == ".parquet" else ("--layer", "truth")
+    options = ("--masks", truth, "--pixels-only", "--json", *layer)
+    code, out, err = run("evaluate", tmp_path / "out", *options, "--where", "kind = 'house'")
+    assert code == 0, err
+    known = burn(houses[houses.kind == "house"])
+    found, expected = json.loads(out)["overall"], counts(prediction, known, known >= 0)
+    assert all(abs(found[name] - expected[name]) <= 2 for name in expected)
+    code, _, err = run("evaluate", tmp_path / "out", *options, "--where", "knid = 'house'")
+    assert code == 65 and "--where knid = 'house': no such column: knid; its columns are " in err
+
+
 def test_where_and_the_labelled_area(tmp_path: Path, houses: gpd.GeoDataFrame, run: Run) -> None:
     houses.to_file(tmp_path / "truth.gpkg")
     west = gpd.GeoDataFrame(geometry=[box(EAST, NORTH - 50, EAST + 18, NORTH)], crs="EPSG:26914")

@@ -24,13 +24,14 @@ import shapely
 from rasterio.warp import transform as reproject_points
 
 from aerialseg.errors import AerialsegError, BadDataError, NoInputError, UsageError, one_line
-from aerialseg.geo.digest import content_digest, seen
+from aerialseg.geo.digest import content_digest, seen, what_changed
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.inspection import Access, BandRule, Source, inspect_scene
 from aerialseg.geo.labels import Labels, LabelSource, MaskRule, decide_rule
 from aerialseg.geo.opening import open_raster
 from aerialseg.geo.resampling import at_gsd
 from aerialseg.geo.scenes import Scene, check_same_grid, require_masks, split_scenes
+from aerialseg.geo.vector_files import split_layer
 from aerialseg.geo.vectors import datum_notes, overlay, read_layer, read_layers
 from aerialseg.geo.windows import Tile, TileGrid
 
@@ -149,7 +150,7 @@ class TileJob:
     inputs: Mapping[Path, str | None]
     """The files the tiles are made from, the scene first; with the digests of those that were read for all scenes."""
     seen: dict[Path, str]
-    """What those looked like before the first of them was read."""
+    """What those looked like before the first of them was read, without label files that do not reach the scene."""
     settings: str
     """Whatever else the tiles depend on, as JSON."""
 
@@ -180,9 +181,12 @@ def plan_tiles(scenes: Sequence[Scene], options: TilingOptions, progress: Progre
     UsageError for a split that does not fit, BadDataError for labels that lie elsewhere or whose values are unclear.
     """
     masks = (scene.mask for scene in scenes if not options.vectors)
-    looks = seen([*options.vectors, options.labelled_area, *(scene.image for scene in scenes), *masks])
+    vectors = [split_layer(path)[0] for path in (*options.vectors, options.labelled_area) if path is not None]
+    looks = seen([*vectors, *(scene.image for scene in scenes), *masks])
     layers = read_layers(options.vectors, where=options.where)
     labelled, validation = (read_layer(path) if path else None for path in (options.labelled_area, options.val_area))
+    if (changed := what_changed({path: looks[path] for path in vectors}, "read")) is not None:
+        raise changed
     sources, failures, notes = _inspect(
         scenes if layers else require_masks(scenes, partly=options.keep_unlabelled), options, progress
     )
@@ -208,8 +212,10 @@ def plan_tiles(scenes: Sequence[Scene], options: TilingOptions, progress: Progre
         )
         inputs = {scene.image: None, **label_source.files(scene)}
         settings = _settings(source, box, tiles, label_source, options)
-        planned = scene, stem, source, box, label_source.of(scene, box), tiles, splits[name].count("gap")
-        before = {path: looks[path] for path in inputs}
+        labels = label_source.of(scene, box)
+        planned = scene, stem, source, box, labels, tiles, splits[name].count("gap")
+        near = {path for laid in (labels.polygons, labels.area) if laid is not None for path in laid.files}
+        before = {path: looks[path] for path, known in inputs.items() if known is None or path in near}
         jobs.append(TileJob(*planned, options.keep_empty, options.keep_unlabelled, inputs, before, settings))
     notes += [line for layer in (*layers, labelled, validation) if layer is not None for line in layer.warnings]
     notes += datum_notes([layer for layer in (*layers, labelled, validation) if layer is not None], boxes.values())

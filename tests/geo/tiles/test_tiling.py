@@ -19,10 +19,12 @@ from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning
 
 from aerialseg.errors import BadDataError, UsageError
+from aerialseg.geo import vector_files
 from aerialseg.geo.inspection import Access, BandRule
 from aerialseg.geo.labels import MaskRule, find_labels
 from aerialseg.geo.scenes import Scene, find_scenes
 from aerialseg.geo.tiles.build import TilingReport, tile_scenes
+from aerialseg.geo.tiles.cut import check_unchanged, plan_again, source_files
 from aerialseg.geo.tiles.plan import TilingOptions
 from aerialseg.geo.tiles.tileset import INDEX, TileSet, load_tileset
 
@@ -304,8 +306,55 @@ def test_the_share_of_ground_outside_the_labels_is_said(tmp_path: Path, scene_fi
     tile_scenes([scene], tmp_path / "other", replace(SMALL, vectors=(vector,), labelled_area=vector), told)
     assert not any("outside" in line for line in told.lines)
     far = write_polygons(tmp_path / "far.gpkg", [shapely.box(0, 3000000, 9, 3000009)])
-    with pytest.raises(BadDataError, match=r"far\.gpkg: no polygon near any scene"):
+    degrees = (r"longitude -104\.\d+ to .*, scenes at", r"longitude -97\.\d+ to -97\.\d+, latitude 30\.\d+ to 30\.\d+")
+    places = "polygons lie at " + " ".join(degrees)
+    with pytest.raises(BadDataError, match=rf"far\.gpkg: no polygon near any scene: {places}; check the CRS"):
         tile_scenes([scene], tmp_path / "none", replace(SMALL, vectors=(far,)))
+
+
+def test_many_label_files_are_read_and_named_once(
+    tmp_path: Path, scene_file: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenes, files, read_files = [], [], []
+    for n in range(4):
+        left = 616000 + 64 * 0.3 * n
+        image = scene_file(tmp_path / f"{n}.tif", size=(64, 64), transform=(0.3, 0, left, 0, -0.3, 3347000))
+        scenes.append(Scene(str(n), image))
+        shapes = [] if n == 2 else [shapely.box(left + 3, 3346990, left + 9, 3346997)]
+        files.append(write_polygons(tmp_path / f"lab/{n}.gpkg", shapes))
+    digest = vector_files.content_digest
+    monkeypatch.setattr(vector_files, "content_digest", lambda path: read_files.append(path) or digest(path))
+    said = Said()
+    tile_scenes(scenes, tmp_path / "set", replace(SMALL, vectors=tuple(files)), said)
+    assert read_files == files
+    tiles = load_tileset(tmp_path / "set")
+    counted = {tile.scene: np.count_nonzero(read(tiles.mask_path(tile))[0] == 1) for tile in tiles.tiles}
+    assert counted["2"] == 0 and min(counted[name] for name in "013") > 400
+    (empty,) = [line for line in said.lines if "empty" in line]
+    assert empty == f"1 of 4 label files is empty: {files[2]}"
+    (outside,) = [line for line in said.lines if "outside" in line]
+    assert outside.startswith(f"4 label files ({files[0]} ...): labels cover part of the ground only")
+
+
+def test_a_set_knows_the_layer_that_it_was_labelled_by(tmp_path: Path, scene_file: Write) -> None:
+    scene, file = Scene("a", scene_file(tmp_path / "a.tif", size=(64, 64))), tmp_path / "town.gpkg"
+    for name, top in (("houses", 0), ("sheds", 5)):
+        shape = shapely.box(616003, 3346985 + top, 616009, 3346990 + top)
+        pyogrio.raw.write(
+            file, shapely.to_wkb([shape]), [], [], layer=name, append=file.exists(), driver="GPKG", crs="EPSG:26914",
+            geometry_type="Polygon",
+        )  # fmt: skip
+    found = {}
+    for name in ("houses", "sheds"):
+        vectors = find_labels((scene,), [file], layer=name)[1]
+        tiles = cut([scene], tmp_path / "set", vectors=vectors, index_only=True)
+        assert source_files(tiles) == {"a": (scene.image, file)}
+        (job,) = plan_again(tiles)
+        check_unchanged(tiles, job)
+        found[name] = job.labels.polygons.shapes[0].bounds
+    assert found["houses"] != found["sheds"]
+    with pytest.raises(UsageError, match="--layer houses: chooses a layer of vector files, but --masks names none"):
+        find_labels((scene,), [], layer="houses")
 
 
 def test_scenes_without_georeferencing_are_cut_when_allowed(
