@@ -190,7 +190,9 @@ def test_a_stopped_training_goes_on_from_its_checkpoint(run: Run) -> None:
 
 
 def test_its_model_and_folders_are_described_as_before(run: Run) -> None:
-    for name in ("run", "tiles", "out"):
+    code, printed, err = run("info", "out", "--json")  # told apart from a folder of scenes since
+    assert code == 0 and (json.loads(printed)["kind"], json.loads(printed)["scenes"]) == ("predictions", 2), err
+    for name in ("run", "tiles"):
         code, printed, err = run("info", name, "--json")
         assert code == 0, err
         told, told_before = json.loads(printed), json.loads(Path(f"info-{name}.json").read_text())

@@ -144,6 +144,7 @@ def test_row_2_missing_files_and_empty_folders_are_named(run: Run, inputs: Path,
         assert code == 66 and name in one_error(err)
     code, _, err = run("tile", inputs / "images", "--masks", tmp_path / "none.gpkg", "-o", tmp_path / "set")
     assert code == 66 and "none.gpkg" in one_error(err)
+    (inputs / "gt").rename(inputs / "truth")  # else it is found beside the images
     code, _, err = run("tile", inputs / "images", "-o", tmp_path / "set")
     assert code == 65 and "no mask" in one_error(err)
 
