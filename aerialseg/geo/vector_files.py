@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import struct
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,6 +140,8 @@ def _check_format(path: Path) -> str:
     name = one_line(path)
     with raster_errors(path):
         if not is_regular(path):
+            with suppress(FileNotFoundError):
+                path.stat()  # says so where a folder may not be entered
             raise NoInputError(f"{name}: no such file")
         refuse_irregular_beside(path)
         driver = DRIVERS.get(path.suffix.lower())

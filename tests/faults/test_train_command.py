@@ -135,10 +135,10 @@ import os, sys, time
 from pathlib import Path
 from aerialseg.training import cache
 
-def hang(path, window, read=cache._read_image):
+def hang(path, window, made, read=cache._read_image):
     if Path(sys.argv[1], "metrics.csv").exists():
         time.sleep(3600)
-    return read(path, window)
+    return read(path, window, made)
 
 cache._read_image = hang
 from aerialseg.cli import main

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -260,6 +261,8 @@ def test_a_file_that_may_not_be_read_is_no_input(tmp_path: Path, monkeypatch: py
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(Path, method, refuse)
+    if method == "stat":
+        monkeypatch.setattr(os.path, "isfile", lambda path: False)
     with pytest.raises(NoInputError, match=r"labels\.gpkg: may not be read; check its permissions"):
         read_layer(path)
 

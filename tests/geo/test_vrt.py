@@ -86,8 +86,7 @@ def test_what_does_not_fit_is_left_out_and_said(tmp_path: Path) -> None:
     assert [line.split(":")[0].rsplit("/", 1)[-1] for line in said] == [
         "turned.tif",
         "bare.tif",
-        "coarse.tif",
-        "upside.tif",
+        "coarse.tif and 1 more",
     ]
     assert "rotated" in said[0]
     assert "width is 0.5, most are 0.3" in said[2]

@@ -210,10 +210,10 @@ def test_a_tile_that_one_process_cannot_read_ends_both_with_its_error(
 ) -> None:
     read = cache._read_image
 
-    def fail(path: Path, window: Any) -> Any:
+    def fail(path: Path, window: Any, made: Any) -> Any:
         if os.environ["RANK"] == "1" and (tmp_path / "run" / "metrics.csv").exists():
             raise BadDataError(f"{path}: damaged")
-        return read(path, window)
+        return read(path, window, made)
 
     monkeypatch.setattr(cache, "_read_image", fail)
     ended = train(words("run", "schedule.epochs=50"))
