@@ -326,8 +326,8 @@ def test_times_and_places_of_a_run_are_no_difference(sides: tuple[Path, Path]) -
     ("name", "old", "new", "told"),
     [
         ("mask.tif", "mask", "Mask", "cannot be read"),
-        ("out/report.json", '"valid": 9', '"valid": 8', "scenes.a.valid: 9 -> 8"),
-        ("out/report.json", '"valid"', '"pixels"', "scenes.a: ['valid'] -> ['pixels']"),
+        ("out/report.json", '"valid": 9', '"valid": 8', "a report names the option"),
+        ("out/report.json", '"valid"', '"pixels"', "a report names the option"),
         ("metrics.csv", "0.5", "0.6", "0.iou: '0.5' -> '0.6'"),
         ("run.json", '"seed": 0', '"seed": 1', "starts.0.seed: 0 -> 1"),
         ("tile.stdout", "3 scenes", "2 scenes", "2 scenes"),

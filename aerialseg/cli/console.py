@@ -200,16 +200,16 @@ def print_json(value: Any) -> None:
     print(json.dumps(to_values(value), indent=2))  # noqa: T201
 
 
-def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+def print_table(title: str, columns: list[str], rows: list[list[str]], *, prose: bool = False) -> None:
     """Print a table on stdout; columns of numbers are aligned on the right.
 
     Where it is too wide for the terminal, a table of a few rows is turned, and others lose their last columns, which
-    is said on stderr: no number and no name is folded.
+    is said on stderr: no number and no name is folded. The sentences of a table of `prose` are.
     """
     from rich.table import Table
 
     console = _console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140)
-    columns, rows, hidden = _fitted(columns, rows, console.width)
+    columns, rows, hidden = (columns, rows, []) if prose else _fitted(columns, rows, console.width)
     table = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
         numbers = index > 0 and all(_is_number(row[index]) for row in rows)

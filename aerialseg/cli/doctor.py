@@ -33,5 +33,5 @@ def doctor(
         print_json({"ok": ok, "findings": findings})
     else:
         rows = [[item.topic, item.name, item.found, item.state, item.advice] for item in findings]
-        print_table("aerialseg doctor", ["", "what", "found", "state", "advice"], rows)
+        print_table("aerialseg doctor", ["", "what", "found", "state", "advice"], rows, prose=True)
     require_all(findings)

@@ -50,7 +50,7 @@ def floor(source: Source, given: argparse.Namespace, folder: Path) -> Stages:
             seen = buffer[:, : height - row]
             dataset.read(out=seen, window=Window(0, row, width, seen.shape[1]))
     if given.kind == "floor":
-        write_cog(folder / "mask.tif", source.box, strips, MASK)
+        write_cog(folder / "mask.tif", source.box, strips, MASK.layer)
         return {}
     with (folder / "mask.raw").open("wb") as stream:
         for pixels in strips():

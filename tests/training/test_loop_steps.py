@@ -103,8 +103,8 @@ def test_schedule_average_and_counters_count_the_optimizers_steps(tiles_folder: 
 
 
 def test_by_itself_a_step_of_several_batches_covers_as_much_ground(make_job: Callable[..., TrainJob]) -> None:
-    one = make_job("schedule.steps_per_epoch=0", "data.batch=1", "data.crop=32")
-    four = make_job("schedule.steps_per_epoch=0", "data.batch=1", "data.crop=32", "optimizer.accumulate=4")
+    one = make_job("schedule.steps_per_epoch=0", "data.batch=2", "data.crop=32")
+    four = make_job("schedule.steps_per_epoch=0", "data.batch=2", "data.crop=32", "optimizer.accumulate=4")
     assert four.steps_per_epoch == -(-one.steps_per_epoch // 4) and four.total_steps == 2 * four.steps_per_epoch
     with closing(four.training_batches(1, four.steps_per_epoch - 1)) as batches:
         assert len(list(batches)) == 4
