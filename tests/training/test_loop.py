@@ -147,7 +147,7 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
     said = Recorder(stop_at)
     with pytest.raises(Stopped) as caught:
         train(tiles_folder, dropping(), tmp_path, options=CPU, progress=said)
-    assert "the same command with --resume goes on" in str(caught.value.advice)
+    assert "the same command with --resume goes on" in str(caught.value)
     assert caught.value.exit_code == 143 and (tmp_path / "last.ckpt").is_file()
     torch.manual_seed(12345)
     said = Recorder()
