@@ -27,8 +27,18 @@ if sys.platform == "win32":
     collect_ignore = [str(path) for path in modules if POSIX.search(path.read_text(encoding="utf-8"))]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_torch_thread_for_what_a_module_shares() -> None:
+    """Without it a test that runs alone compares a fixture trained with two threads with what it trains with one."""
+    use_one_torch_thread()
+
+
 @pytest.fixture(autouse=True)
 def _one_torch_thread() -> None:
+    use_one_torch_thread()
+
+
+def use_one_torch_thread() -> None:
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
 
