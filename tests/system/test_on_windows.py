@@ -295,7 +295,7 @@ import albumentations, buildingregulariser, geopandas, lightning, matplotlib.pyp
 import rich.console, segmentation_models_pytorch, sqlite3, tensorboard, tempfile, timm, torchvision, typer
 import multiprocessing.connection, concurrent.futures, shutil, asyncio, torch.utils.tensorboard, uuid, jinja2
 sys.path.insert(0, {tests!r})
-from test_windows import Kernel
+from test_on_windows import Kernel
 for name in ("fcntl", "resource", "pwd", "grp", "termios", "posix"):
     sys.modules[name] = None
 for name in ("fork", "pread", "pwrite", "sched_getaffinity", "geteuid", "getuid", "mkfifo", "O_NOFOLLOW"):
