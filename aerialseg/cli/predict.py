@@ -118,7 +118,8 @@ def predict(
         print_json(report.to_json())
     else:
         typer.echo(report.line())
-        say_next("preview", out)
+        if report.of("done", "skipped") and shard is None:
+            say_next("preview", out)
     report.raise_failures()
 
 
