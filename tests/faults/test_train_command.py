@@ -55,11 +55,17 @@ def assert_ended(done: subprocess.CompletedProcess[str], code: int, *said: str) 
     assert all(text in lines[0] for text in said), lines[0]
 
 
-def save(path: Path, *, architecture: str = NETWORK["architecture"], std: float = 40.0) -> Path:
+def save(path: Path, *, architecture: str = NETWORK["architecture"], weight: float | None = None) -> Path:
+    """Save a model of random weights, or of one weight in all places."""
     spec = resolve(None, NETWORK["architecture"], NETWORK["encoder"], bands=3)
-    values = {"mean": (90.0,) * 3, "std": (std,) * 3}
+    values = {"mean": (90.0,) * 3, "std": (40.0,) * 3}
     names = {"preset": "mine", "architecture": architecture, "encoder": spec.encoder}
-    save_model(path, Segmenter(build_network(spec), **values), ModelCard(**names, bands=3, tile_size=64, **values))
+    model = Segmenter(build_network(spec), **values)
+    if weight is not None:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(weight)
+    save_model(path, model, ModelCard(**names, bands=3, tile_size=64, **values))
     return path
 
 
@@ -108,7 +114,7 @@ def test_row_24_a_damaged_checkpoint_gives_way_to_the_one_before(train: Any, tmp
 def test_row_26_numbers_that_are_not_finite_end_with_4_and_the_model_stays(train: Any, tmp_path: Path) -> None:
     assert train().returncode == 0
     kept = (tmp_path / "run" / "model.safetensors").read_bytes()
-    wild = str(save(tmp_path / "m.safetensors", std=1e-37))  # pixels of 1e39: infinite from the first layer on
+    wild = str(save(tmp_path / "m.safetensors", weight=1e38))  # infinite from the first sum on
     done = train(flags=("--from", wild, "--overwrite"))
     assert_ended(done, 4, "step 1 (epoch 1): loss is nan", "on tiles city", "lower optimizer.lr")
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == kept
