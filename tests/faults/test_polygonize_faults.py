@@ -325,3 +325,25 @@ def test_row_41_a_mask_that_changes_while_it_is_traced_leaves_the_older_file(
     assert err.splitlines()[-1] == f"error: {tmp_path / 'masks/b.tif'}: changed while it was traced; run again"
     assert (tmp_path / "b.gpkg").read_bytes() == before
     assert run(*command)[0] == 0
+
+
+@pytest.mark.parametrize("crs", [(), ("--crs", "EPSG:4326")])
+def test_buildings_of_masks_that_overlap_off_one_grid_are_said(
+    tmp_path: Path, mask_file: Write, run: Run, crs: tuple[str, ...]
+) -> None:
+    """Three buildings, two of them in both masks; the same masks on one grid, or side by side, need no word."""
+    ground = np.zeros((300, 600), np.uint8)
+    ground[100:150, 100:180] = ground[100:150, 250:300] = ground[200:260, 320:350] = 1
+    mask_file(tmp_path / "m/a.tif", ground[:, :400])
+    for shift, first, lines in ((200.4, 200, 1), (200, 200, 0), (400, 400, 0), (400.4, 400, 0)):
+        mask_file(
+            tmp_path / "m/b.tif",
+            ground[:, first:],
+            transform=(0.3, 0.0, 616000.0 + 0.3 * shift, 0.0, -0.3, 3347000.0 - 0.3 * (shift % 1)),
+        )
+        code, _, err = run("polygonize", tmp_path / "m", "-o", tmp_path / "b.gpkg", *crs)
+        said = [line for line in err.splitlines() if "lie on others" in line]
+        assert code == 0 and len(said) == lines, err
+        if lines:
+            names = f"{tmp_path / 'm/a.tif'} and {tmp_path / 'm/b.tif'} overlap"
+            assert "2 buildings lie on others and are there twice" in said[0] and names in said[0]

@@ -31,7 +31,7 @@ from aerialseg.geo.opening import open_raster
 from aerialseg.geo.outputs import is_of_another_run, kind_of, left_out_note
 from aerialseg.geo.ownership import check_overwrite, embed_digest_in, mark_of, owner_of
 from aerialseg.geo.polygons.formats import SUFFIXES, create_buildings, require_writer
-from aerialseg.geo.polygons.shape import MetricFrame, ShapeCounts, Shaping, footprints, gather
+from aerialseg.geo.polygons.shape import MetricFrame, Overlaps, ShapeCounts, Shaping, footprints, gather
 from aerialseg.geo.polygons.trace import PlacedMask, Tracer, read_corners
 from aerialseg.geo.scenes import check_same_grid, find_scenes, pair_by_name
 from aerialseg.progress import Silent
@@ -310,21 +310,30 @@ def _write(
     progress.start("polygons", pixels / 1e6, "Mpx")
     for name, mosaics in tables.items():
         file.begin_layer(name, shaping.crs or CRS.from_wkt(mosaics[0][0].crs.to_wkt()))
-        for chunk in gather(_trace(mosaics, rule, shaping, counts, progress)):
+        overlaps = Overlaps(mosaics, shaping.crs)
+        for chunk in gather(_trace(mosaics, rule, shaping, counts, overlaps, progress)):
             file.add(chunk)
+        if (note := overlaps.note()) is not None:
+            progress.say(f"warning: {note}")
     file.finish()
     progress.finish()
 
 
 def _trace(
-    mosaics: Sequence[Mosaic], rule: ResolvedRule, shaping: Shaping, counts: ShapeCounts, progress: Progress
+    mosaics: Sequence[Mosaic],
+    rule: ResolvedRule,
+    shaping: Shaping,
+    counts: ShapeCounts,
+    overlaps: Overlaps,
+    progress: Progress,
 ) -> Iterator[Footprints]:
-    for mosaic in mosaics:
+    for number, mosaic in enumerate(mosaics):
         frames = {mask.name: MetricFrame.of(mask.box) for mask in mosaic}
         tracer = Tracer()
         with _own_advice():
             for corners, read in read_corners(mosaic, rule):
                 for part in footprints(tracer.add(corners), mosaic, frames, shaping, counts):
+                    overlaps.add(number, part.shapes)
                     yield part
                     progress.advance(0)
                 progress.advance(read / 1e6, one_line(mosaic[0].name))

@@ -13,6 +13,7 @@ ellipsoid; lengths there are those of a transverse Mercator projection around th
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from pyproj.crs.coordinate_operation import TransverseMercatorConversion
 from pyproj.exceptions import ProjError
 
 from aerialseg.counts import QUANTA
-from aerialseg.errors import BadDataError, one_line
+from aerialseg.errors import BadDataError, counted, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -115,6 +116,51 @@ def join_footprints(parts: Sequence[Footprints]) -> Footprints:
     return Footprints(
         *(np.concatenate([empty.get(name, nothing), *(getattr(part, name) for part in parts)]) for name in names)
     )
+
+
+class Overlaps:
+    """Buildings of masks that lie on each other off one grid, where nothing says which of them is meant; all state."""
+
+    def __init__(self, mosaics: Sequence[Sequence[PlacedMask]], crs: CRS | None) -> None:
+        """Find where the masks of one table, written in `crs` if not their own, lie on each other in one CRS."""
+        masks = [(number, mask) for number, mosaic in enumerate(mosaics) for mask in mosaic]
+        frames = np.array([shapely.box(*mask.box.bounds) for _, mask in masks])
+        systems = [mask.crs.to_wkt() for _, mask in masks]
+        self.pairs: list[tuple[str, str]] = []
+        areas: dict[int, list[shapely.Geometry]] = defaultdict(list)
+        for one, other in shapely.STRtree(frames).query(frames, predicate="intersects").T.tolist():
+            (first, mask), (second, rival) = masks[one], masks[other]
+            common = shapely.intersection(frames[one], frames[other])
+            pixel = abs(mask.box.transform.determinant)
+            if first < second and systems[one] == systems[other] and common.area > pixel:
+                self.pairs.append((one_line(mask.mask), one_line(rival.mask)))
+                to_crs = None if crs is None else Transformer.from_crs(mask.crs.to_wkt(), crs, always_xy=True)
+                area = common if to_crs is None else shapely.box(*to_crs.transform_bounds(*common.bounds))
+                for number in (first, second):
+                    areas[number].append(area)
+        self._areas = {number: shapely.union_all(found) for number, found in areas.items()}
+        self._held: dict[int, list[Any]] = defaultdict(list)
+
+    def add(self, number: int, shapes: Shapes) -> None:
+        """Take buildings of a mosaic as they are written."""
+        if number in self._areas:
+            self._held[number].extend(shapes[shapely.intersects(shapes, self._areas[number])])
+
+    def note(self) -> str | None:
+        """Return a line that says how many lie on each other, and on which masks; None when none does."""
+        numbers = np.repeat(list(self._held), list(map(len, self._held.values()))).astype(np.int64)
+        shapes = np.array([shape for held in self._held.values() for shape in held], dtype=object)
+        one, other = shapely.STRtree(shapes).query(shapes, predicate="intersects")
+        apart = numbers[one] < numbers[other]
+        one, other = one[apart], other[apart]
+        double = np.unique(other[shapely.area(shapely.intersection(shapes[one], shapes[other])) > 0])
+        if not len(double):
+            return None
+        more = f" and {len(self.pairs) - 1} more pairs" if len(self.pairs) > 1 else ""
+        return (
+            f"{counted(len(double), 'building')} lie on others and are there twice: {' and '.join(self.pairs[0])}{more}"
+            " overlap and share no pixel grid; gdalwarp them to one grid, or give masks that do not overlap"
+        )
 
 
 def gather(parts: Iterable[Footprints]) -> Iterator[Footprints]:
