@@ -19,7 +19,7 @@ import numpy as np
 from rasterio.windows import Window
 
 from aerialseg.counts import UNLABELLED, Confusion, ScoreHistogram
-from aerialseg.errors import AerialsegError, BadDataError, NoInputError, UsageError, one_line
+from aerialseg.errors import AerialsegError, BadDataError, NoInputError, UsageError, folded, one_line
 from aerialseg.evaluation.boundary import DISTANCES, BoundaryCounter
 from aerialseg.evaluation.objects import ObjectCounter
 from aerialseg.evaluation.results import SceneScore
@@ -198,7 +198,7 @@ def check_pairs(pairs: Sequence[Pair], access: Access) -> tuple[list[str], list[
             faults.append(fault)
         else:
             warnings += [] if warning is None else [warning]
-    return warnings, faults
+    return folded(warnings), faults
 
 
 def _may_be_vectors(given: str | Path) -> bool:

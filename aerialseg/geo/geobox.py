@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
+import pyproj
 from affine import Affine
 from rasterio._err import CPLE_BaseError
 from rasterio.coords import BoundingBox
@@ -16,9 +18,11 @@ from rasterio.crs import CRS
 from rasterio.errors import CRSError
 from rasterio.warp import transform as reproject_points
 
-from aerialseg.errors import BadDataError
+from aerialseg.errors import BadDataError, one_line
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from rasterio.io import DatasetReader
     from rasterio.windows import Window
 
@@ -136,6 +140,47 @@ class GeoBox:
         rows = lons[2] - lons[0], lats[2] - lats[0]
         local = Affine(columns[0], rows[0], 0, columns[1], rows[1], 0)
         return _ellipsoidal_gsd_m(local, math.pi / 180, lats[0])
+
+
+def same_horizontal(one: CRS | None, other: CRS | None) -> bool:
+    """Return whether two CRSs, in whatever words, give a place on the ground the same coordinates; heights aside."""
+    if one is None or other is None or one == other:
+        return one == other
+    return _same_horizontal(one.to_wkt(), other.to_wkt())
+
+
+def by_horizontal(systems: Iterable[CRS]) -> list[list[int]]:
+    """Return the places of CRSs in groups that are one, heights aside, in the order of their first members."""
+    groups: list[list[int]] = []
+    known: dict[str, list[int]] = {}
+    firsts: list[CRS] = []
+    for index, crs in enumerate(systems):
+        wkt = crs.to_wkt()
+        if wkt not in known:
+            number = next((number for number, first in enumerate(firsts) if same_horizontal(first, crs)), len(groups))
+            if number == len(groups):
+                firsts.append(crs)
+                groups.append([])
+            known[wkt] = groups[number]
+        known[wkt].append(index)
+    return groups
+
+
+def heights_note(name: str, one: CRS, other: CRS) -> str | None:
+    """Say that the raster `name`, in one CRS, is laid on ground in the other, which tells other heights or none."""
+    if one == other:
+        return None
+    told, taken = (pyproj.CRS.from_wkt(crs.to_wkt()).name for crs in (one, other))
+    return f"{name}: its CRS, {one_line(told)}, differs from {one_line(taken)} in heights only; taken as one"
+
+
+@lru_cache(maxsize=256)
+def _same_horizontal(one: str, other: str) -> bool:
+    try:
+        flat = [CRS.from_wkt(pyproj.CRS.from_wkt(wkt).to_2d().to_wkt()) for wkt in (one, other)]
+    except (CRSError, pyproj.exceptions.CRSError):
+        return False
+    return bool(flat[0] == flat[1])
 
 
 def gsd_differs(gsd_m: float | None, expected_m: float | None) -> bool:

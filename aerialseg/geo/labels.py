@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from affine import Affine
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.windows import Window
 
@@ -340,10 +341,13 @@ def mask_box(path: Path, access: Access | None = None) -> GeoBox:
     name = one_line(path)
     access.require_size(box.height, box.width, name, "mask")
     if not box.georeferenced and not access.allow_ungeoreferenced:
-        raise BadDataError(
-            f"{name}: has no georeferencing: gdal_translate -a_srs EPSG:... -a_ullr ..., or compare pixel by pixel"
-            " with --allow-ungeoreferenced"
+        only_crs = box.crs is None and box.transform != Affine.identity()
+        lacks, way = (
+            ("CRS", f"gdal_edit.py -a_srs EPSG:... {name}")
+            if only_crs
+            else ("georeferencing", "gdal_translate -a_srs EPSG:... -a_ullr ...")
         )
+        raise BadDataError(f"{name}: has no {lacks}: {way}, or compare pixel by pixel with --allow-ungeoreferenced")
     return box
 
 

@@ -347,3 +347,16 @@ def test_buildings_of_masks_that_overlap_off_one_grid_are_said(
         if lines:
             names = f"{tmp_path / 'm/a.tif'} and {tmp_path / 'm/b.tif'} overlap"
             assert "2 buildings lie on others and are there twice" in said[0] and names in said[0]
+
+
+@pytest.mark.parametrize(("first", "said"), [(390, "1 building lies on others and is there twice"), (399, None)])
+def test_halves_of_a_building_that_share_a_sliver_are_not_said_to_be_one_twice(
+    tmp_path: Path, mask_file: Write, run: Run, first: int, said: str | None
+) -> None:
+    ground = np.zeros((300, 600), np.uint8)
+    ground[200:260, 380:430] = 1
+    mask_file(tmp_path / "m/a.tif", ground[:, :400])
+    place = (0.3, 0.0, 616000.0 + 0.3 * (first + 0.4), 0.0, -0.3, 3347000.0)
+    mask_file(tmp_path / "m/b.tif", ground[:, first:], transform=place)
+    code, _, err = run("polygonize", tmp_path / "m", "-o", tmp_path / "b.gpkg")
+    assert code == 0 and (said in err if said else "on others" not in err), err

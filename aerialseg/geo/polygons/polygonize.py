@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -19,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 from pyproj import CRS
 from pyproj.exceptions import CRSError
 
-from aerialseg.errors import BadDataError, NoInputError, OutputError, UsageError, counted, one_line
+from aerialseg.errors import BadDataError, NoInputError, OutputError, UsageError, counted, folded, one_line
 from aerialseg.files import TEMPORARY, locked, prepare_output_folder, refuse_input_as_output, resolved, staged
 from aerialseg.geo.adjacency import connect_grids
 from aerialseg.geo.datum import datum_note
 from aerialseg.geo.digest import content_digest, seen, what_changed
-from aerialseg.geo.geobox import GeoBox
+from aerialseg.geo.geobox import GeoBox, by_horizontal, heights_note
 from aerialseg.geo.geopackage import is_open_elsewhere
 from aerialseg.geo.labels import decide_rule
 from aerialseg.geo.opening import open_raster
@@ -225,7 +224,7 @@ def write_buildings(
         return BuildingsReport(target, stays=reason)
     with _own_advice():
         rule = decide_rule([layer.mask for layer in layers])
-    for warning in (*rule.warnings, *_datum_notes(mosaics, crs)):
+    for warning in (*rule.warnings, *_heights_notes(mosaics), *_datum_notes(mosaics, crs)):
         progress.say(warning)
     shaping, counts = Shaping(options.min_area_m2, options.simplify_m, options.regularise, crs), ShapeCounts()
     with staged(target) as temporary, _cleared(temporary):
@@ -271,11 +270,8 @@ def check_mask(layer: MaskLayer, max_pixels: float = MAX_PIXELS) -> PlacedMask:
 
 def group_masks(masks: Sequence[PlacedMask]) -> list[Mosaic]:
     """Return the masks in mosaics that overlap or share a side (a corner is not enough), by their first members."""
-    systems: dict[str, list[int]] = defaultdict(list)
-    for index, placed in enumerate(masks):
-        systems[placed.crs.to_wkt()].append(index)
     mosaics: dict[int, Mosaic] = {}
-    for members in systems.values():
+    for members in by_horizontal(placed.crs for placed in masks):
         boxes = [masks[index].box for index in members]
         for places in connect_grids(boxes, GRID_TOLERANCE, corners=False, overlaps=True)[0]:
             own = sorted((members[index], place) for index, place in places.items())
@@ -354,6 +350,18 @@ def _target_crs(target: Path, options: PolygonOptions) -> CRS | None:
     return CRS.from_user_input(WGS84)
 
 
+def _heights_notes(mosaics: Sequence[Mosaic]) -> list[str]:
+    """Say of the first mask whose CRS differs from another's in heights only that it does."""
+    masks = [mask for mosaic in mosaics for mask in mosaic]
+    groups = by_horizontal(mask.crs for mask in masks)
+    notes = (
+        heights_note(one_line(masks[index].mask), masks[index].crs, masks[members[0]].crs)
+        for members in groups
+        for index in members
+    )
+    return folded(note for note in notes if note is not None)
+
+
 def _datum_notes(mosaics: Sequence[Mosaic], crs: CRS | None) -> list[str]:
     """Say of each CRS of the masks whose way to `crs` is worse than a pixel for want of a grid."""
     boxes = {
@@ -365,9 +373,7 @@ def _datum_notes(mosaics: Sequence[Mosaic], crs: CRS | None) -> list[str]:
 
 def _by_layer(mosaics: Sequence[Mosaic], target: Path, crs: CRS | None) -> dict[str, list[Mosaic]]:
     """Return table -> mosaics: one for all, or one for each CRS, named after it."""
-    systems: dict[str, list[Mosaic]] = {}
-    for mosaic in mosaics:
-        systems.setdefault(mosaic[0].crs.to_wkt(), []).append(mosaic)
+    systems = by_horizontal(mosaic[0].crs for mosaic in mosaics)
     if crs is not None or len(systems) == 1:
         return {LAYER: list(mosaics)}
     if target.suffix.lower() != ".gpkg":
@@ -376,10 +382,10 @@ def _by_layer(mosaics: Sequence[Mosaic], target: Path, crs: CRS | None) -> dict[
             " EPSG:..., or write .gpkg, which gets a layer for each"
         )
     tables: dict[str, list[Mosaic]] = {}
-    for number, (wkt, members) in enumerate(systems.items(), 1):
-        authority = CRS.from_wkt(wkt).to_authority()
+    for number, members in enumerate(systems, 1):
+        authority = CRS.from_wkt(mosaics[members[0]][0].crs.to_wkt()).to_authority()
         name = f"{LAYER}_{number}" if authority is None else f"{LAYER}_{'_'.join(authority).lower()}"
-        tables[name if name not in tables else f"{name}_{number}"] = members
+        tables[name if name not in tables else f"{name}_{number}"] = [mosaics[member] for member in members]
     return tables
 
 

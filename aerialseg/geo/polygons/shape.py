@@ -26,6 +26,7 @@ from pyproj.exceptions import ProjError
 
 from aerialseg.counts import QUANTA
 from aerialseg.errors import BadDataError, counted, one_line
+from aerialseg.geo.geobox import same_horizontal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -53,6 +54,8 @@ LEAST_IOU = 0.7
 """What has less in common with the raster's outline is no version of it: a square pixel cut to a triangle has 0.5."""
 LEAST_M2, LEAST_PX = 4.0, 9
 """A network's specks are smaller, and no house is: the larger of both."""
+LEAST_SHARED = 0.1
+"""The share of the smaller of two buildings that lie on each other; masks that miss each other's grid share slivers."""
 TOGETHER = 256
 TRUE_AREA = 0.005
 """A projection whose areas are off by more is not measured in its plane; UTM and national grids stay below 0.002."""
@@ -125,14 +128,13 @@ class Overlaps:
         """Find where the masks of one table, written in `crs` if not their own, lie on each other in one CRS."""
         masks = [(number, mask) for number, mosaic in enumerate(mosaics) for mask in mosaic]
         frames = np.array([shapely.box(*mask.box.bounds) for _, mask in masks])
-        systems = [mask.crs.to_wkt() for _, mask in masks]
         self.pairs: list[tuple[str, str]] = []
         areas: dict[int, list[shapely.Geometry]] = defaultdict(list)
         for one, other in shapely.STRtree(frames).query(frames, predicate="intersects").T.tolist():
             (first, mask), (second, rival) = masks[one], masks[other]
             common = shapely.intersection(frames[one], frames[other])
             pixel = abs(mask.box.transform.determinant)
-            if first < second and systems[one] == systems[other] and common.area > pixel:
+            if first < second and common.area > pixel and same_horizontal(mask.box.crs, rival.box.crs):
                 self.pairs.append((one_line(mask.mask), one_line(rival.mask)))
                 to_crs = None if crs is None else Transformer.from_crs(mask.crs.to_wkt(), crs, always_xy=True)
                 area = common if to_crs is None else shapely.box(*to_crs.transform_bounds(*common.bounds))
@@ -152,13 +154,18 @@ class Overlaps:
         shapes = np.array([shape for held in self._held.values() for shape in held], dtype=object)
         one, other = shapely.STRtree(shapes).query(shapes, predicate="intersects")
         apart = numbers[one] < numbers[other]
-        one, other = one[apart], other[apart]
-        double = np.unique(other[shapely.area(shapely.intersection(shapes[one], shapes[other])) > 0])
-        if not len(double):
+        one, other = shapes[one[apart]], other[apart]
+        shared, least = (
+            shapely.area(shapely.intersection(one, shapes[other])),
+            shapely.area([one, shapes[other]]).min(0),
+        )
+        double = len(np.unique(other[shared >= LEAST_SHARED * least]))
+        if not double:
             return None
-        more = f" and {len(self.pairs) - 1} more pairs" if len(self.pairs) > 1 else ""
+        more = f" and {counted(len(self.pairs) - 1, 'more pair')}" if len(self.pairs) > 1 else ""
+        lie, are = ("lies", "is") if double == 1 else ("lie", "are")
         return (
-            f"{counted(len(double), 'building')} lie on others and are there twice: {' and '.join(self.pairs[0])}{more}"
+            f"{counted(double, 'building')} {lie} on others and {are} there twice: {' and '.join(self.pairs[0])}{more}"
             " overlap and share no pixel grid; gdalwarp them to one grid, or give masks that do not overlap"
         )
 

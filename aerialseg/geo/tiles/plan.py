@@ -23,7 +23,7 @@ import numpy as np
 import shapely
 from rasterio.warp import transform as reproject_points
 
-from aerialseg.errors import AerialsegError, BadDataError, NoInputError, UsageError, one_line
+from aerialseg.errors import AerialsegError, BadDataError, NoInputError, UsageError, folded, one_line
 from aerialseg.geo.digest import content_digest, seen, what_changed
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.inspection import Access, BandRule, Source, inspect_scene
@@ -221,7 +221,7 @@ def plan_tiles(scenes: Sequence[Scene], options: TilingOptions, progress: Progre
     notes += datum_notes([layer for layer in (*layers, labelled, validation) if layer is not None], boxes.values())
     notes += [] if rule is None else rule.warnings
     notes += label_source.coverage_notes({job.scene.name: job.labels for job in jobs}, boxes)
-    return TilingPlan(len(scenes), size, tuple(jobs), failures, tuple(_collapsed([*notes, *_set_notes(jobs)])))
+    return TilingPlan(len(scenes), size, tuple(jobs), failures, tuple(folded([*notes, *_set_notes(jobs)])))
 
 
 def _inspect(
@@ -367,14 +367,6 @@ def _set_notes(jobs: Sequence[TileJob]) -> list[str]:
             f" {known[coarse]:.3g} m; --gsd resamples all to one"
         )
     return notes
-
-
-def _collapsed(notes: Iterable[str]) -> list[str]:
-    """Return the notes with those that say the same of many files told once."""
-    said: dict[str, list[str]] = {}
-    for note in notes:
-        said.setdefault(note.partition(": ")[2], []).append(note)
-    return [f"{same[0]} (and {len(same) - 1} more like it)" if len(same) > 1 else same[0] for same in said.values()]
 
 
 def assign_splits(
