@@ -20,7 +20,7 @@ from aerialseg.geo.inspection import Access
 from aerialseg.geo.labels import Labels, LabelSource, MaskRule, ResolvedRule, decide_rule, mask_box
 from aerialseg.geo.scenes import Scene
 from aerialseg.geo.vector_files import split_layer
-from aerialseg.geo.vectors import datum_notes, read_layer, read_layers
+from aerialseg.geo.vectors import datum_notes, read_layer, read_layers, require_place
 from aerialseg.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -162,10 +162,14 @@ def read_truth(
     if layers or area is not None:
         source = LabelSource(layers, options.where, truth, area)
         boxes = {pair.name: mask_box(pair.prediction, options.access) for pair in pairs}
+        every = (*layers, *((area,) if area else ()))
+        for pair in pairs:
+            require_place(
+                one_line(pair.prediction), boxes[pair.name], [path for layer in every for path in layer.paths]
+            )
         labels = {
             pair.name: source.of(Scene(pair.name, pair.prediction, pair.truth), boxes[pair.name]) for pair in pairs
         }
-        every = (*layers, *((area,) if area else ()))
         warnings += [line for layer in every for line in layer.warnings] + datum_notes(every, boxes.values())
         warnings += source.coverage_notes(labels, boxes)
     return truth, labels, warnings

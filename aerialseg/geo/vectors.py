@@ -189,6 +189,15 @@ def overlay(layers: Iterable[VectorLayer], box: GeoBox) -> Overlay:
     return Overlay(found, shapely.STRtree(found), covered, frozenset(files))
 
 
+def require_place(name: str, box: GeoBox, files: Sequence[Path]) -> None:
+    """Raise BadDataError, about the raster called `name`, when vector files are to be laid on it and it has no place."""
+    if not files or box.georeferenced:
+        return
+    lacks = "transform" if box.crs is not None else "CRS" if box.transform != Affine.identity() else "CRS and transform"
+    way = "gdal_edit.py -a_srs EPSG:..." if lacks == "CRS" else "add its world file, or gdal_translate -a_srs -a_ullr"
+    raise BadDataError(f"{name}: has no {lacks}, so {named(files)} cannot be laid on it: {way}")
+
+
 def datum_notes(layers: Iterable[VectorLayer], boxes: Iterable[GeoBox]) -> list[str]:
     """Say of each layer whose way to some raster is worse than a pixel for want of a grid; the first such raster's."""
     rasters = list(boxes)

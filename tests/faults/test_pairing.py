@@ -8,6 +8,7 @@ import numpy as np
 import pyogrio
 import pytest
 import rasterio
+import shapely
 from rasterio.crs import CRS
 
 from aerialseg.geo.geobox import same_horizontal
@@ -117,3 +118,56 @@ def test_a_truth_with_a_transform_alone_is_told_how_to_get_its_crs(tmp_path: Pat
     true = mask_file(tmp_path / "gt/s.tif", crs=None)
     code, _, err = run("evaluate", tmp_path / "out", "--masks", tmp_path / "gt")
     assert code == 65 and f"{true}: has no CRS: gdal_edit.py -a_srs EPSG:... {true}, or compare" in err
+
+
+def squares(path: Path, *places: tuple[float, float], crs: str = "EPSG:26914") -> Path:
+    """Write squares of 12 m by their lower left corners."""
+    wkb = np.array([shapely.to_wkb(shapely.box(x, y, x + 12, y + 12)) for x, y in places], dtype=object)
+    pyogrio.raw.write(path, wkb, [], [], geometry_type="Polygon", crs=crs)
+    return path
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.parametrize(
+    ("profile", "line"),
+    [
+        ({"crs": None}, "has no CRS, so {labels} cannot be laid on it: gdal_edit.py -a_srs EPSG:..."),
+        ({"crs": None, "transform": None}, "has no CRS and transform, so {labels} cannot be laid on it: add its world"),
+        ({"transform": None}, "has no transform, so {labels} cannot be laid on it: add its world file"),
+    ],
+)
+def test_a_scene_without_a_place_is_blamed_itself_and_costs_itself_only(
+    tmp_path: Path, scene_file: Write, mask_file: Write, run: Run, profile: dict[str, Any], line: str
+) -> None:
+    labels = squares(tmp_path / "l.gpkg", (616010, 3346970))
+    bare = scene_file(tmp_path / "im/bare.tif", **profile)
+    scene_file(tmp_path / "im/good.tif")
+    given = ("--masks", labels, *SIZE, "--allow-ungeoreferenced", "-o", tmp_path / "t")
+    code, _, err = run("tile", tmp_path / "im", *given)
+    assert code == 3 and f"error: {bare}: {line.format(labels=labels)}" in err, err
+    code, _, err = run("tile", bare, *given[:-1], tmp_path / "t2")
+    assert code == 65 and err.splitlines()[-1].startswith(f"error: {bare}: {line.format(labels=labels)}"), err
+    mask = mask_file(tmp_path / "out/bare.tif", **profile)
+    code, _, err = run("evaluate", mask, "--masks", labels, "--allow-ungeoreferenced")
+    assert code == 65 and err.splitlines()[-1].startswith(f"error: {mask}: {line.format(labels=labels)}"), err
+
+
+def test_notes_of_many_small_scenes_are_told_once_each_with_their_number(
+    tmp_path: Path, scene_file: Write, mask_file: Write, run: Run
+) -> None:
+    """Every scene has blocks that were never written and look like a collar, every mask lies a third of a pixel off."""
+    for number in range(12):
+        x, shift = 616000 + 64 * 0.3 * number, 0.1 + 0.001 * number
+        place = (0.3, 0.0, x, 0.0, -0.3, 3347000.0)
+        path = scene_file(tmp_path / f"im/s{number}.tif", np.zeros((3, 64, 64), np.uint8), transform=place)
+        with rasterio.open(path) as dataset:
+            profile = dataset.profile | {"blockysize": 8}
+        with rasterio.open(path, "w", **profile, SPARSE_OK=True) as dataset:
+            dataset.write(np.full((3, 8, 64), 9, np.uint8), window=((0, 8), (0, 64)))
+        mask_file(tmp_path / f"gt/s{number}.tif", size=(64, 64), transform=(*place[:2], x + shift, *place[3:]))
+    code, _, err = run("tile", tmp_path / "im", "--masks", tmp_path / "gt", *SIZE, "-o", tmp_path / "t")
+    said = [line for line in err.splitlines() if ".tif: " in line]
+    for start in ("im/s0.tif: at least 7 blocks", "im/s0.tif: a large part", "gt/s0.tif: lies 0.33 px off"):
+        assert sum(line.startswith(f"{tmp_path}/{start}") for line in said) == 1, err
+    assert code == 0 and len(said) == 3, err
+    assert all(line.endswith("(and 11 more like it)") for line in said)

@@ -32,7 +32,7 @@ from aerialseg.geo.opening import open_raster
 from aerialseg.geo.resampling import at_gsd
 from aerialseg.geo.scenes import Scene, check_same_grid, require_masks, split_scenes
 from aerialseg.geo.vector_files import split_layer
-from aerialseg.geo.vectors import datum_notes, overlay, read_layer, read_layers
+from aerialseg.geo.vectors import datum_notes, overlay, read_layer, read_layers, require_place
 from aerialseg.geo.windows import Tile, TileGrid
 
 if TYPE_CHECKING:
@@ -231,11 +231,13 @@ def _inspect(
     sources: dict[str, Source] = {}
     failures: dict[str, AerialsegError] = {}
     notes: list[str] = []
+    files = [*options.vectors, *(path for path in (options.labelled_area, options.val_area) if path is not None)]
     progress.start("checking", len(scenes), "scene")
     for scene in scenes:
         name = one_line(scene.image)
         try:
             source = inspect_scene(scene.image, options.bands, options.access)
+            require_place(name, source.box, files)
             bands = len(next(iter(sources.values()), source).bands)
             if len(source.bands) != bands:
                 raise BadDataError(f"{name}: has {len(source.bands)} bands, the scenes before it {bands}: use --bands")

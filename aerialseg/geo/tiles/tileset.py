@@ -27,11 +27,11 @@ from rasterio.windows import Window
 from aerialseg.counts import GSD_RANGE
 from aerialseg.errors import BadDataError, NoInputError, OutputError, one_line
 from aerialseg.files import is_folder, is_regular, staged, write_text
-from aerialseg.geo.geobox import GeoBox
+from aerialseg.geo.geobox import GeoBox, same_horizontal
 from aerialseg.geo.geopackage import is_open_elsewhere, reading, write_table, writing_vectors
 from aerialseg.geo.opening import open_raster, write_error
 from aerialseg.geo.scenes import Split
-from aerialseg.geo.vectors import overlay, read_layer
+from aerialseg.geo.vectors import overlay, read_layer, require_place
 from aerialseg.values import from_values, read_json, to_values
 
 if TYPE_CHECKING:
@@ -307,13 +307,13 @@ def write_index(path: Path, tiles: Sequence[TileRecord], boxes: dict[str, GeoBox
 
 
 def common_crs(boxes: Sequence[GeoBox]) -> CRS | None:
-    """Return the CRS that georeferenced grids share, longitude and latitude when they differ, None for no grid."""
+    """Return the CRS that georeferenced grids share, heights aside, longitude and latitude when they differ, None for no grid."""
     from rasterio.crs import CRS
 
     found = [box.crs for box in boxes if box.georeferenced and box.crs is not None]
     if not found:
         return None
-    return found[0] if all(crs == found[0] for crs in found) else CRS.from_epsg(4326)
+    return found[0] if all(same_horizontal(crs, found[0]) for crs in found) else CRS.from_epsg(4326)
 
 
 def _read_rows(path: Path) -> list[tuple[Any, Any]]:
@@ -374,6 +374,7 @@ def find_leaks(tiles: Path, scenes: Iterable[tuple[str, Path]]) -> list[str]:
     for name, raster in scenes:
         with open_raster(raster) as dataset:
             box = GeoBox.of(dataset)
+        require_place(one_line(raster), box, [index])
         covered = overlay([train], box).share_of(Window(0, 0, box.width, box.height))
         if covered > LEAST_COVERED:
             found.append(
