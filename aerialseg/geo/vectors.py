@@ -190,7 +190,7 @@ def overlay(layers: Iterable[VectorLayer], box: GeoBox) -> Overlay:
 
 
 def require_place(name: str, box: GeoBox, files: Sequence[Path]) -> None:
-    """Raise BadDataError, about the raster called `name`, when vector files are to be laid on it and it has no place."""
+    """Raise BadDataError, about the raster `name`, when vector files are to be laid on it and it has no place."""
     if not files or box.georeferenced:
         return
     lacks = "transform" if box.crs is not None else "CRS" if box.transform != Affine.identity() else "CRS and transform"

@@ -307,7 +307,7 @@ def write_index(path: Path, tiles: Sequence[TileRecord], boxes: dict[str, GeoBox
 
 
 def common_crs(boxes: Sequence[GeoBox]) -> CRS | None:
-    """Return the CRS that georeferenced grids share, heights aside, longitude and latitude when they differ, None for no grid."""
+    """Return the CRS that georeferenced grids share, heights aside, or longitude and latitude; None for no grid."""
     from rasterio.crs import CRS
 
     found = [box.crs for box in boxes if box.georeferenced and box.crs is not None]
