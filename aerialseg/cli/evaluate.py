@@ -128,6 +128,8 @@ def evaluate(
     )
     pairing = pair_predictions(predictions, masks, mask_pattern, layer)
     with console_progress() as progress:
+        if pairing.note is not None:
+            progress.say(pairing.note)
         _say_unused(pairing.unused, progress)
         found = run.evaluate(pairing.pairs, chosen, extras, [Path(given) for given in masks], progress)
     print_json(found.to_json() | {"unused_masks": list(pairing.unused)}) if as_json else print_scores(found)

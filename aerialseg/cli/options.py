@@ -47,7 +47,7 @@ Masks = Annotated[
     ),
 ]
 MaskPattern = Annotated[
-    str | None, typer.Option(help="How a mask's name is made from the raster's, as '{stem}_label.tif'.")
+    str | None, typer.Option(help="How a mask's name is made from the raster's, as '{stem}_label.tif' or '_sat:_mask'.")
 ]
 BuildingValues = Annotated[
     str | None, typer.Option(help="Values of the true masks that mean building, as 1,6; others are background.")

@@ -63,7 +63,8 @@ def tile(
         ),
     ] = False,
     mask_pattern: Annotated[
-        str | None, typer.Option(help="How a mask's name is made from the scene's, as '{stem}_label.tif'.")
+        str | None,
+        typer.Option(help="How a mask's name is made from the scene's, as '{stem}_label.tif' or '_sat:_mask'."),
     ] = None,
     where: Annotated[
         str | None, typer.Option(help="Which polygons are buildings, in SQLite's SQL, as \"kind = 'house'\".")
@@ -114,7 +115,7 @@ def tile(
     from aerialseg.errors import SomeScenesFailed, one_line
     from aerialseg.geo.inspection import Access
     from aerialseg.geo.labels import MaskRule, find_labels
-    from aerialseg.geo.scenes import find_scenes
+    from aerialseg.geo.scenes import case_note, find_scenes
     from aerialseg.geo.tiles.build import tile_scenes
     from aerialseg.geo.tiles.plan import TilingOptions
 
@@ -127,6 +128,8 @@ def tile(
         index_only, keep_unlabelled,
     )  # fmt: skip
     with console_progress() as progress:
+        if (note := case_note(found, mask_pattern)) is not None:
+            progress.say(note)
         report = tile_scenes(found, out or _default_folder(scenes[0]), options, progress)
         progress.say(report.summary())
     if as_json:

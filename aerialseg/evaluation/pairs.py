@@ -28,7 +28,7 @@ from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.labels import find_labels, mask_box, open_labels, read_mask
 from aerialseg.geo.opening import open_raster, raster_errors
 from aerialseg.geo.outputs import MEASURE_FOLDERS, PROBABILITY, is_of_another_run, left_out_note
-from aerialseg.geo.scenes import Scene, check_same_grid, find_scenes, pair_masks
+from aerialseg.geo.scenes import Scene, case_note, check_same_grid, find_scenes, pair_masks
 from aerialseg.geo.vector_files import is_vector, split_layer
 
 if TYPE_CHECKING:
@@ -85,6 +85,8 @@ class Pairing:
     pairs: tuple[Pair, ...]
     unused: tuple[str, ...] = ()
     """Names of masks without a prediction; they are left out of the score."""
+    note: str | None = None
+    """What is odd about the names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,7 @@ def pair_predictions(
     pattern: str | None = None,
     layer: str | None = None,
 ) -> Pairing:
-    """Pair predicted masks with true ones by relative stem, or by `pattern` ('{stem}_label.tif').
+    """Pair predicted masks with true ones by relative stem, or by `pattern` ('{stem}_label.tif', '_sat:_mask').
 
     Both are files, folders or globs; masks may be an Inria root, which stands for its true masks, or vector files,
     whose polygons, in `layer` where there are several, are the truth of every prediction they lie on. One file on each
@@ -149,9 +151,10 @@ def pair_predictions(
     for scene in predicted:
         if resolved(scene.image) in known:
             raise UsageError(f"{one_line(scene.image)}: is among --masks too; a mask cannot be judged by itself")
-    pairs = tuple(_pair(scene, scene.image) for scene in pair_masks(predicted, masks, pattern))
+    found = pair_masks(predicted, masks, pattern)
+    pairs = tuple(_pair(scene, scene.image) for scene in found)
     used = {resolved(pair.truth) for pair in pairs}
-    return Pairing(pairs, tuple(name for path, name in known.items() if path not in used))
+    return Pairing(pairs, tuple(name for path, name in known.items() if path not in used), case_note(found, pattern))
 
 
 def is_measure(name: str) -> bool:

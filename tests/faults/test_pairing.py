@@ -171,3 +171,21 @@ def test_notes_of_many_small_scenes_are_told_once_each_with_their_number(
         assert sum(line.startswith(f"{tmp_path}/{start}") for line in said) == 1, err
     assert code == 0 and len(said) == 3, err
     assert all(line.endswith("(and 11 more like it)") for line in said)
+
+
+def test_commands_pair_by_a_replaced_part_and_say_once_that_names_differ_in_case(
+    tmp_path: Path, scene_file: Write, mask_file: Write, run: Run
+) -> None:
+    for number in range(3):
+        scene_file(tmp_path / f"im/x{number}_sat.tif", transform=beside(number))
+        mask_file(tmp_path / f"gt/X{number}_mask.tif", transform=beside(number))
+        mask_file(tmp_path / f"out/x{number}_sat.tif", transform=beside(number))
+    given = ("--masks", tmp_path / "gt", "--mask-pattern", "_sat:_mask")
+    said = "3 masks by names that differ in case only, such as "
+    for command in (
+        ("tile", tmp_path / "im", *given, *SIZE, "-o", tmp_path / "t"),
+        ("evaluate", tmp_path / "out", *given),
+        ("compare", tmp_path / "out", tmp_path / "out", *given),
+    ):
+        code, _, err = run(*command)
+        assert (code, err.count(said)) == (0, 1), err
