@@ -25,6 +25,7 @@ def calibrate(
     ] = None,
     mask_pattern: options.MaskPattern = None,
     building_values: options.BuildingValues = None,
+    building_colour: options.BuildingColour = None,
     ignore_values: options.IgnoreValues = None,
     mask_threshold: options.MaskThreshold = None,
     where: options.Where = None,
@@ -57,7 +58,7 @@ def calibrate(
     from aerialseg.prediction.options import PredictOptions
     from aerialseg.workflows.calibrate import CalibrateOptions, calibrate_model
 
-    rule = options.mask_rule(building_values, ignore_values, mask_threshold)
+    rule = options.mask_rule(building_values, ignore_values, mask_threshold, building_colour)
     access = Access(allow_ungeoreferenced, max_pixels)
     truth = EvaluateOptions(rule, access, where=where, labelled_area=labelled_area)
     found, vectors = find_labels(find_scenes(scenes), masks or (), mask_pattern, layer=layer)

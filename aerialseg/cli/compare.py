@@ -20,6 +20,7 @@ def compare(
     masks: options.Masks,
     mask_pattern: options.MaskPattern = None,
     building_values: options.BuildingValues = None,
+    building_colour: options.BuildingColour = None,
     ignore_values: options.IgnoreValues = None,
     mask_threshold: options.MaskThreshold = None,
     where: options.Where = None,
@@ -52,7 +53,7 @@ def compare(
     from aerialseg.files import write_text
     from aerialseg.geo.inspection import Access
 
-    rule = options.mask_rule(building_values, ignore_values, mask_threshold)
+    rule = options.mask_rule(building_values, ignore_values, mask_threshold, building_colour)
     access = Access(allow_ungeoreferenced, max_pixels)
     chosen = EvaluateOptions(rule, access, details=True, where=where, labelled_area=labelled_area)
     pairings = [pair_predictions([run], masks, mask_pattern, layer) for run in (run_a, run_b)]

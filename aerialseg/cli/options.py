@@ -52,6 +52,16 @@ MaskPattern = Annotated[
 BuildingValues = Annotated[
     str | None, typer.Option(help="Values of the true masks that mean building, as 1,6; others are background.")
 ]
+BuildingColour = Annotated[
+    str | None,
+    typer.Option(
+        "--building-colour",
+        "--building-color",
+        help="Which colour of masks in colours means building, as 0,0,255; others are background.",
+        metavar="R,G,B",
+        show_default=False,
+    ),
+]
 IgnoreValues = Annotated[
     str | None, typer.Option(help="Values of the true masks that mean unlabelled ground; not counted.")
 ]
@@ -226,13 +236,20 @@ def shard_of(text: str | None) -> Shard | None:
     return Shard(int(number), int(count))
 
 
-def mask_rule(building_values: str | None, ignore_values: str | None, mask_threshold: int | None) -> MaskRule:
+def mask_rule(
+    building_values: str | None, ignore_values: str | None, mask_threshold: int | None, building_colour: str | None
+) -> MaskRule:
     """Return what the values of true masks mean; raises UsageError for what is no number, or contradicts itself."""
     from aerialseg.geo.labels import MaskRule
 
     building = whole_numbers("--building-values", building_values)
     ignored = whole_numbers("--ignore-values", ignore_values)
-    return MaskRule(building, ignored or (), mask_threshold)
+    colour = whole_numbers("--building-colour", building_colour)
+    if colour is None:
+        return MaskRule(building, ignored or (), mask_threshold)
+    if len(colour) != 3 or min(colour) < 0:
+        raise UsageError(f"--building-colour {one_line(str(building_colour))}: give red, green and blue, as 0,0,255")
+    return MaskRule(building, ignored or (), mask_threshold, (colour[0], colour[1], colour[2]))
 
 
 def command_line(context: typer.Context) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aerialseg.cli.options import Alpha, FailFast, Nodata, ReportAsJson, Unplaced
+from aerialseg.cli.options import Alpha, BuildingColour, FailFast, Nodata, ReportAsJson, Unplaced
 
 if TYPE_CHECKING:
     from aerialseg.geo.tiles.build import TilingReport
@@ -75,6 +75,7 @@ def tile(
     building_values: Annotated[
         str | None, typer.Option(help="Values of the masks that mean building, as 1,6; others are background.")
     ] = None,
+    building_colour: BuildingColour = None,
     ignore_values: Annotated[
         str | None, typer.Option(help="Values of the masks that mean unlabelled ground, as 255.")
     ] = None,
@@ -111,19 +112,19 @@ def tile(
       aerialseg tile nir/ --masks masks/ --bands 4,1,2 --scale 0:2047 --gsd 0.5 -o tiles/nir
     """
     from aerialseg.cli.console import console_progress, print_json, say_next
-    from aerialseg.cli.options import band_rule, whole_numbers
+    from aerialseg.cli.options import band_rule, mask_rule
     from aerialseg.errors import SomeScenesFailed, one_line
     from aerialseg.geo.inspection import Access
-    from aerialseg.geo.labels import MaskRule, find_labels
+    from aerialseg.geo.labels import find_labels
     from aerialseg.geo.scenes import case_note, find_scenes
     from aerialseg.geo.tiles.build import tile_scenes
     from aerialseg.geo.tiles.plan import TilingOptions
 
-    pixels, values = band_rule(bands, scale, nodata, alpha), whole_numbers("--building-values", building_values)
-    ignored = whole_numbers("--ignore-values", ignore_values) or ()
+    pixels = band_rule(bands, scale, nodata, alpha)
+    rule = mask_rule(building_values, ignore_values, mask_threshold, building_colour)
     found, vectors = find_labels(find_scenes(scenes), masks or (), mask_pattern, layer=layer, partly=keep_unlabelled)
     options = TilingOptions(
-        size, overlap, split, val_area, pixels, gsd, MaskRule(values, ignored, mask_threshold), vectors, where,
+        size, overlap, split, val_area, pixels, gsd, rule, vectors, where,
         labelled_area, keep_empty, Access(allow_ungeoreferenced, max_pixels), threads, overwrite, fail_fast,
         index_only, keep_unlabelled,
     )  # fmt: skip

@@ -152,7 +152,10 @@ def read_truth(
     """Return the rule of true masks or None, labels by name where the truth is more than a mask, and warnings."""
     layers = read_layers(pairs[0].vectors, where=options.where)
     if layers and options.rule != MaskRule():
-        raise UsageError("--building-values, --ignore-values and --mask-threshold are for masks; polygons take --where")
+        raise UsageError(
+            "--building-values, --building-colour, --ignore-values and --mask-threshold are for masks; polygons take"
+            " --where"
+        )
     if options.where is not None and not layers:
         raise UsageError("--where chooses polygons, and the true masks are rasters; leave it out")
     truth = None if layers else decide_rule([pair.truth for pair in pairs], options.rule)

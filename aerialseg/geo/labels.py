@@ -13,7 +13,7 @@ import glob
 import os
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from rasterio.windows import Window
 from aerialseg.counts import UNLABELLED
 from aerialseg.errors import AerialsegError, BadDataError, NoInputError, UsageError, one_line
 from aerialseg.files import is_folder
+from aerialseg.geo.colours import colour_notes, describe_colours, read_colour
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.inspection import Access
 from aerialseg.geo.opening import open_raster, raster_errors
@@ -142,8 +143,9 @@ class LabelSource:
         """Return what, besides the files, decides the labels, for a digest."""
         rule = {} if self.rule is None else asdict(self.rule)
         rule.pop("warnings", None)
-        if not rule.get("nodata_is_building"):
-            rule.pop("nodata_is_building", None)
+        for name in ("nodata_is_building", "building_colour"):
+            if not rule.get(name):
+                rule.pop(name, None)
         layers = [name for layer in self.layers for name in layer.chosen if name is not None]
         return [rule, self.where, self.area is not None, *layers]
 
@@ -229,7 +231,7 @@ class MaskRule:
 
     Example:
         >>> aerialseg.MaskRule(building_values=(1, 6), ignore_values=(255,))
-        MaskRule(building_values=(1, 6), ignore_values=(255,), threshold=None)
+        MaskRule(building_values=(1, 6), ignore_values=(255,), threshold=None, building_colour=None)
     """
 
     building_values: tuple[int, ...] | None = None
@@ -238,8 +240,15 @@ class MaskRule:
     """These are unlabelled ground, whatever the file declares."""
     threshold: int | None = None
     """This value and above is building: for anti-aliased or probability masks."""
+    building_colour: tuple[int, int, int] | None = None
+    """Red, green and blue of building in masks of colours; every other colour is background."""
 
     def __post_init__(self) -> None:
+        if self.building_colour is not None and replace(self, building_colour=None) != MaskRule():
+            raise UsageError(
+                "--building-colour is for masks in colours; --building-values, --ignore-values and --mask-threshold are"
+                " for others; give one kind"
+            )
         if self.building_values is not None and self.threshold is not None:
             raise UsageError("--building-values and --mask-threshold contradict each other; give one of them")
         if self.threshold is not None and not 1 <= self.threshold <= 65535:
@@ -263,6 +272,8 @@ class ResolvedRule:
     nodata_is_building: bool = False
     """Some file declares a building value as nodata, and the user has said that it is building."""
     warnings: tuple[str, ...] = ()
+    building_colour: tuple[int, int, int] | None = None
+    """Only this colour is building, and nothing else is looked at."""
 
     @property
     def overruled(self) -> tuple[float, ...]:
@@ -283,6 +294,8 @@ def decide_rule(
     given, which is told of it.
     """
     labels, rule = rule is not None, rule or MaskRule()
+    if (colour := rule.building_colour) is not None:
+        return ResolvedRule((), warnings=colour_notes(paths, colour, skip), building_colour=colour)
     found, tagged = _sample(paths, rule, skip)
     if rule.threshold is not None and found and max(found) <= BYTE < rule.threshold:
         raise BadDataError(
@@ -317,6 +330,8 @@ def read_mask(mask: DatasetReader, rule: ResolvedRule, window: Window) -> tuple[
     `valid` is False on declared nodata, non-finite values and ignored values; `building` is False there too. Raises
     BadDataError for values the rule does not know and for colour masks whose bands differ.
     """
+    if rule.building_colour is not None:
+        return read_colour(mask, rule.building_colour, window)
     path = Path(mask.name)
     with raster_errors(path):
         values, valid = _read_values(mask, window, rule.overruled)
@@ -475,8 +490,10 @@ def _read_values(
     values = mask.read(bands[0], window=window)
     for band in bands[1:]:
         if not np.array_equal(values, mask.read(band, window=window)):
+            held = describe_colours([mask.read(bands, window=window)]) if len(bands) == 3 else "other things"
             raise BadDataError(
-                f"{one_line(mask.name)}: a mask has one band, this one has {len(bands)} that differ; is it an image?"
+                f"{one_line(mask.name)}: a mask has one band, this one has {len(bands)} that differ; is it an image? If"
+                f" its colours are classes, --building-colour R,G,B names that of buildings; it holds {held}"
             )
     flags = mask.mask_flag_enums[bands[0] - 1]
     if MaskFlags.all_valid in flags or (MaskFlags.nodata in flags and mask.nodata in overruled):

@@ -141,6 +141,8 @@ class Sources:
     nodata: tuple[float, ...] = ()
     """Values of no data and, below, the alpha band; they are left out where nothing was said of them."""
     alpha: int | Literal["auto", "data"] = "auto"
+    building_colour: tuple[int, int, int] | None = None
+    """Left out, too, where no colour means building."""
 
 
 def rows_of(job: TileJob) -> list[list[PlannedTile]]:
@@ -332,7 +334,9 @@ def describe_sources(jobs: Sequence[TileJob], options: TilingOptions, folder: Pa
         access=(access.allow_ungeoreferenced, access.max_pixels),
     )  # fmt: skip
     values: dict[str, Any] = to_values(sources)
-    return {name: value for name, value in values.items() if name not in ("nodata", "alpha")} | options.bands.marks
+    kept = {name: value for name, value in values.items() if name not in ("nodata", "alpha", "building_colour")}
+    colour = {} if rule.building_colour is None else {"building_colour": list(rule.building_colour)}
+    return kept | options.bands.marks | colour
 
 
 def source_files(tiles: TileSet) -> dict[str, tuple[Path, ...]]:
@@ -387,7 +391,8 @@ def _planned_from(tiles: TileSet) -> tuple[list[Scene], TilingOptions]:
         known = from_values(Sources, tiles.sources)
         options = TilingOptions(
             tiles.size, tiles.overlap, known.split, maybe(known.val_area),
-            BandRule(tiles.bands, tiles.scale, known.nodata, known.alpha), known.gsd_m, MaskRule(*known.masks),
+            BandRule(tiles.bands, tiles.scale, known.nodata, known.alpha), known.gsd_m,
+            MaskRule(*known.masks, known.building_colour),
             tuple(map(place, known.vectors)), known.where,
             maybe(known.labelled_area), known.keep_empty, Access(*known.access), index_only=True,
             keep_unlabelled=known.keep_unlabelled,
