@@ -72,11 +72,11 @@ class Polygons:
 
     crs: CRS
     shapes: Shapes
-    """Single polygons, all valid, in the file's order."""
+    """Single polygons, all valid, lines and points, in the file's order."""
     features: int
     """As many as the condition holds for."""
     strange: int
-    """Features without a polygon that has a place."""
+    """Features without a geometry that has a place."""
     repaired: int
     columns: tuple[str, ...]
     digest: str
@@ -102,7 +102,8 @@ def with_layer(path: Path, layer: str) -> Path:
 def read_polygons(path: Path, where: str | None = None) -> Polygons:
     """Read the polygons of a vector file; `where` is a condition in SQLite's SQL on its attributes and `fid`.
 
-    Invalid polygons are repaired, those in collections are taken out; other geometries are left out and counted. Raises
+    Invalid polygons are repaired; collections are taken apart; lines and points are kept, too, since gdal_rasterize
+    burns them; features without a geometry are counted. Raises
     UsageError when the path is not local, NoInputError when nothing is there or may be read, ReadError when the disk
     fails, and BadDataError when the content is of another format, has no CRS, or `where` is no condition on it.
     """
@@ -123,7 +124,7 @@ def read_polygons(path: Path, where: str | None = None) -> Polygons:
                 f"{name}: --where {one_line(where)}: {one_line(str(error))}; its columns are {named_columns(names)}"
             ) from error
     plain = np.array([*map(_without_patches, geometry), None], dtype=object)[:-1]
-    shapes, strange, repaired = _only_polygons(shapely.from_wkb(plain, on_invalid="fix"))
+    shapes, strange, repaired = _single(shapely.from_wkb(plain, on_invalid="fix"))
     return Polygons(crs, shapes, len(geometry), strange, repaired, tuple(names), digest)
 
 
@@ -281,19 +282,23 @@ def _without_patches(wkb: bytes | None) -> bytes | None:
     return bytes(plain)
 
 
-def _only_polygons(shapes: Shapes) -> tuple[Shapes, int, int]:
-    """Return single polygons, all valid, in the file's order; how many features have none, how many were repaired."""
+def _single(shapes: Shapes) -> tuple[Shapes, int, int]:
+    """Return single polygons, all valid, lines and points, in the file's order.
+
+    And how many features have none, how many were repaired.
+    """
     features, owner = len(shapes), np.arange(len(shapes))
     while (nested := shapely.get_type_id(shapes) == COLLECTION).any():
         parts, index = shapely.get_parts(shapes[nested], return_index=True)
         owner = np.concatenate([owner[~nested], owner[nested][index]])
         order = np.argsort(owner, kind="stable")
         shapes, owner = np.concatenate([shapes[~nested], parts])[order], owner[order]
-    polygonal = np.isin(shapely.get_type_id(shapes), (POLYGON, POLYGON + 3)) & ~shapely.is_empty(shapes)
-    polygonal &= np.isfinite(shapely.bounds(shapes)).all(axis=-1)
-    kept, owner = shapes[polygonal], owner[polygonal]
-    broken = ~shapely.is_valid(kept)
+    usable = ~shapely.is_empty(shapes) & np.isfinite(shapely.bounds(shapes)).all(axis=-1)
+    kept, owner = shapes[usable], owner[usable]
+    polygonal = shapely.get_dimensions(kept) == 2
+    broken = polygonal & ~shapely.is_valid(kept)
     kept[broken] = shapely.make_valid(kept[broken])
-    parts = shapely.get_parts(shapely.get_parts(kept))  # a repaired polygon may be a collection of collections
-    only = parts[shapely.get_type_id(parts) == POLYGON]
-    return only, features - len(np.unique(owner)), int(np.count_nonzero(broken))
+    parts, index = shapely.get_parts(kept, return_index=True)
+    parts, inner = shapely.get_parts(parts, return_index=True)  # a repaired polygon may be a collection of collections
+    single = parts[~polygonal[index[inner]] | (shapely.get_dimensions(parts) == 2)]
+    return single, features - len(np.unique(owner)), int(np.count_nonzero(broken))
