@@ -187,6 +187,13 @@ def test_lines_and_points_are_burned_as_gdal_burns_them(tmp_path: Path, name: st
         assert np.array_equal(part, oracle[row * 10 : row * 10 + 10, col * 10 : col * 10 + 10])
 
 
+def test_a_line_that_leads_far_away_is_burned_as_far_as_the_raster_goes(tmp_path: Path) -> None:
+    grid = box()
+    line = shapely.LineString([grid.transform @ (20.5, 10.5), grid.transform @ (2020.5, 10.5)])
+    burned = overlay([read_layer(write(tmp_path / "a.gpkg", [line, shapely.box(0, 0, 1, 1)]))], grid).burn(WHOLE)
+    assert np.argwhere(burned).tolist() == [[10, col] for col in range(20, grid.width)]
+
+
 def test_lines_and_points_alone_are_no_labels(tmp_path: Path) -> None:
     path = write(tmp_path / "labels.gpkg", [shapely.Point(616001, 3346999)])
     with pytest.raises(BadDataError, match=r"labels\.gpkg.* holds no polygon|layers that can hold polygons: none"):
