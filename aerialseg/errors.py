@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_FIGURE = re.compile(r"\S*[\d/\\]\S*")
+_FIGURE = re.compile(r"\S*[\d/\\._]\S*")
 
 
 class AerialsegError(Exception):

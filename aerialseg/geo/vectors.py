@@ -16,7 +16,7 @@ from pyproj import CRS
 from pyproj.exceptions import ProjError
 from rasterio.features import rasterize
 
-from aerialseg.errors import BadDataError, counted, one_line
+from aerialseg.errors import BadDataError, counted, folded, one_line
 from aerialseg.geo.datum import datum_note, transformer_between
 from aerialseg.geo.opening import without_warnings
 from aerialseg.geo.vector_files import named_columns, read_polygons, split_layer
@@ -213,7 +213,7 @@ def datum_notes(layers: Iterable[VectorLayer], boxes: Iterable[GeoBox]) -> list[
     """Say of each layer whose way to some raster is worse than a pixel for want of a grid; the first such raster's."""
     rasters = list(boxes)
     notes = ((datum_note(layer.name, box, layer.crs) for box in rasters) for layer in layers)
-    return [line for line in (next(filter(None, found), None) for found in notes) if line is not None]
+    return folded(line for line in (next(filter(None, found), None) for found in notes) if line is not None)
 
 
 def places(layers: Iterable[VectorLayer], boxes: Iterable[GeoBox]) -> str:

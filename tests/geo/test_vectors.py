@@ -7,6 +7,7 @@ import json
 import os
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -477,6 +478,18 @@ def test_a_datum_shift_without_its_grid_is_said_where_it_costs_a_pixel(tmp_path:
     assert not datum_notes([layer], [coarse]) and not datum_notes(
         [read_layer(write(tmp_path / "a.gpkg", [shapely.box(616000, 3346990, 616001, 3346991)]))], [box()]
     )
+
+
+def test_degrees_of_one_datum_taken_for_those_of_another_are_said_in_short(tmp_path: Path) -> None:
+    layer = read_layer(geojson(tmp_path / "osm.geojson", [shapely.box(-97.8, 30.2, -97.7, 30.3)]))
+    grids = [box(Affine(0.3, 0, 616000 + x, 0, -0.3, 3347000)) for x in range(3)]
+    (line,) = datum_notes([layer, replace(layer, paths=(tmp_path / "area.geojson",))], grids)
+    short = (
+        r"osm\.geojson: WGS 84 is taken for NAD83, good to 4 m = 13.3 px \(2 m with the grid that pyproj sync --file"
+    )
+    assert re.search(short, line) and line.endswith("fetches) (and 1 more like it)")
+    assert not datum_notes([layer], [box(Affine(10, 0, 616000, 0, -10, 3347000))])
+    assert not datum_notes([layer], [box(Affine(0.3, 0, 500000, 0, -0.3, 5300000), crs="EPSG:25832")])
 
 
 @pytest.mark.parametrize("word", ["<!DOCTYPE kml [", "<NetworkLink>"])

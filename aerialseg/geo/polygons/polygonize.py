@@ -368,7 +368,7 @@ def _datum_notes(mosaics: Sequence[Mosaic], crs: CRS | None) -> list[str]:
         mask.crs.to_wkt(): (one_line(mask.mask), mask.box) for mosaic in reversed(mosaics) for mask in mosaic[::-1]
     }
     notes = [datum_note(name, box, crs, towards=True) for name, box in boxes.values()] if crs is not None else []
-    return [note for note in notes if note is not None]
+    return folded(note for note in notes if note is not None)
 
 
 def _by_layer(mosaics: Sequence[Mosaic], target: Path, crs: CRS | None) -> dict[str, list[Mosaic]]:
