@@ -206,7 +206,8 @@ def _vertices(shape: shapely.Polygon) -> Points:
 def _moved(layers: Sequence[VectorLayer], crs: CRS) -> Shapes:
     """Return the polygons of all layers in one CRS."""
     together: Shapes = np.concatenate([moved(layer.shapes, layer.path, layer.crs, crs) for layer in layers])
-    return together[shapely.get_dimensions(together) == 2]
+    polygons: Shapes = together[shapely.get_dimensions(together) == 2]
+    return polygons
 
 
 def _on_ground(shapes: Shapes, ground: shapely.Geometry) -> tuple[Shapes, NDArray[np.bool_]]:

@@ -265,11 +265,11 @@ def pair_by_name(scenes: Sequence[Scene], masks: Sequence[Scene], pattern: str |
 def case_note(scenes: Sequence[Scene], pattern: str | None = None) -> str | None:
     """Say how many scenes have masks by names, as `pattern` makes them, that differ in case only; None when none."""
     rename, _ = _renaming(pattern)
-    both = [(scene, rename(scene.name.rpartition("/")[2]), scene.mask.stem) for scene in scenes if scene.mask]
-    odd = [scene for scene, wanted, stem in both if wanted != stem and _folded(wanted) == _folded(stem)]
+    both = [(rename(scene.name.rpartition("/")[2]), scene.mask, scene.image) for scene in scenes if scene.mask]
+    odd = [names for names in both if names[0] != names[1].stem and _folded(names[0]) == _folded(names[1].stem)]
     if not odd:
         return None
-    pair = f"{one_line(odd[0].mask)} for {one_line(odd[0].image)}"
+    pair = f"{one_line(odd[0][1])} for {one_line(odd[0][2])}"
     return f"{counted(len(odd), 'mask')} by names that differ in case only, such as {pair}; paired all the same"
 
 
