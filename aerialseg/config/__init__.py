@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,15 +87,27 @@ def shipped_configs() -> dict[str, Path]:
     return {} if folder is None else {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
-def to_toml(config: TrainConfig) -> str:
-    """Return the configuration as TOML that `load_config` reads back to an equal value."""
+def to_toml(config: TrainConfig, *, explained: bool = False) -> str:
+    """Return the configuration as TOML that `load_config` reads back to an equal value.
+
+    When it is `explained`, a comment before each section and key says what it means.
+    """
     lines: list[str] = []
     for name, section in config.model_dump(exclude_none=True).items():
+        kind = type(getattr(config, name)) if explained else None
         tables = {key: value for key, value in section.items() if isinstance(value, dict) and value}
-        lines += [f"[{name}]", *_assignments(section), ""]
+        lines += [*_comment(kind and kind.__doc__), f"[{name}]", *_assignments(section, kind), ""]
         for key, table in tables.items():
             lines += [f"[{name}.{key}]", *_assignments(table), ""]
     return "\n".join(lines)
+
+
+def shipped_text(name: str) -> str:
+    """Return a shipped configuration as it is, with its comments; raises ConfigError when there is none of the name."""
+    shipped = shipped_configs()
+    if name not in shipped:
+        raise ConfigError(f"{one_line(name)}: no such configuration is shipped; there are {', '.join(shipped)}")
+    return _read(shipped[name])
 
 
 def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
@@ -221,10 +234,24 @@ def _line_of(text: str, dotted: str) -> int | None:
     return found
 
 
-def _assignments(table: dict[str, Any]) -> list[str]:
+def _assignments(table: dict[str, Any], kind: type[Section] | None = None) -> list[str]:
+    """Return a line for each plain value of a section or table.
+
+    Of a `kind` that is given, what it says of a key comes before it, and what follows from another key is a comment.
+    """
     bare = re.compile(r"[A-Za-z0-9_-]+")
     scalars = {key: value for key, value in table.items() if not isinstance(value, dict)}
-    return [f"{key if bare.fullmatch(key) else _value(key)} = {_value(value)}" for key, value in scalars.items()]
+    following = STRENGTHS[table["augment"]] if kind is DataSection else {}
+    lines: list[str] = []
+    for key, value in scalars.items():
+        lines += _comment(kind and kind.model_fields[key].description)
+        mark = "# " if following.get(key) == value else ""
+        lines.append(f"{mark}{key if bare.fullmatch(key) else _value(key)} = {_value(value)}")
+    return lines
+
+
+def _comment(text: str | None) -> list[str]:
+    return [f"# {line}" for line in textwrap.wrap(text or "", 110)]
 
 
 def _value(value: str | int | float | bool) -> str:

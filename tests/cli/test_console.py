@@ -71,7 +71,7 @@ def test_help_lists_every_command_in_a_panel_with_its_whole_sentence(run: Any, m
         "Look:",
     ]
     lines = [line for line in out.partition("Prepare:")[2].splitlines() if line.startswith("  ")]
-    assert len(lines) == 18 and all(len(line.split(None, 1)[1]) < 60 for line in lines)
+    assert len(lines) == 19 and all(len(line.split(None, 1)[1]) < 60 for line in lines)
 
 
 @pytest.mark.parametrize("command", ["predict", "plan"])
