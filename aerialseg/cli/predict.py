@@ -116,7 +116,8 @@ def predict(
         print_json(report.to_json())
     else:
         typer.echo(report.line())
-        say_next("preview", out)
+        if report.of("done", "skipped"):
+            say_next("preview", out)
     report.raise_failures()
 
 

@@ -33,6 +33,8 @@ from aerialseg.files import is_folder, is_regular, open_regular, resolved
 
 LARGEST_FILE = 100_000
 """Bytes; ours have fewer than 2,000, and a tile or a model given by mistake has millions."""
+MOST_SAID = 5
+"""Mistakes of a file that are told at once."""
 
 
 class TrainConfig(Section):
@@ -181,29 +183,32 @@ def _parse_value(text: str) -> Any:
 
 
 def _explain(path: Path, text: str, problems: Sequence[Any], written: dict[str, Any], overridden: Sequence[str]) -> str:
-    """Return one line for the first of the problems, as pydantic names them, of a file with the content `text`.
+    """Return one line for the problems, as pydantic names them, of a file with the content `text`.
 
     What is wrong comes before what is missing: the misspelt key is often the missing one. `overridden` are the keys of
     overrides: they are to blame for what is not wrong in the file alone, whose values are `written`.
     """
-    first = min(problems, key=lambda problem: problem["type"] == "missing")
-    keys = [str(part) for part in first["loc"]]
-    dotted = ".".join(keys[:3] if keys[:2] == ["model", "encoder_arguments"] else keys[:2])
     alone: list[Any] = []
     try:
         TrainConfig.model_validate(written)
     except ValidationError as error:
         alone = [problem["loc"] for problem in error.errors(include_url=False)]
-    inside = () if first["loc"] in alone else tuple(key for key in overridden if key.startswith(f"{dotted}."))
-    if dotted in overridden:
-        place = f"--set {one_line(dotted)}"
-    elif inside:
-        place = f"--set {one_line(inside[-1])}: {one_line(dotted)}"
-    else:
-        line = _line_of(text, dotted)
-        place = f"{one_line(path)}: " + (f"line {line}: {one_line(dotted)}" if line else one_line(dotted or "the file"))
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return f"{place}: {_complaint(first)}{more}"
+    said: list[str] = []
+    for problem in sorted(problems, key=lambda problem: problem["type"] == "missing"):
+        keys = [str(part) for part in problem["loc"]]
+        dotted = ".".join(keys[:3] if keys[:2] == ["model", "encoder_arguments"] else keys[:2])
+        inside = () if problem["loc"] in alone else tuple(key for key in overridden if key.startswith(f"{dotted}."))
+        if dotted in overridden:
+            place = f"--set {one_line(dotted)}"
+        elif inside:
+            place = f"--set {one_line(inside[-1])}: {one_line(dotted)}"
+        else:
+            line = _line_of(text, dotted)
+            where = f"line {line}: {one_line(dotted)}" if line else one_line(dotted or "the file")
+            place = where if any(one_line(path) in other for other in said) else f"{one_line(path)}: {where}"
+        said.append(f"{place}: {_complaint(problem)}")
+    more = f" (and {len(said) - MOST_SAID} more)" if len(said) > MOST_SAID else ""
+    return "; ".join(said[:MOST_SAID]) + more
 
 
 def _complaint(problem: Any) -> str:
