@@ -10,7 +10,6 @@ import numpy as np
 import rasterio
 from affine import Affine
 
-from aerialseg.errors import Stopped
 from aerialseg.geo.styles import write_mask_sidecars
 from aerialseg.models.package import ModelCard
 from aerialseg.prediction.checks import Run
@@ -31,22 +30,6 @@ CARD = ModelCard(
     preset="unet-r18", architecture="unet", encoder="resnet18", bands=3, mean=(100.0, 90.0, 80.0), std=(50.0,) * 3,
     tile_size=512, gsd_m=0.3,
 )  # fmt: skip
-
-
-class Told(Silent):
-    """Keeps what is said, and asks for a stop after so many advances."""
-
-    def __init__(self, calls: float = float("inf")) -> None:
-        self.said: list[str] = []
-        self.left = calls
-
-    def advance(self, amount: float = 1, note: str = "") -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise Stopped(15)
-
-    def say(self, line: str) -> None:
-        self.said.append(line)
 
 
 @dataclass(frozen=True)

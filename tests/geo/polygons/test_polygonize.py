@@ -18,7 +18,7 @@ import shapely
 from affine import Affine
 from rasterio.features import rasterize, shapes
 from rasterio.warp import transform
-from small_run import Told
+from told import Told
 
 from aerialseg.errors import BadDataError, OutputError, UsageError
 from aerialseg.geo.opening import without_warnings
@@ -380,8 +380,8 @@ def test_a_probability_of_another_run_is_left_out_and_said(tmp_path: Path, scene
         polygonize_masks([tmp_path / masks], target, progress=told, probability=tmp_path / probability)
         found = read(target)
         assert list(found.probability.isna()) == [scene == "y" for scene in found.scene]
-    assert len(told.said) == 2
-    for line in told.said:
+    assert len(told.lines) == 2
+    for line in told.lines:
         assert "probability/y.tif: made with another model or options than its mask, and left out" in line
 
 
