@@ -6,13 +6,13 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from told import Told
 
 from aerialseg.errors import NoInputError, UsageError
 from aerialseg.geo.scenes import find_scenes
 from aerialseg.prediction.estimate import estimate
 from aerialseg.prediction.options import PredictOptions, Shard
 from aerialseg.prediction.run import predict_scenes
-from aerialseg.progress import Silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,12 +73,10 @@ def test_more_work_takes_more_windows_and_more_disk(tmp_path: Path, scenes: Path
 def test_when_none_can_be_predicted_all_are_named(tmp_path: Path, model: Path) -> None:
     for name in "ab":
         (tmp_path / f"{name}.tif").write_bytes(b"no raster")
-    said: list[str] = []
-    progress = Silent()
-    progress.say = said.append  # type: ignore[method-assign]
+    told = Told()
     with pytest.raises(NoInputError, match=r"no scene can be predicted; first: .*a.tif"):
-        estimate(find_scenes([tmp_path]), model, tmp_path / "out", progress=progress)
-    assert [line.partition(": is ")[0] for line in said] == [f"error: {tmp_path / name}.tif" for name in "ab"]
+        estimate(find_scenes([tmp_path]), model, tmp_path / "out", progress=told)
+    assert [line.partition(": is ")[0] for line in told.lines] == [f"error: {tmp_path / name}.tif" for name in "ab"]
 
 
 def test_what_predict_would_refuse_is_refused(tmp_path: Path, scenes: Path, model: Path) -> None:

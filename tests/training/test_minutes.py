@@ -7,12 +7,12 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from small_tiles import StopAfter, tiny_config
+from small_tiles import tiny_config
+from told import Told
 
 from aerialseg.config import load_config
 from aerialseg.config.sections import ScheduleSection
 from aerialseg.errors import Stopped, UsageError
-from aerialseg.progress import Silent
 from aerialseg.training import loop
 from aerialseg.training.loop import train
 from aerialseg.training.optimizer import fit_schedule
@@ -62,7 +62,7 @@ def test_minutes_are_above_0(tiles_folder: Path, tmp_path: Path, minutes: float)
 
 
 def test_the_training_is_the_one_that_its_schedule_gives(tiles_folder: Path, tmp_path: Path) -> None:
-    fitted, plain, said = tmp_path / "fitted", tmp_path / "plain", Said()
+    fitted, plain, said = tmp_path / "fitted", tmp_path / "plain", Told()
     train(tiles_folder, tiny_config(*DROPPING), fitted, options=TrainOptions("cpu", minutes=0.15), progress=said)
     found = load_config(fitted / "config.toml").schedule
     assert (found.epochs, found.steps_per_epoch) != (2, 3)
@@ -80,11 +80,17 @@ def test_the_training_is_the_one_that_its_schedule_gives(tiles_folder: Path, tmp
 def test_a_resumed_run_keeps_the_schedule_it_was_begun_with(
     tiles_folder: Path, tmp_path: Path, minutes: float | None
 ) -> None:
-    whole, parts, said = tmp_path / "whole", tmp_path / "parts", Said()
+    whole, parts, said = tmp_path / "whole", tmp_path / "parts", Told()
     config = tiny_config(*DROPPING)
     train(tiles_folder, config, whole, options=TrainOptions("cpu", minutes=0.15))
     with pytest.raises(Stopped):
-        train(tiles_folder, config, parts, options=TrainOptions("cpu", minutes=0.15), progress=StopAfter(13))
+        train(
+            tiles_folder,
+            config,
+            parts,
+            options=TrainOptions("cpu", minutes=0.15),
+            progress=Told(13, "epoch", idle=False),
+        )
     again = config if minutes else load_config(parts / "config.toml")
     train(tiles_folder, again, parts, options=TrainOptions("cpu", resume=True, minutes=minutes), progress=said)
     assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
@@ -114,13 +120,3 @@ def test_the_pace_is_that_of_the_steps_and_validations_of_this_run(
     train(tiles_folder, tiny_config("schedule.epochs=1"), tmp_path, options=TrainOptions("cpu", minutes=5))
     assert 0.1 < found["step_s"] < 0.6 and 0.7 < found["validation_s"] < 4.0
     assert found["steps"] == 3 and found["seconds"] < 300 - 20 * 0.1 - 2 * 0.7
-
-
-class Said(Silent):
-    """Remembers the lines."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
