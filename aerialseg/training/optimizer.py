@@ -23,6 +23,8 @@ SPARE = 0.05
 """Of a training's time that no schedule is made for: paces vary."""
 WRITING_S = 1.0
 """What the checkpoint, the model and the logs of an epoch take, about."""
+LEAST_EPOCHS, BESIDE_SHARE = 10, 0.1
+"""So many validations choose the best epoch, if they take no more than this share of the time."""
 MOST_EPOCHS, MOST_STEPS = 100_000, 10_000_000
 
 
@@ -67,10 +69,12 @@ def fit_schedule(
 ) -> ScheduleSection:
     """Return the schedule with as many epochs of about `steps` steps, each with a validation, as `seconds` allow.
 
-    Where there is no time for one, a single epoch has fewer steps. Raises UsageError when there is none for a step.
+    Where that is a few, epochs are shorter and up to LEAST_EPOCHS, if their validations take little of the time. Raises
+    UsageError when there is none for a step.
     """
     seconds, beside_s = seconds * (1.0 - SPARE), validation_s + WRITING_S
-    epochs = max(1, min(int(seconds / (steps * step_s + beside_s)), MOST_EPOCHS))
+    few = min(schedule.epochs, LEAST_EPOCHS, int(BESIDE_SHARE * seconds / beside_s))
+    epochs = max(1, few, min(int(seconds / (steps * step_s + beside_s)), MOST_EPOCHS))
     steps = min(int((seconds / epochs - beside_s) / step_s), MOST_STEPS)
     if steps < 1:
         raise UsageError(

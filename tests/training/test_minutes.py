@@ -49,6 +49,13 @@ def test_an_epoch_that_is_too_long_has_fewer_steps() -> None:
     assert fitted.epochs == 1 and 90 < fitted.steps_per_epoch < 110
 
 
+@pytest.mark.parametrize(("configured", "epochs"), [(50, 10), (4, 4)])
+def test_a_long_epoch_is_cut_where_validations_are_cheap(configured: int, epochs: int) -> None:
+    fitted = fit_schedule(ScheduleSection(epochs=configured), 5000, 1000.0, step_s=0.5, validation_s=5.0)
+    assert fitted.epochs == epochs
+    assert 900 < fitted.epochs * (fitted.steps_per_epoch * 0.5 + 5.0) < 1000
+
+
 @pytest.mark.parametrize("seconds", [-3.0, 0.0, 6.0])
 def test_no_time_for_one_step_is_said(seconds: float) -> None:
     with pytest.raises(UsageError, match=r"--minutes is too short: \d s are left for steps of 0.5 s"):
