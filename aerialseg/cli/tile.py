@@ -121,12 +121,11 @@ def tile(
     pixels, values = band_rule(bands, scale, nodata, alpha), whole_numbers("--building-values", building_values)
     ignored = whole_numbers("--ignore-values", ignore_values) or ()
     given, access = find_scenes(scenes), Access(allow_ungeoreferenced, max_pixels)
+    unpaired: BadDataError | None = None
     try:
         found, vectors = find_labels(given, masks or (), mask_pattern, layer=layer, partly=keep_unlabelled)
     except BadDataError as error:
         unpaired = error
-    else:
-        unpaired = None
     if unpaired is not None:  # what else is wrong with the scenes is known as soon
         with console_progress() as progress:
             for fault in find_faults([scene.image for scene in given], pixels, access):

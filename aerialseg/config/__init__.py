@@ -98,7 +98,7 @@ def to_toml(config: TrainConfig, *, explained: bool = False) -> str:
     for name, section in config.model_dump(exclude_none=True).items():
         kind = type(getattr(config, name)) if explained else None
         tables = {key: value for key, value in section.items() if isinstance(value, dict) and value}
-        lines += [*_comment(kind and kind.__doc__), f"[{name}]", *_assignments(section, kind), ""]
+        lines += [*_comment(None if kind is None else kind.__doc__), f"[{name}]", *_assignments(section, kind), ""]
         for key, table in tables.items():
             lines += [f"[{name}.{key}]", *_assignments(table), ""]
     return "\n".join(lines)
@@ -249,7 +249,7 @@ def _assignments(table: dict[str, Any], kind: type[Section] | None = None) -> li
     following = STRENGTHS[table["augment"]] if kind is DataSection else {}
     lines: list[str] = []
     for key, value in scalars.items():
-        lines += _comment(kind and kind.model_fields[key].description)
+        lines += _comment(None if kind is None else kind.model_fields[key].description)
         mark = "# " if following.get(key) == value else ""
         lines.append(f"{mark}{key if bare.fullmatch(key) else _value(key)} = {_value(value)}")
     return lines

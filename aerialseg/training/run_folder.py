@@ -107,7 +107,8 @@ def open_run(
             config = config.model_copy(update={"model": begun.model})
         if options.minutes is not None:
             say(f"{one_line(run)}: keeps the schedule that it was begun with; --minutes is for a run that begins")
-            config = config.model_copy(update={"schedule": begun.schedule})
+            fitted = {"epochs": begun.schedule.epochs, "steps_per_epoch": begun.schedule.steps_per_epoch}
+            config = config.model_copy(update={"schedule": config.schedule.model_copy(update=fitted)})
         changed = [line for line in differences(begun, config) if not line.startswith(FREE)]
         if changed and checkpoint["standing"]["finished"]:
             raise ConfigError(

@@ -114,15 +114,14 @@ def _extras() -> Iterator[Finding]:
     """Which extras are installed; none of them is missed, for whoever wants one asks for it."""
     wanted: dict[str, list[str]] = {}
     for line in importlib.metadata.requires("aerialseg") or []:
-        name, extra = re.split(r"[^\w.-]", line, maxsplit=1)[0], re.search(r"extra == ['\"](\w+)", line)
+        extra = re.search(r"extra == ['\"](\w+)", line)
         if extra and extra[1] != "dev":
-            wanted.setdefault(extra[1], []).append(name)
-    for extra, names in wanted.items():
-        found = [f"{name} {version}" for name in names if (version := _version(name))]
-        here = f"installed: {', '.join(found)}" if len(found) == len(names) else "not installed"
-        yield Finding(
-            "extras", extra, here if len(found) == len(names) else f"{here}: pip install 'aerialseg[{extra}]'"
-        )
+            wanted.setdefault(extra[1], []).append(re.split(r"[^\w.-]", line, maxsplit=1)[0])
+    for name, packages in wanted.items():
+        here = [f"{package} {version}" for package in packages if (version := _version(package))]
+        whole = len(here) == len(packages)
+        found = f"installed: {', '.join(here)}" if whole else f"not installed: pip install 'aerialseg[{name}]'"
+        yield Finding("extras", name, found)
 
 
 def _version(name: str) -> str | None:

@@ -12,7 +12,7 @@ from told import Told
 
 from aerialseg.config import load_config
 from aerialseg.config.sections import ScheduleSection
-from aerialseg.errors import Stopped, UsageError
+from aerialseg.errors import ConfigError, Stopped, UsageError
 from aerialseg.training import loop
 from aerialseg.training.loop import train
 from aerialseg.training.optimizer import fit_schedule
@@ -81,6 +81,15 @@ def test_the_training_is_the_one_that_its_schedule_gives(tiles_folder: Path, tmp
     same = (f"schedule.epochs={found.epochs}", f"schedule.steps_per_epoch={found.steps_per_epoch}")
     train(tiles_folder, tiny_config(*DROPPING, *same), plain, options=TrainOptions("cpu"))
     assert (fitted / "model.safetensors").read_bytes() == (plain / "model.safetensors").read_bytes()
+
+
+def test_minutes_hide_no_other_change_of_a_resumed_run(tiles_folder: Path, tmp_path: Path) -> None:
+    again = TrainOptions("cpu", resume=True, minutes=0.15)
+    with pytest.raises(Stopped):
+        begun = TrainOptions("cpu", minutes=0.15)
+        train(tiles_folder, tiny_config(), tmp_path, options=begun, progress=Told(3, "epoch", idle=False))
+    with pytest.raises(ConfigError, match=r"another configuration \(schedule.warmup_steps: 500 -> 1\)"):
+        train(tiles_folder, tiny_config("schedule.warmup_steps=1"), tmp_path, options=again)
 
 
 @pytest.mark.parametrize("minutes", [0.15, 60.0, None])
