@@ -113,8 +113,8 @@ def tile(
     """
     from aerialseg.cli.console import console_progress, print_json, say_next
     from aerialseg.cli.options import band_rule, mask_rule
-    from aerialseg.errors import SomeScenesFailed, one_line
-    from aerialseg.geo.inspection import Access
+    from aerialseg.errors import BadDataError, SomeScenesFailed, one_line
+    from aerialseg.geo.inspection import Access, find_faults
     from aerialseg.geo.labels import find_labels
     from aerialseg.geo.scenes import case_note, find_scenes
     from aerialseg.geo.tiles.build import tile_scenes
@@ -122,10 +122,17 @@ def tile(
 
     pixels = band_rule(bands, scale, nodata, alpha)
     rule = mask_rule(building_values, ignore_values, mask_threshold, building_colour)
-    found, vectors = find_labels(find_scenes(scenes), masks or (), mask_pattern, layer=layer, partly=keep_unlabelled)
+    given, access = find_scenes(scenes), Access(allow_ungeoreferenced, max_pixels)
+    try:
+        found, vectors = find_labels(given, masks or (), mask_pattern, layer=layer, partly=keep_unlabelled)
+    except BadDataError:  # what else is wrong with the scenes is known as soon
+        with console_progress() as progress:
+            for fault in find_faults([scene.image for scene in given], pixels, access):
+                progress.say(f"error: {fault}")
+        raise
     options = TilingOptions(
         size, overlap, split, val_area, pixels, gsd, rule, vectors, where,
-        labelled_area, keep_empty, Access(allow_ungeoreferenced, max_pixels), threads, overwrite, fail_fast,
+        labelled_area, keep_empty, access, threads, overwrite, fail_fast,
         index_only, keep_unlabelled,
     )  # fmt: skip
     with console_progress() as progress:

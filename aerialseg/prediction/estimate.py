@@ -98,6 +98,9 @@ def estimate(
     check_window(run.card, run.window)
     found, failures = check_scenes(run, scenes)
     if not found:
+        for failure in failures.values():
+            progress.say(f"error: {failure}")
+        progress.finish()
         raise NoInputError(f"no scene can be predicted; first: {next(iter(failures.values()))}")
     mine = {scene.image for scene in (scenes if options.shard is None else options.shard.of(scenes))}
     placements = [placement for path, placement in found.items() if path in mine]

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from told import Told
 
 from aerialseg.errors import NoInputError, UsageError
 from aerialseg.geo.scenes import find_scenes
@@ -67,6 +68,15 @@ def test_more_work_takes_more_windows_and_more_disk(tmp_path: Path, scenes: Path
         for n in (1, 2)
     ]
     assert sum(part.windows for part in shards) == plain.windows
+
+
+def test_when_none_can_be_predicted_all_are_named(tmp_path: Path, model: Path) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.tif").write_bytes(b"no raster")
+    told = Told()
+    with pytest.raises(NoInputError, match=r"no scene can be predicted; first: .*a.tif"):
+        estimate(find_scenes([tmp_path]), model, tmp_path / "out", progress=told)
+    assert [line.partition(": is ")[0] for line in told.lines] == [f"error: {tmp_path / name}.tif" for name in "ab"]
 
 
 def test_what_predict_would_refuse_is_refused(tmp_path: Path, scenes: Path, model: Path) -> None:

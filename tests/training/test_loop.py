@@ -323,7 +323,7 @@ def test_the_split_edited_in_the_index_is_obeyed(tmp_path: Path) -> None:
     write_splits(folder, {name: "train" if name.startswith("city1_") else "val" for name in splits})
     said = Told()
     train(folder, config("schedule.epochs=1"), tmp_path / "run", options=CPU, progress=said)
-    assert any("from 1 tiles, 7 tiles to validate" in line for line in said.lines)
+    assert any("from 1 tile, 7 tiles to validate" in line for line in said.lines)
 
 
 def test_validation_on_training_ground_is_said(tmp_path: Path) -> None:
