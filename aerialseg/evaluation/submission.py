@@ -7,6 +7,7 @@ elsewhere, so both count as right here. Equal masks give equal bytes.
 
 from __future__ import annotations
 
+import errno
 import lzma
 import os
 import struct
@@ -17,7 +18,7 @@ from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -200,8 +201,8 @@ def _check_member(
         raise BadDataError(f"{name}: unpacks to {entry.file_size:,} bytes; a mask takes 25 million at most")
     mask = folder / name
     try:
-        with archive.open(entry) as packed, mask.open("wb") as target:
-            while chunk := _unpacked(packed, name):
+        with mask.open("wb") as target:
+            for chunk in _unpack(archive, entry, name):
                 target.write(chunk)
         with open_raster(mask) as dataset:
             return _check_mask(dataset, name, size)
@@ -217,12 +218,14 @@ def _check_member(
         mask.unlink(missing_ok=True)
 
 
-def _unpacked(packed: IO[bytes], name: str) -> bytes:
-    """Return the next bytes of a member; raises BadDataError when they are damaged, and what a failing disk raises."""
+def _unpack(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> Iterator[bytes]:
+    """Yield a member's bytes; raises BadDataError when they are damaged, and ReadError when the disk fails."""
     try:
-        return packed.read(CHUNK)
-    except (*DAMAGE, OSError) as error:  # bzip2 calls a damaged stream an OSError, without a number
-        if isinstance(error, OSError) and error.errno is not None:
+        with archive.open(entry) as packed:
+            while chunk := packed.read(CHUNK):
+                yield chunk
+    except (*DAMAGE, OSError) as error:  # places that cannot be are EINVAL, and damage in bzip2 has no number at all
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise ReadError(f"{name}: cannot be read: {error.strerror}; check the zip's disk") from error
         raise BadDataError(f"{name}: is damaged in the zip: {first_line(error)}; make it again") from error
 

@@ -136,6 +136,8 @@ def raster_errors(path: Path, place: str = "") -> Iterator[None]:
     except PermissionError as error:
         raise NoInputError(f"{one_line(path)}: may not be read; check its permissions") from error
     except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR):
+            raise NoInputError(f"{one_line(path)}: {error.strerror}; give another path") from error
         reason = error.strerror or error
         raise ReadError(f"{one_line(path)}: cannot be read: {reason}; check its disk and run again") from error
 

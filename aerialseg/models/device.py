@@ -316,14 +316,14 @@ def find_card(root: Path = Path("/"), smi: str = "nvidia-smi") -> Gpu | None:
 
 def read_cpu_flags(cpuinfo: Path) -> frozenset[str]:
     """Return the feature flags of the first processor that `cpuinfo` lists."""
-    text = cpuinfo.read_text(errors="replace") if cpuinfo.is_file() else ""
+    text = cpuinfo.read_text(errors="replace") if is_regular(cpuinfo) else ""
     found = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
     return frozenset(found.group(1).split()) if found else frozenset()
 
 
 def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """Return the processor's name as the system gives it."""
-    text = cpuinfo.read_text(errors="replace") if cpuinfo.is_file() else ""
+    text = cpuinfo.read_text(errors="replace") if is_regular(cpuinfo) else ""
     found = re.search(r"^model name\s*:\s*(.*)$", text, re.MULTILINE)
     return found.group(1).strip() if found else platform.processor() or platform.machine()
 

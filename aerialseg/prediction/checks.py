@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from aerialseg.errors import AerialsegError, BadDataError, OutputError, Stopped, UsageError, one_line
-from aerialseg.files import output_error, resolved, sha256_of
+from aerialseg.files import exists, output_error, resolved, sha256_of
 from aerialseg.geo.digest import content_digest, seen, what_changed
 from aerialseg.geo.geobox import gsd_differs
 from aerialseg.geo.inspection import BandRule, inspect_scene
@@ -275,10 +275,10 @@ def refuse_edited(edited: Sequence[Path], *, overwrite: bool) -> None:
 
 def _find_output(out: Path, output: Output, path: Path) -> Path:
     """Return the path, or that which an earlier version gave the same raster when only that one is there."""
-    if output.folder not in FORMER_FOLDERS or path.exists():
+    if output.folder not in FORMER_FOLDERS or exists(path):
         return path
     former = out / FORMER_FOLDERS[output.folder] / path.relative_to(out / output.folder)
-    return former if former.exists() else path
+    return former if exists(former) else path
 
 
 def every_output(files: Mapping[str, SceneFiles], out: Path) -> list[Path]:
