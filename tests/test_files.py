@@ -183,7 +183,7 @@ def test_a_full_disk_is_told_without_temporary_names(tmp_path: Path) -> None:
         place.mkdir(parents=True, exist_ok=True)
         for name in ("x.tif", f"{files.TEMPORARY}x.tif"):
             said = str(files.output_error(place / name, full))
-            assert f"no space on {tmp_path}: " in said and files.TEMPORARY not in said
+            assert said.startswith(str(tmp_path)) and ": no space" in said and files.TEMPORARY not in said
     assert str(files.output_error(tmp_path / "x.tif", full)).startswith(f"{tmp_path / 'x.tif'}: ")
 
 
@@ -293,7 +293,7 @@ def test_a_folder_has_one_writer_and_a_dead_one_does_not_block(tmp_path: Path) -
 
 def test_space_is_required_before_work_begins(tmp_path: Path) -> None:
     files.require_space(tmp_path, 1)
-    with pytest.raises(StorageError, match="needs about"):
+    with pytest.raises(StorageError, match=r"about 1,000,000,000.0 GB are needed, .* are free; free some"):
         files.require_space(tmp_path, 10**18)
 
 

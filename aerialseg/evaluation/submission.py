@@ -24,7 +24,7 @@ import numpy as np
 
 from aerialseg.errors import BadDataError, NoInputError, ReadError, StorageError, first_line, one_line
 from aerialseg.evaluation.pairs import is_measure
-from aerialseg.files import is_folder, is_regular, staged, working_folder
+from aerialseg.files import is_folder, is_regular, require_space, staged, working_folder
 from aerialseg.geo.digest import seen, what_changed
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.inspection import require_rows
@@ -48,6 +48,9 @@ DATE = (1980, 1, 1, 0, 0, 0)
 """The oldest a zip knows: equal masks give equal zips."""
 LARGEST_MEMBER = 400_000_000
 """Bytes that a mask in someone else's zip may unpack to; 5000 x 5000 px of 8 bits take 25 million."""
+PACKED_BYTES: Mapping[Form, float] = {"1-bit": 0.02, "8-bit": 0.05}
+UNPACKED_BYTES: Mapping[Form, float] = {"1-bit": 0.02, "8-bit": 1.0}
+"""Disk that a pixel of a mask takes in the zip, and outside it; towns take less than half of it in the zip."""
 NAMED = 5
 CHUNK = 1 << 20
 DAMAGE = (
@@ -106,6 +109,7 @@ def write_submission(
     warnings = [f"{len(left_out)} masks are of no test scene and are left out: {_listed(left_out)}"] if left_out else []
     looks = seen(found.values())
     rule = decide_rule(list(found.values()))
+    require_space(out.parent, _disk_bytes(expected, form))
     progress.start("submit", 2 * len(found), "mask")
     with working_folder(out.parent) as folder, staged(out, apart=True) as temporary:
         with zipfile.ZipFile(temporary, "w") as archive:
@@ -125,6 +129,12 @@ def write_submission(
         checked = check_submission(temporary, expected, progress, called=out)
     progress.finish()
     return Submission(out, checked.files, form, checked.size, checked.building, tuple(warnings))
+
+
+def _disk_bytes(expected: Expected, form: Form) -> int:
+    """Return about how much disk the zip takes, and the largest mask before it is in there."""
+    pixels = [height * width for height, width in expected.sizes.values()]
+    return int(PACKED_BYTES[form] * sum(pixels) + UNPACKED_BYTES[form] * max(pixels, default=0))
 
 
 def check_submission(path: Path, expected: Expected, progress: Progress, called: Path | None = None) -> Submission:
