@@ -49,14 +49,14 @@ def collect(
     *,
     card: ModelCard = CARD,
     progress: Progress = Silent(),
-    overwrite: bool = False,
+    **options: Any,
 ) -> tuple[Path, ...]:
     """Write what a run makes of all its scenes together."""
     results = [
         SceneResult(e.name, e.scene, "done", outputs={k: p for k in ("mask", "probability") if (p := getattr(e, k))})
         for e in entries
     ]
-    run = Run(Path("model.safetensors"), HASH, card, out, PredictOptions(overwrite=overwrite), progress)
+    run = Run(Path("model.safetensors"), HASH, card, out, PredictOptions(**options), progress)
     return write_collection(run, results, buildings)
 
 

@@ -722,3 +722,13 @@ def test_an_output_of_before_that_says_nothing_of_its_pixels_counts_as_done(town
     with rasterio.open(town.out / "austin2.tif", "r+", IGNORE_COG_LAYOUT_BREAK="YES") as mask:
         mask.update_tags(AERIALSEG_PIXELS_SHA256="")
     assert town.statuses() == ["skipped"] * 3
+
+
+def test_a_warning_about_many_scenes_is_said_once_and_counted(town: Town, small_model: Callable[..., Path]) -> None:
+    told = Told()
+    report = town.predict(model=small_model(gsd_m=0.45), progress=told)
+    assert all("it is run at 0.45 m" in " ".join(scene.warnings) for scene in report.scenes)
+    said = [line for line in told.lines if "0.45 m" in line]
+    first, counted = said
+    assert first.startswith(f"warning: {town.scenes}/austin1.tif: its pixels are 0.3 m")
+    assert counted.startswith("warning: 3 scenes: its pixels are 0.3 m")

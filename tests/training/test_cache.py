@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -195,3 +196,19 @@ def test_a_disk_that_hangs_ends_packing(tmp_path: Path, monkeypatch: pytest.Monk
 
 def replace_timeout(seconds: float) -> DataSection:
     return SECTION.model_copy(update={"timeout_s": seconds})
+
+
+def test_a_tile_that_changes_while_it_is_packed_fails_and_nothing_vouches_for_it(tmp_path: Path) -> None:
+    folder = write_tileset(tmp_path / "tiles")
+    tiles = load_tileset(folder)
+    victim = tiles.image_path(tiles.tiles[0])
+
+    class Meanwhile(Told):
+        def advance(self, amount: float = 1, note: str = "") -> None:
+            super().advance(amount, note)
+            os.utime(victim, ns=(1, int(self.calls)))
+
+    with pytest.raises(BadDataError, match=rf"tile {tiles.tiles[0].name} changed while it was packed; run again"):
+        opened(folder, progress=Meanwhile())
+    assert not list(folder.rglob("*.tiles"))
+    opened(folder)
