@@ -29,7 +29,13 @@ OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
 CPU_BF16 = frozenset({"avx512_bf16", "amx_bf16"})
 BF16_CAPABILITY = (8, 0)
 CPU_INSTEAD = "or say --device cpu"
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "_STATUS_ALLOC_FAILED")
+OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "_STATUS_ALLOC_FAILED",
+    "create a primitive",
+)
 COMPILER_NEEDS = {
     "No working C++ compiler": "there is no C++ compiler; torch looks for g++ or $CXX",
     "Python.h": "Python's header files are missing (Debian: python3-dev)",
