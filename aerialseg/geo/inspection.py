@@ -117,7 +117,7 @@ class Access:
 def require_rows(height: int, width: int, name: str) -> None:
     """Raise BadDataError when a raster is so wide that the rows that are read at once do not fit into memory."""
     needed, free = min(height, ROWS) * width * ROW_BYTES, available_memory()
-    if free is not None and needed > free:
+    if needed > free:
         raise BadDataError(
             f"{name}: is {width:,} px wide: its rows need about {needed / 1e9:,.1f} GB of memory, {free / 1e9:,.1f} GB"
             " are free; cut it into less wide ones: gdal_translate -srcwin"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import struct
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +20,11 @@ import shapely
 from pyproj import CRS
 from pyproj.exceptions import CRSError
 
-from aerialseg.errors import BadDataError, NoInputError, one_line
+from aerialseg.errors import BadDataError, one_line
 from aerialseg.files import is_regular, open_regular
 from aerialseg.geo.digest import LAYER_NAME as LAYER
 from aerialseg.geo.digest import content_digest
+from aerialseg.geo.geopackage import require_tables
 from aerialseg.geo.opening import raster_errors, refuse_irregular_beside, refuse_remote
 
 if TYPE_CHECKING:
@@ -151,9 +152,8 @@ def _check_format(path: Path) -> str:
     name = one_line(path)
     with raster_errors(path):
         if not is_regular(path):
-            with suppress(FileNotFoundError):
-                path.stat()  # says so where a folder may not be entered
-            raise NoInputError(f"{name}: no such file")
+            path.stat()  # says what is wrong with the path
+            raise BadDataError(f"{name}: is not a regular file")
         refuse_irregular_beside(path)
         driver = DRIVERS.get(path.suffix.lower())
         if driver is None:
@@ -164,6 +164,8 @@ def _check_format(path: Path) -> str:
         head = head.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")
     if not head.startswith(MAGIC[driver]) or any(word in head for word in REFUSED.get(driver, ())):
         raise BadDataError(f"{name}: the content is not {driver}, which the name promises; expected polygons")
+    if driver == "GPKG":
+        require_tables(path)
     return driver
 
 

@@ -24,6 +24,7 @@ import torch
 
 from aerialseg.counts import QUANTA, ScoreHistogram
 from aerialseg.errors import Diverged, Stopped, counted, one_line
+from aerialseg.files import require_space
 from aerialseg.geo.tiles.tileset import load_tileset
 from aerialseg.models.device import pick_device
 from aerialseg.models.package import FILE_NAME, save_model
@@ -45,7 +46,7 @@ from aerialseg.training.ranks import ALONE, Ranks
 from aerialseg.training.report import announce, epoch_line, length_line, report
 from aerialseg.training.run_folder import TrainOptions, begin_run, claimed, open_run, write_start
 from aerialseg.training.start import start_again, start_fresh, start_from_model, with_teacher
-from aerialseg.training.state import TrainState, load_state_dict, save_checkpoint, state_dict
+from aerialseg.training.state import TrainState, disk_bytes, load_state_dict, save_checkpoint, state_dict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -127,6 +128,8 @@ def train(
             start = _start(checkpoint, tiles, ranks.broadcast(config), options, progress)
             ranks.local_batch(start.config.data.batch)
         with ranks.fail_together():
+            if ranks.first and not (checkpoint and checkpoint["standing"]["finished"]):
+                require_space(run, disk_bytes(run, start.segmenter, averaged=start.config.run.ema > 0))
             ranks.check_alike({"set of tiles": tiles.digest[:12], "kind of device": device.type})
         readers = held.enter_context(open_readers(reading_threads(config.data.threads, ranks.local_world)))
         job = build_job(run, start, device=device, readers=readers, progress=progress, ranks=ranks)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 
 from aerialseg.environment import PROJ, TAKEN_OUT
 from aerialseg.errors import AerialsegError, DeviceError, first_line, one_line
-from aerialseg.files import available_memory, is_folder, resolved, usable_processors
+from aerialseg.files import available_memory, free_space, is_folder, resolved, usable_processors
 
 if TYPE_CHECKING:
     from aerialseg.models.device import Machine
@@ -219,7 +219,7 @@ def _bytes(path: Path) -> int:
 
 
 def _disk(folder: Path) -> Iterator[Finding]:
-    free = shutil.disk_usage(folder).free
+    free = free_space(folder)
     name = one_line(resolved(folder))
     yield Finding(
         "disk", name, f"{_size(free)} free", *_judged(free >= LOW_DISK, "warning", "free some, or work elsewhere")
@@ -227,9 +227,8 @@ def _disk(folder: Path) -> Iterator[Finding]:
     try:
         _write_and_read(folder)
     except (AerialsegError, OSError) as error:
-        yield Finding(
-            "disk", f"writing in {name}", first_line(error), "missing", "work in a folder that can be written"
-        )
+        reason = first_line(error) if isinstance(error, AerialsegError) else error.strerror or str(error)
+        yield Finding("disk", f"writing in {name}", reason, "missing", "work in a folder that can be written")
     else:
         yield Finding("disk", f"writing in {name}", "a GeoTIFF was written and read back")
 

@@ -19,7 +19,15 @@ from pyproj import CRS
 from pyproj.exceptions import CRSError
 
 from aerialseg.errors import BadDataError, NoInputError, OutputError, UsageError, counted, folded, one_line
-from aerialseg.files import TEMPORARY, locked, prepare_output_folder, refuse_input_as_output, resolved, staged
+from aerialseg.files import (
+    TEMPORARY,
+    locked,
+    prepare_output_folder,
+    refuse_input_as_output,
+    require_space,
+    resolved,
+    staged,
+)
 from aerialseg.geo.adjacency import connect_grids
 from aerialseg.geo.dates import NO_DATES, DateOptions, note_of_tiff, read_dates, when_taken
 from aerialseg.geo.datum import datum_note
@@ -30,7 +38,7 @@ from aerialseg.geo.masks import decide_rule
 from aerialseg.geo.opening import open_raster
 from aerialseg.geo.outputs import is_of_another_run, kind_of, left_out_note
 from aerialseg.geo.ownership import check_overwrite, embed_digest_in, mark_of, owner_of
-from aerialseg.geo.polygons.formats import SUFFIXES, create_buildings, require_writer
+from aerialseg.geo.polygons.formats import SUFFIXES, create_buildings, polygon_bytes, require_writer
 from aerialseg.geo.polygons.shape import MetricFrame, Overlaps, ShapeCounts, Shaping, footprints, gather
 from aerialseg.geo.polygons.trace import PlacedMask, Tracer, read_corners
 from aerialseg.geo.scenes import find_scenes, pair_by_name
@@ -230,6 +238,8 @@ def write_buildings(
         return BuildingsReport(target, done_before=True)
     if not overwrite and (reason := _reason_to_stay(target, overwrite=overwrite)) is not None:
         return BuildingsReport(target, stays=reason)
+    pixels = sum(mask.box.height * mask.box.width for mosaic in mosaics for mask in mosaic)
+    require_space(target.parent, polygon_bytes(target.suffix.lower(), pixels))
     with _own_advice():
         rule = decide_rule([layer.mask for layer in layers])
     dated = note_of_tiff(mask.taken for mosaic in mosaics for mask in mosaic)

@@ -39,7 +39,7 @@ from aerialseg.geo.scenes import Scene
 from aerialseg.geo.tiles.plan import TilingOptions, plan_tiles
 from aerialseg.geo.tiles.tileset import TileRecord, check_tiles, image_path, mask_path
 from aerialseg.geo.vector_files import split_layer
-from aerialseg.geo.writing import write_geotiff
+from aerialseg.geo.writing import COG_BYTES, write_geotiff
 from aerialseg.progress import Silent
 from aerialseg.values import from_values, read_json, to_values
 
@@ -55,6 +55,8 @@ if TYPE_CHECKING:
     """The pixels (bands, rows, cols), valid (rows, cols) and labels (rows, cols) of one window."""
 
 BLOCK = 256
+TILE_BYTES = 2000
+"""Disk that the two files of a tile take beside its pixels."""
 NO_FILES = (-1, -1)
 """The sizes of a tile that was only counted."""
 PIECE_BYTES = 1 << 25
@@ -154,6 +156,12 @@ def rows_of(job: TileJob) -> list[list[PlannedTile]]:
     if not is_tiff(job.source.path):
         return [list(job.tiles)]
     return [list(row) for _, row in groupby(job.tiles, key=lambda planned: planned.tile.window.row_off)]
+
+
+def disk_bytes(job: TileJob) -> int:
+    """Return how much disk the tiles of a scene take at most: pixels that no compression makes smaller, and a mask."""
+    pixels = sum(planned.tile.window.height * planned.tile.window.width for planned in job.tiles)
+    return int((len(job.source.bands) + COG_BYTES) * pixels) + TILE_BYTES * len(job.tiles)
 
 
 def cut_tiles(job: TileJob, tiles: Sequence[PlannedTile], folder: Path | None) -> list[CutTile]:
