@@ -12,6 +12,9 @@ from aerialseg.cli.options import Alpha, BuildingColour, FailFast, Nodata, Repor
 if TYPE_CHECKING:
     from aerialseg.geo.tiles.build import TilingReport
 
+FEW_TILES = 300
+"""So many or fewer are trained on with the configuration that is made for them."""
+
 
 def tile(
     scenes: Annotated[list[str], typer.Argument(help="Scenes: files, folders, quoted globs, or an Inria root.")],
@@ -144,7 +147,8 @@ def tile(
         print_json(report.to_json())
     else:
         _print(report)
-        say_next("train", report.folder, "-o", Path("runs", report.folder.name))
+        config = ("-c", "small") if report.tiles["train"] <= FEW_TILES else ()
+        say_next("train", report.folder, *config, "-o", Path("runs", report.folder.name))
     if report.failures:
         raise SomeScenesFailed(
             f"{len(report.failures)} of {len(found)} scenes failed; {one_line(report.folder)} holds the others"

@@ -49,6 +49,8 @@ COLLAR_PIXELS = 16
 COLLAR_SHARE = 0.02
 COLLAR_READ = 1 << 25
 """Pixels of blocks that may be decoded for it."""
+COLLAR_WHOLE = 1 << 20
+"""Pixels of a PNG or JPEG that is decoded wholly for it; of a larger one the top alone is looked at for a start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +164,8 @@ def find_collar(dataset: DatasetReader, path: Path, bands: tuple[int, ...], rule
     most = COLLAR_READ // max(block_rows * block_cols, COLLAR_PIXELS * width if block_cols == width else 1)
     if rule.by_file or rule.alpha is not None or min(height, width) < 4 * COLLAR_PIXELS or most < 9:
         return None
-    rows = (0.0, 0.5, 1.0) if is_tiff(path) or dataset.driver.startswith("JP2") else (0.0,)  # others read from the top
+    from_top = not (is_tiff(path) or dataset.driver.startswith("JP2")) and height * width > COLLAR_WHOLE
+    rows = (0.0,) if from_top else (0.0, 0.5, 1.0)
     try:
         with raster_errors(path, "its border"):
             spots = [(down, across) for down in rows for across in (0.0, 0.5, 1.0) if (down, across) != (0.5, 0.5)]

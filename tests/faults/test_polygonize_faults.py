@@ -11,15 +11,17 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import rasterio
 
+from aerialseg.errors import AerialsegError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     Write = Callable[..., Path]
     Run = Callable[..., tuple[int, str, str]]
@@ -215,6 +217,20 @@ def test_a_full_disk_ends_with_74_and_leaves_nothing(
     assert code == 74, err
     assert err.splitlines()[-1].startswith(f"error: {cramped}")  # behind a line on the way between datums
     assert {entry.name for entry in cramped.iterdir()} <= {".aerialseg-lock"}
+
+
+def test_a_failed_write_leaves_no_file_open(tmp_path: Path, scene_file: Write) -> None:
+    """Windows removes no open file, and a disk with one is not unmounted; pyarrow 26 leaves its own open."""
+    from aerialseg.geo.polygons.polygonize import MaskLayer, write_buildings
+
+    path, before = scene_file(tmp_path / "m.tif", noise(400)), resource.getrlimit(resource.RLIMIT_FSIZE)
+    for suffix in FORMATS:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, before[1]))
+        with pytest.raises(AerialsegError) as caught:
+            write_buildings([MaskLayer("m", path)], tmp_path / "out" / f"b{suffix}")
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        opened = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]
+        assert not [name for name in opened if name.startswith(str(tmp_path / "out"))], caught.value
 
 
 # --- rows 15, 16, 30: killed, stopped, or beside another run ---

@@ -495,6 +495,27 @@ def test_row_45_a_colour_that_is_no_data_is_unlabelled_and_part_of_what_the_set_
         assert code == 2 and line in one_error(err)
 
 
+def test_a_gap_that_takes_more_than_it_leaves_is_said_with_a_way_out(
+    run: Run, tmp_path: Path, scene_file: Write, mask_file: Write
+) -> None:
+    """Blocks lie within a scene: of touching scenes that are a tile each, most are the gap of some other."""
+    for row, col in np.ndindex(5, 5):
+        place = Affine(0.3, 0, 616000 + 19.2 * col, 0, -0.3, 3347000 - 19.2 * row)
+        for write, folder in ((scene_file, "images"), (mask_file, "gt")):
+            write(tmp_path / "in" / folder / f"town{5 * row + col}.tif", size=(64, 64), transform=place)
+    arguments = ("tile", tmp_path / "in/images", "-o", tmp_path / "set")
+    code, out, err = run(*arguments, "--split", "blocks=4", "--json")
+    tiles, gap = json.loads(out)["tiles"], json.loads(out)["left_out"]["gap"]
+    assert code == 0 and gap == 25 - sum(tiles.values()) > tiles["train"]
+    assert f"{gap} tiles are left out as a gap around those that validate, more than the {tiles['train']} that" in err
+    assert "--split auto or a smaller --size keeps more" in err and "25 scenes cut" in err
+    code, _, err = run(*arguments, "--split", "blocks=4")
+    assert code == 0 and "nothing had changed" in err
+    code, _, err = run(*arguments, "-f")
+    assert code == 0 and "left out" not in err
+    assert err.endswith(f"next: aerialseg train {tmp_path / 'set'} -c small -o {Path('runs/set')}\n")
+
+
 def test_row_45_labels_hidden_by_a_nodata_tag_are_said_or_taken(
     run: Run, inputs: Path, tmp_path: Path, mask_file: Write
 ) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
+from contextlib import contextmanager, suppress
 from datetime import date
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,6 +26,7 @@ from aerialseg.geo.polygons.shape import join_footprints
 from aerialseg.geo.styles import write_building_style
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from pyproj import CRS
@@ -117,6 +119,7 @@ class GeoParquet:
 
     def __init__(self, temporary: Path, mark: str) -> None:
         self._path, self._mark = temporary, mark
+        self._sink: Any = None
         self._writer: Any = None
 
     def begin_layer(self, name: str, crs: CRS) -> None:
@@ -130,7 +133,9 @@ class GeoParquet:
                   ("geometry", pyarrow.binary())]  # fmt: skip
         metadata = {"geo": json.dumps(about), "made_by": self._mark}
         self._schema = pyarrow.schema(fields, metadata=metadata)
-        self._writer = parquet.ParquetWriter(self._path, self._schema, compression="zstd")
+        self._sink = pyarrow.OSFile(str(self._path), "wb")
+        with self._closed_on_error():
+            self._writer = parquet.ParquetWriter(self._sink, self._schema, compression="zstd")
 
     def add(self, footprints: Footprints) -> None:
         """Write a row group."""
@@ -140,11 +145,24 @@ class GeoParquet:
             pyarrow.array(column, type=self._schema.field(name).type, from_pandas=True)
             for name, column in columns.items()
         ]
-        self._writer.write_table(pyarrow.Table.from_arrays(arrays, schema=self._schema))
+        with self._closed_on_error():
+            self._writer.write_table(pyarrow.Table.from_arrays(arrays, schema=self._schema))
 
     def finish(self) -> None:
         """Write the footer."""
-        self._writer.close()
+        with self._closed_on_error():
+            self._writer.close()
+            self._sink.close()
+
+    @contextmanager
+    def _closed_on_error(self) -> Iterator[None]:
+        """Close the file when a write fails: pyarrow's writer keeps it open, and nobody could remove it on Windows."""
+        try:
+            yield
+        except BaseException:
+            with suppress(OSError):
+                self._sink.close()
+            raise
 
 
 def _in_json(value: Any) -> Any:

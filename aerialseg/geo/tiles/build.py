@@ -125,6 +125,13 @@ class TilingReport:
         if shares and not any(shares):
             name = one_line(self.folder)
             found.append(f"{name}: no labelled pixel is building; check the masks' values, or the polygons")
+        gap, train = self.left_out.get("gap", 0), self.tiles["train"]
+        if gap > train:
+            other = "--split auto or " if max(self.scenes.values()) > 1 else ""
+            found.append(
+                f"{gap} tiles are left out as a gap around those that validate, more than the {train} that train;"
+                f" {other}a smaller --size keeps more"
+            )
         return found
 
     def summary(self) -> str:

@@ -155,7 +155,8 @@ def rows_of(job: TileJob) -> list[list[PlannedTile]]:
     """
     if not is_tiff(job.source.path):
         return [list(job.tiles)]
-    return [list(row) for _, row in groupby(job.tiles, key=lambda planned: planned.tile.window.row_off)]
+    rows = groupby(job.tiles, key=lambda planned: planned.tile.window.row_off)
+    return [list(row) for _, row in rows] or [[]]  # a scene without a tile to cut is one of the set, too
 
 
 def disk_bytes(job: TileJob) -> int:
