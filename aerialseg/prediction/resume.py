@@ -106,19 +106,18 @@ def agree(run: Run, begun: Iterable[Begun], device: torch.device) -> tuple[torch
     if options.device == "auto" and then.device == "cpu":
         device = torch.device("cpu")
     now = name_of(device)
-    if options.device != "auto" and now.split()[0] != then.device.split()[0]:
-        _refuse(run, "--device", then.device.split()[0], options.device)
-    if options.batch not in (None, then.asked, then.setting, then.batch):
-        _refuse(run, "--batch", then.setting, options.batch)
+    for option, other, wish, differs in (
+        ("--device", then.device.split()[0], options.device, now.split()[0] != then.device.split()[0]),
+        ("--batch", then.setting, options.batch, options.batch not in (then.asked, then.setting, then.batch)),
+    ):
+        if differs and wish not in (None, "auto"):
+            if options.overwrite:
+                return device, options
+            raise ConfigError(
+                f"{one_line(run.out)}: was begun with {option} {other}, and {option} {wish} would change its last"
+                f" digits; leave {option} out to go on, or give --overwrite to begin anew"
+            )
     if now != then.device:
         return device, options
     precision = then.precision if options.precision == "auto" else options.precision
     return device, replace(options, batch=then.setting, precision=precision)
-
-
-def _refuse(run: Run, option: str, then: object, now: object) -> None:
-    if not run.options.overwrite:
-        raise ConfigError(
-            f"{one_line(run.out)}: was begun with {option} {then}, and {option} {now} would change its last digits;"
-            f" leave {option} out to go on, or --overwrite to begin anew"
-        )
