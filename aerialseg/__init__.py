@@ -16,6 +16,7 @@ _HOMES = {
     "Access": "geo.inspection",
     "AerialsegError": "errors",
     "BandRule": "geo.inspection",
+    "DateOptions": "geo.dates",
     "EvaluateOptions": "evaluation.scores",
     "EvaluationReport": "evaluation.results",
     "MaskRule": "geo.labels",

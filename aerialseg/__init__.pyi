@@ -4,6 +4,7 @@ from aerialseg.config import TrainConfig, load_config
 from aerialseg.errors import AerialsegError
 from aerialseg.evaluation.results import EvaluationReport
 from aerialseg.evaluation.scores import EvaluateOptions, evaluate_scenes
+from aerialseg.geo.dates import DateOptions
 from aerialseg.geo.inspection import Access, BandRule
 from aerialseg.geo.labels import MaskRule
 from aerialseg.geo.polygons.polygonize import PolygonOptions
@@ -26,6 +27,7 @@ __all__ = [
     "Access",
     "AerialsegError",
     "BandRule",
+    "DateOptions",
     "EvaluateOptions",
     "EvaluationReport",
     "MaskRule",

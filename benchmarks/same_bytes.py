@@ -256,7 +256,7 @@ class Side:
 
 def python(tree: Path, folder: Path, *command: str, **streams: Any) -> subprocess.Popen[str]:
     """Start Python with a tree's package, in a folder, with one thread and no GPU."""
-    settings = {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "COLUMNS": "100"}
+    settings = {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "COLUMNS": "200"}
     settings |= {"CUDA_VISIBLE_DEVICES": "", "PYTHONHASHSEED": "0", "TZ": "UTC", "NO_ALBUMENTATIONS_UPDATE": "1"}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
     return subprocess.Popen([sys.executable, *command], cwd=folder, env={**os.environ, **settings}, text=True, **pipes)

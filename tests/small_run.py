@@ -10,7 +10,6 @@ import numpy as np
 import rasterio
 from affine import Affine
 
-from aerialseg.errors import Stopped
 from aerialseg.geo.styles import write_mask_sidecars
 from aerialseg.models.package import ModelCard
 from aerialseg.prediction.checks import Run
@@ -33,22 +32,6 @@ CARD = ModelCard(
 )  # fmt: skip
 
 
-class Told(Silent):
-    """Keeps what is said, and asks for a stop after so many advances."""
-
-    def __init__(self, calls: float = float("inf")) -> None:
-        self.said: list[str] = []
-        self.left = calls
-
-    def advance(self, amount: float = 1, note: str = "") -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise Stopped(15)
-
-    def say(self, line: str) -> None:
-        self.said.append(line)
-
-
 @dataclass(frozen=True)
 class Entry:
     """A scene and its outputs."""
@@ -66,14 +49,14 @@ def collect(
     *,
     card: ModelCard = CARD,
     progress: Progress = Silent(),
-    overwrite: bool = False,
+    **options: Any,
 ) -> tuple[Path, ...]:
     """Write what a run makes of all its scenes together."""
     results = [
         SceneResult(e.name, e.scene, "done", outputs={k: p for k in ("mask", "probability") if (p := getattr(e, k))})
         for e in entries
     ]
-    run = Run(Path("model.safetensors"), HASH, card, out, PredictOptions(overwrite=overwrite), progress)
+    run = Run(Path("model.safetensors"), HASH, card, out, PredictOptions(**options), progress)
     return write_collection(run, results, buildings)
 
 

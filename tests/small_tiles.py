@@ -12,9 +12,7 @@ import numpy as np
 import rasterio
 from affine import Affine
 
-from aerialseg.errors import Stopped
 from aerialseg.geo.tiles.tileset import TileRecord, image_path, mask_path, write_manifest
-from aerialseg.progress import Silent
 
 NETWORK = {"architecture": "linknet", "encoder": "tu-test_efficientnet", "weights": "none"}
 """95 thousand weights, BatchNorm inside: seconds to train, a checkpoint of 2 MB."""
@@ -106,18 +104,3 @@ def write_splits(folder: Path, splits: dict[str, str]) -> None:
         connection.execute("CREATE TABLE tiles (name TEXT, split TEXT)")
         connection.executemany("INSERT INTO tiles VALUES (?, ?)", splits.items())
     connection.close()
-
-
-class StopAfter(Silent):
-    """Raises Stopped after so many steps of training."""
-
-    def __init__(self, steps: int) -> None:
-        self.left, self.label = steps, ""
-
-    def start(self, label: str, total: float, unit: str) -> None:
-        self.label = label
-
-    def advance(self, amount: float = 1, note: str = "") -> None:
-        self.left -= bool(amount) and self.label.startswith("epoch")
-        if not self.left:
-            raise Stopped(15)

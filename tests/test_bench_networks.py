@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from small_tiles import write_tileset
+from told import Told
 from torch import nn
 
 from aerialseg.errors import ConfigError, Stopped, UsageError
@@ -117,14 +118,10 @@ def test_memory_of_the_libraries_is_not_the_networks() -> None:
 
 
 def test_a_stop_ends_the_process_that_measures() -> None:
-    class Stopping(Silent):
-        def advance(self, amount: float = 1, note: str = "") -> None:
-            raise Stopped(2)
-
     (contestant,) = mixer_candidates(("full",))
     trial = Trial(contestant.spec, 512, 2, "cpu", "fp32", 60.0, encoder_only=True)
     with pytest.raises(Stopped):
-        measure_apart(trial, Stopping())
+        measure_apart(trial, Told(1))
 
 
 def test_more_pixels_take_more_memory_and_learning_more_than_predicting(run: Any, tmp_path: Path) -> None:

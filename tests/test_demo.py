@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import rasterio
 from PIL import Image
+from told import Told
 
 from aerialseg.counts import Confusion
 from aerialseg.drawing import FLAT_FOUND, INVENTED, MISSED
@@ -106,23 +107,11 @@ def test_another_configuration_trains_anew(out: Path) -> None:
     assert report.training.steps == 4
 
 
-class _StopAt(Silent):
-    def __init__(self, label: str) -> None:
-        self._label, self._here = label, False
-
-    def start(self, label: str, total: float, unit: str) -> None:
-        self._here = label.startswith(self._label)
-
-    def advance(self, amount: float = 1, note: str = "") -> None:
-        if self._here:
-            raise Stopped(2)
-
-
 def test_a_demo_stopped_again_and_again_goes_on(tmp_path: Path) -> None:
     short = (*QUICK, "schedule.epochs=1")
     for label in ("draw", "epoch", "predict"):
         with pytest.raises(Stopped):
-            demo.run_demo(tmp_path, device="cpu", overrides=short, progress=_StopAt(label))
+            demo.run_demo(tmp_path, device="cpu", overrides=short, progress=Told(1, label))
         assert not (tmp_path / "report.json").exists()
     report = demo.run_demo(tmp_path, device="cpu", overrides=short)
     assert report.training.complete_before

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from rasterio.windows import Window
-from small_run import HEIGHT, WIDTH, Told, labels_of, write_entry
+from small_run import HEIGHT, WIDTH, labels_of, write_entry
+from told import Told
 
 from aerialseg import drawing
 from aerialseg.drawing import CAPTION, FOUND, GAP, GROUND, INVENTED, MISSED, OUTLINE, UNKNOWN
@@ -68,14 +69,14 @@ def test_a_scene_that_cannot_be_drawn_is_grey_and_said(
             scene_file(entry.scene, size=(50, 50))
     drawn = framed(entry, progress=listening)
     assert (drawn[CAPTION + 80, GAP + 80] == 150).all()
-    assert "a.tif" in listening.said[0]
-    assert "drawn grey" in listening.said[0]
+    assert "a.tif" in listening.lines[0]
+    assert "drawn grey" in listening.lines[0]
 
 
 @pytest.mark.parametrize("calls", [0, 1, 2])
 def test_a_stop_is_no_scene_that_cannot_be_drawn(tmp_path: Path, calls: int) -> None:
     with pytest.raises(Stopped):
-        framed(write_entry(tmp_path, "a", 0), progress=Told(calls))
+        framed(write_entry(tmp_path, "a", 0), progress=Told(calls + 1))
 
 
 def test_deep_and_grey_scenes_are_stretched(tmp_path: Path, scene_file: Callable[..., Path]) -> None:

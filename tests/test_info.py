@@ -233,3 +233,14 @@ def test_views_that_a_model_was_not_trained_on_are_warned_about(
         assert code == 0, err
         assert ("trained without them (data.flips = false)" in err) == (not flips)
         assert f"next: aerialseg preview {tmp_path / str(flips)}\n" in err
+
+
+def test_where_nothing_could_be_predicted_no_next_command_is_named(
+    run: Run, scene_file: Any, tiny_model: Any, tmp_path: Path
+) -> None:
+    scene_file(tmp_path / "im/a.tif", size=(80, 96), transform=(10, 0, 6e5, 0, -10, 3e6))
+    code, _, err = run(
+        "predict", tmp_path / "im", "-m", tiny_model(gsd_m=0.3), "-o", tmp_path / "out", "--device", "cpu"
+    )
+    assert code == 65 and "its pixels are 10 m" in err
+    assert "next:" not in err

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import rasterio
 from affine import Affine
+from told import Told
 
 from aerialseg.errors import Stopped
 from aerialseg.geo.scenes import find_scenes
@@ -77,18 +78,6 @@ def rows_in(part: bytes) -> int:
         place += RECORD.size + layers * rows * width
         end += rows if place <= len(part) else 0
     return end
-
-
-class StopAfter(Silent):
-    """Asks for a stop at a batch."""
-
-    def __init__(self, batches: int) -> None:
-        self.left = batches
-
-    def advance(self, amount: float = 1, note: str = "") -> None:
-        self.left -= amount > 0
-        if self.left < 0:
-            raise Stopped(15)
 
 
 def predict_town1(out: Path, progress: Silent = Silent()) -> Any:
@@ -150,7 +139,7 @@ def test_a_scene_stopped_inside_is_gone_on_with_or_begun_again_whole() -> None:
 
 def test_strips_of_a_stopped_scene_are_read_wherever_the_key_fits() -> None:
     with pytest.raises(Stopped):
-        predict_town1(Path("now"), StopAfter(12))
+        predict_town1(Path("now"), Told(13, idle=False))
     today, before = part_of(Path("now")).read_bytes(), part_of(Path("stopped"))
     content, key = bytearray(before.read_bytes()), slice(17, 49)
     assert HEAD.unpack_from(today)[::2] == HEAD.unpack_from(content)[::2]

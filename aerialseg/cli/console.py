@@ -32,6 +32,8 @@ MINUTE = 60.0
 READER_GONE = 141
 """128 + SIGPIPE, as shells say it."""
 FEW_ROWS = 3
+PROSE_WIDTH, NO_WIDTH = 140, 10_000
+"""Characters in a line of what is no terminal."""
 
 
 @contextmanager
@@ -204,11 +206,13 @@ def print_table(title: str, columns: list[str], rows: list[list[str]], *, prose:
     """Print a table on stdout; columns of numbers are aligned on the right.
 
     Where it is too wide for the terminal, a table of a few rows is turned, and others lose their last columns, which
-    is said on stderr: no number and no name is folded. The sentences of a table of `prose` are.
+    is said on stderr: no number and no name is folded. The sentences of a table of `prose` are. Into a file or a pipe
+    every column goes.
     """
     from rich.table import Table
 
-    console = _console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140)
+    piped = PROSE_WIDTH if prose else NO_WIDTH
+    console = _console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else piped)
     columns, rows, hidden = (columns, rows, []) if prose else _fitted(columns, rows, console.width)
     table = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):

@@ -129,6 +129,17 @@ ShardText = Annotated[
 ]
 
 
+Dates = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--date",
+        metavar="DAY|FIRST/LAST|FILE:COLUMN|tiff",
+        help="When scenes were taken: a day, a range, polygons of days, or TIFF's own time.",
+        show_default="what STAC items and headers say",
+    ),
+]
+
+
 def _say_new_name(asked: bool) -> bool:
     if asked:
         typer.echo("warning: --agreement is called --disagreement now, and so is its folder", err=True)

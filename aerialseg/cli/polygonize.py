@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from aerialseg.cli.options import ReportAsJson
+from aerialseg.cli.options import Dates, ReportAsJson
 
 
 def polygonize(
@@ -33,6 +33,7 @@ def polygonize(
         Path | None,
         typer.Option(help="Folder of probabilities, as predict --probability writes it.", show_default="none"),
     ] = None,
+    date: Dates = None,
     overwrite: Annotated[
         bool, typer.Option("-f", "--overwrite", help="Write again what is done; replace a file of other origin.")
     ] = False,
@@ -52,9 +53,10 @@ def polygonize(
       aerialseg polygonize out -o buildings.parquet --crs EPSG:4326 --regularise
     """
     from aerialseg.cli.console import console_progress, print_json
+    from aerialseg.geo.dates import DateOptions
     from aerialseg.geo.polygons.polygonize import PolygonOptions, polygonize_masks
 
-    options = PolygonOptions(min_area_m2, crs, simplify, regularise)
+    options = PolygonOptions(min_area_m2, crs, simplify, regularise, DateOptions.of(date or []))
     with console_progress() as progress:
         report = polygonize_masks(masks, out, options, progress, probability=probability, overwrite=overwrite)
     print_json(report.to_json()) if as_json else typer.echo(report.line())

@@ -54,6 +54,7 @@ def predict(
         float, typer.Option(metavar="METRES", help="Let their outlines leave the pixels' edges by up to this.")
     ] = 0.0,
     regularise: Annotated[bool, typer.Option("--regularise", help="Straighten their walls and corners.")] = False,
+    date: options.Dates = None,
     split: Annotated[
         Literal["train", "val"] | None,
         typer.Option(help="Only the scenes that trained the model, or that validated it (-m RUN).", show_default="all"),
@@ -90,6 +91,7 @@ def predict(
     from aerialseg.cli.console import console_progress, print_json, say_loading, say_next
 
     say_loading()
+    from aerialseg.geo.dates import DateOptions
     from aerialseg.geo.inspection import Access
     from aerialseg.geo.polygons.polygonize import PolygonOptions
     from aerialseg.geo.scenes import find_scenes
@@ -102,7 +104,7 @@ def predict(
         window=window, overlap=overlap, blend=blend, tta=tta, gsd_m=options.gsd_of(gsd),
         neighbours=neighbours == "auto", batch=options.batch_size(batch), precision=precision, device=device,
         compiled=compiled, probability=probability, disagreement=disagreement or agreement, polygons=polygons,
-        shaping=PolygonOptions(min_area_m2, crs, simplify, regularise),
+        shaping=PolygonOptions(min_area_m2, crs, simplify, regularise), dates=DateOptions.of(date or []),
         rule=options.band_rule(bands, scale, nodata, alpha), access=Access(allow_ungeoreferenced, max_pixels),
         shard=options.shard_of(shard), overwrite=overwrite, fail_fast=fail_fast,
     )  # fmt: skip
@@ -116,7 +118,8 @@ def predict(
         print_json(report.to_json())
     else:
         typer.echo(report.line())
-        say_next("preview", out)
+        if report.of("done", "skipped") and shard is None:
+            say_next("preview", out)
     report.raise_failures()
 
 

@@ -6,6 +6,8 @@ OUTPUTS. Those that do not say building or not (a probability, a disagreement) a
 
 from __future__ import annotations
 
+import hashlib
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -46,7 +48,22 @@ OUTPUTS = (PROBABILITY, DISAGREEMENT, MASK)
 """In the order in which they are written: where a mask stands, all of its scene's outputs do."""
 FORMER_FOLDERS = {DISAGREEMENT.folder: "agreement"}
 """Where earlier versions kept an output."""
+STAC, ITEMS = "stac", "items"
+"""The folder of a run's catalogue, and that of its items below it."""
 MEASURE_FOLDERS = frozenset((*(output.folder for output in OUTPUTS if output.folder), *FORMER_FOLDERS.values()))
+
+
+def identifier_of(name: str) -> str:
+    """Return a scene's name where it is plain enough for a file name and an address, else a likeness with a digest."""
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        return name
+    likeness = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:80] or "scene"
+    return f"{likeness}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def item_path(out: Path, name: str) -> Path:
+    """Return where a run into `out` writes a scene's STAC item."""
+    return out / STAC / ITEMS / f"{identifier_of(name)}.json"
 
 
 def kind_of(path: Path) -> str | None:

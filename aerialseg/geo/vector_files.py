@@ -81,6 +81,8 @@ class Polygons:
     columns: tuple[str, ...]
     digest: str
     """Of the file, from before it was read."""
+    values: NDArray[np.object_] | None = None
+    """What the column that was asked for says of each shape."""
 
 
 def is_vector(path: Path) -> bool:
@@ -99,8 +101,10 @@ def with_layer(path: Path, layer: str) -> Path:
     return Path(f"{path}{LAYER}{layer}")
 
 
-def read_polygons(path: Path, where: str | None = None) -> Polygons:
+def read_polygons(path: Path, where: str | None = None, column: str | None = None) -> Polygons:
     """Read the polygons of a vector file; `where` is a condition in SQLite's SQL on its attributes and `fid`.
+
+    `column` is one whose values are wanted.
 
     Invalid polygons are repaired, those in collections are taken out; other geometries are left out and counted. Raises
     UsageError when the path is not local, NoInputError when nothing is there or may be read, ReadError when the disk
@@ -112,19 +116,25 @@ def read_polygons(path: Path, where: str | None = None) -> Polygons:
         raise BadDataError(f"{name}: Parquet has no layers; leave out {one_line(layer)}")
     with raster_errors(path):
         digest = content_digest(path)
-    crs, geometry, columns, names = _read_parquet(path, where) if driver == "Parquet" else _read(path, layer, where)
+    wanted = where if column is None else f"{where or ''}\n{column}"
+    crs, geometry, columns, names = _read_parquet(path, wanted) if driver == "Parquet" else _read(path, layer, wanted)
     if crs is None:
         raise BadDataError(f"{name}: has no CRS, so its place is unknown; assign one, for example in QGIS")
+    if column is not None and column not in names:
+        raise BadDataError(f"{name}: has no column {one_line(column)}; its columns are {named_columns(names)}")
+    values = None if column is None else np.array([*columns[column].tolist(), None], dtype=object)[:-1]
     if where is not None:
         try:
-            geometry = geometry[_rows_where(columns, len(geometry), where)]
+            rows = _rows_where(columns, len(geometry), where)
+            geometry, values = geometry[rows], None if values is None else values[rows]
         except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:
             raise BadDataError(
                 f"{name}: --where {one_line(where)}: {one_line(str(error))}; its columns are {named_columns(names)}"
             ) from error
     plain = np.array([*map(_without_patches, geometry), None], dtype=object)[:-1]
-    shapes, strange, repaired = _only_polygons(shapely.from_wkb(plain, on_invalid="fix"))
-    return Polygons(crs, shapes, len(geometry), strange, repaired, tuple(names), digest)
+    shapes, owner, repaired = _only_polygons(shapely.from_wkb(plain, on_invalid="fix"))
+    strange, told = len(geometry) - len(np.unique(owner)), None if values is None else values[owner]
+    return Polygons(crs, shapes, len(geometry), strange, repaired, tuple(names), digest, told)
 
 
 def named_columns(names: Iterable[str]) -> str:
@@ -281,9 +291,9 @@ def _without_patches(wkb: bytes | None) -> bytes | None:
     return bytes(plain)
 
 
-def _only_polygons(shapes: Shapes) -> tuple[Shapes, int, int]:
-    """Return single polygons, all valid, in the file's order; how many features have none, how many were repaired."""
-    features, owner = len(shapes), np.arange(len(shapes))
+def _only_polygons(shapes: Shapes) -> tuple[Shapes, NDArray[np.intp], int]:
+    """Return single polygons, all valid, in the file's order; which feature each is of, how many were repaired."""
+    owner = np.arange(len(shapes))
     while (nested := shapely.get_type_id(shapes) == COLLECTION).any():
         parts, index = shapely.get_parts(shapes[nested], return_index=True)
         owner = np.concatenate([owner[~nested], owner[nested][index]])
@@ -294,6 +304,7 @@ def _only_polygons(shapes: Shapes) -> tuple[Shapes, int, int]:
     kept, owner = shapes[polygonal], owner[polygonal]
     broken = ~shapely.is_valid(kept)
     kept[broken] = shapely.make_valid(kept[broken])
-    parts = shapely.get_parts(shapely.get_parts(kept))  # a repaired polygon may be a collection of collections
-    only = parts[shapely.get_type_id(parts) == POLYGON]
-    return only, features - len(np.unique(owner)), int(np.count_nonzero(broken))
+    kept, index = shapely.get_parts(kept, return_index=True)
+    parts, again = shapely.get_parts(kept, return_index=True)  # a repaired polygon may be a collection of collections
+    single = shapely.get_type_id(parts) == POLYGON
+    return parts[single], owner[index[again]][single], int(np.count_nonzero(broken))

@@ -6,7 +6,7 @@ Rasters are not read here: a polygon is moved to pixel coordinates (x = column, 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,6 +57,8 @@ class VectorLayer:
     chosen: tuple[str | None, ...]
     """The layer of each file that was asked for."""
     warnings: tuple[str, ...] = ()
+    values: NDArray[np.object_] | None = None
+    """What the column that was asked for says of each shape."""
 
     @property
     def path(self) -> Path:
@@ -105,19 +107,25 @@ def named(paths: Sequence[Path]) -> str:
     return first if len(paths) == 1 else f"{len(paths)} label files ({first} ...)"
 
 
-def read_layer(path: Path, *, where: str | None = None, empty_ok: bool = False) -> VectorLayer:
+def read_layer(
+    path: Path, *, where: str | None = None, empty_ok: bool = False, column: str | None = None
+) -> VectorLayer:
     """Read one vector file as `read_layers` does; without a polygon it may be if that is `empty_ok`."""
-    (layer,) = read_layers([path], where=where, empty_ok=empty_ok)
+    (layer,) = read_layers([path], where=where, empty_ok=empty_ok, column=column)
     return layer
 
 
-def read_layers(paths: Sequence[Path], *, where: str | None = None, empty_ok: bool = False) -> tuple[VectorLayer, ...]:
+def read_layers(
+    paths: Sequence[Path], *, where: str | None = None, empty_ok: bool = False, column: str | None = None
+) -> tuple[VectorLayer, ...]:
     """Read the polygons of vector files, those of one CRS as one layer; `where` is a condition on their attributes.
+
+    `column` is one whose values the layers keep.
 
     Files without a polygon are welcome beside others and said. Raises what `read_polygons` raises, and BadDataError
     when no file holds a polygon, unless that is `empty_ok`: a prediction may find nothing.
     """
-    found = [read_polygons(path, where) for path in paths]
+    found = [read_polygons(path, where, column) for path in paths]
     empty = [path for path, content in zip(paths, found, strict=True) if not len(content.shapes)]
     condition = f" where {one_line(where)}" if where else ""
     if paths and len(empty) == len(paths) and not empty_ok:
@@ -145,7 +153,9 @@ def read_layers(paths: Sequence[Path], *, where: str | None = None, empty_ok: bo
         said = () if layers else tuple(warnings)
         crs, tree = found[members[0]].crs, shapely.STRtree(shapes)
         chosen = tuple(split_layer(paths[index])[1] for index in members)
-        layers.append(VectorLayer(files, crs, shapes, tree, np.array(hulls, dtype=object), known, chosen, said))
+        told = [content.values for content in map(found.__getitem__, members) if content.values is not None]
+        values = np.concatenate(told) if told else None
+        layers.append(VectorLayer(files, crs, shapes, tree, np.array(hulls, dtype=object), known, chosen, said, values))
     return tuple(layers)
 
 
@@ -187,6 +197,23 @@ def overlay(layers: Iterable[VectorLayer], box: GeoBox) -> Overlay:
     found = np.concatenate(shapes)
     covered = shapely.union_all(hulls).intersection(frame).area / frame.area
     return Overlay(found, shapely.STRtree(found), covered, frozenset(files))
+
+
+def overlay_by_value(layer: VectorLayer, values: NDArray[Any], box: GeoBox) -> dict[Any, shapely.Geometry]:
+    """Return the ground of each value of a layer's shapes that meets the raster, in pixel coordinates.
+
+    Missing values (NaT) are left out. Raises what `overlay` raises.
+    """
+    found: dict[Any, shapely.Geometry] = {}
+    near = overlay([layer], box)
+    if not len(near.shapes):
+        return found
+    for value in np.unique(values[~np.isnat(values)]):
+        shapes = layer.shapes[values == value]
+        placed = overlay([replace(layer, shapes=shapes, tree=shapely.STRtree(shapes))], box).shapes
+        if len(placed):
+            found[value] = shapely.union_all(placed)
+    return found
 
 
 def datum_notes(layers: Iterable[VectorLayer], boxes: Iterable[GeoBox]) -> list[str]:

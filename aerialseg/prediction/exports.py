@@ -8,6 +8,7 @@ give the same bytes, files that are right already are not touched, and what a us
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -15,22 +16,24 @@ from urllib.parse import unquote
 from aerialseg.counts import QUANTA
 from aerialseg.errors import AerialsegError, one_line
 from aerialseg.files import exists, is_regular, refuse_input_as_output, remove, resolved
+from aerialseg.geo.dates import ground_taken, note_of_tiff, read_dates, when_taken
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.geopackage import feature_tables
 from aerialseg.geo.opening import open_raster
-from aerialseg.geo.outputs import MASK, MEASURE_FOLDERS, PROBABILITY, kind_of
+from aerialseg.geo.outputs import ITEMS, MASK, MEASURE_FOLDERS, PROBABILITY, STAC, kind_of
 from aerialseg.geo.ownership import check_overwrite, owner_of, write_owned
 from aerialseg.geo.polygons.polygonize import MaskLayer, write_buildings
 from aerialseg.geo.project import MapGroup, MapLayer, compose_project
 from aerialseg.geo.scenes import MOSAIC
 from aerialseg.geo.styles import building_renderer, mask_pipe, probability_pipe, scene_pipe, write_probability_sidecar
 from aerialseg.geo.vrt import Kind, Mosaic, MosaicPart, compose_mosaics, mosaic_names, mosaic_sources
-from aerialseg.prediction.stac import ITEMS, Sheet, describe, parse_taken
+from aerialseg.prediction.stac import Sheet, describe
 from aerialseg.values import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
+    from aerialseg.geo.dates import DatePolygons
     from aerialseg.prediction.checks import Run
     from aerialseg.prediction.options import PredictOptions
     from aerialseg.prediction.report import SceneResult
@@ -38,7 +41,6 @@ if TYPE_CHECKING:
 
 BUILDINGS = "buildings.gpkg"
 PROJECT = "project.qgz"
-STAC = "stac"
 SINGLY = 8
 """Up to this many scenes have a layer each for mask and probability; more are shown by their mosaics."""
 OVER_SCENES = 0.5
@@ -51,6 +53,7 @@ def check_products(options: PredictOptions, out: Path, inputs: Collection[Path],
     `inputs` are the model and the scenes, `boxes` the scenes' grids once they are known. Raises UsageError, too, where
     an input stands in the way, be it a mosaic of the scenes.
     """
+    read_dates(options.dates)
     if options.shard is None:
         paths = collection_paths(out, boxes, probability=PROBABILITY in options.outputs)
         refuse_input_as_output([*inputs, *(path for path in paths if _shows(path, inputs))], paths)
@@ -72,11 +75,11 @@ def make_products(run: Run, results: Sequence[SceneResult]) -> dict[str, Any]:
     placed = [result for result in finished if run.options.polygons and _has_place(run, result)]
     buildings = run.out / BUILDINGS if placed else None
     if buildings is not None:
-        layers = [MaskLayer(r.name, r.outputs[MASK.name], r.outputs.get(PROBABILITY.name)) for r in placed]
+        layers = [MaskLayer(r.name, r.outputs[MASK.name], r.outputs.get(PROBABILITY.name), r.image) for r in placed]
         written = write_buildings(
             layers,
             buildings,
-            run.options.shaping,
+            replace(run.options.shaping, dates=run.options.dates),
             run.progress,
             max_pixels=run.options.access.max_pixels,
             overwrite=run.options.overwrite,
@@ -114,7 +117,11 @@ def write_collection(run: Run, results: Sequence[SceneResult], buildings: Path |
     disk is full, and Stopped.
     """
     out, say, overwrite = run.out, run.progress.say, run.options.overwrite
-    sheets = [_sheet(result, run.progress) for result in results]
+    dates = read_dates(run.options.dates)
+    sheets = [_sheet(result, run, dates) for result in results]
+    note = note_of_tiff(sheet.taken for sheet in sheets)
+    if note is not None and buildings is None:
+        say(note)
     parts = [sheet.probability for sheet in sheets if sheet.probability is not None]
     boxes = [sheet.mask.box for sheet in sheets]
     check_collection(collection_paths(out, boxes, probability=bool(parts)), overwrite=overwrite)
@@ -207,12 +214,15 @@ def _note_others(out: Path, sheets: Sequence[Sheet], progress: Progress) -> None
         progress.say(f"{one_line(out)}: {counted}, such as {one_line(others[0])}, {where}")
 
 
-def _sheet(result: SceneResult, progress: Progress) -> Sheet:
+def _sheet(result: SceneResult, run: Run, dates: DatePolygons | None) -> Sheet:
     """Return what the headers of a scene and of its outputs say."""
-    progress.advance(0)
+    run.progress.advance(0)
+    taken = when_taken(result.image, result.name, run.options.dates)
     with open_raster(result.image) as dataset:
-        box, taken = GeoBox.of(dataset), parse_taken(dataset.tags().get("TIFFTAG_DATETIME"))
+        box = GeoBox.of(dataset)
         picture = MapLayer(result.name, result.image, box.crs, scene_pipe(dataset))
+    if run.options.dates.day is None and (ground := ground_taken(dates, box)).start is not None:
+        taken = ground
     mask, probability = result.outputs[MASK.name], result.outputs.get(PROBABILITY.name)
     part = None if probability is None else MosaicPart.of(probability)
     return Sheet(result.name, result.image, MosaicPart.of(mask), part, box, taken, picture)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 from aerialseg.errors import UsageError, one_line
+from aerialseg.geo.dates import NO_DATES, DateOptions
 from aerialseg.geo.inspection import Access, BandRule
 from aerialseg.geo.outputs import DISAGREEMENT, MASK, OUTPUTS, PROBABILITY, Output
 from aerialseg.geo.polygons.polygonize import PolygonOptions
@@ -83,6 +84,8 @@ class PredictOptions:
     """Draw building polygons of all scenes, too; their mean probability needs the probability rasters."""
     shaping: PolygonOptions = WITHOUT_SPECKS
     """What becomes of the polygons' outlines; unlike polygonize, predict leaves specks out."""
+    dates: DateOptions = NO_DATES
+    """What is known of when the scenes were taken: written with their polygons and their STAC items."""
     rule: BandRule = field(default_factory=BandRule)
     access: Access = field(default_factory=Access)
     shard: Shard | None = None

@@ -17,11 +17,9 @@ from aerialseg.errors import BadDataError, NoInputError, UsageError, one_line
 from aerialseg.files import is_regular, locked, prepare_output_folder, refuse_input_as_output, sweep
 from aerialseg.geo.digest import seen, what_changed
 from aerialseg.geo.opening import open_raster
-from aerialseg.geo.outputs import is_of_another_run, left_out_note
+from aerialseg.geo.outputs import is_of_another_run, item_path, left_out_note
 from aerialseg.geo.ownership import check_overwrite
 from aerialseg.prediction.checks import REPORT
-from aerialseg.prediction.exports import STAC
-from aerialseg.prediction.stac import ITEMS, identifier_of
 from aerialseg.progress import Silent
 from aerialseg.values import read_json
 
@@ -123,7 +121,7 @@ def _predicted(out: Path, name: str, entry: Any) -> Predicted | None:
 def _scene_of(out: Path, name: str, entry: dict[str, Any]) -> Path:
     """Return where a scene is: where it was predicted from, or from `out` on the way that its STAC item says."""
     image = Path(str(entry.get("image", "")))
-    item = out / STAC / ITEMS / f"{identifier_of(name)}.json"
+    item = item_path(out, name)
     try:
         if not is_regular(image):
             href = read_json(item)["assets"]["scene"]["href"]

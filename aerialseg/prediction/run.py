@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections import deque
+from collections import Counter, deque
 from concurrent.futures import wait
 from contextlib import suppress
 from dataclasses import replace
@@ -443,6 +443,8 @@ class RunLog:
         """What was made of all scenes together."""
         self.loaded: float | None = None
         """When the model was ready."""
+        self._said: Counter[str] = Counter()
+        """How many scenes a warning was about; it is said of the first one, and counted at last."""
 
     @property
     def failed(self) -> bool:
@@ -453,15 +455,21 @@ class RunLog:
         """Note and show a scene's result; raises its failure when the next scene would be written to the same disk."""
         self.results[result.name] = result
         for warning in result.warnings:
-            self.run.progress.say(f"warning: {warning}")
+            about = warning.removeprefix(f"{one_line(result.image)}: ")
+            self._said[about] += 1
+            if self._said[about] == 1:
+                self.run.progress.say(f"warning: {warning}")
         if isinstance(result.failure, OutputError | StorageError) and not isinstance(result.failure, InUseError):
             raise result.failure
         if result.failure is None or len(self.results) > 1:  # a single scene's failure is raised, and so shown once
             self.run.progress.say(result.line())
 
     def write(self) -> PredictReport:
-        """Write report.json and return it."""
+        """Write report.json and return it; warnings that were about many scenes are counted."""
         run = self.run
+        for warning, count in self._said.items():
+            if count > 1:
+                run.progress.say(f"warning: {count:,} scenes: {warning}")
         card = {name: getattr(run.card, name) for name in ("preset", "threshold", "temperature", "gsd_m")}
         model = {"path": None if run.model is None else str(run.model), "sha256": run.model_hash, **card}
         rasters = [output.name for output in OUTPUTS if output != MASK]

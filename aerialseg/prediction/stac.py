@@ -2,15 +2,14 @@
 
 STAC 1.1 with the extensions projection, classification and MLM, whose fields are written as their specifications have
 them: pystac's own classes follow the version that is installed, and take one scaling for all of a model's bands. All
-links are relative and percent-encoded. Equal runs give equal bytes: an item's time is the scene's own
-TIFFTAG_DATETIME, taken as UTC; a scene without one has no datetime and an interval that says "unknown", `UNKNOWN`.
+links are relative and percent-encoded. Equal runs give equal bytes: an item's time is when its scene was taken, UTC; a
+day, or a range of days, is an interval without a datetime, and a scene of which nothing is known has `UNKNOWN`.
 https://github.com/radiantearth/stac-spec, https://github.com/stac-extensions
 """
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from urllib.parse import quote
 
 from aerialseg.errors import one_line
 from aerialseg.files import PLACEHOLDER
+from aerialseg.geo.outputs import ITEMS, identifier_of
 from aerialseg.geo.project import around, crs_code, footprint, relative_to, rounded
 from aerialseg.geo.styles import MASK_CLASSES
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from aerialseg.geo.dates import Taken
     from aerialseg.geo.geobox import GeoBox
     from aerialseg.geo.project import MapLayer
     from aerialseg.geo.vrt import MosaicPart
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 UNKNOWN = (datetime(1900, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC))
 """Start and end where a scene does not say when it was taken."""
-ITEMS = "items"
 COLLECTION = "buildings"
 COG = "image/tiff; application=geotiff; profile=cloud-optimized"
 MEDIA = {
@@ -66,7 +66,7 @@ class Sheet:
     probability: MosaicPart | None
     box: GeoBox
     """The scene's grid."""
-    taken: datetime | None
+    taken: Taken
     picture: MapLayer
     """The scene as a map shows it."""
 
@@ -74,22 +74,6 @@ class Sheet:
     def identifier(self) -> str:
         """What the scene's item is called."""
         return identifier_of(self.name)
-
-
-def identifier_of(name: str) -> str:
-    """Return a scene's name where it is plain enough for a file name and an address, else a likeness with a digest."""
-    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
-        return name
-    likeness = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:80] or "scene"
-    return f"{likeness}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-
-
-def parse_taken(tag: str | None) -> datetime | None:
-    """Return the time in a TIFFTAG_DATETIME ("2016:07:14 10:21:05"); None when there is none or it makes no sense."""
-    try:
-        return None if tag is None else datetime.strptime(tag.strip(), "%Y:%m:%d %H:%M:%S").replace(tzinfo=UTC)
-    except ValueError:
-        return None
 
 
 def describe(
@@ -110,15 +94,17 @@ def _item(folder: Path, sheet: Sheet) -> dict[str, Any]:
     import pystac
 
     geometry, bounds = footprint(sheet.box)
-    start, end = (None, None) if sheet.taken is not None else UNKNOWN
+    moment, interval = sheet.taken.moment, _interval(sheet.taken)
+    day = sheet.taken.day
+    told = {} if day is None else {"aerialseg:taken": day.isoformat(), "aerialseg:taken_from": sheet.taken.origin}
     item = pystac.Item(
         sheet.identifier,
         geometry,
         None if bounds is None else rounded(bounds),
-        sheet.taken,
-        {"title": one_line(sheet.name), **_projection(sheet.box)},
-        start_datetime=start,
-        end_datetime=end,
+        moment,
+        {"title": one_line(sheet.name), **told, **_projection(sheet.box)},
+        start_datetime=None if moment else interval[0],
+        end_datetime=None if moment else interval[1],
         stac_extensions=[PROJECTION, CLASSIFICATION],
         collection=COLLECTION,
     )
@@ -135,6 +121,10 @@ def _item(folder: Path, sheet: Sheet) -> dict[str, Any]:
     _link_collection(item, "../collection.json")
     item.add_link(pystac.Link("derived_from", "../model.json", "application/json", "Model"))
     return _plain(item)
+
+
+def _interval(taken: Taken) -> tuple[datetime, datetime]:
+    return UNKNOWN if taken.start is None or taken.end is None else (taken.start, taken.end)
 
 
 def _projection(box: GeoBox) -> dict[str, Any]:
@@ -227,9 +217,9 @@ def _collection(folder: Path, sheets: Sequence[Sheet], extras: Mapping[str, Path
     found = [bounds for _, bounds in (footprint(sheet.box) for sheet in sheets) if bounds is not None]
     whole = [(w, s, e, n) if w <= e else (-180.0, s, 180.0, n) for w, s, e, n in found]
     bounds = around(whole) or (-180.0, -90.0, 180.0, 90.0)
-    times = [sheet.taken for sheet in sheets]
-    known = [time for time in times if time is not None]
-    interval = [min(known), max(known)] if known and len(known) == len(times) else [None, None]
+    times = [_interval(sheet.taken) for sheet in sheets]
+    known = bool(times) and UNKNOWN not in times
+    interval = [min(start for start, _ in times), max(end for _, end in times)] if known else [None, None]
     extent = pystac.Extent(pystac.SpatialExtent([rounded(bounds)]), pystac.TemporalExtent([interval]))
     collection = pystac.Collection(
         COLLECTION, "Building masks of aerial scenes, written by aerialseg", extent, "Buildings", license="other"

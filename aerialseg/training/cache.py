@@ -147,6 +147,7 @@ def open_tiles(tiles: TileSet, section: DataSection, readers: Readers, progress:
             progress.say(f"{one_line(path)}: {found}; packing {tiles_in_all}, once")
             reads = read_files(tiles) if tiles.sources is None else read_scenes(tiles)
             write_cache(path, contents, reads, readers, timeout_s=section.timeout_s, progress=progress)
+            _require_unchanged(tiles, contents, path)
         if isinstance(found := find(), TileCache):
             return found
         raise StorageError(f"{one_line(path)}: {found}, though just written")
@@ -159,6 +160,15 @@ def open_tiles(tiles: TileSet, section: DataSection, readers: Readers, progress:
             " another folder"
         )
         return None
+
+
+def _require_unchanged(tiles: TileSet, contents: Contents, path: Path) -> None:
+    """Remove the cache and raise BadDataError when a file it was packed from no longer looks as it did before."""
+    now = stamps(tiles)
+    changed = next((name for name, look in contents.stamps.items() if now[name] != look), None)
+    if changed is not None:
+        remove(path)
+        raise BadDataError(f"{one_line(tiles.folder)}: tile {one_line(changed)} changed while it was packed; run again")
 
 
 def cache_path(tiles: TileSet, place: str) -> Path:

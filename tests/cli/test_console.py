@@ -50,6 +50,14 @@ def test_no_number_and_no_name_is_folded(
     )
 
 
+def test_into_a_pipe_every_column_goes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    columns = ["", *(f"score number {n}" for n in range(40))]
+    print_table("scores", columns, [[f"scene{row}", *("0.5" for _ in range(40))] for row in range(9)])
+    out, err = capsys.readouterr()
+    assert all(column in out for column in columns) and not err
+
+
 def test_the_networks_fit_into_eighty_columns(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from aerialseg.models.presets import PRESETS
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import rasterio
+from told import Told
 
 from aerialseg.counts import Confusion
 from aerialseg.errors import Stopped
@@ -21,7 +22,6 @@ from aerialseg.evaluation.results import EvaluationReport, SceneScore
 from aerialseg.evaluation.scores import evaluate_pairs, evaluate_scenes
 from aerialseg.geo.labels import decide_rule
 from aerialseg.geo.scenes import find_scenes
-from aerialseg.progress import Silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -164,13 +164,6 @@ def test_scenes_are_scored_where_the_system_does_not_say_which_processors(
     assert run("evaluate", dataset / "out", "--masks", dataset / "gt", "--json")[0] == 0
 
 
-class StopsAtOnce(Silent):
-    """A user who presses Ctrl-C while the first scene is being read."""
-
-    def advance(self, amount: float = 1, note: str = "") -> None:
-        raise Stopped(2)
-
-
 def test_a_stop_does_not_wait_for_a_large_scene(
     tmp_path: Path, mask_file: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,7 +179,7 @@ def test_a_stop_does_not_wait_for_a_large_scene(
     monkeypatch.setattr(scores, "POLL_S", 0.05)
     began = time.monotonic()
     with pytest.raises(Stopped):
-        evaluate_pairs([Pair("x", *paths)], progress=StopsAtOnce())
+        evaluate_pairs([Pair("x", *paths)], progress=Told(1))
     assert time.monotonic() - began < 5  # sixty strips would take 24 s
     stop = threading.Event()
     stop.set()

@@ -14,8 +14,9 @@ import pytest
 import rasterio
 import shapely
 from pyogrio.raw import write
-from small_run import Entry, Told, write_entry, write_run
+from small_run import Entry, write_entry, write_run
 from small_run import collect as write_collection
+from told import Told
 
 from aerialseg.errors import BadDataError, NoInputError, OutputError, Stopped
 from aerialseg.geo.styles import write_building_style
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 def collect(root: Path, entries: list[Entry], buildings: Path | None = None) -> tuple[tuple[Path, ...], list[str]]:
     told = Told()
     paths = write_collection(root / "out", entries, buildings, progress=told)
-    return paths, told.said
+    return paths, told.lines
 
 
 def state_of(folder: Path) -> dict[Path, tuple[bytes, int]]:
@@ -240,7 +241,7 @@ def test_a_stop_leaves_whole_files_and_the_next_run_goes_on(tmp_path: Path) -> N
         for name in ("mosaic.vrt", "project.qgz", "stac/collection.json", "stac/items/b.json"):
             (tmp_path / "out" / name).unlink(missing_ok=True)
         with pytest.raises(Stopped):
-            write_collection(tmp_path / "out", entries, progress=Told(calls))
+            write_collection(tmp_path / "out", entries, progress=Told(calls + 1))
         there = bytes_of(tmp_path / "out")
         assert there.items() <= whole.items()
     collect(tmp_path, entries)
@@ -267,7 +268,7 @@ def test_a_control_character_in_a_name_costs_its_layers_only(tmp_path: Path) -> 
     told = Told()
     written = write_collection(tmp_path / "out", entries, progress=told)
     assert (tmp_path / "out/project.qgz") in written
-    assert sum("a mosaic cannot hold this name" in line for line in told.said) == 2, "mask and probability"
+    assert sum("a mosaic cannot hold this name" in line for line in told.lines) == 2, "mask and probability"
 
 
 def test_scenes_are_styled_by_their_bands(tmp_path: Path, scene_file: Callable[..., Path]) -> None:

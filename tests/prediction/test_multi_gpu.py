@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import signal
 import threading
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from told import Told
 
 from aerialseg.errors import DeviceError, ModelError, OutputError, ResourceError, Stopped, UsageError
 from aerialseg.geo.polygons.polygonize import PolygonOptions
@@ -26,26 +26,6 @@ if TYPE_CHECKING:
 
 TWO = ("cpu", "cpu")
 PLAIN = PredictOptions(device="cpu", batch=2, precision="fp32")
-
-
-class Heard(Silent):
-    """Keeps what is said and counted; asks for a stop after so many million pixels."""
-
-    def __init__(self, stop_after: float = float("inf")) -> None:
-        self.lines: list[str] = []
-        self.total = self.done = 0.0
-        self.stop_after = stop_after
-
-    def start(self, label: str, total: float, unit: str) -> None:
-        self.total = total
-
-    def advance(self, amount: float = 1, note: str = "") -> None:
-        self.done += amount
-        if self.done >= self.stop_after:
-            raise Stopped(signal.SIGTERM)
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +49,7 @@ def test_two_processes_make_what_one_makes(
 ) -> None:
     broken = scenes / "s9.tif"
     broken.write_bytes((scenes / "s0.tif").read_bytes()[:-9000])
-    heard = Heard()
+    heard = Told()
     shaping = PolygonOptions(min_area_m2=0.5, simplify_m=0.3)
     options = PredictOptions(device="cpu", batch=2, precision="fp32", polygons=True, shaping=shaping)
     report = predict_on(TWO, find_scenes([scenes]), model, tmp_path / "two", options, heard)
@@ -86,9 +66,9 @@ def test_two_processes_make_what_one_makes(
 @pytest.mark.slow
 def test_a_stop_ends_all_processes_and_the_next_run_goes_on(tmp_path: Path, scenes: Path, model: Path) -> None:
     with pytest.raises(Stopped):
-        predict_on(TWO, find_scenes([scenes]), model, tmp_path / "out", PLAIN, Heard(stop_after=0.001))
+        predict_on(TWO, find_scenes([scenes]), model, tmp_path / "out", PLAIN, Told(1, idle=False))
     assert multiprocessing.active_children() == []
-    report = predict_on(TWO, find_scenes([scenes]), model, tmp_path / "out", PLAIN, Heard())
+    report = predict_on(TWO, find_scenes([scenes]), model, tmp_path / "out", PLAIN, Told())
     assert {scene.status for scene in report.scenes} <= {"done", "skipped"}
 
 
@@ -99,13 +79,13 @@ def test_a_failure_ends_the_other_processes_when_that_was_asked_for(tmp_path: Pa
     for number in range(100, 128):  # so many that the second process is at work when the first one fails
         (scenes / f"s{number}.tif").write_bytes((scenes / "s1.tif").read_bytes())
     fast = replace(PLAIN, fail_fast=True, neighbours=False)
-    report = predict_on(TWO, find_scenes([scenes]), model, tmp_path / "out", fast, Heard())
+    report = predict_on(TWO, find_scenes([scenes]), model, tmp_path / "out", fast, Told())
     statuses = [scene.status for scene in report.scenes]
     assert statuses.count("failed") == 1
     assert statuses.count("not started") > len(statuses) / 2 - 1
     assert multiprocessing.active_children() == []
     (scenes / "s0.tif").write_bytes(whole)
-    report = predict_on(TWO, find_scenes([scenes]), model, tmp_path / "out", fast, Heard())
+    report = predict_on(TWO, find_scenes([scenes]), model, tmp_path / "out", fast, Told())
     assert {scene.status for scene in report.scenes} <= {"done", "skipped"}
 
 
@@ -116,7 +96,7 @@ def test_a_stranger_s_project_is_refused_at_once_and_replaced_when_asked_for(
     project = tmp_path / "out" / "project.qgz"
     project.parent.mkdir()
     project.write_text("mine")
-    heard = Heard()
+    heard = Told()
     with pytest.raises(OutputError, match=r"project\.qgz: exists and was not written by aerialseg"):
         predict_on(TWO, find_scenes([scenes]), model, tmp_path / "out", PLAIN, heard)
     assert [path.name for path in project.parent.iterdir()] == ["project.qgz"]
@@ -136,7 +116,7 @@ def test_a_lost_process_is_an_error_that_says_how_to_go_on(tmp_path: Path, scene
 
     threading.Thread(target=kill, daemon=True).start()
     with pytest.raises(ResourceError, match=r"cpu: its process was lost \(exit code -9\); run the same command again"):
-        predict_on(TWO, find_scenes([scenes]), model, tmp_path / "out", PLAIN, Heard())
+        predict_on(TWO, find_scenes([scenes]), model, tmp_path / "out", PLAIN, Told())
     assert multiprocessing.active_children() == []
 
 
@@ -144,7 +124,7 @@ def test_what_fails_in_a_process_fails_the_run_alike(tmp_path: Path, scenes: Pat
     wrong = tmp_path / "model.safetensors"
     wrong.write_bytes(b"no model")
     with pytest.raises(ModelError, match=r"model.safetensors"):
-        predict_on(TWO, find_scenes([scenes]), wrong, tmp_path / "out", PLAIN, Heard())
+        predict_on(TWO, find_scenes([scenes]), wrong, tmp_path / "out", PLAIN, Told())
 
 
 def test_shards_and_all_gpus_exclude_each_other(tmp_path: Path, scenes: Path, model: Path) -> None:

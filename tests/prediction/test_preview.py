@@ -12,13 +12,13 @@ import pytest
 import rasterio
 from PIL import Image
 from small_run import HEIGHT, ODD_NAMES, WIDTH, collect, write_run
+from told import Told
 
 from aerialseg.drawing import GAP, OUTLINE
 from aerialseg.errors import BadDataError, NoInputError, OutputError, Stopped, UsageError
 from aerialseg.geo.ownership import PREDICTION_TAG
 from aerialseg.prediction import preview
 from aerialseg.prediction.preview import SHEET, write_previews
-from aerialseg.progress import Silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,20 +71,12 @@ def test_scenes_that_moved_with_the_folder_are_found_by_their_stac_items(tmp_pat
     entries = write_run(tmp_path / "before", ["plain", "hash#1 100%25"])
     out = report(tmp_path / "before", entries)
     collect(out, entries)
-    listening = Listening()
+    listening = Told()
     expected = [path.read_bytes() for path in previewed(out)]
     (tmp_path / "before").rename(tmp_path / "after")
     found = previewed(tmp_path / "after/out", progress=listening)
-    assert listening.said == []
+    assert listening.lines == []
     assert [path.read_bytes() for path in found] == expected
-
-
-class Listening(Silent):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.said.append(line)
 
 
 def test_a_strangers_picture_stays_unless_it_may_go(tmp_path: Path) -> None:
@@ -123,12 +115,12 @@ def test_a_probability_of_another_run_is_not_shown(tmp_path: Path) -> None:
     for number, path in enumerate((entries[0].mask, entries[0].probability, entries[1].mask, entries[1].probability)):
         with rasterio.open(path, "r+", IGNORE_COG_LAYOUT_BREAK="YES") as written:
             written.update_tags(**{PREDICTION_TAG: "old" if number == 3 else "new"})
-    listening = Listening()
+    listening = Told()
     paths = previewed(report(tmp_path, entries), progress=listening)
     widths = [picture(path).shape[1] for path in paths[:2]]
     assert widths == [2 * (WIDTH + GAP) + GAP, WIDTH + 2 * GAP]
-    assert len(listening.said) == 1
-    assert "probability/b.tif: made with another model or options than its mask, and left out" in listening.said[0]
+    assert len(listening.lines) == 1
+    assert "probability/b.tif: made with another model or options than its mask, and left out" in listening.lines[0]
 
 
 @pytest.mark.parametrize(
@@ -161,13 +153,9 @@ def test_a_scene_named_like_the_sheet_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_stop_leaves_no_half_picture(tmp_path: Path) -> None:
-    class Stopping(Silent):
-        def advance(self, amount: float = 1, note: str = "") -> None:
-            raise Stopped(15)
-
     out = report(tmp_path, write_run(tmp_path, ["a"]))
     with pytest.raises(Stopped):
-        previewed(out, progress=Stopping())
+        previewed(out, progress=Told(1))
     assert [path.name for path in (out / "preview").iterdir()] == [".aerialseg-lock"]
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from told import Told
 
 from aerialseg.errors import (
     BadDataError,
@@ -92,26 +93,6 @@ def no_torch_work(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return lambda: monkeypatch.setattr(job, "load_forward", refuse)
 
 
-class Lines(Silent):
-    """Keeps what is said, and stops the run at call number `stop_at` of advance with some work in it."""
-
-    def __init__(self, stop_at: int | None = None) -> None:
-        self.lines: list[str] = []
-        self.done, self.total, self.calls, self.stop_at = 0.0, 0.0, 0, stop_at
-
-    def start(self, label: str, total: float, unit: str) -> None:
-        self.total = total
-
-    def advance(self, amount: float = 1, note: str = "") -> None:
-        self.done += amount
-        self.calls += amount > 0
-        if self.stop_at is not None and self.calls >= self.stop_at:
-            raise Stopped(15)
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
-
-
 def test_masks_lie_exactly_on_their_scenes(town: Town) -> None:
     report = town.predict(probability=True)
     assert [scene.status for scene in report.scenes] == ["done"] * 3
@@ -146,7 +127,7 @@ def test_the_report_says_what_was_done(town: Town) -> None:
 
 
 def test_progress_counts_every_pixel_and_names_every_scene(town: Town) -> None:
-    heard = Lines()
+    heard = Told()
     town.predict(progress=heard)
     assert heard.done == pytest.approx(heard.total) == pytest.approx((150 * 110 + 70 * 200 + 64 * 64) / 1e6)
     assert [line.split(":")[0] for line in heard.lines] == ["austin1", "austin2", "austin3"]
@@ -248,7 +229,7 @@ def test_missing_side_files_come_back_and_edited_ones_stay(town: Town) -> None:
 
 def test_a_failing_scene_does_not_stop_the_others(town: Town) -> None:
     (town.scenes / "austin2.tif").write_text("no raster")
-    heard = Lines()
+    heard = Told()
     report = town.predict(progress=heard)
     assert [scene.status for scene in report.scenes] == ["done", "failed", "done"]
     assert heard.lines[0].startswith(f"error: {town.scenes / 'austin2.tif'}: is not a GeoTIFF")
@@ -287,7 +268,7 @@ def test_a_single_failure_is_raised_as_it_is_and_not_said_twice(town: Town) -> N
     (town.scenes / "austin1.tif").unlink()
     (town.scenes / "austin2.tif").unlink()
     (town.scenes / "austin3.tif").write_text("")
-    heard = Lines()
+    heard = Told()
     report = town.predict(progress=heard)
     assert heard.lines == []
     with pytest.raises(BadDataError, match=r"austin3.tif: is empty"):
@@ -391,7 +372,7 @@ def test_a_scene_that_was_moved_is_other_work_whatever_file_says_so(
 
 def test_scenes_are_finished_side_by_side_and_recorded_in_their_order() -> None:
     recorded: list[Any] = []
-    journal = SimpleNamespace(run=SimpleNamespace(progress=Lines()), record=recorded.append)
+    journal = SimpleNamespace(run=SimpleNamespace(progress=Told()), record=recorded.append)
     finisher = job._Finisher(journal, 3)
     gates = [threading.Event() for _ in range(5)]
     together = threading.Semaphore(0)
@@ -425,7 +406,7 @@ def test_scenes_are_finished_side_by_side_and_recorded_in_their_order() -> None:
 @pytest.mark.parametrize("stop_at", [1, 3, 8, 9])
 def test_a_stop_keeps_what_is_finished_and_the_next_run_goes_on(town: Town, stop_at: int) -> None:
     with pytest.raises(Stopped):
-        town.predict(progress=Lines(stop_at=stop_at), batch=1)
+        town.predict(progress=Told(stop_at, idle=False), batch=1)
     assert {path.suffix for path in temporaries(town.out)} <= {".part"}
     statuses = [scene["status"] for scene in json.loads((town.out / "report.json").read_text())["scenes"].values()]
     done = sorted(town.masks())
@@ -551,10 +532,10 @@ def test_the_card_s_bands_and_scale_hold_unless_others_are_given(
 
 
 def test_another_ground_sample_distance_is_run_at_the_model_s(town: Town, small_model: Callable[..., Path]) -> None:
-    heard = Lines()
+    heard = Told()
     town.predict(model=small_model(gsd_m=0.5), progress=heard)
     assert sum("its pixels are 0.3 m; it is run at 0.5 m" in line for line in heard.lines) == 3
-    heard = Lines()
+    heard = Told()
     town.predict(model=small_model(gsd_m=0.31), progress=heard)
     assert not any("learned" in line for line in heard.lines)
 
@@ -639,7 +620,7 @@ def test_a_stranger_s_report_is_not_replaced(town: Town) -> None:
 def test_a_finished_scene_is_heard_of_while_the_next_one_runs(town: Town) -> None:
     events: list[str] = []
 
-    class Slow(Lines):
+    class Slow(Told):
         def advance(self, amount: float = 1, note: str = "") -> None:
             time.sleep(0.03)
             events.append("batch")
@@ -685,7 +666,7 @@ def test_a_mask_that_someone_painted_stays_and_is_counted_as_it_is(town: Town) -
     town.predict()
     counts = paint(town.out / "austin2.tif")
     painted = town.masks()
-    heard = Lines()
+    heard = Told()
     report = town.predict(progress=heard)
     assert [scene.status for scene in report.scenes] == ["skipped"] * 3 and town.masks() == painted
     assert (report.scenes[1].valid_pixels, report.scenes[1].building_pixels) == counts
@@ -741,3 +722,13 @@ def test_an_output_of_before_that_says_nothing_of_its_pixels_counts_as_done(town
     with rasterio.open(town.out / "austin2.tif", "r+", IGNORE_COG_LAYOUT_BREAK="YES") as mask:
         mask.update_tags(AERIALSEG_PIXELS_SHA256="")
     assert town.statuses() == ["skipped"] * 3
+
+
+def test_a_warning_about_many_scenes_is_said_once_and_counted(town: Town, small_model: Callable[..., Path]) -> None:
+    told = Told()
+    report = town.predict(model=small_model(gsd_m=0.45), progress=told)
+    assert all("it is run at 0.45 m" in " ".join(scene.warnings) for scene in report.scenes)
+    said = [line for line in told.lines if "0.45 m" in line]
+    first, counted = said
+    assert first.startswith(f"warning: {town.scenes}/austin1.tif: its pixels are 0.3 m")
+    assert counted.startswith("warning: 3 scenes: its pixels are 0.3 m")

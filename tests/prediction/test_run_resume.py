@@ -11,6 +11,7 @@ import pyogrio
 import pytest
 import rasterio
 import torch
+from told import Told
 
 from aerialseg.errors import OutputError, Stopped, UsageError
 from aerialseg.files import locked
@@ -28,18 +29,6 @@ if TYPE_CHECKING:
     from aerialseg.prediction.report import PredictReport
 
     Hashes = Callable[[Path], dict[str, str]]
-
-
-class StopAfter(Silent):
-    """Asks for a stop at the n-th batch."""
-
-    def __init__(self, batches: int) -> None:
-        self.left = batches
-
-    def advance(self, amount: float = 1, note: str = "") -> None:
-        self.left -= amount > 0
-        if self.left < 0:
-            raise Stopped(15)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +65,7 @@ def test_a_run_stopped_inside_a_scene_goes_on_there(
     for batches in (3, 9, 14):
         out = tmp_path / f"stopped-{batches}"
         with pytest.raises(Stopped):
-            run(tall, model, out, StopAfter(batches), **options)
+            run(tall, model, out, Told(batches + 1, idle=False), **options)
         resumed.append(run(tall, model, out, **options).scenes[0].resumed_rows)
         assert [p.name for p in out.glob(".aerialseg-*")] == [".aerialseg-lock"]
         assert products(tree_hashes(out)) == products(tree_hashes(tmp_path / "straight"))
@@ -90,7 +79,7 @@ def test_overwriting_that_was_stopped_goes_on_inside_the_scene_too(
     run(tall, model, out)
     before = products(tree_hashes(out))
     with pytest.raises(Stopped):
-        run(tall, model, out, StopAfter(9), overwrite=True)
+        run(tall, model, out, Told(10, idle=False), overwrite=True)
     (scene,) = run(tall, model, out, overwrite=True).scenes
     assert (scene.status, scene.resumed_rows > 0) == ("done", True)
     assert products(tree_hashes(out)) == before
@@ -99,7 +88,7 @@ def test_overwriting_that_was_stopped_goes_on_inside_the_scene_too(
 
 def test_another_number_of_threads_begins_anew(tmp_path: Path, tall: Path, model: Path) -> None:
     with pytest.raises(Stopped):
-        run(tall, model, tmp_path / "out", StopAfter(9))
+        run(tall, model, tmp_path / "out", Told(10, idle=False))
     torch.set_num_threads(2)
     try:
         assert run(tall, model, tmp_path / "out").scenes[0].resumed_rows == 0, "its last digits may differ"
@@ -113,11 +102,11 @@ def test_what_was_begun_with_other_options_or_pixels_is_not_gone_on_with(
     out = tmp_path / "out"
     for change in ({"overlap": 0.5}, {"tta": "flips"}, {"blend": "crop"}, {"window": 96}):
         with pytest.raises(Stopped):
-            run(tall, model, out, StopAfter(9))
+            run(tall, model, out, Told(10, idle=False))
         assert run(tall, model, out, **change).scenes[0].resumed_rows == 0
         shutil.rmtree(out)
     with pytest.raises(Stopped):
-        run(tall, model, out, StopAfter(9))
+        run(tall, model, out, Told(10, idle=False))
     with rasterio.open(tall / "tall.tif", "r+") as scene:
         scene.write(np.full((1, 1), 7, np.uint8), 1, window=rasterio.windows.Window(0, 0, 1, 1))
     assert run(tall, model, out).scenes[0].resumed_rows == 0

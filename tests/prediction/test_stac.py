@@ -18,20 +18,22 @@ from pystac.extensions.mlm import MLMExtension
 from pystac.extensions.projection import ProjectionExtension
 from small_run import CARD, HASH, ODD_NAMES, Entry, collect, write_entry, write_run
 
-from aerialseg.prediction.stac import UNKNOWN, Sheet, parse_taken
+from aerialseg.geo.dates import DateOptions
+from aerialseg.prediction.stac import UNKNOWN, Sheet
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 CUSTOM = "+proj=tmerc +lat_0=47.5 +lon_0=16.3 +k=0.9999 +x_0=1000 +y_0=-5000000 +ellps=bessel +units=m +no_defs"
 TAKEN = "TIFFTAG_DATETIME"
 
 
-def stac_of(root: Path, entries: list[Entry], **card: Any) -> dict[str, Any]:
+def stac_of(root: Path, entries: list[Entry], dates: Sequence[str] = (), **card: Any) -> dict[str, Any]:
     """Write the collection and return its JSON files by their paths below stac/."""
     import dataclasses
 
-    collect(root / "out", entries, card=dataclasses.replace(CARD, **card))
+    collect(root / "out", entries, card=dataclasses.replace(CARD, **card), dates=DateOptions.of(dates))
     folder = root / "out/stac"
     return {str(path.relative_to(folder)): json.loads(path.read_text()) for path in sorted(folder.rglob("*.json"))}
 
@@ -151,24 +153,46 @@ def test_time_is_the_scenes_own_or_unknown_but_never_now(tmp_path: Path) -> None
     entries = write_run(tmp_path, ["a", "b"])
     with rasterio.open(entries[0].scene, "r+") as scene:
         scene.update_tags(**{TAKEN: "2016:07:14 10:21:05"})
-    found = stac_of(tmp_path, entries)
-    assert found["items/a.json"]["properties"]["datetime"] == "2016-07-14T10:21:05Z"
+    found = stac_of(tmp_path, entries, ["tiff"])
+    dated = found["items/a.json"]["properties"]
+    assert dated["datetime"] == "2016-07-14T10:21:05Z"
+    assert [dated["aerialseg:taken"], dated["aerialseg:taken_from"]] == ["2016-07-14", "tiff"]
     unknown = found["items/b.json"]["properties"]
     assert unknown["datetime"] is None
     assert [unknown["start_datetime"], unknown["end_datetime"]] == [f"{time:%Y-%m-%dT%H:%M:%SZ}" for time in UNKNOWN]
+    assert not {"aerialseg:taken", "aerialseg:taken_from"} & unknown.keys()
     assert found["collection.json"]["extent"]["temporal"]["interval"] == [[None, None]]
     assert str(datetime.now(UTC).year) not in json.dumps(
         {**found["items/b.json"], "geometry": 0, "bbox": 0, "aerialseg:seal": 0}
     )
     with rasterio.open(entries[1].scene, "r+") as scene:
         scene.update_tags(**{TAKEN: "2015:01:02 00:00:00"})
-    interval = stac_of(tmp_path, entries)["collection.json"]["extent"]["temporal"]["interval"]
+    interval = stac_of(tmp_path, entries, ["tiff"])["collection.json"]["extent"]["temporal"]["interval"]
     assert interval == [["2015-01-02T00:00:00Z", "2016-07-14T10:21:05Z"]]
 
 
-@pytest.mark.parametrize("tag", [None, "", "yesterday", "2016-07-14", "0000:00:00 00:00:00", "2016:13:01 00:00:00"])
-def test_a_time_that_makes_no_sense_is_none(tag: str | None) -> None:
-    assert parse_taken(tag) is None
+def test_a_files_own_time_is_no_acquisition_unless_the_user_says_so(tmp_path: Path) -> None:
+    entries = write_run(tmp_path, ["a"])
+    with rasterio.open(entries[0].scene, "r+") as scene:
+        scene.update_tags(**{TAKEN: "2016:07:14 10:21:05"})
+    item = stac_of(tmp_path, entries)["items/a.json"]
+    assert item["properties"]["datetime"] is None and "2016" not in json.dumps(item["properties"])
+
+
+@pytest.mark.parametrize(
+    ("said", "day", "last"),
+    [("2024-05-17", "2024-05-17", "2024-05-17"), ("2024-05-17/2024-06-02", None, "2024-06-02")],
+)
+def test_a_day_or_a_range_is_an_interval_without_a_datetime(
+    tmp_path: Path, said: str, day: str | None, last: str
+) -> None:
+    found = stac_of(tmp_path, write_run(tmp_path, ["a"]), [said])
+    core_valid(found["items/a.json"])
+    told = found["items/a.json"]["properties"]
+    assert [told["datetime"], told.get("aerialseg:taken")] == [None, day]
+    assert [told["start_datetime"], told["end_datetime"]] == ["2024-05-17T00:00:00Z", f"{last}T23:59:59Z"]
+    interval = found["collection.json"]["extent"]["temporal"]["interval"]
+    assert interval == [["2024-05-17T00:00:00Z", f"{last}T23:59:59Z"]]
 
 
 def test_the_model_is_said_in_the_mlm_extension(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ import pytest
 import shapely
 from in_qgis import BUILDING, CANVAS, look
 from pyogrio.raw import write
-from small_run import HEIGHT, ODD_NAMES, WIDTH, Entry, Told, labels_of, write_entry, write_run
+from small_run import HEIGHT, ODD_NAMES, WIDTH, Entry, labels_of, write_entry, write_run
 from small_run import collect as write_collection
+from told import Told
 
 from aerialseg.geo.styles import write_building_style
 
@@ -33,7 +34,7 @@ def buildings_at(path: Path) -> Path:
 def collect(root: Path, entries: list[Entry], buildings: Path | None = None) -> list[str]:
     told = Told()
     write_collection(root / "out", entries, buildings, progress=told)
-    return told.said
+    return told.lines
 
 
 def houses(count: int) -> int:

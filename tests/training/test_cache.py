@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.windows import Window
 from small_tiles import draw, tiny_config, write_pair, write_splits, write_tileset
+from told import Told
 
 from aerialseg.config.sections import DataSection
 from aerialseg.errors import BadDataError, ResourceError, Stopped
 from aerialseg.geo.tiles.tileset import TileSet, load_tileset
 from aerialseg.models.package import load_model
-from aerialseg.progress import Silent
 from aerialseg.training import cache as packing
 from aerialseg.training import loop
 from aerialseg.training.batches import open_readers
@@ -31,26 +32,10 @@ from aerialseg.training.run_folder import TrainOptions
 SECTION = DataSection(crop=64, batch=4)
 
 
-class Lines(Silent):
-    """Remembers what was said; raises Stopped at the call of `advance` with the number `stop_at`."""
-
-    def __init__(self, stop_at: int | None = None) -> None:
-        self.said: list[str] = []
-        self.calls, self.stop_at = 0, stop_at
-
-    def say(self, line: str) -> None:
-        self.said.append(line)
-
-    def advance(self, amount: float = 1, note: str = "") -> None:
-        self.calls += 1
-        if self.calls == self.stop_at:
-            raise Stopped(15)
-
-
-def opened(folder: Path, section: DataSection = SECTION, progress: Lines | None = None) -> tuple[Any, list[str]]:
-    progress = progress or Lines()
+def opened(folder: Path, section: DataSection = SECTION, progress: Told | None = None) -> tuple[Any, list[str]]:
+    progress = progress or Told()
     with open_readers(2) as readers:
-        return open_tiles(load_tileset(folder), section, readers, progress), progress.said
+        return open_tiles(load_tileset(folder), section, readers, progress), progress.lines
 
 
 def same(cache: TileCache, tiles: TileSet) -> bool:
@@ -95,11 +80,11 @@ def test_cached_and_uncached_trainings_end_with_equal_weights(tmp_path: Path, mo
     folder = write_tileset(tmp_path / "set")
     models, options = [], TrainOptions(device="cpu")
     for place in ("off", "auto", str(tmp_path / "elsewhere")):
-        lines = Lines()
+        lines = Told()
         train(
             folder, tiny_config(f"data.cache={place}"), tmp_path / f"run{len(models)}", options=options, progress=lines
         )
-        assert (place == "off") != any("packing 8 tiles" in line for line in lines.said)
+        assert (place == "off") != any("packing 8 tiles" in line for line in lines.lines)
         models.append(load_model(tmp_path / f"run{len(models)}")[0].state_dict())
     assert all(torch.equal(models[0][key], model[key]) for model in models[1:] for key in models[0])
     assert [path.name for path in (folder / "training-cache").glob("[!.]*")] == ["all.tiles"]
@@ -170,7 +155,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pyt
 def test_a_stop_while_packing_leaves_nothing_and_a_killed_packing_is_swept(tmp_path: Path) -> None:
     folder = write_tileset(tmp_path)
     with pytest.raises(Stopped):
-        opened(folder, progress=Lines(stop_at=3))
+        opened(folder, progress=Told(3))
     assert [path.name for path in (folder / "training-cache").iterdir()] == [".aerialseg-lock"]
     (folder / "training-cache" / ".aerialseg-0123.tiles").write_bytes(b"half")
     assert opened(folder)[0] is not None
@@ -211,3 +196,19 @@ def test_a_disk_that_hangs_ends_packing(tmp_path: Path, monkeypatch: pytest.Monk
 
 def replace_timeout(seconds: float) -> DataSection:
     return SECTION.model_copy(update={"timeout_s": seconds})
+
+
+def test_a_tile_that_changes_while_it_is_packed_fails_and_nothing_vouches_for_it(tmp_path: Path) -> None:
+    folder = write_tileset(tmp_path / "tiles")
+    tiles = load_tileset(folder)
+    victim = tiles.image_path(tiles.tiles[0])
+
+    class Meanwhile(Told):
+        def advance(self, amount: float = 1, note: str = "") -> None:
+            super().advance(amount, note)
+            os.utime(victim, ns=(1, int(self.calls)))
+
+    with pytest.raises(BadDataError, match=rf"tile {tiles.tiles[0].name} changed while it was packed; run again"):
+        opened(folder, progress=Meanwhile())
+    assert not list(folder.rglob("*.tiles"))
+    opened(folder)

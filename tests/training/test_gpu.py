@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from small_tiles import tiny_config, write_tileset
+from told import Told
 
 from aerialseg.errors import ResourceError, Stopped
 from aerialseg.geo.tiles.tileset import load_tileset
 from aerialseg.models.package import load_model
-from aerialseg.progress import Silent
 from aerialseg.training.batches import BatchLayout, open_readers, stream_batches
 from aerialseg.training.data import TileReader
 from aerialseg.training.loop import train
@@ -35,17 +35,9 @@ def test_every_precision_learns(tiles_folder: Path, tmp_path: Path, precision: s
 
 
 def test_a_stopped_run_goes_on(tiles_folder: Path, tmp_path: Path) -> None:
-    class StopAtFour(Silent):
-        calls = 0
-
-        def advance(self, amount: float = 1, note: str = "") -> None:
-            self.calls += 1
-            if self.calls == 4:
-                raise Stopped(15)
-
     config = tiny_config("run.precision=fp16")
     with pytest.raises(Stopped):
-        train(tiles_folder, config, tmp_path, options=GPU, progress=StopAtFour())
+        train(tiles_folder, config, tmp_path, options=GPU, progress=Told(4))
     assert train(tiles_folder, config, tmp_path, options=replace(GPU, resume=True)).steps == 6
 
 

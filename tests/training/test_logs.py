@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from small_tiles import settings, tiny_config
+from told import Told
 
 from aerialseg.errors import ConfigError
 from aerialseg.geo.tiles.tileset import TileRecord, TileSet
-from aerialseg.progress import Silent
 from aerialseg.training import logs, loop
 from aerialseg.training.data import TileReader
 from aerialseg.training.history import EpochRecord, scalars
@@ -28,16 +28,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CPU = TrainOptions("cpu")
-
-
-class Listener(Silent):
-    """Keeps what was said."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
 
 
 @pytest.fixture(autouse=True)
@@ -147,7 +137,7 @@ def test_weights_and_biases_gets_every_number_and_stays_offline(
 def test_a_logger_that_fails_is_left_out_and_the_training_is_the_same(
     tiles_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, said = tiny_config("run.loggers=['wandb']", "schedule.epochs=3"), Listener()
+    config, said = tiny_config("run.loggers=['wandb']", "schedule.epochs=3"), Told()
     fake_wandb(monkeypatch)
     train(tiles_folder, config, tmp_path / "well", options=CPU)
     seen = fake_wandb(monkeypatch, fails_at=2)
@@ -195,7 +185,7 @@ def test_mlflow_itself_keeps_every_number_across_a_resume(tiles_folder: Path, tm
     pytest.importorskip("alembic")
     folder, config = tmp_path / "a run #1", tiny_config("run.loggers=['mlflow']")
 
-    class AfterTheFirst(Listener):
+    class AfterTheFirst(Told):
         def say(self, line: str) -> None:
             if line.startswith("epoch 1"):
                 raise KeyboardInterrupt

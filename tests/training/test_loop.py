@@ -14,6 +14,7 @@ import torch
 from affine import Affine
 from rasterio.crs import CRS
 from small_tiles import NETWORK, tiny_config, write_splits, write_tileset
+from told import Told
 
 from aerialseg.counts import ScoreHistogram
 from aerialseg.errors import BadDataError, ConfigError, Diverged, ModelError, ResourceError, Stopped
@@ -29,30 +30,6 @@ from aerialseg.training.loop import train
 from aerialseg.training.run_folder import TrainOptions
 
 CPU = TrainOptions(device="cpu")
-
-
-class Recorder(Silent):
-    """Remembers what was said; raises Stopped at the call of `advance` or `start` with the number `stop_at`."""
-
-    def __init__(self, stop_at: int | None = None) -> None:
-        self.lines: list[str] = []
-        self.labels: list[str] = []
-        self.calls, self.stop_at = 0, stop_at
-
-    def start(self, label: str, total: int, unit: str) -> None:
-        self.labels.append(label)
-        self._count()
-
-    def advance(self, amount: float = 1, note: str = "") -> None:
-        self._count()
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
-
-    def _count(self) -> None:
-        self.calls += 1
-        if self.calls == self.stop_at:
-            raise Stopped(15)
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +70,7 @@ def untimed(run: Path) -> list[dict[str, str]]:
 
 
 def test_it_learns_and_leaves_what_it_promises(tiles_folder: Path, tiles: TileSet, tmp_path: Path) -> None:
-    said = Recorder()
+    said = Told()
     longer = config("schedule.epochs=3", "schedule.steps_per_epoch=10")
     report = train(tiles_folder, longer, tmp_path, options=CPU, progress=said)
     assert report.best_iou > 0.85 and report.steps == 30 and report.epochs == 3
@@ -144,13 +121,13 @@ def test_row_34_the_same_seed_gives_the_same_file_whatever_the_threads(
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
     tiles_folder: Path, finished: Path, tmp_path: Path, stop_at: int
 ) -> None:
-    said = Recorder(stop_at)
+    said = Told(stop_at, starts=True)
     with pytest.raises(Stopped) as caught:
         train(tiles_folder, dropping(), tmp_path, options=CPU, progress=said)
     assert "the same command with --resume goes on" in str(caught.value)
     assert caught.value.exit_code == 143 and (tmp_path / "last.ckpt").is_file()
     torch.manual_seed(12345)
-    said = Recorder()
+    said = Told()
     report = train(tiles_folder, dropping(), tmp_path, options=replace(CPU, resume=True), progress=said)
     assert report.steps == 6 and weights(tmp_path) == weights(finished)
     assert untimed(tmp_path) == untimed(finished)
@@ -161,7 +138,7 @@ def test_how_tiles_are_read_may_change_at_a_resume_and_changes_no_weight(
     tiles_folder: Path, finished: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(Stopped):
-        train(tiles_folder, dropping(), tmp_path / "run", options=CPU, progress=Recorder(3))
+        train(tiles_folder, dropping(), tmp_path / "run", options=CPU, progress=Told(3, starts=True))
     reading = {"threads": 5, "timeout_s": 60.0, "cache": str(tmp_path / "cache")}
     other = dropping()
     other = other.model_copy(update={"data": other.data.model_copy(update=reading)})
@@ -176,7 +153,7 @@ def test_how_tiles_are_read_may_change_at_a_resume_and_changes_no_weight(
 def test_a_run_stopped_at_every_step_still_ends_alike(tiles_folder: Path, finished: Path, tmp_path: Path) -> None:
     for _ in range(20):
         try:
-            train(tiles_folder, dropping(), tmp_path, options=replace(CPU, resume=True), progress=Recorder(5))
+            train(tiles_folder, dropping(), tmp_path, options=replace(CPU, resume=True), progress=Told(5, starts=True))
         except Stopped:
             continue
         break
@@ -185,9 +162,9 @@ def test_a_run_stopped_at_every_step_still_ends_alike(tiles_folder: Path, finish
 
 def test_a_run_that_lost_its_last_checkpoint_ends_alike(tiles_folder: Path, finished: Path, tmp_path: Path) -> None:
     with pytest.raises(Stopped):
-        train(tiles_folder, dropping(), tmp_path, options=CPU, progress=Recorder(10))
+        train(tiles_folder, dropping(), tmp_path, options=CPU, progress=Told(10, starts=True))
     (tmp_path / "last.ckpt").write_bytes(b"half a checkp")
-    said = Recorder()
+    said = Told()
     train(tiles_folder, dropping(), tmp_path, options=replace(CPU, resume=True), progress=said)
     assert any("last.ckpt: damaged" in line and "previous.ckpt" in line for line in said.lines)
     assert weights(tmp_path) == weights(finished)
@@ -209,7 +186,7 @@ def test_half_precision_learns_and_resumes_with_its_scaler(
     report = train(tiles_folder, short, tmp_path / "a", options=CPU)
     assert report.precision == precision and report.best_iou > 0.4
     with pytest.raises(Stopped):
-        train(tiles_folder, short, tmp_path / "b", options=CPU, progress=Recorder(3))
+        train(tiles_folder, short, tmp_path / "b", options=CPU, progress=Told(3, starts=True))
     saved = torch.load(tmp_path / "b" / "last.ckpt", weights_only=True)["state"]["precision"]
     assert ("scale" in saved) == (precision == "fp16")
     train(tiles_folder, short, tmp_path / "b", options=replace(CPU, resume=True))
@@ -223,7 +200,7 @@ def test_the_loss_scale_goes_on_where_it_was(
     spoil_steps(monkeypatch, range(0))  # this loss alone is too much for a scale of 2^16, so step 1 halves it
     train(tiles_folder, config("schedule.epochs=1"), tmp_path / "whole", options=CPU)
     with pytest.raises(Stopped):
-        train(tiles_folder, config("schedule.epochs=1"), tmp_path / "b", options=CPU, progress=Recorder(3))
+        train(tiles_folder, config("schedule.epochs=1"), tmp_path / "b", options=CPU, progress=Told(3, starts=True))
     assert torch.load(tmp_path / "b" / "last.ckpt", weights_only=True)["state"]["precision"]["scale"] == 2**15
     train(tiles_folder, config("schedule.epochs=1"), tmp_path / "b", options=replace(CPU, resume=True))
     assert rows(tmp_path / "b")[0]["skipped"] == rows(tmp_path / "whole")[0]["skipped"] == "1"
@@ -245,7 +222,7 @@ def test_loss_scaling_may_leave_out_steps_but_not_for_ever(
 ) -> None:
     monkeypatch.setattr("aerialseg.training.job.pick_precision", lambda wanted, device: "fp16")
     spoil_steps(monkeypatch, range(1, 3))
-    said = Recorder()
+    said = Told()
     train(tiles_folder, config(), tmp_path / "few", options=CPU, progress=said)
     assert [row["skipped"] for row in rows(tmp_path / "few")] == ["3", "0"]  # and 2^16 is too much at first
     assert any("3 steps skipped by loss scaling" in line for line in said.lines)
@@ -313,7 +290,7 @@ def test_patience_ends_a_run_that_gets_no_better(tiles_folder: Path, tmp_path: P
 
 
 def test_without_validation_tiles_the_newest_weights_and_the_configured_threshold_are_saved(tmp_path: Path) -> None:
-    folder, said = write_tileset(tmp_path / "tiles", val=0), Recorder()
+    folder, said = write_tileset(tmp_path / "tiles", val=0), Told()
     report = train(folder, config("run.threshold=0.4"), tmp_path / "run", options=CPU, progress=said)
     assert report.best_epoch == 2 and np.isnan(report.best_iou) and report.threshold == 0.4
     assert any("no validation tiles (the tile set has none)" in line and "0.4" in line for line in said.lines)
@@ -322,7 +299,7 @@ def test_without_validation_tiles_the_newest_weights_and_the_configured_threshol
 
 
 def test_a_refit_trains_on_all_tiles(tiles_folder: Path, tmp_path: Path) -> None:
-    said = Recorder()
+    said = Told()
     refit = config("data.train_on=all", "schedule.epochs=1", "schedule.steps_per_epoch=0")
     train(tiles_folder, refit, tmp_path, options=CPU, progress=said)
     assert any("from 8 tiles, 0 tiles to validate" in line for line in said.lines)
@@ -344,13 +321,13 @@ def test_the_split_edited_in_the_index_is_obeyed(tmp_path: Path) -> None:
     folder = write_tileset(tmp_path / "tiles")
     splits = {tile.name: tile.split for tile in load_tileset(folder).tiles}
     write_splits(folder, {name: "train" if name.startswith("city1_") else "val" for name in splits})
-    said = Recorder()
+    said = Told()
     train(folder, config("schedule.epochs=1"), tmp_path / "run", options=CPU, progress=said)
     assert any("from 1 tiles, 7 tiles to validate" in line for line in said.lines)
 
 
 def test_validation_on_training_ground_is_said(tmp_path: Path) -> None:
-    folder, said = write_tileset(tmp_path / "tiles"), Recorder()
+    folder, said = write_tileset(tmp_path / "tiles"), Told()
     grid = GeoBox(96, 96, Affine(0.3, 0, 616000, 0, -0.3, 3347000), CRS.from_epsg(26914))
     tiles = load_tileset(folder).tiles
     write_index(folder / "index.gpkg", tiles, {tile.scene: grid for tile in tiles})
@@ -380,7 +357,7 @@ def test_fine_tuning_starts_from_the_models_weights_and_keeps_its_network(
     still = tiny_config(
         "optimizer.lr=1e-12", "optimizer.weight_decay=0", "schedule.epochs=1", "model.encoder=tu-test_resnet"
     )
-    said = Recorder()
+    said = Told()
     train(tiles_folder, still, tmp_path, options=replace(CPU, start_from=finished), progress=said)
     before, after = load_model(finished), load_model(tmp_path)
     assert after[1].encoder == before[1].encoder and after[1].encoder_arguments == before[1].encoder_arguments
@@ -409,7 +386,7 @@ def read_card_values(spec: Any, mean: tuple[float, ...], std: tuple[float, ...])
 
 def test_fine_tuning_names_a_different_scale_on_the_ground_and_other_bands(tiles_folder: Path, tmp_path: Path) -> None:
     model = save_other(tmp_path / "m.safetensors", gsd_m=1.0, band_indexes=(4, 3, 2))
-    said = Recorder()
+    said = Told()
     short = config("schedule.epochs=1")
     train(tiles_folder, short, tmp_path / "run", options=replace(CPU, start_from=model), progress=said)
     text = "\n".join(said.lines)

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 from small_tiles import tiny_config
+from told import Told
 
 from aerialseg.errors import ConfigError, Stopped
 from aerialseg.geo.tiles.tileset import TileSet
-from aerialseg.progress import Silent
 from aerialseg.training import loop
 from aerialseg.training.batches import open_readers
 from aerialseg.training.job import TrainJob, build_job
@@ -110,18 +110,6 @@ def test_by_itself_a_step_of_several_batches_covers_as_much_ground(make_job: Cal
         assert len(list(batches)) == 4
 
 
-class StopAt(Silent):
-    """Raises Stopped at the call of `advance` with this number."""
-
-    def __init__(self, call: int) -> None:
-        self.left = call
-
-    def advance(self, amount: float = 1, note: str = "") -> None:
-        self.left -= 1
-        if not self.left:
-            raise Stopped(15)
-
-
 def test_a_stopped_run_goes_on_to_the_same_weights(tiles_folder: Path, tmp_path: Path) -> None:
     """Stopped while the encoder is frozen, in the middle of an epoch."""
     chosen = tiny_config(
@@ -130,7 +118,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tiles_folder: Path, tmp_path:
     )
     train(tiles_folder, chosen, tmp_path / "whole", options=CPU)
     with pytest.raises(Stopped):
-        train(tiles_folder, chosen, tmp_path / "halves", options=CPU, progress=StopAt(2))
+        train(tiles_folder, chosen, tmp_path / "halves", options=CPU, progress=Told(2))
     assert train(tiles_folder, chosen, tmp_path / "halves", options=replace(CPU, resume=True)).steps == 4
     first, second = ((tmp_path / run / "model.safetensors").read_bytes() for run in ("whole", "halves"))
     assert first == second

@@ -9,7 +9,8 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
-from small_tiles import StopAfter, settings, tiny_config
+from small_tiles import settings, tiny_config
+from told import Told
 
 from aerialseg.errors import Stopped
 from aerialseg.geo.tiles.tileset import load_tileset
@@ -34,7 +35,13 @@ def test_every_start_is_written_down_and_the_model_file_says_nothing_of_places(
 ) -> None:
     run, config = tmp_path / "run", tiny_config()
     with pytest.raises(Stopped):
-        train(tiles_folder, config, run, options=TrainOptions("cpu", command=("one",)), progress=StopAfter(2))
+        train(
+            tiles_folder,
+            config,
+            run,
+            options=TrainOptions("cpu", command=("one",)),
+            progress=Told(2, "epoch", idle=False),
+        )
     train(tiles_folder, config, run, options=TrainOptions("cpu", resume=True, command=("two",)))
     train(tiles_folder, config, run, options=TrainOptions("cpu", resume=True, command=("nothing to do",)))
     known = json.loads((run / "run.json").read_text())
@@ -51,7 +58,7 @@ def test_every_start_is_written_down_and_the_model_file_says_nothing_of_places(
 
 def test_a_damaged_run_json_ends_nothing(tiles_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(Stopped):
-        train(tiles_folder, tiny_config(), tmp_path, options=TrainOptions("cpu"), progress=StopAfter(2))
+        train(tiles_folder, tiny_config(), tmp_path, options=TrainOptions("cpu"), progress=Told(2, "epoch", idle=False))
     wrong = (b'{"starts": 3}', b'{"starts": [3]}', b'{"starts": [{"command": [3]}]}', b'{"starts": [], "tiles": 3}')
     for content in (b"{", b"[]", *wrong, b"\xff", b"[" * 200_000):
         (tmp_path / "run.json").write_bytes(content)

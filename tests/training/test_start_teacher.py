@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from small_run import Told
-from small_tiles import NETWORK, StopAfter, settings, tiny_config, write_pair, write_tileset
+from small_tiles import NETWORK, settings, tiny_config, write_pair, write_tileset
+from told import Told
 from torch import nn
 
 from aerialseg.config.sections import DistilSection
@@ -145,7 +145,7 @@ def test_settings_for_a_teacher_without_one_are_said(tiles_folder: Path, tmp_pat
     said = Told()
     config = tiny_config("distil.weight=2.0", "schedule.epochs=1", "schedule.steps_per_epoch=1", "data.cache=off")
     train(tiles_folder, config, tmp_path, options=TrainOptions("cpu"), progress=said)
-    assert any("[distil] is set, but no --teacher" in line for line in said.said)
+    assert any("[distil] is set, but no --teacher" in line for line in said.lines)
 
 
 def test_a_stopped_student_goes_on_exactly_and_only_with_its_teacher(unlabelled: Path, tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_a_stopped_student_goes_on_exactly_and_only_with_its_teacher(unlabelled:
     options = TrainOptions("cpu", teacher=teacher)
     train(unlabelled, config, tmp_path / "whole", options=options)
     with pytest.raises(Stopped):
-        train(unlabelled, config, tmp_path / "part", options=options, progress=StopAfter(2))
+        train(unlabelled, config, tmp_path / "part", options=options, progress=Told(2, "epoch", idle=False))
     again = replace(options, resume=True)
     with pytest.raises(ConfigError, match="--teacher MODEL"):
         train(unlabelled, config, tmp_path / "part", options=replace(again, teacher=None))

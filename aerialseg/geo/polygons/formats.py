@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
+from datetime import date
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -86,9 +87,8 @@ class GeoJson:
         rounded = shapely.transform(shapes, lambda points: np.round(points, GEOJSON_DECIMALS))
         rows = zip(*(column.tolist() for column in footprints.columns.values()), strict=True)
         lines = []
-        for (name, scene, area, mean), geometry in zip(rows, shapely.to_geojson(rounded), strict=True):
-            probability = None if math.isnan(mean) else mean
-            about = json.dumps({"id": name, "scene": scene, "area_m2": area, "probability": probability})
+        for row, geometry in zip(rows, shapely.to_geojson(rounded), strict=True):
+            about = json.dumps({name: _in_json(value) for name, value in zip(footprints.columns, row, strict=True)})
             lines.append(f'{{"type": "Feature", "properties": {about}, "geometry": {geometry}}}')
         if lines:
             self._append(self._between + ",\n".join(lines))
@@ -117,7 +117,8 @@ class GeoParquet:
         columns = {"geometry": {**geometry, "crs": json.loads(crs.to_json())}}
         about = {"version": "1.1.0", "primary_column": "geometry", "columns": columns}
         fields = [("id", pyarrow.string()), ("scene", pyarrow.string()), ("area_m2", pyarrow.float64()),
-                  ("probability", pyarrow.float64()), ("geometry", pyarrow.binary())]  # fmt: skip
+                  ("probability", pyarrow.float64()), ("taken", pyarrow.date32()), ("taken_from", pyarrow.string()),
+                  ("geometry", pyarrow.binary())]  # fmt: skip
         metadata = {"geo": json.dumps(about), "made_by": self._mark}
         self._schema = pyarrow.schema(fields, metadata=metadata)
         self._writer = parquet.ParquetWriter(self._path, self._schema, compression="zstd")
@@ -135,6 +136,13 @@ class GeoParquet:
     def finish(self) -> None:
         """Write the footer."""
         self._writer.close()
+
+
+def _in_json(value: Any) -> Any:
+    """Return an attribute as JSON has it: null for what is not known, a day as text."""
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    return value.isoformat() if isinstance(value, date) else value
 
 
 def _cut_at_180(shape: shapely.Geometry) -> shapely.Geometry:

@@ -22,6 +22,7 @@ from pyproj.exceptions import CRSError
 from aerialseg.errors import BadDataError, NoInputError, OutputError, UsageError, counted, one_line
 from aerialseg.files import TEMPORARY, locked, prepare_output_folder, refuse_input_as_output, resolved, staged
 from aerialseg.geo.adjacency import connect_grids
+from aerialseg.geo.dates import NO_DATES, DateOptions, note_of_tiff, read_dates, when_taken
 from aerialseg.geo.datum import datum_note
 from aerialseg.geo.digest import content_digest, seen, what_changed
 from aerialseg.geo.geobox import GeoBox
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from aerialseg.geo.dates import DatePolygons, Taken
     from aerialseg.geo.labels import ResolvedRule
     from aerialseg.geo.polygons.formats import BuildingFile
     from aerialseg.geo.polygons.shape import Footprints
@@ -65,6 +67,8 @@ class MaskLayer:
     """The scene's; unique among the layers."""
     mask: Path
     probability: Path | None = None
+    image: Path | None = None
+    """The scene itself, where it is at hand: its header and its STAC item say when it was taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,7 @@ class PolygonOptions:
 
     Example:
         >>> aerialseg.PolygonOptions(min_area_m2=10, regularise=True)
-        PolygonOptions(min_area_m2=10, crs=None, simplify_m=0.0, regularise=True)
+        PolygonOptions(min_area_m2=10, crs=None, simplify_m=0.0, regularise=True, dates=DateOptions(...))
     """
 
     min_area_m2: float | None = 0.0
@@ -85,6 +89,8 @@ class PolygonOptions:
     """What all are reprojected to."""
     simplify_m: float = 0.0
     regularise: bool = False
+    dates: DateOptions = NO_DATES
+    """What is known of when the scenes were taken."""
 
     def __post_init__(self) -> None:
         for name, value in (("--min-area-m2", self.min_area_m2), ("--simplify", self.simplify_m)):
@@ -201,7 +207,8 @@ def write_buildings(
 
     Attributes: `id` (scene:row:column of the first pixel, the same whatever other scenes there are), `scene` (where
     that pixel lies), `area_m2` (of the polygon as written, measured in the scene's CRS before any reprojection to
-    --crs; --min-area-m2 looks at the area before simplifying), `probability` (mean over the pixels, 0 to 1, or null).
+    --crs; --min-area-m2 looks at the area before simplifying), `probability` (mean over the pixels, 0 to 1, or null),
+    `taken` (the day on which the ground was seen, or null) and `taken_from`.
     Order: by mosaics of touching scenes as given, from the top down. A GeoPackage has one layer for each CRS, GeoJSON
     is in WGS 84. A file made from the same contents and options is left alone, and so is one that was edited since or
     that another program has open; `overwrite` replaces it unless it is open. Memory: 500 MB for 20000x20000 pixels with
@@ -216,18 +223,21 @@ def write_buildings(
     crs = _target_crs(target, options)
     mark = _mark_of_older(layers, target, overwrite=overwrite)
     looks = seen(path for layer in layers for path in (layer.mask, layer.probability))
-    mosaics = group_masks([check_mask(layer, max_pixels) for layer in layers])
+    dates = read_dates(options.dates)
+    mosaics = group_masks([check_mask(layer, max_pixels, options.dates) for layer in layers])
     tables = _by_layer(mosaics, target, crs)
-    digest = _digest(layers, target, options)
+    digest = _digest(layers, target, options, [mask.taken for mosaic in mosaics for mask in mosaic], dates)
     if mark == digest and not overwrite:
         return BuildingsReport(target, done_before=True)
     if not overwrite and (reason := _reason_to_stay(target, overwrite=overwrite)) is not None:
         return BuildingsReport(target, stays=reason)
     with _own_advice():
         rule = decide_rule([layer.mask for layer in layers])
-    for warning in (*rule.warnings, *_datum_notes(mosaics, crs)):
+    dated = note_of_tiff(mask.taken for mosaic in mosaics for mask in mosaic)
+    for warning in (*rule.warnings, *_datum_notes(mosaics, crs), *([dated] if dated else [])):
         progress.say(warning)
-    shaping, counts = Shaping(options.min_area_m2, options.simplify_m, options.regularise, crs), ShapeCounts()
+    shaping = Shaping(options.min_area_m2, options.simplify_m, options.regularise, crs, dates)
+    counts = ShapeCounts()
     with staged(target) as temporary, _cleared(temporary):
         file = create_buildings(temporary, target, digest)
         _write(file, tables, rule, shaping, counts, progress)
@@ -240,7 +250,7 @@ def write_buildings(
     )
 
 
-def check_mask(layer: MaskLayer, max_pixels: float = MAX_PIXELS) -> PlacedMask:
+def check_mask(layer: MaskLayer, max_pixels: float = MAX_PIXELS, dates: DateOptions = NO_DATES) -> PlacedMask:
     """Return a mask on its own grid; raises BadDataError when it, or its probability, has no usable place or type.
 
     Only headers are read.
@@ -266,7 +276,8 @@ def check_mask(layer: MaskLayer, max_pixels: float = MAX_PIXELS) -> PlacedMask:
                     f"{one_line(layer.probability)}: has {dataset.dtypes[0]} values; expected probabilities as uint8, 0"
                     " to 254, 255 nodata, as aerialseg predict --probability writes them"
                 )
-    return PlacedMask(layer.name, layer.mask, layer.probability, box)
+    taken = when_taken(layer.image or layer.mask, layer.name, dates)
+    return PlacedMask(layer.name, layer.mask, layer.probability, box, taken=taken)
 
 
 def group_masks(masks: Sequence[PlacedMask]) -> list[Mosaic]:
@@ -374,13 +385,27 @@ def _by_layer(mosaics: Sequence[Mosaic], target: Path, crs: CRS | None) -> dict[
     return tables
 
 
-def _digest(layers: Sequence[MaskLayer], target: Path, options: PolygonOptions) -> str:
-    """Return a SHA-256 over all that decides the file's content."""
+def _digest(
+    layers: Sequence[MaskLayer],
+    target: Path,
+    options: PolygonOptions,
+    taken: Sequence[Taken],
+    dates: DatePolygons | None,
+) -> str:
+    """Return a SHA-256 over all that decides the file's content; of options on dates, what they lead to counts."""
     contents = [
         (layer.name, content_digest(layer.mask), layer.probability and content_digest(layer.probability))
         for layer in layers
     ]
-    described = {"format": FORMAT, "suffix": target.suffix.lower(), "options": asdict(options), "layers": contents}
+    days = None if dates is None else (dates.digest, dates.layer.chosen, dates.days.astype(str).tolist())
+    described = {
+        "format": FORMAT,
+        "suffix": target.suffix.lower(),
+        "options": {name: value for name, value in asdict(options).items() if name != "dates"},
+        "layers": contents,
+    }
+    if days is not None or any(each.day is not None for each in taken):
+        described["taken"] = [(str(each.day), each.origin) for each in taken], days
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 

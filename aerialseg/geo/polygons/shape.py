@@ -25,12 +25,14 @@ from pyproj.exceptions import ProjError
 
 from aerialseg.counts import QUANTA
 from aerialseg.errors import BadDataError, one_line
+from aerialseg.geo.dates import days_of_buildings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from aerialseg.geo.dates import DatePolygons
     from aerialseg.geo.geobox import GeoBox
     from aerialseg.geo.polygons.trace import Outlines, PlacedMask
 
@@ -67,6 +69,8 @@ class Shaping:
     regularise: bool = False
     crs: CRS | None = None
     """The CRS they are written in; None: their own."""
+    dates: DatePolygons | None = None
+    """Ground whose day is known better than a scene's."""
 
     @property
     def changes(self) -> bool:
@@ -83,6 +87,9 @@ class Footprints:
     area_m2: NDArray[np.float64]
     probability: NDArray[np.float64]
     """NaN where it is not known."""
+    taken: NDArray[np.datetime64]
+    """The day, NaT where it is not known."""
+    taken_from: NDArray[np.object_]
     shapes: Shapes
 
     def __len__(self) -> int:
@@ -91,7 +98,7 @@ class Footprints:
     @property
     def columns(self) -> dict[str, NDArray[Any]]:
         """What a file has beside geometry, by column."""
-        return {"id": self.id, "scene": self.scene, "area_m2": self.area_m2, "probability": self.probability}
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "shapes"}
 
 
 @dataclass(slots=True)
@@ -109,7 +116,7 @@ class ShapeCounts:
 
 def join_footprints(parts: Sequence[Footprints]) -> Footprints:
     """Return the footprints of all parts, in their order; of none, empty columns of the right types."""
-    empty = {"area_m2": np.empty(0), "probability": np.empty(0)}
+    empty = {"area_m2": np.empty(0), "probability": np.empty(0), "taken": np.empty(0, dtype="datetime64[D]")}
     nothing = np.empty(0, dtype=object)
     names = [each.name for each in fields(Footprints)]
     return Footprints(
@@ -173,6 +180,7 @@ def footprints(
                 np.full(len(changed), placed.name, dtype=object),
                 np.round(frame.area_m2(changed) if shaping.changes else areas[part], 3),
                 probability[own[part]],
+                *days_of_buildings(placed.taken, shaping.dates, shapes[own[part]], placed.box),
                 _finished(changed, frame, placed, shaping),
             )
 

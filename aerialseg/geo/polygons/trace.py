@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rasterio.windows import Window
 
+from aerialseg.geo.dates import NOT_KNOWN, Taken
 from aerialseg.geo.labels import ResolvedRule, read_mask
 from aerialseg.geo.opening import open_raster, raster_errors
 
@@ -55,6 +56,8 @@ class PlacedMask:
     box: GeoBox
     row: int = 0
     col: int = 0
+    taken: Taken = NOT_KNOWN
+    """When its ground was seen."""
 
     @property
     def crs(self) -> CRS:

@@ -18,9 +18,10 @@ import shapely
 from affine import Affine
 from rasterio.features import rasterize, shapes
 from rasterio.warp import transform
-from small_run import Told
+from told import Told
 
 from aerialseg.errors import BadDataError, OutputError, UsageError
+from aerialseg.geo.dates import DateOptions
 from aerialseg.geo.opening import without_warnings
 from aerialseg.geo.polygons import trace
 from aerialseg.geo.polygons.polygonize import MaskLayer, PolygonOptions, check_mask, polygonize_masks, write_buildings
@@ -218,9 +219,33 @@ def test_row_37_an_empty_result_is_an_empty_layer_with_its_columns(
     found = read(tmp_path / f"b{suffix}")
     assert len(found) == 0
     if suffix != ".geojson":  # which has no schema
-        assert list(found.columns) == ["id", "scene", "area_m2", "probability", "geometry"]
+        assert list(found.columns) == ["id", "scene", "area_m2", "probability", "taken", "taken_from", "geometry"]
         assert found.crs.to_epsg() == 26914
         assert found.area_m2.dtype == found.probability.dtype == np.float64
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_every_building_has_the_day_on_which_it_was_seen(
+    tmp_path: Path, scene_file: Callable[..., Path], suffix: str
+) -> None:
+    layers = cut(scene_file, tmp_path, noise(5, 0.4))
+    with rasterio.open(layers[0].mask, "r+") as dataset:
+        dataset.update_tags(ns="IMAGERY", ACQUISITIONDATETIME="2021-01-02 10:00:00")
+    target = tmp_path / f"b{suffix}"
+    write_buildings(layers, target)
+    found = read(target)
+    assert {(scene, str(day)[:10]) for scene, day in zip(found.scene, found.taken, strict=True) if scene == "s0"} == {
+        ("s0", "2021-01-02")
+    }
+    assert found.taken[found.scene != "s0"].isna().all() and (found.scene != "s0").any()
+    assert set(found.taken_from.dropna()) == {"metadata"}
+    assert write_buildings(layers, target).done_before
+    report = write_buildings(layers, target, PolygonOptions(dates=DateOptions.of(["2024-05-17"])))
+    assert not report.done_before and {str(day)[:10] for day in read(target).taken} == {"2024-05-17"}
+    if suffix == ".gpkg":
+        with closing(sqlite3.connect(target)) as database:
+            types = dict(database.execute("SELECT name, type FROM pragma_table_info('buildings')").fetchall())
+        assert types["taken"] == "DATE"
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -380,8 +405,8 @@ def test_a_probability_of_another_run_is_left_out_and_said(tmp_path: Path, scene
         polygonize_masks([tmp_path / masks], target, progress=told, probability=tmp_path / probability)
         found = read(target)
         assert list(found.probability.isna()) == [scene == "y" for scene in found.scene]
-    assert len(told.said) == 2
-    for line in told.said:
+    assert len(told.lines) == 2
+    for line in told.lines:
         assert "probability/y.tif: made with another model or options than its mask, and left out" in line
 
 

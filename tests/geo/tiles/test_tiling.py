@@ -17,6 +17,7 @@ from affine import Affine
 from pyproj import Transformer
 from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning
+from told import Told
 
 from aerialseg.errors import BadDataError, UsageError
 from aerialseg.geo import vector_files
@@ -279,30 +280,14 @@ def test_polygons_and_a_mask_burned_from_them_give_the_same_tiles(
     assert labels.mean() > 0.1 and different <= 3
 
 
-class Said:
-    """A Progress that remembers what was said."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def start(self, label: str, total: int, unit: str) -> None: ...
-
-    def advance(self, amount: float = 1, note: str = "") -> None: ...
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
-
-    def finish(self) -> None: ...
-
-
 def test_the_share_of_ground_outside_the_labels_is_said(tmp_path: Path, scene_file: Write, mask_file: Write) -> None:
     scene = Scene("a", scene_file(tmp_path / "a.tif", size=(100, 100)))
     half = shapely.box(616000, 3347000 - 30, 616015, 3347000)
     vector = write_polygons(tmp_path / "labels.gpkg", [half])
-    said = Said()
+    said = Told()
     tile_scenes([scene], tmp_path / "set", replace(SMALL, vectors=(vector,)), said)
     assert any("labels cover part of the ground only: 50% of it lies outside" in line for line in said.lines)
-    told = Said()
+    told = Told()
     tile_scenes([scene], tmp_path / "other", replace(SMALL, vectors=(vector,), labelled_area=vector), told)
     assert not any("outside" in line for line in told.lines)
     far = write_polygons(tmp_path / "far.gpkg", [shapely.box(0, 3000000, 9, 3000009)])
@@ -324,7 +309,7 @@ def test_many_label_files_are_read_and_named_once(
         files.append(write_polygons(tmp_path / f"lab/{n}.gpkg", shapes))
     digest = vector_files.content_digest
     monkeypatch.setattr(vector_files, "content_digest", lambda path: read_files.append(path) or digest(path))
-    said = Said()
+    said = Told()
     tile_scenes(scenes, tmp_path / "set", replace(SMALL, vectors=tuple(files)), said)
     assert read_files == files
     tiles = load_tileset(tmp_path / "set")

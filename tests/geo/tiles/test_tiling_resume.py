@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from told import Told
 
 from aerialseg.errors import BadDataError, OutputError, Stopped, StorageError, UsageError
 from aerialseg.geo.scenes import Scene
@@ -19,7 +20,6 @@ from aerialseg.geo.tiles import cut
 from aerialseg.geo.tiles.build import EDITS, tile_scenes
 from aerialseg.geo.tiles.plan import TilingOptions
 from aerialseg.geo.tiles.tileset import INDEX, MANIFEST, load_tileset
-from aerialseg.progress import Silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,28 +80,13 @@ def test_threads_and_folder_leave_no_trace_in_the_bytes(tmp_path: Path, scenes: 
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
-class StopAfter(Silent):
-    """A signal that comes after some pieces of work have been counted."""
-
-    def __init__(self, pieces: int) -> None:
-        self.left, self.cutting = pieces, False
-
-    def start(self, label: str, total: int, unit: str) -> None:
-        self.cutting = label == "cutting"
-
-    def advance(self, amount: float = 1, note: str = "") -> None:
-        self.left -= self.cutting
-        if self.left == 0:
-            raise Stopped(15)
-
-
 @pytest.mark.parametrize("pieces", [1, 2, 4, 6])
 def test_a_stopped_run_goes_on_and_ends_like_an_uninterrupted_one(
     tmp_path: Path, scenes: list[Scene], pieces: int
 ) -> None:
     tile_scenes(scenes, tmp_path / "whole", OPTIONS)
     with pytest.raises(Stopped):
-        tile_scenes(scenes, tmp_path / "set", OPTIONS, StopAfter(pieces))
+        tile_scenes(scenes, tmp_path / "set", OPTIONS, Told(pieces, "cutting"))
     with pytest.raises(BadDataError, match="no finished set"):
         load_tileset(tmp_path / "set")
     assert not list((tmp_path / "set").rglob(".aerialseg-[!l]*"))
@@ -214,7 +199,7 @@ def test_edits_of_the_split_survive_reruns_and_new_scenes(tmp_path: Path, scenes
     report = tile_scenes(scenes[:2], out, OPTIONS)
     assert state(out) == before and report.tiles == {"train": 4, "val": 6}
     with pytest.raises(Stopped):
-        tile_scenes(scenes, out, OPTIONS, StopAfter(1))
+        tile_scenes(scenes, out, OPTIONS, Told(1, "cutting"))
     with pytest.raises(BadDataError, match="no finished set"):
         load_tileset(out)
     tile_scenes(scenes, out, OPTIONS)
