@@ -63,7 +63,7 @@ def share_out(placements: Mapping[Path, ScenePlacement], size: int, overlap: flo
     least = _least(heights, shard.count)
     places = _cut(heights, [box.height * box.width / factor**2 for box, factor in boxes], shard.count, least)
     (first, top), (last, end) = places[shard.number - 1 : shard.number + 1]
-    bands = {}
+    bands: dict[Path, tuple[Rows, ...]] = {}
     for index, (path, entry) in enumerate(rows.items()):
         if first <= index <= last:
             band = entry[top if index == first else 0 : end if index == last else len(entry)]

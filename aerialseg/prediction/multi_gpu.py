@@ -108,9 +108,12 @@ def _joined(results: Iterable[SceneResult]) -> dict[str, SceneResult]:
         other = known.get(result.name, result)
         last = max(result, other, key=lambda one: order.index(one.status))
         if other is not result:
-            windows = ((one.windows or 0, one.windows_run or 0, one.resumed_rows) for one in (other, result))
-            counts = zip(("windows", "windows_run", "resumed_rows"), map(sum, zip(*windows, strict=True)), strict=True)
-            last = replace(last, **dict(counts))
+            last = replace(
+                last,
+                windows=(other.windows or 0) + (result.windows or 0),
+                windows_run=(other.windows_run or 0) + (result.windows_run or 0),
+                resumed_rows=other.resumed_rows + result.resumed_rows,
+            )
         known[result.name] = last
     return {name: result for name, result in known.items() if result.status not in order[:2]}
 

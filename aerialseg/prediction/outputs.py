@@ -138,7 +138,7 @@ def _rows(dataset: DatasetReader) -> Iterator[NDArray[np.uint8]]:
 def count_pixels(rows: StoredRows, threshold: float, seams: SeamCounter) -> tuple[int, int]:
     """Return how many pixels of a finished scene are valid, and building; lets `seams` see every strip.
 
-    Raises StorageError when the file does not read back as written; what is read from it later is not checked again.
+    Raises StorageError when its rows do not read back as written; what is read of them later is not checked again.
     """
     valid = building = 0
     for row, quanta in rows.strips(checked=True):

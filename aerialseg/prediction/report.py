@@ -48,7 +48,7 @@ class SceneResult:
     windows: int | None = None
     windows_run: int | None = None
     resumed_rows: int = 0
-    """Rows that an earlier run, stopped inside the scene, had finished."""
+    """Rows of it that were there, from an earlier run or another shard, and were not computed again."""
     seam_index: float | None = None
     """How much the probability jumps across window edges, against anywhere else; 1 means that no seam shows."""
     hashes: dict[str, str] = field(default_factory=dict)
@@ -97,7 +97,7 @@ class SceneResult:
             return f"{name}: done before, {covered}"
         seconds = self.seconds or 0.0
         rate = self.mpx / max(seconds, 1e-9)
-        resumed = f", went on at row {self.resumed_rows}" if self.resumed_rows else ""
+        resumed = f", {self.resumed_rows:,} rows were there" if self.resumed_rows else ""
         return f"{name}: {self.height}x{self.width}, {covered}, {seconds:.1f} s, {rate:.2f} Mpx/s{resumed}"
 
     def to_json(self) -> dict[str, Any]:

@@ -38,6 +38,8 @@ class Begun:
     """The runs of rows of the band that are not."""
     complete: bool
     """Whether the whole scene is there."""
+    total: int = 0
+    """How many rows of the scene are there, in whosever band."""
 
 
 def look(run: Run, job: SceneJob, wanted: ExactSettings | None = None) -> Begun:
@@ -52,14 +54,18 @@ def look(run: Run, job: SceneJob, wanted: ExactSettings | None = None) -> Begun:
     for digest, settings in rows.begun().items():
         key = key or run.key(job.placement)
         if settings is not None and settings.digest(key) == digest:
-            best = max(best, _begun(job, replace(rows, key=digest), settings), key=lambda one: (one.complete, one.done))
+            best = max(
+                best,
+                _begun(job, replace(rows, key=digest), settings),
+                key=lambda one: (one.complete, one.done, one.total),
+            )
     return best
 
 
 def _begun(job: SceneJob, rows: StoredRows, settings: ExactSettings) -> Begun:
     there = rows.there(*job.extent)
     runs, done = missing(job.rows, there)
-    return Begun(rows, settings, done, runs, bool(there.all()))
+    return Begun(rows, settings, done, runs, bool(there.all()), int(there.sum()))
 
 
 def exact_settings(forward: Forward, placement: ScenePlacement, asked: int | None) -> ExactSettings:
@@ -98,8 +104,8 @@ def agree(run: Run, begun: Iterable[Begun], device: torch.device) -> tuple[torch
     import torch
 
     options = run.options
-    known = [one for one in begun if one.settings is not None and one.done]
-    then = max(known, key=lambda one: one.done).settings if known else None
+    known = [one for one in begun if one.settings is not None and one.total]
+    then = max(known, key=lambda one: one.total).settings if known else None
     exact = torch.__version__, torch.get_num_threads(), options.compiled
     if then is None or (then.torch, then.threads, then.compiled) != exact:
         return device, options

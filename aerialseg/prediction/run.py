@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections import Counter, deque
+from collections import deque
 from concurrent.futures import wait
 from contextlib import suppress
 from dataclasses import replace
@@ -19,11 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from aerialseg.errors import (
     AerialsegError,
-    InUseError,
     NoInputError,
-    OutputError,
     Stopped,
-    StorageError,
     one_line,
 )
 from aerialseg.files import (
@@ -32,9 +29,7 @@ from aerialseg.files import (
     refuse_input_as_output,
     require_space,
     sweep,
-    write_json,
 )
-from aerialseg.geo.outputs import MASK, OUTPUTS
 from aerialseg.geo.ownership import check_overwrite
 from aerialseg.models.package import find_model, read_model
 from aerialseg.prediction.arrays import Model
@@ -55,6 +50,7 @@ from aerialseg.prediction.checks import (
     report_name,
 )
 from aerialseg.prediction.exports import check_products, make_products
+from aerialseg.prediction.log import RunLog
 from aerialseg.prediction.options import PredictOptions, check_window
 from aerialseg.prediction.outputs import (
     SceneFiles,
@@ -81,6 +77,7 @@ if TYPE_CHECKING:
 
     from aerialseg.geo.scenes import Scene
     from aerialseg.models.package import ModelFile
+    from aerialseg.prediction.bands import Rows
     from aerialseg.prediction.lattice import ScenePlacement
     from aerialseg.prediction.network import Forward
     from aerialseg.progress import Progress
@@ -120,12 +117,8 @@ def predict_scenes(
         raise NoInputError(f"{one_line(out)}: no scene to predict; what was given are masks that predict wrote here")
     inputs = [*([] if file is None else [file]), *(scene.image for scene in scenes)]
     files = _prepare_files(scenes, inputs, out, options)
-    names = [scene.name for scene in scenes]
     waiting = None if options.shard is None else partial(progress.advance, 0)
-
-    def alone() -> None:
-        sweep(out, files_of(out, names))
-
+    alone = partial(_sweep, out, [scene.name for scene in scenes])
     with locked(out, shared=options.shard is not None, on_exclusive=alone, waiting=waiting):
         check_overwrite(out / report_name(options.shard), "predict report", overwrite=options.overwrite)
         read = model if isinstance(model, Model) else read_model(model)
@@ -153,6 +146,11 @@ def predict_scenes(
                 log.write()
             raise
         return log.write()
+
+
+def _sweep(out: Path, names: Sequence[str]) -> None:
+    """Remove what killed runs left in `out`, but for the rows of these scenes."""
+    sweep(out, files_of(out, names))
 
 
 def _prepare_files(
@@ -252,22 +250,24 @@ def _finish_complete(log: RunLog, jobs: Sequence[SceneJob]) -> dict[str, Begun]:
     """Finish the scenes of which all rows are there; return what is there of those with rows to compute, by name."""
     run, todo = log.run, {}
     finisher = _Finisher(log)
-    for job in jobs:
-        try:
-            begun = _wait(in_background(partial(look, run, job), "hasher"), run.progress)
-        except Stopped:
-            raise
-        except AerialsegError as error:
-            log.record(job.result.failed(error))
-            continue
-        result = replace(job.result, windows=0, windows_run=0, resumed_rows=begun.done)
-        if begun.complete:
-            finisher.begin(partial(_finish, run, job, result, begun.rows, time.monotonic()))
-        elif begun.missing:
-            todo[job.scene.name] = begun
-        else:
-            log.record(replace(result, status="in part"))
-    finisher.settle()
+    try:
+        for job in jobs:
+            try:
+                begun = _wait(in_background(partial(look, run, job), "hasher"), run.progress)
+            except Stopped:
+                raise
+            except AerialsegError as error:
+                log.record(job.result.failed(error))
+                continue
+            result = replace(job.result, windows=0, windows_run=0, resumed_rows=begun.done)
+            if begun.complete:
+                finisher.begin(partial(_finish, run, job, result, begun.rows, time.monotonic()))
+            elif begun.missing:
+                todo[job.scene.name] = begun
+            else:
+                log.record(replace(result, status="in part"))
+    finally:
+        finisher.settle()
     return {} if run.options.fail_fast and log.failed else todo
 
 
@@ -364,7 +364,8 @@ def _predict_band(log: RunLog, job: SceneJob, forward: Forward, finisher: _Finis
     """Compute those rows of the job's band that are not there, into a file of their own."""
     from aerialseg.prediction.engine import predict_scene
 
-    run, rows, runs, done = log.run, job.stored(log.run), (job.extent,), 0
+    run, rows, done = log.run, job.stored(log.run), 0
+    runs: tuple[Rows, ...] = (job.extent,)
     exact = exact_settings(forward, job.placement, run.options.batch)
     if rows.begun():  # also to overwrite: it holds what this very run began, or would compute
         begun = _wait(in_background(partial(look, run, job, exact), "hasher"), run.progress)
@@ -429,55 +430,3 @@ def _write_rasters(run: Run, job: SceneJob, result: SceneResult, rows: StoredRow
         seam_index=seams.index,
         warnings=(*job.warnings, *warnings),
     )
-
-
-class RunLog:
-    """What has become of each scene so far, by its name; `known` is what other processes made of them before."""
-
-    def __init__(self, run: Run, scenes: Sequence[Scene], known: Mapping[str, SceneResult]) -> None:
-        self.run, self.known = run, known
-        fresh = {scene.name: SceneResult(scene.name, scene.image, "not started") for scene in scenes}
-        self.results: dict[str, SceneResult] = {**fresh, **known}
-        self.settings: dict[str, Any] = {}
-        self.products: dict[str, Any] = {}
-        """What was made of all scenes together."""
-        self.loaded: float | None = None
-        """When the model was ready."""
-        self._said: Counter[str] = Counter()
-        """How many scenes a warning was about; it is said of the first one, and counted at last."""
-
-    @property
-    def failed(self) -> bool:
-        """Whether a scene has failed."""
-        return any(result.status == "failed" for result in self.results.values())
-
-    def record(self, result: SceneResult) -> None:
-        """Note and show a scene's result; raises its failure when the next scene would be written to the same disk."""
-        self.results[result.name] = result
-        for warning in result.warnings:
-            about = warning.removeprefix(f"{one_line(result.image)}: ")
-            self._said[about] += 1
-            if self._said[about] == 1:
-                self.run.progress.say(f"warning: {warning}")
-        if isinstance(result.failure, OutputError | StorageError) and not isinstance(result.failure, InUseError):
-            raise result.failure
-        if result.failure is None or len(self.results) > 1:  # a single scene's failure is raised, and so shown once
-            self.run.progress.say(result.line())
-
-    def write(self) -> PredictReport:
-        """Write report.json and return it; warnings that were about many scenes are counted."""
-        run = self.run
-        for warning, count in self._said.items():
-            if count > 1:
-                run.progress.say(f"warning: {count:,} scenes: {warning}")
-        card = {name: getattr(run.card, name) for name in ("preset", "threshold", "temperature", "gsd_m")}
-        model = {"path": None if run.model is None else str(run.model), "sha256": run.model_hash, **card}
-        rasters = [output.name for output in OUTPUTS if output != MASK]
-        asked = {name: getattr(run.options, name) for name in (*rasters, "polygons", "neighbours", "compiled")}
-        settings = {**run.parameters, **asked, **self.settings}
-        del settings["model"]
-        seconds = time.monotonic() - run.began
-        loading = seconds if self.loaded is None else self.loaded - run.began
-        report = PredictReport(run.out, model, settings, tuple(self.results.values()), seconds, loading, self.products)
-        write_json(run.out / report_name(run.options.shard), report.to_json())
-        return report

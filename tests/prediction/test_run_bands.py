@@ -97,7 +97,7 @@ CHOICES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("options", CHOICES, ids=str)
-@pytest.mark.parametrize("count", [2, 5])
+@pytest.mark.parametrize("count", [5])
 def test_shards_with_kills_in_between_make_what_one_run_makes(
     tmp_path: Path, scenes: Path, model: Path, tree_hashes: Hashes, options: dict[str, Any], count: int
 ) -> None:
@@ -279,6 +279,13 @@ def test_auto_takes_what_the_folder_was_begun_with_and_another_wish_is_refused(
     with pytest.raises(Stopped):
         run(scenes, model, out, Lines(5), batch=3)
     assert run(scenes, model, out, batch=2, overwrite=True).settings["batch"] == 2
+    for name in ("a", "c"):
+        (scenes / f"{name}.tif").unlink()
+    shutil.rmtree(out)
+    run(scenes, model, out, batch=3, shard=Shard(1, 3))
+    assert run(scenes, model, out, batch=None, shard=Shard(3, 3)).settings["batch"] == 3, "nothing of its own is there"
+    with pytest.raises(ConfigError, match="was begun with --batch 3"):
+        run(scenes, model, out, batch=1, shard=Shard(2, 3))
 
 
 def test_bands_of_another_card_are_finished_here_and_not_gone_on_with(
