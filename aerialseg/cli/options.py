@@ -6,6 +6,7 @@ Here they are declared once, by Annotated types for the commands' parameters; a 
 from __future__ import annotations
 
 import math
+import os
 import shlex
 import tomllib
 from pathlib import Path
@@ -135,7 +136,12 @@ ScenePixels = Annotated[
 ]
 ShardText = Annotated[
     str | None,
-    typer.Option("--shard", help="Predict the I-th of N parts of the scenes; parts may share a folder.", metavar="I/N"),
+    typer.Option(
+        "--shard",
+        help="Predict the I-th of N parts; they may share a folder. auto/N, or auto: what an array of Slurm, Kubernetes"
+        " or AWS Batch says.",
+        metavar="I/N|auto/N|auto",
+    ),
 ]
 
 
@@ -236,15 +242,10 @@ def gsd_of(text: str) -> float | Literal["auto", "keep"]:
 
 
 def shard_of(text: str | None) -> Shard | None:
-    """Return what `--shard I/N` asks for; None stays None. Raises UsageError for anything else."""
-    from aerialseg.prediction.options import Shard
+    """Return what `--shard` asks for, in this environment; None stays None. Raises UsageError for what is no shard."""
+    from aerialseg.prediction.scheduler import find_shard
 
-    if text is None:
-        return None
-    number, _, count = text.partition("/")
-    if not (number.isdecimal() and count.isdecimal()):
-        raise UsageError(f"--shard {one_line(text)}: give the part and how many there are, as 1/4")
-    return Shard(int(number), int(count))
+    return None if text is None else find_shard(text, os.environ)
 
 
 def mask_rule(

@@ -23,6 +23,7 @@ from aerialseg.geo.writing import COG_BYTES, PLAIN_BYTES
 from aerialseg.prediction.lattice import place_scenes
 from aerialseg.prediction.outputs import COUNTS, SceneFiles, counts_in, done_key, state_of, with_side_files
 from aerialseg.prediction.report import SceneResult
+from aerialseg.prediction.stored import StoredRows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from aerialseg.geo.inspection import Source
     from aerialseg.geo.scenes import Scene
     from aerialseg.models.package import ModelCard
+    from aerialseg.prediction.bands import Rows
     from aerialseg.prediction.lattice import ScenePlacement
     from aerialseg.prediction.options import PredictOptions, Shard
     from aerialseg.progress import Progress
@@ -127,6 +129,22 @@ class SceneJob:
     scene: Scene
     files: SceneFiles
     placement: ScenePlacement
+    rows: tuple[Rows, ...]
+    """Those of its rows that this process predicts, by window row."""
+
+    @property
+    def extent(self) -> Rows:
+        """The rows from the first to the last one."""
+        return self.rows[0][0], self.rows[-1][1]
+
+    @property
+    def band_pixels(self) -> int:
+        """How many pixels they have."""
+        return (self.rows[-1][1] - self.rows[0][0]) * self.box.width
+
+    def stored(self, run: Run) -> StoredRows:
+        """Return where the scene's finished rows are kept."""
+        return StoredRows(run.out, self.scene.name, self.box.height, self.box.width, run.options.planes)
 
     @property
     def box(self) -> GeoBox:

@@ -14,6 +14,7 @@ import numpy as np
 from aerialseg.errors import NoInputError, one_line
 from aerialseg.files import free_space, size_line
 from aerialseg.models.package import read_model
+from aerialseg.prediction.bands import share_out
 from aerialseg.prediction.checks import Run, check_scenes, disk_bytes
 from aerialseg.prediction.engine import peak_bytes
 from aerialseg.prediction.lattice import Lattice
@@ -101,11 +102,14 @@ def estimate(
             progress.say(f"error: {failure}")
         progress.finish()
         raise NoInputError(f"no scene can be predicted; first: {next(iter(failures.values()))}")
-    mine = {scene.image for scene in (scenes if options.shard is None else options.shard.of(scenes))}
-    placements = [placement for path, placement in found.items() if path in mine]
+    share = share_out(found, run.window, run.overlap, options.shard)
+    placements = [found[path] for path in share.bands]
     forward = load_forward(run, read, find_device(run))
     settings, bands = forward.settings, run.card.bands
-    windows = sum(Lattice.of(placement, settings.size, settings.overlap).count for placement in placements)
+    windows = sum(
+        Lattice.of(found[path], settings.size, settings.overlap, rows[0][0], rows[-1][1]).count
+        for path, rows in share.bands.items()
+    )
     each = time_windows(forward, bands, progress)
     pixels = [placement.source.box.height * placement.source.box.width for placement in placements]
     return Estimate(
