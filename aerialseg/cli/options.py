@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from aerialseg.geo.inspection import BandRule
-    from aerialseg.geo.labels import MaskRule
+    from aerialseg.geo.masks import MaskRule
     from aerialseg.prediction.options import Shard
 
 ReportAsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
@@ -251,7 +251,7 @@ def mask_rule(
     building_values: str | None, ignore_values: str | None, mask_threshold: int | None, building_colour: str | None
 ) -> MaskRule:
     """Return what the values of true masks mean; raises UsageError for what is no number, or contradicts itself."""
-    from aerialseg.geo.labels import MaskRule
+    from aerialseg.geo.masks import MaskRule
 
     building = whole_numbers("--building-values", building_values)
     ignored = whole_numbers("--ignore-values", ignore_values)

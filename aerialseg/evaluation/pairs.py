@@ -24,11 +24,12 @@ from aerialseg.evaluation.boundary import DISTANCES, BoundaryCounter
 from aerialseg.evaluation.objects import ObjectCounter
 from aerialseg.evaluation.results import SceneScore
 from aerialseg.files import is_folder, is_regular, resolved
-from aerialseg.geo.geobox import GeoBox
-from aerialseg.geo.labels import find_labels, mask_box, open_labels, read_mask
+from aerialseg.geo.geobox import GeoBox, check_same_grid
+from aerialseg.geo.labels import find_labels, open_labels
+from aerialseg.geo.masks import mask_box, read_mask
 from aerialseg.geo.opening import open_raster, raster_errors
 from aerialseg.geo.outputs import MEASURE_FOLDERS, PROBABILITY, is_of_another_run, left_out_note
-from aerialseg.geo.scenes import Scene, case_note, check_same_grid, find_scenes, pair_masks
+from aerialseg.geo.scenes import Scene, case_note, find_scenes, pair_masks
 from aerialseg.geo.vector_files import is_vector, split_layer
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
     from rasterio.io import DatasetReader
 
     from aerialseg.geo.inspection import Access
-    from aerialseg.geo.labels import Labels, ResolvedRule
+    from aerialseg.geo.labels import Labels
+    from aerialseg.geo.masks import ResolvedRule
 
     Flags = NDArray[np.bool_]
     Both = tuple[Flags, Flags]

@@ -32,7 +32,7 @@ from pyproj.exceptions import ProjError
 
 from aerialseg.errors import BadDataError, one_line
 from aerialseg.geo.geobox import GeoBox
-from aerialseg.geo.labels import decide_rule, read_mask
+from aerialseg.geo.masks import decide_rule, read_mask
 from aerialseg.geo.opening import open_raster, without_warnings
 from aerialseg.geo.raster import block_windows
 from aerialseg.values import to_values
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from aerialseg.geo.labels import ResolvedRule
+    from aerialseg.geo.masks import ResolvedRule
     from aerialseg.geo.vectors import VectorLayer
 
     Shapes = NDArray[np.object_]

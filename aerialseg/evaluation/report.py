@@ -24,10 +24,10 @@ from aerialseg.evaluation.pairs import open_pair
 from aerialseg.evaluation.results import FEW, calibration_error, reliability, threshold_curve
 from aerialseg.evaluation.scores import EvaluateOptions, decide_rules
 from aerialseg.files import is_regular, prepare_output_folder, refuse_input_as_output, sha256_of
-from aerialseg.geo.geobox import GeoBox
+from aerialseg.geo.geobox import GeoBox, check_same_grid
 from aerialseg.geo.opening import open_raster
 from aerialseg.geo.ownership import PAGE_COMMENT, check_overwrite
-from aerialseg.geo.scenes import check_same_grid, find_scenes
+from aerialseg.geo.scenes import find_scenes
 from aerialseg.models.package import ModelCard, read_card
 from aerialseg.progress import Silent
 from aerialseg.values import read_json

@@ -17,7 +17,8 @@ from aerialseg.evaluation.results import EvaluationReport, SceneScore
 from aerialseg.files import usable_processors
 from aerialseg.geo.digest import seen, what_changed
 from aerialseg.geo.inspection import Access
-from aerialseg.geo.labels import Labels, LabelSource, MaskRule, ResolvedRule, decide_rule, mask_box
+from aerialseg.geo.labels import Labels, LabelSource
+from aerialseg.geo.masks import MaskRule, ResolvedRule, decide_rule, mask_box
 from aerialseg.geo.scenes import Scene
 from aerialseg.geo.vector_files import split_layer
 from aerialseg.geo.vectors import datum_notes, read_layer, read_layers, require_place

@@ -27,7 +27,7 @@ from aerialseg.files import is_folder, is_regular, staged, working_folder
 from aerialseg.geo.digest import seen, what_changed
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.inspection import require_rows
-from aerialseg.geo.labels import ResolvedRule, decide_rule, read_mask
+from aerialseg.geo.masks import ResolvedRule, decide_rule, read_mask
 from aerialseg.geo.opening import create_raster, open_raster, raster_errors, refuse_remote, writing_errors
 from aerialseg.geo.raster import block_windows
 from aerialseg.geo.scenes import find_scenes, natural_key

@@ -23,14 +23,13 @@ from typing import TYPE_CHECKING, Literal
 
 from aerialseg.errors import BadDataError, NoInputError, UsageError, counted, one_line
 from aerialseg.files import is_folder, resolved
-from aerialseg.geo.geobox import GeoBox, heights_note, same_horizontal
+from aerialseg.geo.geobox import GeoBox, same_horizontal
 from aerialseg.geo.opening import open_raster, refuse_remote
 from aerialseg.geo.vrt import mosaic_sources
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from aerialseg.geo.inspection import Source
 
 Split = Literal["train", "val"]
 SUFFIXES = frozenset((".tif", ".tiff", ".jp2", ".j2k", ".png", ".jpg", ".jpeg"))
@@ -39,9 +38,6 @@ ROOTS = ("", "AerialImageDataset", "data", "raw")
 """Where Inria's `train/images` stands below what users point at."""
 MASK_FOLDERS = ("gt", "masks", "labels")
 NAMED_MISSING = 5
-EXACT_SHIFT = 0.01
-TOLERATED_SHIFT = 0.5
-"""In pixels, at the worst corner; half a pixel is the difference between pixel-is-area and pixel-is-point."""
 INRIA_CITIES = frozenset(
     ("austin", "chicago", "kitsap", "tyrol-w", "vienna", "bellingham", "bloomington", "innsbruck", "sfo", "tyrol-e")
 )
@@ -338,54 +334,6 @@ def with_masks(scenes: Sequence[Scene], found: dict[str, Path], *, partly: bool 
             " --mask-pattern '{stem}_label.tif', or '_sat:_mask'"
         )
     return tuple(replace(scene, mask=found.get(scene.name)) for scene in kept)
-
-
-def check_same_grid(first: Source | GeoBox, second: Source | GeoBox, names: tuple[object, object]) -> str | None:
-    """Return None when two rasters share a grid, or a warning when they miss by up to half a pixel.
-
-    CRSs that differ in heights only are one, with a warning. A raster without georeferencing is taken to lie on the
-    other's pixels when the sizes agree; with a warning when only one has none. Raises BadDataError with both grids and
-    the offset in pixels.
-    """
-    one = first if isinstance(first, GeoBox) else first.box
-    other = second if isinstance(second, GeoBox) else second.box
-    here, there = (one_line(str(name)) for name in names)
-    for name, box in ((here, one), (there, other)):
-        box.require_usable(name)
-    grids = f"{here} is {one.describe()}; {there} is {other.describe()}"
-    same_size = (one.height, one.width) == (other.height, other.width)
-    if not (one.georeferenced and other.georeferenced):
-        if not same_size:
-            raise BadDataError(f"{there}: does not fit {here}: {grids}; cut both to one grid")
-        return _said_of_bare((here, one), (there, other))
-    row, col = one.offset_to(other)
-    shift = one.largest_shift(other)
-    same_pixels = same_size and shift <= TOLERATED_SHIFT
-    if not same_horizontal(one.crs, other.crs):
-        way = f"if only its label is wrong, {_relabel(one, there)}" if same_pixels else "gdalwarp it to the same grid"
-        raise BadDataError(f"{there}: is in another CRS than {here}: {grids}; {way}")
-    offset = f"offset {row:+.2f} rows, {col:+.2f} columns"
-    if not same_pixels:
-        raise BadDataError(f"{there}: does not lie on the grid of {here}: {grids}; {offset}; cut both to one grid")
-    if shift > EXACT_SHIFT:
-        return f"{there}: lies {shift:.2f} px off {here} ({offset}); taken pixel by pixel"
-    return None if one.crs is None or other.crs is None else heights_note(there, other.crs, one.crs)
-
-
-def _said_of_bare(first: tuple[str, GeoBox], second: tuple[str, GeoBox]) -> str | None:
-    """Return a warning when of two rasters of one size just one has a place."""
-    if first[1].georeferenced == second[1].georeferenced:
-        return None
-    (name, bare), (_, placed) = (second, first) if first[1].georeferenced else (first, second)
-    if bare.crs is None and bare.largest_shift(placed) <= TOLERATED_SHIFT:
-        return f"{name}: has no CRS; taken pixel by pixel; {_relabel(placed, name)} says where it lies"
-    return f"{name}: has no georeferencing; taken pixel by pixel"
-
-
-def _relabel(box: GeoBox, name: str) -> str:
-    """Return the command that gives a file the CRS of `box`."""
-    code = "" if box.crs is None else box.crs.to_string()
-    return f"gdal_edit.py -a_srs {code if code.startswith('EPSG:') else 'EPSG:...'} {name}"
 
 
 def _unique_stems(scenes: Sequence[Scene]) -> dict[str, Path]:

@@ -23,9 +23,9 @@ from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
 from aerialseg.counts import NODATA
-from aerialseg.errors import AerialsegError, BadDataError, NoInputError, UsageError, folded, one_line
+from aerialseg.errors import AerialsegError, BadDataError, NoInputError, UsageError, one_line
 from aerialseg.files import PLACEHOLDER, is_regular, open_regular, resolved
-from aerialseg.geo.geobox import GeoBox, by_horizontal, heights_note
+from aerialseg.geo.geobox import GeoBox, by_horizontal, heights_notes
 from aerialseg.geo.opening import open_raster, refuse_remote
 from aerialseg.geo.project import crs_code
 from aerialseg.geo.styles import MASK_CLASSES
@@ -364,8 +364,7 @@ def _groups(parts: Sequence[MosaicPart], say: Callable[[str], None]) -> list[lis
     groups = []
     for places in by_horizontal(part.box.crs for part in placed):
         members = [placed[place] for place in places]
-        heights = [heights_note(one_line(part.path), part.box.crs, members[0].box.crs) for part in members]
-        for note in folded(note for note in heights if note is not None):
+        for note in heights_notes([(one_line(part.path), part.box.crs) for part in members]):
             say(note)
         pixels: dict[tuple[float, float, float], int] = {}
         for part in members:

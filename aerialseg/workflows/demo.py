@@ -28,7 +28,7 @@ from aerialseg.errors import BadDataError, ConfigError, ModelError
 from aerialseg.evaluation.scores import evaluate_scenes
 from aerialseg.files import prepare_output_folder, write_bytes, write_json
 from aerialseg.geo.inspection import inspect_scene
-from aerialseg.geo.labels import decide_rule, read_mask
+from aerialseg.geo.masks import decide_rule, read_mask
 from aerialseg.geo.opening import open_raster
 from aerialseg.geo.ownership import check_overwrite
 from aerialseg.geo.raster import read_window

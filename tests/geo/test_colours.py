@@ -10,7 +10,7 @@ import rasterio
 from rasterio.windows import Window
 
 from aerialseg.errors import BadDataError, UsageError
-from aerialseg.geo.labels import MaskRule, decide_rule, read_mask
+from aerialseg.geo.masks import MaskRule, decide_rule, read_mask
 from aerialseg.geo.opening import open_raster
 
 if TYPE_CHECKING:

@@ -13,12 +13,11 @@ from affine import Affine
 from rasterio.crs import CRS
 
 from aerialseg.errors import BadDataError, NoInputError, UsageError
-from aerialseg.geo.geobox import GeoBox
+from aerialseg.geo.geobox import GeoBox, check_same_grid
 from aerialseg.geo.opening import open_raster
 from aerialseg.geo.scenes import (
     Scene,
     case_note,
-    check_same_grid,
     find_scenes,
     natural_key,
     pair_masks,

@@ -24,16 +24,16 @@ from aerialseg.geo.adjacency import connect_grids
 from aerialseg.geo.dates import NO_DATES, DateOptions, note_of_tiff, read_dates, when_taken
 from aerialseg.geo.datum import datum_note
 from aerialseg.geo.digest import content_digest, seen, what_changed
-from aerialseg.geo.geobox import GeoBox, by_horizontal, heights_note
+from aerialseg.geo.geobox import GeoBox, by_horizontal, check_same_grid, heights_notes
 from aerialseg.geo.geopackage import is_open_elsewhere
-from aerialseg.geo.labels import decide_rule
+from aerialseg.geo.masks import decide_rule
 from aerialseg.geo.opening import open_raster
 from aerialseg.geo.outputs import is_of_another_run, kind_of, left_out_note
 from aerialseg.geo.ownership import check_overwrite, embed_digest_in, mark_of, owner_of
 from aerialseg.geo.polygons.formats import SUFFIXES, create_buildings, require_writer
 from aerialseg.geo.polygons.shape import MetricFrame, Overlaps, ShapeCounts, Shaping, footprints, gather
 from aerialseg.geo.polygons.trace import PlacedMask, Tracer, read_corners
-from aerialseg.geo.scenes import check_same_grid, find_scenes, pair_by_name
+from aerialseg.geo.scenes import find_scenes, pair_by_name
 from aerialseg.progress import Silent
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from aerialseg.geo.dates import DatePolygons, Taken
-    from aerialseg.geo.labels import ResolvedRule
+    from aerialseg.geo.masks import ResolvedRule
     from aerialseg.geo.polygons.formats import BuildingFile
     from aerialseg.geo.polygons.shape import Footprints
     from aerialseg.progress import Progress
@@ -233,7 +233,8 @@ def write_buildings(
     with _own_advice():
         rule = decide_rule([layer.mask for layer in layers])
     dated = note_of_tiff(mask.taken for mosaic in mosaics for mask in mosaic)
-    notes = (*_heights_notes(mosaics), *_datum_notes(mosaics, crs), *([dated] if dated else []))
+    heights = heights_notes([(one_line(mask.mask), mask.crs) for mosaic in mosaics for mask in mosaic])
+    notes = (*heights, *_datum_notes(mosaics, crs), *([dated] if dated else []))
     for warning in (*rule.warnings, *notes):
         progress.say(warning)
     shaping = Shaping(options.min_area_m2, options.simplify_m, options.regularise, crs, dates)
@@ -360,18 +361,6 @@ def _target_crs(target: Path, options: PolygonOptions) -> CRS | None:
             f"--crs {one_line(str(options.crs))}: GeoJSON is always in WGS 84; leave it out, or write .gpkg"
         )
     return CRS.from_user_input(WGS84)
-
-
-def _heights_notes(mosaics: Sequence[Mosaic]) -> list[str]:
-    """Say of the first mask whose CRS differs from another's in heights only that it does."""
-    masks = [mask for mosaic in mosaics for mask in mosaic]
-    groups = by_horizontal(mask.crs for mask in masks)
-    notes = (
-        heights_note(one_line(masks[index].mask), masks[index].crs, masks[members[0]].crs)
-        for members in groups
-        for index in members
-    )
-    return folded(note for note in notes if note is not None)
 
 
 def _datum_notes(mosaics: Sequence[Mosaic], crs: CRS | None) -> list[str]:

@@ -29,7 +29,8 @@ from aerialseg.counts import BUILDING, UNLABELLED
 from aerialseg.errors import BadDataError, NoInputError, UsageError, one_line
 from aerialseg.files import is_regular, remove, resolved, write_text
 from aerialseg.geo.inspection import Access, BandRule
-from aerialseg.geo.labels import MaskRule, open_labels
+from aerialseg.geo.labels import open_labels
+from aerialseg.geo.masks import MaskRule
 from aerialseg.geo.opening import is_tiff, open_raster
 from aerialseg.geo.ownership import TILE_TAG
 from aerialseg.geo.raster import read_window

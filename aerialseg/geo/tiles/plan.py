@@ -25,12 +25,13 @@ from rasterio.warp import transform as reproject_points
 
 from aerialseg.errors import AerialsegError, BadDataError, NoInputError, UsageError, folded, one_line
 from aerialseg.geo.digest import content_digest, seen, what_changed
-from aerialseg.geo.geobox import GeoBox
+from aerialseg.geo.geobox import GeoBox, check_same_grid
 from aerialseg.geo.inspection import Access, BandRule, Source, inspect_scene
-from aerialseg.geo.labels import Labels, LabelSource, MaskRule, decide_rule
+from aerialseg.geo.labels import Labels, LabelSource
+from aerialseg.geo.masks import MaskRule, decide_rule
 from aerialseg.geo.opening import open_raster
 from aerialseg.geo.resampling import at_gsd
-from aerialseg.geo.scenes import Scene, check_same_grid, require_masks, split_scenes
+from aerialseg.geo.scenes import Scene, require_masks, split_scenes
 from aerialseg.geo.vector_files import split_layer
 from aerialseg.geo.vectors import datum_notes, overlay, read_layer, read_layers, require_place
 from aerialseg.geo.windows import Tile, TileGrid
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rasterio.crs import CRS
 
-    from aerialseg.geo.labels import ResolvedRule
+    from aerialseg.geo.masks import ResolvedRule
     from aerialseg.geo.vectors import VectorLayer
     from aerialseg.progress import Progress
 
@@ -247,7 +248,7 @@ def _inspect(
                 )
             if scene.mask is not None and not options.vectors:
                 with open_raster(scene.mask) as mask:
-                    warning = check_same_grid(source, GeoBox.of(mask), (scene.image, scene.mask))
+                    warning = check_same_grid(source.box, GeoBox.of(mask), (scene.image, scene.mask))
                 notes += [] if warning is None else [warning]
             notes += source.warnings
             sources[scene.name] = source
