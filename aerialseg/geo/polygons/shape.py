@@ -141,9 +141,7 @@ class Overlaps:
         areas: dict[int, list[shapely.Geometry]] = defaultdict(list)
         for one, other in shapely.STRtree(frames).query(frames, predicate="intersects").T.tolist():
             (first, mask), (second, rival) = masks[one], masks[other]
-            if first >= second:
-                continue
-            common = shapely.intersection(frames[one], frames[other])
+            common = shapely.intersection(frames[one], frames[other]) if first < second else shapely.Polygon()
             if common.area * mask.box.height * mask.box.width > frames[one].area:  # more than a pixel
                 self.pairs.append((one_line(mask.mask), one_line(rival.mask)))
                 for number in (first, second):
