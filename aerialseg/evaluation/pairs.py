@@ -31,6 +31,7 @@ from aerialseg.geo.opening import open_raster, raster_errors
 from aerialseg.geo.outputs import MEASURE_FOLDERS, PROBABILITY, is_of_another_run, left_out_note
 from aerialseg.geo.scenes import Scene, case_note, find_scenes, pair_masks
 from aerialseg.geo.vector_files import is_vector, split_layer
+from aerialseg.geo.vectors import require_place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -195,7 +196,9 @@ def check_pairs(pairs: Sequence[Pair], access: Access) -> tuple[list[str], list[
     for pair in pairs:
         try:
             truth = None if pair.vectors else mask_box(pair.truth, access)
-            box = mask_box(pair.prediction, access)
+            # Polygons need a place whatever is allowed.
+            box = mask_box(pair.prediction, replace(access, allow_ungeoreferenced=True) if pair.vectors else access)
+            require_place(one_line(pair.prediction), box, pair.vectors)
             warning = None if truth is None else check_same_grid(truth, box, (pair.truth, pair.prediction))
             for other in filter(None, (pair.probability, pair.rival)):
                 check_same_grid(box, mask_box(other, access), (pair.prediction, other))

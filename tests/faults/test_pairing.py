@@ -189,3 +189,18 @@ def test_commands_pair_by_a_replaced_part_and_say_once_that_names_differ_in_case
     ):
         code, _, err = run(*command)
         assert (code, err.count(said)) == (0, 1), err
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_no_option_is_advised_that_cannot_lay_polygons_on_a_raster_without_a_place(
+    tmp_path: Path, scene_file: Write, mask_file: Write, run: Run
+) -> None:
+    labels = squares(tmp_path / "l.gpkg", (616010, 3346970))
+    for command, raster in (
+        ("tile", scene_file(tmp_path / "im/s.tif", crs=None, transform=None)),
+        ("evaluate", mask_file(tmp_path / "out/s.tif", crs=None, transform=None)),
+    ):
+        more = (*SIZE, "-o", tmp_path / "t") if command == "tile" else ()
+        code, _, err = run(command, raster, "--masks", labels, *more)
+        assert code == 65 and f"{raster}: has no CRS and transform, so {labels} cannot be laid on it" in err, err
+        assert "--allow-ungeoreferenced" not in err

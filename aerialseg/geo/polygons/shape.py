@@ -27,7 +27,7 @@ from pyproj.exceptions import ProjError
 from aerialseg.counts import QUANTA
 from aerialseg.errors import BadDataError, counted, one_line
 from aerialseg.geo.dates import days_of_buildings
-from aerialseg.geo.geobox import same_horizontal
+from aerialseg.geo.datum import transformer_between
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -58,6 +58,8 @@ LEAST_M2, LEAST_PX = 4.0, 9
 """A network's specks are smaller, and no house is: the larger of both."""
 LEAST_SHARED = 0.1
 """The share of the smaller of two buildings that lie on each other; masks that miss each other's grid share slivers."""
+FRAME_PARTS = 20
+"""A side of a mask is followed into another CRS in so many parts."""
 TOGETHER = 256
 TRUE_AREA = 0.005
 """A projection whose areas are off by more is not measured in its plane; UTM and national grids stay below 0.002."""
@@ -132,21 +134,18 @@ class Overlaps:
     """Buildings of masks that lie on each other off one grid, where nothing says which of them is meant; all state."""
 
     def __init__(self, mosaics: Sequence[Sequence[PlacedMask]], crs: CRS | None) -> None:
-        """Find where the masks of one table, written in `crs` if not their own, lie on each other in one CRS."""
+        """Find where the masks of one table, written in `crs` if not their own, lie on each other."""
         masks = [(number, mask) for number, mosaic in enumerate(mosaics) for mask in mosaic]
-        frames = np.array([shapely.box(*mask.box.bounds) for _, mask in masks])
+        frames = np.array([_frame(mask, crs) for _, mask in masks], dtype=object)
         self.pairs: list[tuple[str, str]] = []
         areas: dict[int, list[shapely.Geometry]] = defaultdict(list)
         for one, other in shapely.STRtree(frames).query(frames, predicate="intersects").T.tolist():
             (first, mask), (second, rival) = masks[one], masks[other]
-            common = shapely.intersection(frames[one], frames[other])
-            pixel = abs(mask.box.transform.determinant)
-            if first < second and common.area > pixel and same_horizontal(mask.box.crs, rival.box.crs):
+            common = shapely.intersection(frames[one], frames[other]) if first < second else shapely.Polygon()
+            if common.area * mask.box.height * mask.box.width > frames[one].area:  # more than a pixel
                 self.pairs.append((one_line(mask.mask), one_line(rival.mask)))
-                to_crs = None if crs is None else Transformer.from_crs(mask.crs.to_wkt(), crs, always_xy=True)
-                area = common if to_crs is None else shapely.box(*to_crs.transform_bounds(*common.bounds))
                 for number in (first, second):
-                    areas[number].append(area)
+                    areas[number].append(common)
         self._areas = {number: shapely.union_all(found) for number, found in areas.items()}
         self._held: dict[int, list[Any]] = defaultdict(list)
 
@@ -175,6 +174,21 @@ class Overlaps:
             f"{counted(double, 'building')} {lie} on others and {are} there twice: {' and '.join(self.pairs[0])}{more}"
             " overlap and share no pixel grid; gdalwarp them to one grid, or give masks that do not overlap"
         )
+
+
+def _frame(mask: PlacedMask, crs: CRS | None) -> shapely.Geometry:
+    """Return the ground of a mask in a CRS, or its own; nothing where it has no place there."""
+    box = mask.box
+    around = shapely.segmentize(shapely.box(0, 0, box.width, box.height), max(box.width, box.height) / FRAME_PARTS)
+    t, way = box.transform, None if crs is None else transformer_between(mask.crs.to_wkt(), crs.to_wkt())
+
+    def move(points: NDArray[np.float64]) -> NDArray[np.float64]:
+        cols, rows = points.T
+        places = t.a * cols + t.b * rows + t.c, t.d * cols + t.e * rows + t.f
+        return np.stack(places if way is None else way.transform(*places), axis=1)
+
+    moved = shapely.transform(around, move)
+    return shapely.make_valid(moved) if np.isfinite(shapely.bounds(moved)).all() else shapely.Polygon()
 
 
 def gather(parts: Iterable[Footprints]) -> Iterator[Footprints]:

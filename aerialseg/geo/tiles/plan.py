@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -233,11 +233,13 @@ def _inspect(
     failures: dict[str, AerialsegError] = {}
     notes: list[str] = []
     files = [*options.vectors, *(path for path in (options.labelled_area, options.val_area) if path is not None)]
+    # Vector files need a place whatever is allowed.
+    access = replace(options.access, allow_ungeoreferenced=True) if files else options.access
     progress.start("checking", len(scenes), "scene")
     for scene in scenes:
         name = one_line(scene.image)
         try:
-            source = inspect_scene(scene.image, options.bands, options.access)
+            source = inspect_scene(scene.image, options.bands, access)
             require_place(name, source.box, files)
             bands = len(next(iter(sources.values()), source).bands)
             if len(source.bands) != bands:
