@@ -6,6 +6,7 @@ Here they are declared once, by Annotated types for the commands' parameters; a 
 from __future__ import annotations
 
 import math
+import os
 import shlex
 import tomllib
 from pathlib import Path
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from aerialseg.geo.inspection import BandRule
-    from aerialseg.geo.labels import MaskRule
+    from aerialseg.geo.masks import MaskRule
     from aerialseg.prediction.options import Shard
 
 ReportAsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
@@ -47,10 +48,20 @@ Masks = Annotated[
     ),
 ]
 MaskPattern = Annotated[
-    str | None, typer.Option(help="How a mask's name is made from the raster's, as '{stem}_label.tif'.")
+    str | None, typer.Option(help="How a mask's name is made from the raster's, as '{stem}_label.tif' or '_sat:_mask'.")
 ]
 BuildingValues = Annotated[
     str | None, typer.Option(help="Values of the true masks that mean building, as 1,6; others are background.")
+]
+BuildingColour = Annotated[
+    str | None,
+    typer.Option(
+        "--building-colour",
+        "--building-color",
+        help="Which colour of masks in colours means building, as 0,0,255; others are background.",
+        metavar="R,G,B",
+        show_default=False,
+    ),
 ]
 IgnoreValues = Annotated[
     str | None, typer.Option(help="Values of the true masks that mean unlabelled ground; not counted.")
@@ -125,7 +136,12 @@ ScenePixels = Annotated[
 ]
 ShardText = Annotated[
     str | None,
-    typer.Option("--shard", help="Predict the I-th of N parts of the scenes; parts may share a folder.", metavar="I/N"),
+    typer.Option(
+        "--shard",
+        help="Predict the I-th of N parts; they may share a folder. auto/N, or auto: what an array of Slurm, Kubernetes"
+        " or AWS Batch says.",
+        metavar="I/N|auto/N|auto",
+    ),
 ]
 
 
@@ -226,24 +242,26 @@ def gsd_of(text: str) -> float | Literal["auto", "keep"]:
 
 
 def shard_of(text: str | None) -> Shard | None:
-    """Return what `--shard I/N` asks for; None stays None. Raises UsageError for anything else."""
-    from aerialseg.prediction.options import Shard
+    """Return what `--shard` asks for, in this environment; None stays None. Raises UsageError for what is no shard."""
+    from aerialseg.prediction.scheduler import find_shard
 
-    if text is None:
-        return None
-    number, _, count = text.partition("/")
-    if not (number.isdecimal() and count.isdecimal()):
-        raise UsageError(f"--shard {one_line(text)}: give the part and how many there are, as 1/4")
-    return Shard(int(number), int(count))
+    return None if text is None else find_shard(text, os.environ)
 
 
-def mask_rule(building_values: str | None, ignore_values: str | None, mask_threshold: int | None) -> MaskRule:
+def mask_rule(
+    building_values: str | None, ignore_values: str | None, mask_threshold: int | None, building_colour: str | None
+) -> MaskRule:
     """Return what the values of true masks mean; raises UsageError for what is no number, or contradicts itself."""
-    from aerialseg.geo.labels import MaskRule
+    from aerialseg.geo.masks import MaskRule
 
     building = whole_numbers("--building-values", building_values)
     ignored = whole_numbers("--ignore-values", ignore_values)
-    return MaskRule(building, ignored or (), mask_threshold)
+    colour = whole_numbers("--building-colour", building_colour)
+    if colour is None:
+        return MaskRule(building, ignored or (), mask_threshold)
+    if len(colour) != 3 or min(colour) < 0:
+        raise UsageError(f"--building-colour {one_line(str(building_colour))}: give red, green and blue, as 0,0,255")
+    return MaskRule(building, ignored or (), mask_threshold, (colour[0], colour[1], colour[2]))
 
 
 def command_line(context: typer.Context) -> str:

@@ -72,19 +72,20 @@ def predict_scene(
     advance: Callable[[float], None] = lambda amount: None,
     *,
     skip: int = 0,
+    stop: int | None = None,
 ) -> Streamed:
     """Send the scene's strips, top to bottom, to `sink`, a generator that runs in a thread of its own.
 
-    `skip` is the row to begin at, the first one of a strip of an earlier run with the same settings: windows that only
-    touch rows above are not run, and the strips are the same bytes. `advance` is called in this thread after every
-    batch with the million pixels done (those skipped are not counted), and may raise. Memory grows with the scene's
+    With `skip` and `stop`, borders of strips of the whole scene, only the strips of its rows [skip, stop) are made:
+    windows that only touch other rows are not run, and the strips are the same bytes. `advance` is called in this
+    thread after every batch with the million pixels done, and may raise. Memory grows with the scene's
     width: see `peak_bytes`. Raises what the reader, the sink, `forward` and `advance` raise, ModelError when the
     network gives NaN, and ResourceError when the scene's own arrays do not fit into memory, if that can be told
     before anything is read; else the sink has been closed at its `yield`. Nothing is left running.
     """
     _require_memory(placement, forward.settings, len(placement.source.bands))
     try:
-        return _stream(forward, placement, sink, advance, skip)
+        return _stream(forward, placement, sink, advance, (skip, placement.source.box.height if stop is None else stop))
     except AerialsegError as error:
         _clear_frames(error)
         raise
@@ -100,14 +101,14 @@ def _stream(
     placement: ScenePlacement,
     sink: Generator[None, Strip | None],
     advance: Callable[[float], None],
-    skip: int,
+    rows: tuple[int, int],
 ) -> Streamed:
     settings, box, bands = forward.settings, placement.source.box, len(placement.source.bands)
-    lattice = Lattice.of(placement, settings.size, settings.overlap, skip)
-    schedule = Schedule.of(placement, lattice, skip)
-    mpx, run = (box.height - skip) * box.width / 1e6, 0
+    lattice = Lattice.of(placement, settings.size, settings.overlap, *rows)
+    schedule = Schedule.of(placement, lattice, rows[0])
+    mpx, run = (rows[1] - rows[0]) * box.width / 1e6, 0
     with write_behind(sink, WRITE_DEPTH) as put:
-        if not lattice.count:  # an earlier run had finished every row
+        if not lattice.count:  # no row is asked for
             return Streamed(0, 0)
         accumulator, maker = Accumulator(lattice, settings), StripMaker(placement, schedule, settings, WRITE_DEPTH + 1)
         validity: Validity = SimpleQueue()

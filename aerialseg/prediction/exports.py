@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from aerialseg.counts import QUANTA
-from aerialseg.errors import AerialsegError, UsageError, one_line
+from aerialseg.errors import AerialsegError, one_line
 from aerialseg.files import exists, is_regular, refuse_input_as_output, remove, resolved
 from aerialseg.geo.dates import ground_taken, note_of_tiff, read_dates, when_taken
 from aerialseg.geo.geobox import GeoBox
@@ -60,8 +60,6 @@ def check_products(options: PredictOptions, out: Path, inputs: Collection[Path],
         check_collection(paths, overwrite=options.overwrite)
         if options.polygons:
             check_overwrite(out / BUILDINGS, "buildings", overwrite=options.overwrite)
-    elif options.polygons:
-        raise UsageError("--polygons --shard: the parts know nothing of each other; run once more without --shard")
 
 
 def make_products(run: Run, results: Sequence[SceneResult]) -> dict[str, Any]:

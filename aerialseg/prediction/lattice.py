@@ -50,14 +50,17 @@ class Lattice:
     right: int
 
     @classmethod
-    def of(cls, placement: ScenePlacement, size: int, overlap: float, skip: int = 0) -> Lattice:
-        """Return the windows that hold a pixel that the scene's rows from `skip` on are made of."""
+    def of(
+        cls, placement: ScenePlacement, size: int, overlap: float, skip: int = 0, stop: int | None = None
+    ) -> Lattice:
+        """Return the windows that hold a pixel that the scene's rows [skip, stop) are made of."""
         rows, cols = (Axis.overlapping(length, size, overlap) for length in placement.grid)
         box = placement.source.box
-        across = _needed(Regrid.cols_of(placement), placement.col, placement.col + box.width)
-        if skip >= box.height:
+        stop = box.height if stop is None else min(stop, box.height)
+        across = _needed(Regrid.cols_of(placement), placement.col, 0, box.width)
+        if skip >= stop:
             return cls(rows, cols, range(0), cols.touching(*across), 0, 0, *across)
-        down = _needed(Regrid.rows_of(placement), placement.row + skip, placement.row + box.height)
+        down = _needed(Regrid.rows_of(placement), placement.row, skip, stop)
         return cls(rows, cols, rows.touching(*down), cols.touching(*across), *down, *across)
 
     @property
@@ -160,11 +163,11 @@ class Schedule:
                 yield start, min(start + CHUNK_ROWS, last)
 
 
-def _needed(regrid: Regrid | None, start: int, stop: int) -> tuple[int, int]:
-    """Return [first, stop) of the pixels that are run for the last `stop - start` pixels of a scene's axis."""
+def _needed(regrid: Regrid | None, offset: int, start: int, stop: int) -> tuple[int, int]:
+    """Return [first, last) of the group's pixels that are run for pixels [start, stop) of a scene's axis."""
     if regrid is None:
-        return start, stop
-    return int(regrid.lower[start - stop]), int(regrid.upper[-1]) + 1
+        return offset + start, offset + stop
+    return int(regrid.lower[start]), int(regrid.upper[stop - 1]) + 1
 
 
 def mirrored(length: int, stop: int) -> NDArray[np.intp]:

@@ -1,4 +1,4 @@
-"""Many scenes on several devices: a process for each, over the shards, and what they make together at the end.
+"""Many scenes on several devices: a shard for each, in a process of its own, and the closing run over all of them.
 
 The processes share nothing but the output folder; each sends its progress through a pipe and is stopped by SIGTERM,
 which on Windows ends it at once: what it has finished is kept there, too.
@@ -18,15 +18,14 @@ from typing import TYPE_CHECKING, Any
 from aerialseg import errors
 from aerialseg.errors import AerialsegError, ResourceError, Stopped, UsageError
 from aerialseg.files import remove, write_json
-from aerialseg.geo.outputs import PROBABILITY
 from aerialseg.models.package import find_model
 from aerialseg.prediction.checks import REPORT, report_name
 from aerialseg.prediction.exports import check_products
-from aerialseg.prediction.options import PredictOptions, Shard
+from aerialseg.prediction.options import Shard
 from aerialseg.prediction.run import predict_scenes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     if sys.platform == "win32":
         from multiprocessing.connection import PipeConnection as Connection
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from aerialseg.geo.scenes import Scene
+    from aerialseg.prediction.options import PredictOptions
     from aerialseg.prediction.report import PredictReport, SceneResult
     from aerialseg.progress import Progress
 
@@ -64,7 +64,7 @@ def predict_on(
     options: PredictOptions,
     progress: Progress,
 ) -> PredictReport:
-    """Predict a shard of the scenes on each device, side by side; outputs and report are those of `predict_scenes`.
+    """Predict a shard on each device, side by side; outputs and report are those of `predict_scenes`.
 
     Raises UsageError for options that name a shard, what the first process to fail raised, ResourceError when one is
     lost, and Stopped; the same call then goes on from there.
@@ -76,10 +76,9 @@ def predict_on(
     began, context = time.monotonic(), multiprocessing.get_context("spawn")
     workers = []
     for number, device in enumerate(devices, 1):
-        own = replace(options, device=device, probability=PROBABILITY in options.outputs)
-        own = replace(own, polygons=False, shaping=PredictOptions().shaping)  # this process draws them, over all scenes
+        own = replace(options, device=device, shard=Shard(number, len(devices)))
         ours, theirs = context.Pipe(duplex=False)
-        arguments = (theirs, scenes, model, out, replace(own, shard=Shard(number, len(devices))))
+        arguments = (theirs, scenes, model, out, own)
         process = context.Process(target=_work, args=arguments, name=f"aerialseg {device}", daemon=True)
         process.start()
         theirs.close()
@@ -88,7 +87,7 @@ def predict_on(
         _follow(workers, progress, fail_fast=options.fail_fast)
     finally:
         _end(workers)
-    known = {result.name: result for worker in workers for result in worker.results}
+    known = _joined(result for worker in workers for result in worker.results)
     report = predict_scenes(scenes, model, out, replace(options, device=devices[0]), progress, known)
     loading = min(worker.loading_seconds for worker in workers)
     report = replace(report, seconds=time.monotonic() - began, loading_seconds=loading)
@@ -96,6 +95,27 @@ def predict_on(
     for number in range(1, len(devices) + 1):
         remove(out / report_name(Shard(number, len(devices))))
     return report
+
+
+def _joined(results: Iterable[SceneResult]) -> dict[str, SceneResult]:
+    """Return what became of each scene, by its name, of which several processes may have had a band.
+
+    Scenes that none has finished are left out: the closing run finishes them.
+    """
+    known: dict[str, SceneResult] = {}
+    order = ("in part", "not started", "skipped", "done", "failed")
+    for result in results:
+        other = known.get(result.name, result)
+        last = max(result, other, key=lambda one: order.index(one.status))
+        if other is not result:
+            last = replace(
+                last,
+                windows=(other.windows or 0) + (result.windows or 0),
+                windows_run=(other.windows_run or 0) + (result.windows_run or 0),
+                resumed_rows=other.resumed_rows + result.resumed_rows,
+            )
+        known[result.name] = last
+    return {name: result for name, result in known.items() if result.status not in order[:2]}
 
 
 @dataclass(slots=True)

@@ -47,6 +47,10 @@ class EngineSettings:
     """Whether torch.compile translates the network first."""
 
 
+class BatchChanged(Exception):
+    """Memory ran out, and fewer windows run together from now on: their last digits may differ from those before."""
+
+
 class Forward:
     """A segmenter on its device; `together` and the buffers outlive a scene."""
 
@@ -55,6 +59,8 @@ class Forward:
         self.settings = settings
         self.together = settings.batch
         """How many windows run together: `settings.batch` until memory runs out."""
+        self.steady = False
+        """Whether a batch that did not fit raises BatchChanged, to be asked for again in smaller ones."""
         self._views = views_of(settings.tta)
         self._progress = progress
         self._probabilities = torch.empty(0)
@@ -94,6 +100,8 @@ class Forward:
             self._progress.say(f"out of memory: going on with {self.together} windows in a batch")
             if self._copying is not None:
                 torch.cuda.empty_cache()
+            if self.steady:
+                raise BatchChanged
 
     def _run(self, pixels: Tensor, valid: Tensor | None, probabilities: Tensor) -> None:
         """Fill `probabilities` with the mean over the views of each window."""

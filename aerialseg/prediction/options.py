@@ -29,17 +29,22 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """The part of the scenes that one of several processes predicts: every `count`-th one, beginning at `number`."""
+    """One of several processes that share scenes out, by bands: see `bands.share_out`."""
 
     number: int
     count: int
+    origin: str = ""
+    """Where the number was found, for a person: `Slurm task 3, from 0`."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.number <= self.count:
             raise UsageError(f"--shard {self.number}/{self.count}: give a number from 1 to {self.count}, as 1/4")
 
+    def __str__(self) -> str:
+        return f"shard {self.number} of {self.count}" + (f" ({self.origin})" if self.origin else "")
+
     def of(self, items: Sequence[T]) -> Sequence[T]:
-        """Return this shard's share; every item is in exactly one shard."""
+        """Return every `count`-th item, beginning at `number`; each is in exactly one shard."""
         return items[self.number - 1 :: self.count]
 
 

@@ -1,6 +1,6 @@
 """The files of one scene: where they go, whether they are ours and up to date, and how they come into being.
 
-While the network runs, finished strips gather in a `ResumeFile`. From it, in a thread of its own, the cloud-optimised
+While the network runs, finished strips gather in `StoredRows`. From it, in a thread of its own, the cloud-optimised
 files are written, verified and given their names, the mask last: where it stands, all of the scene's outputs do. What
 was made from what travels in the file's own metadata, under `ownership.PREDICTION_TAG`. Seams are counted on the way:
 how much a scene's probabilities jump where windows begin and end, against everywhere else.
@@ -40,8 +40,7 @@ if TYPE_CHECKING:
     from aerialseg.geo.scenes import Scene
     from aerialseg.geo.windows import Axis
     from aerialseg.prediction.lattice import ScenePlacement
-    from aerialseg.prediction.network import EngineSettings
-    from aerialseg.prediction.resume import ResumeFile
+    from aerialseg.prediction.stored import StoredRows
 
 COUNTS = ("AERIALSEG_VALID_PIXELS", "AERIALSEG_BUILDING_PIXELS")
 ENGINE = 2
@@ -136,13 +135,13 @@ def _rows(dataset: DatasetReader) -> Iterator[NDArray[np.uint8]]:
         yield dataset.read(1, window=Window(0, row, dataset.width, min(COG_BLOCK, dataset.height - row)))
 
 
-def count_pixels(resume_file: ResumeFile, threshold: float, seams: SeamCounter) -> tuple[int, int]:
+def count_pixels(rows: StoredRows, threshold: float, seams: SeamCounter) -> tuple[int, int]:
     """Return how many pixels of a finished scene are valid, and building; lets `seams` see every strip.
 
-    Raises StorageError when the file does not read back as written; what is read from it later is not checked again.
+    Raises StorageError when its rows do not read back as written; what is read of them later is not checked again.
     """
     valid = building = 0
-    for row, quanta in resume_file.strips(checked=True):
+    for row, quanta in rows.strips(checked=True):
         seams.add(row, quanta)
         invalid = int(np.count_nonzero(quanta == NODATA))
         valid += quanta.size - invalid
@@ -162,7 +161,7 @@ def output_tags(key: str, model_hash: str, threshold: float, counts: tuple[int, 
 
 
 def finish(
-    resume_file: ResumeFile,
+    rows: StoredRows,
     files: SceneFiles,
     box: GeoBox,
     tags: Mapping[str, str],
@@ -175,11 +174,11 @@ def finish(
     Returns their SHA-256 by the output's name, and warnings. The mask is a function of the quantised probability:
     building where q >= round(254 x threshold). Side files that exist stay, unless `replace_sides`: they may hold a
     user's changes, or belong to a foreign raster that is being replaced. Raises what `write_cog` and
-    `ResumeFile.strips` raise.
+    `StoredRows.strips` raise.
     """
     hashes = {}
     for output, path in files.items():
-        strips = partial(_pixels, resume_file, output, threshold)
+        strips = partial(_pixels, rows, output, threshold)
         write_cog(path, box, strips, output.layer, tags={**tags, PIXELS_TAG: pixels_digest(strips())})
         hashes[output.name] = sha256_of(path)
     write_mask_sidecars(files[MASK], replace=replace_sides)
@@ -190,9 +189,9 @@ def finish(
     return hashes, (f"{name}: a side file beside it moves it off its scene; remove {name}.*",) if moved else ()
 
 
-def _pixels(resume_file: ResumeFile, output: Output, threshold: float) -> Iterator[NDArray[np.uint8]]:
+def _pixels(rows: StoredRows, output: Output, threshold: float) -> Iterator[NDArray[np.uint8]]:
     """Yield an output's rows, strip by strip; of the mask, 0, 1 or NODATA for each quantised probability."""
-    for _, quanta in resume_file.strips(output.plane):
+    for _, quanta in rows.strips(output.plane):
         if output != MASK:
             yield quanta
             continue
@@ -209,9 +208,9 @@ class SeamCounter:
     that was run: a resampled scene's edges are those nearest on its own). Pixels without data have no neighbours.
     """
 
-    def __init__(self, placement: ScenePlacement, settings: EngineSettings) -> None:
+    def __init__(self, placement: ScenePlacement, size: int, overlap: float) -> None:
         """Memory: a byte for each of the scene's rows and columns, and a row of pixels."""
-        lattice = Lattice.of(placement, settings.size, settings.overlap)
+        lattice = Lattice.of(placement, size, overlap)
         box, factor = placement.source.box, placement.factor
         self._row_edges = _edges(lattice.rows, placement.row, box.height, factor)
         self._col_edges = _edges(lattice.cols, placement.col, box.width, factor)

@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 
     from aerialseg.geo.outputs import Output
 
-Status = Literal["done", "skipped", "failed", "not started"]
+Status = Literal["done", "skipped", "in part", "failed", "not started"]
 
 
 @dataclass(frozen=True, slots=True)
 class SceneResult:
     """What became of one scene; `skipped` means that its outputs were there already, made from the same bytes.
+
+    `in part`: a shard's rows of it are there, others are not yet, or another process finishes it.
 
     Example:
         >>> report = aerialseg.predict_scenes(aerialseg.find_scenes(["scenes"]), Path("runs/town"), Path("out"))
@@ -46,7 +48,7 @@ class SceneResult:
     windows: int | None = None
     windows_run: int | None = None
     resumed_rows: int = 0
-    """Rows that an earlier run, stopped inside the scene, had finished."""
+    """Rows of it that were there, from an earlier run or another shard, and were not computed again."""
     seam_index: float | None = None
     """How much the probability jumps across window edges, against anywhere else; 1 means that no seam shows."""
     hashes: dict[str, str] = field(default_factory=dict)
@@ -85,6 +87,8 @@ class SceneResult:
         name = one_line(self.name)
         if self.status == "failed":
             return f"error: {self.failure}"
+        if self.status == "in part":
+            return f"{name}: this shard's rows are there; it is finished by whoever has the last ones"
         if self.status == "not started":
             return f"{name}: not started"
         fraction = self.building_fraction
@@ -93,7 +97,7 @@ class SceneResult:
             return f"{name}: done before, {covered}"
         seconds = self.seconds or 0.0
         rate = self.mpx / max(seconds, 1e-9)
-        resumed = f", went on at row {self.resumed_rows}" if self.resumed_rows else ""
+        resumed = f", {self.resumed_rows:,} rows were there" if self.resumed_rows else ""
         return f"{name}: {self.height}x{self.width}, {covered}, {seconds:.1f} s, {rate:.2f} Mpx/s{resumed}"
 
     def to_json(self) -> dict[str, Any]:
@@ -145,11 +149,12 @@ class PredictReport:
         counts = f"{len(done)} of {len(self.scenes)} scenes predicted, {len(self.of('skipped'))} done before"
         failed = f", {len(self.of('failed'))} failed" if self.of("failed") else ""
         rate = "" if self.mpx_per_s is None else f", {self.seconds:,.1f} s, {self.mpx_per_s:,.2f} Mpx/s"
-        return f"{counts}{failed}{rate}; masks in {one_line(self.out)}"
+        part = f", {len(self.of('in part'))} in part" if self.of("in part") else ""
+        return f"{counts}{part}{failed}{rate}; masks in {one_line(self.out)}"
 
     def to_json(self) -> dict[str, Any]:
         """Return report.json; scenes are found by name."""
-        counts = {status: len(self.of(status)) for status in ("done", "skipped", "failed", "not started")}
+        counts = {status: len(self.of(status)) for status in ("done", "skipped", "in part", "failed", "not started")}
         mpx = sum(scene.mpx for scene in self.of("done"))
         times = {"seconds": self.seconds, "loading_seconds": self.loading_seconds, "mpx_per_s": self.mpx_per_s}
         totals = {**counts, "mpx": mpx, **times}
@@ -170,7 +175,7 @@ class PredictReport:
         if not failed:
             return
         first = failed[0].failure or AerialsegError("unknown")
-        if self.of("done", "skipped"):
+        if self.of("done", "skipped", "in part"):
             raise SomeScenesFailed(
                 f"{len(failed)} of {len(self.scenes)} scenes failed; {one_line(self.out / 'report.json')} says why"
             )

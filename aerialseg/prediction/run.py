@@ -7,24 +7,20 @@ torch is imported here, once it is known that there is work. What decides that i
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import time
-from collections import Counter, deque
+from collections import deque
 from concurrent.futures import wait
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from aerialseg.errors import (
     AerialsegError,
-    InUseError,
     NoInputError,
-    OutputError,
     Stopped,
-    StorageError,
     one_line,
 )
 from aerialseg.files import (
@@ -33,12 +29,11 @@ from aerialseg.files import (
     refuse_input_as_output,
     require_space,
     sweep,
-    write_json,
 )
-from aerialseg.geo.outputs import MASK, OUTPUTS
 from aerialseg.geo.ownership import check_overwrite
 from aerialseg.models.package import find_model, read_model
 from aerialseg.prediction.arrays import Model
+from aerialseg.prediction.bands import Share, share_out
 from aerialseg.prediction.checks import (
     REPORT,
     Run,
@@ -55,6 +50,7 @@ from aerialseg.prediction.checks import (
     report_name,
 )
 from aerialseg.prediction.exports import check_products, make_products
+from aerialseg.prediction.log import RunLog
 from aerialseg.prediction.options import PredictOptions, check_window
 from aerialseg.prediction.outputs import (
     SceneFiles,
@@ -67,12 +63,13 @@ from aerialseg.prediction.outputs import (
 )
 from aerialseg.prediction.reading import in_background
 from aerialseg.prediction.report import PredictReport, SceneResult
-from aerialseg.prediction.resume import ResumeFile, forget_resume_file, resume_path
+from aerialseg.prediction.resume import Begun, agree, exact_settings, look
+from aerialseg.prediction.stored import StoredRows, files_of, finishing
 from aerialseg.progress import Silent
 from aerialseg.values import read_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from concurrent.futures import Future
     from pathlib import Path
 
@@ -80,10 +77,12 @@ if TYPE_CHECKING:
 
     from aerialseg.geo.scenes import Scene
     from aerialseg.models.package import ModelFile
+    from aerialseg.prediction.bands import Rows
     from aerialseg.prediction.lattice import ScenePlacement
     from aerialseg.prediction.network import Forward
     from aerialseg.progress import Progress
 
+T = TypeVar("T")
 POLL_S, PATIENCE_S = 0.2, 5.0
 """How often waiting for a scene's files looks for a stop, and how long a stop waits for them."""
 
@@ -118,38 +117,40 @@ def predict_scenes(
         raise NoInputError(f"{one_line(out)}: no scene to predict; what was given are masks that predict wrote here")
     inputs = [*([] if file is None else [file]), *(scene.image for scene in scenes)]
     files = _prepare_files(scenes, inputs, out, options)
-    unfinished = {resume_path(out, scene.name) for scene in scenes}
     waiting = None if options.shard is None else partial(progress.advance, 0)
-    with locked(out, shared=options.shard is not None, on_exclusive=partial(sweep, out, unfinished), waiting=waiting):
+    alone = partial(_sweep, out, [scene.name for scene in scenes])
+    with locked(out, shared=options.shard is not None, on_exclusive=alone, waiting=waiting):
         check_overwrite(out / report_name(options.shard), "predict report", overwrite=options.overwrite)
         read = model if isinstance(model, Model) else read_model(model)
         run = Run(file, read.digest(), read.card, out, options, progress)
         check_window(run.card, run.window)
         note_views(run)
-        mine = scenes if options.shard is None else options.shard.of(scenes)
+        placements, failures = check_scenes(run, scenes)
+        share = share_out(placements, run.window, run.overlap, options.shard)
+        mine = _own_scenes(run, scenes, share)
         for scene in mine:
             check_rasters(files[scene.name], overwrite=options.overwrite)
-        placements, failures = check_scenes(run, scenes if options.neighbours else mine)
         check_products(options, out, inputs, [placement.source.box for placement in placements.values()])
         log = RunLog(run, mine, known or {})
         try:
-            jobs = _find_jobs(log, mine, files, placements, failures)
-            if jobs:
-                device = find_device(run)
+            jobs = _find_jobs(log, mine, files, placements, failures, share)
+            if todo := _finish_complete(log, jobs):
+                device, chosen = agree(run, todo.values(), find_device(run))
                 require_space(out, disk_bytes(options, [job.pixels for job in jobs], device.type))
-                forward = load_forward(run, read, device)
+                forward = load_forward(replace(run, options=chosen), read, device)
                 del read  # the bytes of the file; the network has its own
-                with _finishing(log, jobs, forward) as finisher:
-                    for job in jobs:
-                        _predict_scene(log, job, forward, finisher)
-                        if options.fail_fast and log.failed:
-                            break
+                _predict_jobs(log, [job for job in jobs if job.scene.name in todo], forward)
             log.products = make_products(run, tuple(log.results.values()))
         except AerialsegError:
             with suppress(AerialsegError):
                 log.write()
             raise
         return log.write()
+
+
+def _sweep(out: Path, names: Sequence[str]) -> None:
+    """Remove what killed runs left in `out`, but for the rows of these scenes."""
+    sweep(out, files_of(out, names))
 
 
 def _prepare_files(
@@ -163,12 +164,24 @@ def _prepare_files(
     return files
 
 
+def _own_scenes(run: Run, scenes: Sequence[Scene], share: Share) -> list[Scene]:
+    """Return the scenes of which this process has a band, and its part of those without any, which will fail."""
+    shard = run.options.shard
+    if shard is None:
+        return list(scenes)
+    bare = [scene for scene in scenes if scene.image not in share.all]
+    mine = {scene.image for scene in shard.of(bare)} | set(share.bands)
+    run.progress.say(f"{shard}: {share.line()}")
+    return [scene for scene in scenes if scene.image in mine]
+
+
 def _find_jobs(
     log: RunLog,
     scenes: Sequence[Scene],
     files: Mapping[str, SceneFiles],
     placements: Mapping[Path, ScenePlacement],
     failures: Mapping[Path, AerialsegError],
+    share: Share,
 ) -> list[SceneJob]:
     """Return the scenes to predict; what is done, and what failed, goes into the log."""
     run, measured, failed = log.run, _measured_before(log.run.out), False
@@ -183,7 +196,7 @@ def _find_jobs(
         try:
             if scene.image in failures:
                 raise failures[scene.image]
-            job = SceneJob(scene, files[scene.name], placements[scene.image])
+            job = SceneJob(scene, files[scene.name], placements[scene.image], share.bands[scene.image])
             result = job.result
             done = None if run.options.overwrite and not log.known else done_before(run, job)
         except AerialsegError as error:
@@ -193,7 +206,7 @@ def _find_jobs(
         if done is None:
             jobs.append(job)
             continue
-        forget_resume_file(run.out, scene.name)
+        job.stored(run).remove()
         if known is None:
             log.record(replace(done, **measured.get((scene.name, done.hashes["key"]), {})))
     return [] if run.options.fail_fast and log.failed else jobs
@@ -233,16 +246,44 @@ def load_forward(run: Run, model: Model | ModelFile, device: torch.device) -> Fo
     return place_on_device(segmenter, run.card, run.options, device, run.progress)
 
 
-@contextmanager
-def _finishing(log: RunLog, jobs: Sequence[SceneJob], forward: Forward) -> Iterator[_Finisher]:
-    """Yield what finishes the scenes while others run; all are finished, and in the log, when the block is left."""
+def _finish_complete(log: RunLog, jobs: Sequence[SceneJob]) -> dict[str, Begun]:
+    """Finish the scenes of which all rows are there; return what is there of those with rows to compute, by name."""
+    run, todo = log.run, {}
+    finisher = _Finisher(log)
+    try:
+        for job in jobs:
+            try:
+                begun = _wait(in_background(partial(look, run, job), "hasher"), run.progress)
+            except Stopped:
+                raise
+            except AerialsegError as error:
+                log.record(job.result.failed(error))
+                continue
+            result = replace(job.result, windows=0, windows_run=0, resumed_rows=begun.done)
+            if begun.complete:
+                finisher.begin(partial(_finish, run, job, result, begun.rows, time.monotonic()))
+            elif begun.missing:
+                todo[job.scene.name] = begun
+            else:
+                log.record(replace(result, status="in part"))
+    finally:
+        finisher.settle()
+    return {} if run.options.fail_fast and log.failed else todo
+
+
+def _predict_jobs(log: RunLog, jobs: Sequence[SceneJob], forward: Forward) -> None:
+    """Run the scenes' bands and finish what is complete; all of it is in the log when this returns."""
     settings, progress = forward.settings, log.run.progress
+    forward.steady = True
     log.settings |= {"device": str(settings.device), "used_precision": settings.precision}
     log.loaded = time.monotonic()
-    progress.start("predict", sum(job.pixels for job in jobs) / 1e6, "Mpx")
+    progress.start("predict", sum(job.band_pixels for job in jobs) / 1e6, "Mpx")
     finisher = _Finisher(log, finishers(settings.device.type))
     try:
-        yield finisher
+        for job in jobs:
+            _predict_scene(log, job, forward, finisher)
+            if log.run.options.fail_fast and log.failed:
+                break
     finally:
         log.settings["batch"] = forward.together
         finisher.settle()
@@ -281,75 +322,105 @@ class _Finisher:
     def _settle(self, places: int) -> None:
         """Wait until no more than so many are pending."""
         while len(self._pending) > places:
-            _wait(self._pending[0], self._log.run.progress)
-            self._log.record(self._pending.popleft().result())
+            result = _wait(self._pending[0], self._log.run.progress)
+            self._pending.popleft()
+            self._log.record(result)
 
 
-def _wait(future: Future[Any], progress: Progress) -> None:
-    """Wait for a background task, looking for a stop meanwhile."""
+def _wait(future: Future[T], progress: Progress) -> T:
+    """Return what a background task returns, looking for a stop meanwhile."""
     while not wait([future], POLL_S).done:
         progress.advance(0)
+    return future.result()
 
 
 def _predict_scene(log: RunLog, job: SceneJob, forward: Forward, finisher: _Finisher) -> None:
-    """Run one scene and begin to finish its files; a failure of its own goes into the log."""
-    from aerialseg.prediction.engine import predict_scene
+    """Run a scene's band and begin to finish it when all is there; a failure of its own goes into the log."""
+    from aerialseg.prediction.network import BatchChanged
 
-    run, began, skip = log.run, time.monotonic(), 0
+    run, began = log.run, time.monotonic()
     if (changed := run.changed(job.placement)) is not None:
         log.record(job.result.failed(changed))
         return
-    height, width = job.box.height, job.box.width
-    resume_file = ResumeFile.claimed(run.out, job.scene.name, (height, width), run.options.planes)
-    key = in_background(partial(_exact_key, run, job, forward), "hasher")
+    while True:
+        try:
+            result, rows = _predict_band(log, job, forward, finisher)
+        except BatchChanged:  # equal bytes need one size of batches for a whole scene
+            forward.settings = replace(forward.settings, batch=forward.together)
+            continue
+        except AerialsegError as error:
+            if isinstance(error, Stopped) or any(result.failure is error for result in log.results.values()):
+                raise
+            log.record(job.result.failed(run.changed(job.placement) or error))
+            return
+        break
+    if run.options.shard is None or rows.there().all():
+        finisher.begin(partial(_finish, run, job, result, rows, began))
+    else:
+        log.record(replace(result, status="in part", seconds=time.monotonic() - began))
+
+
+def _predict_band(log: RunLog, job: SceneJob, forward: Forward, finisher: _Finisher) -> tuple[SceneResult, StoredRows]:
+    """Compute those rows of the job's band that are not there, into a file of their own."""
+    from aerialseg.prediction.engine import predict_scene
+
+    run, rows, done = log.run, job.stored(log.run), 0
+    runs: tuple[Rows, ...] = (job.extent,)
+    exact = exact_settings(forward, job.placement, run.options.batch)
+    if rows.begun():  # also to overwrite: it holds what this very run began, or would compute
+        begun = _wait(in_background(partial(look, run, job, exact), "hasher"), run.progress)
+        runs, done = begun.missing, begun.done
+        if run.options.shard is None:
+            rows.remove(but=(begun.rows.key,))
+    key = in_background(lambda: exact.digest(run.key(job.placement)), "hasher")
+    path = rows.begin()
+    windows = [0, 0]
+    run.progress.advance(done * job.box.width / 1e6)
     try:
-        if resume_file.keyed:  # also to overwrite: it holds what this very run began, or would compute
-            _wait(key, run.progress)
-            skip = resume_file.finished(key.result())
-        run.progress.advance(skip * width / 1e6)
-        streamed = predict_scene(forward, job.placement, resume_file.write(skip, key), finisher.advance, skip=skip)
-    except AerialsegError as error:
-        if isinstance(error, Stopped) or any(result.failure is error for result in log.results.values()):
-            resume_file.release()  # it is not this scene that failed
-            raise
-        resume_file.remove()  # on a full disk, it makes room
-        log.record(job.result.failed(run.changed(job.placement) or error))
-        return
-    result = replace(job.result, windows=streamed.windows, windows_run=streamed.run, resumed_rows=skip)
-    seams = SeamCounter(job.placement, forward.settings)
-    finisher.begin(partial(_finish, run, job, result, resume_file, seams, began))
+        for first, stop in runs:
+            sink = rows.write(path, key, exact)
+            streamed = predict_scene(forward, job.placement, sink, finisher.advance, skip=first, stop=stop)
+            windows = [windows[0] + streamed.windows, windows[1] + streamed.run]
+        digest = _wait(key, run.progress)
+        rows.tell(path, digest)
+    except Exception as error:
+        elsewhere = any(result.failure is error for result in log.results.values())
+        if not isinstance(error, Stopped) and not elsewhere:
+            path.unlink(missing_ok=True)  # on a full disk, it makes room
+        raise
+    result = replace(job.result, windows=windows[0], windows_run=windows[1], resumed_rows=done)
+    return result, replace(rows, key=digest)
 
 
-def _exact_key(run: Run, job: SceneJob, forward: Forward) -> bytes:
-    """Return what strips must be made from to be gone on with: what promises equal bytes, not only equal pixels."""
-    import torch
+def _finish(run: Run, job: SceneJob, result: SceneResult, rows: StoredRows, began: float) -> SceneResult:
+    """Write a scene's rasters, unless another process does; what goes wrong is part of the result.
 
-    settings, version = forward.settings, (torch.__version__, torch.get_num_threads())
-    device = str(settings.device)
-    exact = run.key(job.placement), settings.batch, device, settings.precision, settings.compile, version
-    return hashlib.sha256(repr(exact).encode()).digest()
-
-
-def _finish(
-    run: Run, job: SceneJob, result: SceneResult, resume_file: ResumeFile, seams: SeamCounter, began: float
-) -> SceneResult:
-    """Write a scene's rasters; runs beside the next scene, so what goes wrong is part of the result."""
-    image, threshold = job.scene.image, run.card.threshold
+    Runs beside the next scene.
+    """
     try:
-        key = run.key(job.placement)
-        if (changed := run.changed(job.placement)) is not None:
-            resume_file.remove()
-            raise changed
-        counts = count_pixels(resume_file, threshold, seams)
-        tags = output_tags(key, run.model_hash, threshold, counts)
-        overwrite = run.options.overwrite
-        foreign = check_rasters(job.files, overwrite=overwrite)
-        refuse_edited([path for path in job.files.values() if state_of(path) == "edited"], overwrite=overwrite)
-        hashes, warnings = finish(resume_file, job.files, job.box, tags, threshold=threshold, replace_sides=foreign)
-        resume_file.remove()
+        with finishing(run.out, job.scene.name) as ours:
+            if ours and (run.options.shard is None or rows.there().all()):
+                return _write_rasters(run, job, result, rows, began)
+            done = done_before(run, job) if ours else None
+            return done or replace(result, status="in part", seconds=time.monotonic() - began)
     except AerialsegError as error:
-        resume_file.release()  # what was computed stays
         return result.failed(error)
+
+
+def _write_rasters(run: Run, job: SceneJob, result: SceneResult, rows: StoredRows, began: float) -> SceneResult:
+    """Write a scene's rasters from its rows, and remove these; returns the finished result."""
+    image, threshold, seams = job.scene.image, run.card.threshold, SeamCounter(job.placement, run.window, run.overlap)
+    key = run.key(job.placement)
+    if (changed := run.changed(job.placement)) is not None:
+        rows.remove()
+        raise changed
+    counts = count_pixels(rows, threshold, seams)
+    tags = output_tags(key, run.model_hash, threshold, counts)
+    overwrite = run.options.overwrite
+    foreign = check_rasters(job.files, overwrite=overwrite)
+    refuse_edited([path for path in job.files.values() if state_of(path) == "edited"], overwrite=overwrite)
+    hashes, warnings = finish(rows, job.files, job.box, tags, threshold=threshold, replace_sides=foreign)
+    rows.remove()
     if not counts[0]:
         warnings = (*warnings, f"{one_line(image)}: has no valid pixel; its mask is all nodata")
     known = {"key": key, "scene": run.digest(image)}
@@ -359,55 +430,3 @@ def _finish(
         seam_index=seams.index,
         warnings=(*job.warnings, *warnings),
     )
-
-
-class RunLog:
-    """What has become of each scene so far, by its name; `known` is what other processes made of them before."""
-
-    def __init__(self, run: Run, scenes: Sequence[Scene], known: Mapping[str, SceneResult]) -> None:
-        self.run, self.known = run, known
-        fresh = {scene.name: SceneResult(scene.name, scene.image, "not started") for scene in scenes}
-        self.results: dict[str, SceneResult] = {**fresh, **known}
-        self.settings: dict[str, Any] = {}
-        self.products: dict[str, Any] = {}
-        """What was made of all scenes together."""
-        self.loaded: float | None = None
-        """When the model was ready."""
-        self._said: Counter[str] = Counter()
-        """How many scenes a warning was about; it is said of the first one, and counted at last."""
-
-    @property
-    def failed(self) -> bool:
-        """Whether a scene has failed."""
-        return any(result.status == "failed" for result in self.results.values())
-
-    def record(self, result: SceneResult) -> None:
-        """Note and show a scene's result; raises its failure when the next scene would be written to the same disk."""
-        self.results[result.name] = result
-        for warning in result.warnings:
-            about = warning.removeprefix(f"{one_line(result.image)}: ")
-            self._said[about] += 1
-            if self._said[about] == 1:
-                self.run.progress.say(f"warning: {warning}")
-        if isinstance(result.failure, OutputError | StorageError) and not isinstance(result.failure, InUseError):
-            raise result.failure
-        if result.failure is None or len(self.results) > 1:  # a single scene's failure is raised, and so shown once
-            self.run.progress.say(result.line())
-
-    def write(self) -> PredictReport:
-        """Write report.json and return it; warnings that were about many scenes are counted."""
-        run = self.run
-        for warning, count in self._said.items():
-            if count > 1:
-                run.progress.say(f"warning: {count:,} scenes: {warning}")
-        card = {name: getattr(run.card, name) for name in ("preset", "threshold", "temperature", "gsd_m")}
-        model = {"path": None if run.model is None else str(run.model), "sha256": run.model_hash, **card}
-        rasters = [output.name for output in OUTPUTS if output != MASK]
-        asked = {name: getattr(run.options, name) for name in (*rasters, "polygons", "neighbours", "compiled")}
-        settings = {**run.parameters, **asked, **self.settings}
-        del settings["model"]
-        seconds = time.monotonic() - run.began
-        loading = seconds if self.loaded is None else self.loaded - run.began
-        report = PredictReport(run.out, model, settings, tuple(self.results.values()), seconds, loading, self.products)
-        write_json(run.out / report_name(run.options.shard), report.to_json())
-        return report

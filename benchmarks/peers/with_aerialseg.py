@@ -10,6 +10,7 @@ whole   the same, and counting, COG and side files, in the order of prediction/r
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import time
@@ -77,25 +78,27 @@ def predicted(source: Source, given: argparse.Namespace, folder: Path, forward: 
     from aerialseg.prediction.lattice import place_scenes
     from aerialseg.prediction.outputs import SeamCounter, count_pixels, finish, output_tags
     from aerialseg.prediction.reading import in_background
-    from aerialseg.prediction.resume import ResumeFile
+    from aerialseg.prediction.stored import StoredRows
 
     began = time.perf_counter()
     box = source.box
     canvas = place_scenes([source], neighbours=True, gsd_m=None, reach=2 * given.window)[source.path]
-    part = ResumeFile.claimed(folder, "scene", (box.height, box.width), 1)
+    rows = StoredRows(folder, "scene", box.height, box.width)
+    path = rows.begin()
     key = in_background(lambda: hashlib.sha256(content_digest(source.path).encode()).digest(), "hasher")
-    predict_scene(forward, canvas, part.write(0, key))
+    predict_scene(forward, canvas, rows.write(path, key))
     written = time.perf_counter()
-    digest = key.result().hex()
+    rows.tell(path, key.result())
+    rows, digest = dataclasses.replace(rows, key=key.result()), key.result().hex()
     hashed = time.perf_counter()
     stages = {"engine_s": written - began, "waiting_for_hash_s": hashed - written}
     if given.kind == "part":
         return stages
-    counts = count_pixels(part, 0.5, SeamCounter(canvas, forward.settings))
+    counts = count_pixels(rows, 0.5, SeamCounter(canvas, given.window, forward.settings.overlap))
     counted = time.perf_counter()
     files = {MASK: folder / "mask.tif"}
-    finish(part, files, box, output_tags(digest, digest, 0.5, counts), threshold=0.5, replace_sides=False)
-    part.path.unlink()
+    finish(rows, files, box, output_tags(digest, digest, 0.5, counts), threshold=0.5, replace_sides=False)
+    rows.remove()
     return {**stages, "counting_s": counted - hashed, "cog_s": time.perf_counter() - counted}
 
 

@@ -117,6 +117,18 @@ def test_row_1_a_truncated_mask_fails_its_scene_alone(
     assert code == 65 and "gt/austin1.tif: " in one_error(err) and err.count("error: ") == 1
 
 
+def test_scenes_without_masks_do_not_hide_what_else_is_wrong(
+    run: Run, inputs: Path, tmp_path: Path, scene_file: Write
+) -> None:
+    scene_file(inputs / "images" / "alone.tif")
+    (inputs / "images" / "austin2.tif").write_bytes(b"no raster")
+    code, _, err = run("tile", inputs / "images", "--masks", inputs / "gt", "-o", tmp_path / "set", *SIZE)
+    lines = err.splitlines()
+    assert code == 65 and len(lines) == 2, err
+    assert lines[0] == f"error: {inputs / 'images/austin2.tif'}: is not a GeoTIFF, JPEG 2000, PNG or JPEG"
+    assert lines[1].startswith(f"error: {inputs / 'images/alone.tif'}: no mask found; ")
+
+
 def test_row_1_when_no_scene_is_left_each_is_named_and_then_the_first(run: Run, inputs: Path, tmp_path: Path) -> None:
     for kind in ("images", "gt"):
         broken = shutil.copytree(inputs, tmp_path / f"broken {kind}")

@@ -38,8 +38,8 @@ def keep(strips: list[Kept]) -> Generator[None, Strip | None]:
 def stream() -> Callable[..., NDArray[np.uint8]]:
     """Run the engine over a file and return its quanta [rows, cols], joined from strips that must follow each other.
 
-    `canvas` gives the file's place among others; `skip` begins at a row, and the rows from there are returned; `strips`
-    is a list that receives (row, quanta, disagreement) of each strip.
+    `canvas` gives the file's place among others; of `skip` and `stop` the rows between are returned; `strips` is a list
+    that receives (row, quanta, disagreement) of each strip.
     """
 
     def call(
@@ -50,6 +50,7 @@ def stream() -> Callable[..., NDArray[np.uint8]]:
         progress: Any = Silent(),
         canvas: ScenePlacement | None = None,
         skip: int = 0,
+        stop: int | None = None,
         strips: list[Kept] | None = None,
         size: int = 64,
         overlap: float = 0.25,
@@ -58,13 +59,15 @@ def stream() -> Callable[..., NDArray[np.uint8]]:
     ) -> NDArray[np.uint8]:
         source = inspect_scene(path, rule or BandRule(), Access(allow_ungeoreferenced=True))
         strips = [] if strips is None else strips
+        before, stop = len(strips), source.box.height if stop is None else stop
         chosen = EngineSettings(size, overlap, batch, torch.device("cpu"), **settings)
         forward = Forward(segmenter, chosen, progress)
-        predict_scene(forward, canvas or ScenePlacement.alone(source), keep(strips), progress.advance, skip=skip)
-        rows = [len(quanta) for _, quanta, _ in strips]
-        assert [row for row, _, _ in strips] == [skip, *(skip + np.cumsum(rows)[:-1])]
-        joined = np.concatenate([quanta for _, quanta, _ in strips])
-        assert joined.shape == (source.box.height - skip, source.box.width)
+        place = canvas or ScenePlacement.alone(source)
+        predict_scene(forward, place, keep(strips), progress.advance, skip=skip, stop=stop)
+        rows = [len(quanta) for _, quanta, _ in strips[before:]]
+        assert [row for row, _, _ in strips[before:]] == [skip, *(skip + np.cumsum(rows)[:-1])]
+        joined = np.concatenate([quanta for _, quanta, _ in strips[before:]])
+        assert joined.shape == (stop - skip, source.box.width)
         return joined
 
     return call

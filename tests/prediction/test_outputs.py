@@ -47,7 +47,7 @@ def canvas(tmp_path_factory: pytest.TempPathFactory, scene_file: Callable[..., P
 
 
 def tallied(canvas: ScenePlacement, quanta: np.ndarray, cuts: list[int]) -> float | None:
-    counter = SeamCounter(canvas, SETTINGS)
+    counter = SeamCounter(canvas, SETTINGS.size, SETTINGS.overlap)
     for start, stop in zip([0, *cuts], [*cuts, len(quanta)], strict=True):
         counter.add(start, quanta[start:stop])
     return counter.index

@@ -100,7 +100,7 @@ def test_what_was_begun_with_other_options_or_pixels_is_not_gone_on_with(
     tmp_path: Path, tall: Path, model: Path
 ) -> None:
     out = tmp_path / "out"
-    for change in ({"overlap": 0.5}, {"batch": 2}, {"tta": "flips"}, {"blend": "crop"}, {"window": 96}):
+    for change in ({"overlap": 0.5}, {"tta": "flips"}, {"blend": "crop"}, {"window": 96}):
         with pytest.raises(Stopped):
             run(tall, model, out, Told(10, idle=False))
         assert run(tall, model, out, **change).scenes[0].resumed_rows == 0

@@ -24,7 +24,7 @@ from aerialseg.prediction.engine import predict_scene
 from aerialseg.prediction.lattice import ScenePlacement
 from aerialseg.prediction.network import EngineSettings, Forward
 from aerialseg.prediction.outputs import finish, scene_files
-from aerialseg.prediction.resume import ResumeFile
+from aerialseg.prediction.stored import StoredRows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,10 +55,10 @@ def predicted(image: Path, out: Path, name: str) -> Path:
     out.mkdir(exist_ok=True)
     source = inspect_scene(image)
     files = scene_files(Scene(name, image), out, (PROBABILITY, MASK))
-    part = ResumeFile.claimed(out, name, (source.box.height, source.box.width), 1)
+    rows = StoredRows(out, name, source.box.height, source.box.width)
     forward = Forward(Segmenter(Rule(), [0.0] * 3, [1.0] * 3), EngineSettings(64, 0.25, 4, torch.device("cpu")))
-    predict_scene(forward, ScenePlacement.alone(source), part.write(0, Future()))
-    finish(part, files, source.box, {"AERIALSEG_KEY": "x"}, threshold=0.5, replace_sides=False)
+    predict_scene(forward, ScenePlacement.alone(source), rows.write(rows.begin(), Future()))
+    finish(rows, files, source.box, {"AERIALSEG_KEY": "x"}, threshold=0.5, replace_sides=False)
     return files[MASK]
 
 

@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from aerialseg.geo.polygons.shape import Footprints
 
 SUFFIXES = (".gpkg", ".fgb", ".geojson", ".parquet")
+PIXEL_BYTES = {".gpkg": 0.5, ".fgb": 0.8, ".geojson": 0.5, ".parquet": 0.1}
+"""Disk that a pixel of a dense town's mask takes as part of outlines; of a FlatGeobuf with what lies beside it."""
+LEAST_BYTES = 200_000
+"""Disk that a GeoPackage of nothing takes."""
 GEOJSON_DECIMALS = 9
 """A tenth of a millimetre."""
 
@@ -49,6 +53,11 @@ class BuildingFile(Protocol):
 
     def finish(self) -> None:
         """Write the rest and close the file."""
+
+
+def polygon_bytes(suffix: str, pixels: int) -> int:
+    """Return about how much disk the outlines of masks of so many pixels take; stairs of single pixels take more."""
+    return int(LEAST_BYTES + PIXEL_BYTES[suffix] * pixels)
 
 
 def create_buildings(temporary: Path, final: Path, digest: str) -> BuildingFile:

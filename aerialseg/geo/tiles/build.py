@@ -25,6 +25,7 @@ from aerialseg.files import (
     prepare_output_folder,
     refuse_input_as_output,
     remove,
+    require_space,
     resolved,
     sweep,
     usable_processors,
@@ -38,6 +39,7 @@ from aerialseg.geo.tiles.cut import (
     SceneRecord,
     cut_tiles,
     describe_sources,
+    disk_bytes,
     drop_records,
     load_record,
     rows_of,
@@ -174,6 +176,8 @@ def tile_scenes(
         sources = describe_sources(plan.jobs, options, out) if options.index_only else None
         if not todo and is_finished(out, before, list(records.values()), failures, sources):
             return _report(out, list(records.values()), [], failures, began)
+        if not options.index_only:
+            require_space(out, sum(map(disk_bytes, todo)))
         (out / FOLDER).mkdir(parents=True, exist_ok=True)
         if edits:
             write_json(out / FOLDER / EDITS, edits)
