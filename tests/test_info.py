@@ -201,6 +201,15 @@ def test_only_scenes_of_one_split_are_predicted(
     assert code == 66 and "--split val: none of 2 scenes is wholly that in" in err
 
 
+def test_what_predict_would_warn_of_is_told_before(run: Run, tmp_path: Path, scene_file: Any) -> None:
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 255, (3, 128, 128), dtype=np.uint8)
+        pixels[:, 60 + number :] = 255
+        scene_file(tmp_path / f"a{number}.tif", pixels)
+    (warning,) = asked(run, tmp_path)["warnings"]
+    assert "--nodata 255,255,255 makes it no data (and 2 more like it)" in warning
+
+
 def test_a_scale_is_proposed_for_scenes_that_are_not_8_bit(run: Run, tmp_path: Path, scene_file: Any) -> None:
     values = np.random.default_rng(0).normal(900, 50, (3, 120, 120)).clip(1, 3000).astype(np.uint16)
     path = scene_file(tmp_path / "deep.tif", values)

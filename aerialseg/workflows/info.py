@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rasterio.windows import Window
 
-from aerialseg.errors import AerialsegError, BadDataError, ModelError, NoInputError, one_line
+from aerialseg.errors import AerialsegError, BadDataError, ModelError, NoInputError, folded, one_line
 from aerialseg.files import exists, is_folder, sha256_of
 from aerialseg.geo.adjacency import find_groups
 from aerialseg.geo.digest import side_files
@@ -248,6 +248,7 @@ def describe_scenes(path: Path) -> Summary:
             Fact("rasters", len(find_groups(sources)), f"{len(find_groups(sources))}, touching scenes being one"),
             Fact("refused_by_predict", len(problems)),
             Fact("refusals", [str(problem) for problem in problems[:10]]),
+            Fact("warnings", folded(line for source in sources for line in source.warnings)[:10]),
         ),
     )
 
