@@ -154,7 +154,8 @@ def peak_bytes(placement: ScenePlacement, settings: EngineSettings, bands: int) 
     if settings.device.type != "cuda":
         total += batch * area * FLOAT * (3 * bands + 3)  # standardised pixels, logits, probabilities
         if settings.tta != "none":
-            total += batch * area * (2 * (bands + 1) + FLOAT * (bands + 2))  # the view, what it says, turned back
+            # the view, what it says, turned back, and what the view before it held
+            total += batch * area * (2 * (bands + 1) + FLOAT * (2 * bands + 4))
         total += planes * (under + area) * FLOAT
         if placement.factor != 1:
             total += planes * FLOAT * (under + 4 * rows * width)
