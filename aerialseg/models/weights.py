@@ -31,7 +31,7 @@ NESTED = ("state_dict", "model_state_dict", "model", "model_state")
 """Where programs keep the weights inside a checkpoint."""
 PREFIXES = ("network.encoder.", "model.encoder.", "module.encoder.", "encoder.", "module.")
 HEADS = ("fc_", "head_", "classifier_", "last_linear_", "norm_")
-INSTEAD = 'set weights = "none", or weights = "FILE" to a local .safetensors or .pth file of the encoder'
+INSTEAD = "--set model.weights=none, or model.weights=FILE: a local .safetensors or .pth file of the encoder"
 
 
 def check_licence(encoder: str) -> None:
@@ -49,7 +49,7 @@ def check_licence(encoder: str) -> None:
     if licence not in PERMISSIVE:
         raise ConfigError(
             f"encoder {encoder}: its pretrained weights are under {licence or 'no known licence'!r}, which is not among"
-            f" the permissive ones; choose another encoder, or {INSTEAD} that you may use"
+            f" the permissive ones; choose another encoder; {INSTEAD}, one that you may use"
         )
 
 

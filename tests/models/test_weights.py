@@ -204,7 +204,7 @@ def silent_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 def test_a_hub_that_does_not_answer_is_said_within_seconds(silent_hub: None, name: str) -> None:
     began = time.monotonic()
     with pytest.raises(
-        NoInputError, match=r'HF_HOME, .*http://127.*cannot be reached; copy it.* or set weights = "none"'
+        NoInputError, match=r'HF_HOME, .*http://127.*cannot be reached; copy it.* or --set model\.weights=none'
     ):
         build_network(resolve(name, weights="imagenet"))
     assert time.monotonic() - began < 10
