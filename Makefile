@@ -4,7 +4,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.aerialseg-installed
 
-.PHONY: setup demo test test-all lint lock bench bench-gpu debian clean
+.PHONY: setup demo test test-all test-py313 lint lock bench bench-gpu debian clean
 
 setup: $(STAMP)  ## make .venv and install the locked packages into it (about 6 GB the first time, seconds later)
 
@@ -24,6 +24,9 @@ test: setup  ## the default suite: a few minutes
 
 test-all: setup debian  ## also what is slow or needs Debian packages: QGIS, GDAL's programs, Docker
 	$(PYTHON) -m pytest -n 2 --dist worksteal -m "not gpu"
+
+test-py313: setup  ## the default suite, QGIS and GDAL on Python 3.13: its own, or that of a Debian 13 made by debootstrap (root)
+	@sh docker/test-py313.sh
 
 lint: setup  ## ruff and mypy --strict
 	$(VENV)/bin/ruff check .
@@ -51,4 +54,4 @@ debian:  ## what test-all needs from Debian or Ubuntu (asks for root)
 	@sh docker/debian-packages.sh
 
 clean:  ## remove what the commands made here, but no data
-	rm -rf demo .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	rm -rf demo .py313 .pytest_cache .mypy_cache .ruff_cache .hypothesis dist

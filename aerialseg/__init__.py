@@ -19,7 +19,7 @@ _HOMES = {
     "DateOptions": "geo.dates",
     "EvaluateOptions": "evaluation.scores",
     "EvaluationReport": "evaluation.results",
-    "MaskRule": "geo.labels",
+    "MaskRule": "geo.masks",
     "Model": "prediction.arrays",
     "ModelCard": "models.package",
     "PolygonOptions": "geo.polygons.polygonize",

@@ -6,7 +6,7 @@ from aerialseg.evaluation.results import EvaluationReport
 from aerialseg.evaluation.scores import EvaluateOptions, evaluate_scenes
 from aerialseg.geo.dates import DateOptions
 from aerialseg.geo.inspection import Access, BandRule
-from aerialseg.geo.labels import MaskRule
+from aerialseg.geo.masks import MaskRule
 from aerialseg.geo.polygons.polygonize import PolygonOptions
 from aerialseg.geo.scenes import Scene, find_scenes, pair_masks
 from aerialseg.geo.tiles.build import TilingReport, tile_scenes

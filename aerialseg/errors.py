@@ -6,8 +6,15 @@ ValueError or TypeError and end with a traceback and exit code 1.
 
 from __future__ import annotations
 
+import re
 import signal
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_FIGURE = re.compile(r"\S*[\d/\\._]\S*")
 
 
 class AerialsegError(Exception):
@@ -125,6 +132,14 @@ def one_line(text: str | Path) -> str:
 def counted(count: int, noun: str) -> str:
     """Return a number of things in words: 1 building, 6,621 buildings."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def folded(notes: Iterable[str]) -> list[str]:
+    """Return "NAME: what" notes, those that say the same of many names, other figures and paths aside, told once."""
+    said: dict[str, list[str]] = {}
+    for note in notes:
+        said.setdefault(_FIGURE.sub("", note.partition(": ")[2] or note), []).append(note)
+    return [f"{same[0]} (and {len(same) - 1:,} more like it)" if len(same) > 1 else same[0] for same in said.values()]
 
 
 def first_line(error: BaseException) -> str:

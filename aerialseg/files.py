@@ -39,6 +39,8 @@ WORKING = f"{TEMPORARY}work-"
 LOCK = f"{TEMPORARY}lock"
 SHARING_S, POLL_S = 60.0, 0.1
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+ALMOST_FULL, MOST_TRIED = 1 << 20, 1 << 24
+"""A disk with fewer bytes free is full, whatever a library says; and how many are written to see whether they can."""
 LOCKLESS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """What network disks answer that are mounted without locks."""
 
@@ -296,14 +298,59 @@ def _sweep_folder(folder: Path) -> bool:
     return True
 
 
-def require_space(folder: Path, needed: int) -> None:
-    """Raise StorageError when the disk under `folder` has fewer than `needed` bytes free."""
-    free = shutil.disk_usage(folder).free
+def require_space(folder: Path, needed: float) -> None:
+    """Raise StorageError when the disk of `folder`, which need not be there yet, has fewer than `needed` bytes free."""
+    free = free_space(folder)
     if free < needed:
         raise StorageError(
-            f"{one_line(folder)}: no space: needs about {max(needed / 1e6, 0.1):,.1f} MB, {free / 1e6:,.1f} MB free;"
-            " free some or give another folder with -o"
+            f"{one_line(lasting(folder))}: {_room(free, needed)}; free some, or give a folder on another disk"
         )
+
+
+def free_space(folder: Path) -> int:
+    """Return how many bytes are free on the disk of a folder, which need not be there yet."""
+    there = next(place for place in (folder, *folder.absolute().parents) if is_folder(place))
+    return shutil.disk_usage(there).free
+
+
+def no_space(final: Path, needed: float = 0) -> StorageError:
+    """Return the error for a disk that was full before `final`, of about `needed` bytes if that is known, was whole."""
+    shown, folder = (one_line(lasting(path)) for path in (final, final.parent))
+    free = free_space(final.parent)
+    room = _room(free, needed)
+    if free >= max(needed, ALMOST_FULL):
+        room += ", so a quota or a limit on files is reached"
+    where = "no space" if shown == folder else f"no space on {folder}"
+    return StorageError(f"{shown}: {where}: {room}; free some and run again")
+
+
+def is_full(folder: Path, needed: float = 0) -> bool:
+    """Return whether a folder takes no more, after a library could not write there and did not say why.
+
+    A quota and a limit on files leave the disk free: what would be written is tried, up to a few megabytes.
+    """
+    if not is_folder(folder):
+        return False
+    if free_space(folder) < max(needed, ALMOST_FULL):
+        return True
+    try:
+        with temporary_file(folder, "") as trial:
+            trial.write_bytes(bytes(min(max(int(needed), ALMOST_FULL), MOST_TRIED)))
+    except StorageError:
+        return True
+    except OSError as error:
+        return error.errno in FULL
+    return False
+
+
+def size_line(size: float) -> str:
+    """Return a number of bytes as people read it, never as none at all."""
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{max(size / 1e6, 0.1):,.1f} MB"
+
+
+def _room(free: int, needed: float) -> str:
+    left = f"{size_line(free) if free else 'none'} {'are' if free else 'is'} free"
+    return f"about {size_line(needed)} are needed, {left}" if needed else left
 
 
 def usable_processors() -> int:
@@ -335,9 +382,7 @@ def lasting(path: Path) -> Path:
 def output_error(final: Path, error: OSError) -> AerialsegError:
     """Return our error for the operating system's refusal to write `final`."""
     if error.errno in FULL:
-        free = shutil.disk_usage(final.parent).free / 1e6
-        shown, folder = one_line(lasting(final)), one_line(lasting(final.parent))
-        return StorageError(f"{shown}: no space on {folder}: {free:,.1f} MB free; free some and run again")
+        return no_space(final)
     if system.is_in_use(error, final):
         return InUseError(_in_use(final))
     reason = error.strerror or str(error)

@@ -102,7 +102,7 @@ def count(part: str, prediction: Path, truth: Path) -> int:
     """Count one part of what an evaluation counts; returns the number of true objects where they are counted."""
     from aerialseg.evaluation import pairs
     from aerialseg.evaluation.pairs import Pair
-    from aerialseg.geo.labels import decide_rule
+    from aerialseg.geo.masks import decide_rule
 
     pair = Pair("x", prediction, truth)
     rules = pairs.Rules(decide_rule([prediction]), decide_rule([truth]), part != "pixels")

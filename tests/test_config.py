@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import json
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -39,6 +41,55 @@ def test_every_shipped_configuration_is_short_complete_and_names_a_network(name:
 def test_the_default_configurations_are_shipped() -> None:
     assert {"inria", "inria-1gpu", "inria-8gpu", "segformer", "small"} <= set(shipped_configs())
     assert load_config("inria").model.preset == "unet-r34"
+
+
+@pytest.mark.parametrize("name", sorted(shipped_configs()))
+def test_a_shipped_configuration_is_shown_as_it_is(name: str, run: Any) -> None:
+    code, out, err = run("config", "show", name)
+    assert (code, out, err) == (0, shipped_configs()[name].read_text(), "")
+    code, out, _ = run("config", "show", name, "--json")
+    assert code == 0 and TrainConfig.model_validate(json.loads(out)) == load_config(name)
+
+
+@pytest.mark.parametrize("name", sorted(shipped_configs()))
+def test_a_configuration_to_start_from_has_every_key_and_says_what_it_means(
+    name: str, run: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine" / "c.toml"
+    code, out, err = run("config", "init", name, "-o", path)
+    assert (code, out) == (0, f"{path}\n") and err == f"next: aerialseg train TILES -c {path} -o RUN\n"
+    assert load_config(path) == load_config(name)
+    text = path.read_text()
+    lines = [line for line in text.splitlines() if line]
+    assert lines[0] == shipped_configs()[name].read_text().splitlines()[0] and max(map(len, lines)) < 125
+    begins = [line.startswith("[") or " = " in line for line in lines]
+    tables = text.partition("[model.encoder_arguments]")[2].partition("\n\n")[0].splitlines()
+    assert all(lines[k - 1].startswith("#") for k, at in enumerate(begins) if at and lines[k] not in tables)
+    assert "# Crops per batch, of all GPUs together.\nbatch = " in text
+    path.write_text(
+        text.replace('augment = "medium"', 'augment = "light"').replace('augment = "strong"', 'augment = "light"')
+    )
+    assert load_config(path).data.augment == "light"
+    assert name == "demo" or load_config(path).data.scale == STRENGTHS["light"]["scale"]
+
+
+def test_a_configuration_to_start_from_overwrites_nothing(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("config", "init")[:2] == (0, "inria.toml\n")
+    Path("inria.toml").write_text("mine")
+    code, _, err = run("config", "init")
+    assert (code, err) == (73, "error: inria.toml: exists; give another file with -o, or --overwrite\n")
+    assert Path("inria.toml").read_text() == "mine"
+    assert run("config", "init", "--overwrite")[0] == 0 and load_config("inria.toml") == load_config("inria")
+
+
+@pytest.mark.parametrize("verb", ["show", "init"])
+def test_a_name_that_is_not_shipped_is_told_with_those_that_are(verb: str, run: Any, tmp_path: Path) -> None:
+    code, _, err = run("config", verb, "smal")
+    assert code == 78
+    assert err == f"error: smal: no such configuration is shipped; there are {', '.join(shipped_configs())}\n"
 
 
 def test_the_help_of_train_names_every_shipped_configuration(capsys: pytest.CaptureFixture[str]) -> None:

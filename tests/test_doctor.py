@@ -9,6 +9,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
+from huggingface_hub import constants
 
 from aerialseg.errors import DeviceError
 from aerialseg.files import available_memory
@@ -54,6 +56,45 @@ def test_the_look_leaves_nothing_behind(tmp_path: Path) -> None:
 
 def test_a_package_that_is_not_there_is_missing() -> None:
     assert doctor._package("no-such-package-at-all").state == "missing"
+
+
+def test_every_extra_is_installed_or_how_to_install_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "sqlalchemy":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "1.2" if name in ("mlflow-skinny", "alembic", "pyarrow") else real(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    found = {finding.name: (finding.found, finding.state) for finding in doctor._extras()}
+    assert set(found) == {"parquet", "mlflow", "wandb"}
+    assert found["parquet"] == ("installed: pyarrow 1.2", "ok")
+    assert found["mlflow"] == ("not installed: pip install 'aerialseg[mlflow]'", "ok")
+
+
+def test_the_cache_of_weights_is_shown_with_what_is_in_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    hub, old = tmp_path / "hub", tmp_path / "torch"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(old))
+    findings = tuple(doctor._weights())
+    assert named(findings, f"hub cache {hub}").found.startswith("empty: ")
+    assert "what is here is used" in named(findings, "HF_HUB_OFFLINE").found and len(findings) == 2
+    for number in range(10):
+        model = hub / f"models--timm--resnet{number}.a1_in1k"
+        (model / "blobs").mkdir(parents=True)
+        (model / "blobs" / "f00").write_bytes(bytes(3 * 2**20))
+        (model / "snapshots").mkdir()
+        (model / "snapshots" / "model.safetensors").symlink_to(model / "blobs" / "f00")
+    (old / "checkpoints").mkdir(parents=True)
+    (old / "checkpoints" / "resnet34-1.pth").write_bytes(bytes(2 * 2**20))
+    findings = tuple(doctor._weights())
+    found = named(findings, f"hub cache {hub}").found
+    assert found.startswith("0.0 GiB: timm/resnet0.a1_in1k 3 MiB, timm/resnet1.a1_in1k 3 MiB, ") and found.endswith(
+        ", and 2 more"
+    )
+    assert named(findings, f"torch hub {old / 'checkpoints'}").found == "0.0 GiB: resnet34-1.pth 2 MiB"
 
 
 def test_a_package_that_does_not_import_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

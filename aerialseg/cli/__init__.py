@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 PANELS = {
     "Prepare": ("tile", "sample"),
-    "Train": ("train", "find_lr", "models", "import_", "bench"),
+    "Train": ("train", "find_lr", "config", "models", "import_", "bench"),
     "Map": ("plan", "predict", "polygonize"),
     "Judge": ("evaluate", "compare", "calibrate", "submit"),
     "Look": ("info", "preview", "doctor", "demo"),

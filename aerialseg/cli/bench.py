@@ -123,7 +123,9 @@ def train(
     seconds: Annotated[float, typer.Option(help="About how long each rate is measured.", min=0.01)] = 20.0,
     as_json: ResultAsJson = False,
 ) -> None:
-    """Measure whether training waits for its data, and where the time of a step goes.
+    """Measure whether training waits for its data.
+
+    Crops are read alone, steps taken on one batch alone and with data, and the time of a step is told by its phases.
 
     \b
     Examples:

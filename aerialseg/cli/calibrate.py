@@ -25,6 +25,7 @@ def calibrate(
     ] = None,
     mask_pattern: options.MaskPattern = None,
     building_values: options.BuildingValues = None,
+    building_colour: options.BuildingColour = None,
     ignore_values: options.IgnoreValues = None,
     mask_threshold: options.MaskThreshold = None,
     where: options.Where = None,
@@ -53,16 +54,18 @@ def calibrate(
     from aerialseg.evaluation.scores import EvaluateOptions
     from aerialseg.geo.inspection import Access
     from aerialseg.geo.labels import find_labels
-    from aerialseg.geo.scenes import find_scenes
+    from aerialseg.geo.scenes import case_note, find_scenes
     from aerialseg.prediction.options import PredictOptions
     from aerialseg.workflows.calibrate import CalibrateOptions, calibrate_model
 
-    rule = options.mask_rule(building_values, ignore_values, mask_threshold)
+    rule = options.mask_rule(building_values, ignore_values, mask_threshold, building_colour)
     access = Access(allow_ungeoreferenced, max_pixels)
     truth = EvaluateOptions(rule, access, where=where, labelled_area=labelled_area)
     found, vectors = find_labels(find_scenes(scenes), masks or (), mask_pattern, layer=layer)
     chosen = CalibrateOptions(truth, vectors, overwrite, PredictOptions(device=device, access=access))
     with console_progress() as progress:
+        if (note := case_note(found, mask_pattern)) is not None:
+            progress.say(note)
         report = calibrate_model(found, model, out, chosen, progress)
     print_json(report.to_json()) if as_json else _print(report)
 

@@ -20,6 +20,7 @@ def compare(
     masks: options.Masks,
     mask_pattern: options.MaskPattern = None,
     building_values: options.BuildingValues = None,
+    building_colour: options.BuildingColour = None,
     ignore_values: options.IgnoreValues = None,
     mask_threshold: options.MaskThreshold = None,
     where: options.Where = None,
@@ -52,13 +53,16 @@ def compare(
     from aerialseg.files import write_text
     from aerialseg.geo.inspection import Access
 
-    rule = options.mask_rule(building_values, ignore_values, mask_threshold)
+    rule = options.mask_rule(building_values, ignore_values, mask_threshold, building_colour)
     access = Access(allow_ungeoreferenced, max_pixels)
     chosen = EvaluateOptions(rule, access, details=True, where=where, labelled_area=labelled_area)
-    a, b = (pair_predictions([run], masks, mask_pattern, layer).pairs for run in (run_a, run_b))
+    pairings = [pair_predictions([run], masks, mask_pattern, layer) for run in (run_a, run_b)]
+    a, b = (pairing.pairs for pairing in pairings)
     read = [Path(given) for given in masks] + ([] if labelled_area is None else [labelled_area])
     check_comparison(report, [*a, *b], read, overwrite=overwrite)
     with console_progress() as progress:
+        for note in dict.fromkeys(pairing.note for pairing in pairings if pairing.note is not None):
+            progress.say(note)
         compared = compare_runs(a, b, chosen, progress)
     if report is not None:
         write_text(report, render_comparison(compared, (run_a, run_b), options.command_line(context)), apart=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import sys
@@ -32,6 +33,8 @@ MINUTE = 60.0
 READER_GONE = 141
 """128 + SIGPIPE, as shells say it."""
 FEW_ROWS = 3
+ALIKE = 3
+"""Errors that say the same of one file after the other are shown so often, and then counted."""
 PROSE_WIDTH, NO_WIDTH = 140, 10_000
 """Characters in a line of what is no terminal."""
 
@@ -65,6 +68,8 @@ class ConsoleProgress:
         self._label, self._unit = "", ""
         self._done = self._total = 0.0
         self._began = self._spoke = time.monotonic()
+        self._errors: dict[str, tuple[str, int]] = {}
+        """What errors say of a file, without its numbers -> how the first one says it, and how many are not shown."""
 
     def on_signal(self, signum: int, frame: FrameType | None) -> None:
         """Remember the first signal; leave at once on the second, or while libraries and models are still loading."""
@@ -100,8 +105,10 @@ class ConsoleProgress:
 
     def say(self, line: str) -> None:
         """Show one line."""
-        if self._quiet:
-            return
+        if not self._quiet and not self._is_one_of_many(line):
+            self._show(line)
+
+    def _show(self, line: str) -> None:
         if self._bar is not None:
             self._bar.console.print(line, highlight=False, soft_wrap=True)
         else:
@@ -110,9 +117,23 @@ class ConsoleProgress:
 
     def finish(self) -> None:
         """End the piece of work."""
+        for kind, (reason, hidden) in self._errors.items():
+            if hidden > 0 and not self._quiet:
+                self._errors[kind] = reason, 0
+                self._show(f"error: and {hidden:,} more: {reason.partition(': ')[0]}")
         if self._bar is not None:
             self._bar.stop()
             self._bar = self._task = None
+
+    def _is_one_of_many(self, line: str) -> bool:
+        """Whether as many errors of other files have said the same as are shown; numbers may differ."""
+        reason = line.partition(": ")[2].partition(": ")[2]
+        if not line.startswith("error: ") or not reason:
+            return False
+        kind = re.sub(r"[^\s:;,]*\d[^\s:;,]*", "...", reason)
+        first, hidden = self._errors.get(kind, (reason, -ALIKE))
+        self._errors[kind] = reason if reason == first else kind, hidden + 1
+        return hidden >= 0
 
     def _raise_if_stopped(self) -> None:
         if self._signum is not None:

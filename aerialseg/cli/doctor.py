@@ -14,7 +14,7 @@ def doctor(
 ) -> None:
     """Look at this machine and say what is missing.
 
-    Packages, GDAL, devices, memory and disk are looked at.
+    Packages, extras, GDAL, devices, memory, the cache of pretrained weights and the disk are looked at.
 
     Imports what is needed, writes and reads a small raster, and runs a kernel on every device in every precision. Ends
     with exit code 69 and advice when something needed is missing, also when a GPU is there but cannot be used.

@@ -38,6 +38,7 @@ def evaluate(
     masks: options.Masks,
     mask_pattern: options.MaskPattern = None,
     building_values: options.BuildingValues = None,
+    building_colour: options.BuildingColour = None,
     ignore_values: options.IgnoreValues = None,
     mask_threshold: options.MaskThreshold = None,
     where: options.Where = None,
@@ -113,7 +114,7 @@ def evaluate(
     from aerialseg.evaluation.scores import EvaluateOptions
     from aerialseg.geo.inspection import Access
 
-    rule = options.mask_rule(building_values, ignore_values, mask_threshold)
+    rule = options.mask_rule(building_values, ignore_values, mask_threshold, building_colour)
     access = Access(allow_ungeoreferenced, max_pixels)
     chosen = EvaluateOptions(rule, access, not pixels_only, where, labelled_area, filtered)
     extras = run.Extras(
@@ -128,6 +129,8 @@ def evaluate(
     )
     pairing = pair_predictions(predictions, masks, mask_pattern, layer)
     with console_progress() as progress:
+        if pairing.note is not None:
+            progress.say(pairing.note)
         _say_unused(pairing.unused, progress)
         found = run.evaluate(pairing.pairs, chosen, extras, [Path(given) for given in masks], progress)
     print_json(found.to_json() | {"unused_masks": list(pairing.unused)}) if as_json else print_scores(found)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from aerialseg.geo.inspection import BandRule
-    from aerialseg.geo.labels import MaskRule
+    from aerialseg.geo.masks import MaskRule
     from aerialseg.prediction.options import Shard
 
 ReportAsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
@@ -48,10 +48,20 @@ Masks = Annotated[
     ),
 ]
 MaskPattern = Annotated[
-    str | None, typer.Option(help="How a mask's name is made from the raster's, as '{stem}_label.tif'.")
+    str | None, typer.Option(help="How a mask's name is made from the raster's, as '{stem}_label.tif' or '_sat:_mask'.")
 ]
 BuildingValues = Annotated[
     str | None, typer.Option(help="Values of the true masks that mean building, as 1,6; others are background.")
+]
+BuildingColour = Annotated[
+    str | None,
+    typer.Option(
+        "--building-colour",
+        "--building-color",
+        help="Which colour of masks in colours means building, as 0,0,255; others are background.",
+        metavar="R,G,B",
+        show_default=False,
+    ),
 ]
 IgnoreValues = Annotated[
     str | None, typer.Option(help="Values of the true masks that mean unlabelled ground; not counted.")
@@ -238,13 +248,20 @@ def shard_of(text: str | None) -> Shard | None:
     return None if text is None else find_shard(text, os.environ)
 
 
-def mask_rule(building_values: str | None, ignore_values: str | None, mask_threshold: int | None) -> MaskRule:
+def mask_rule(
+    building_values: str | None, ignore_values: str | None, mask_threshold: int | None, building_colour: str | None
+) -> MaskRule:
     """Return what the values of true masks mean; raises UsageError for what is no number, or contradicts itself."""
-    from aerialseg.geo.labels import MaskRule
+    from aerialseg.geo.masks import MaskRule
 
     building = whole_numbers("--building-values", building_values)
     ignored = whole_numbers("--ignore-values", ignore_values)
-    return MaskRule(building, ignored or (), mask_threshold)
+    colour = whole_numbers("--building-colour", building_colour)
+    if colour is None:
+        return MaskRule(building, ignored or (), mask_threshold)
+    if len(colour) != 3 or min(colour) < 0:
+        raise UsageError(f"--building-colour {one_line(str(building_colour))}: give red, green and blue, as 0,0,255")
+    return MaskRule(building, ignored or (), mask_threshold, (colour[0], colour[1], colour[2]))
 
 
 def command_line(context: typer.Context) -> str:

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aerialseg.cli.options import Alpha, FailFast, Nodata, ReportAsJson, Unplaced
+from aerialseg.cli.options import Alpha, BuildingColour, FailFast, Nodata, ReportAsJson, Unplaced
 
 if TYPE_CHECKING:
     from aerialseg.geo.tiles.build import TilingReport
+
+FEW_TILES = 300
+"""So many or fewer are trained on with the configuration that is made for them."""
 
 
 def tile(
@@ -63,7 +66,8 @@ def tile(
         ),
     ] = False,
     mask_pattern: Annotated[
-        str | None, typer.Option(help="How a mask's name is made from the scene's, as '{stem}_label.tif'.")
+        str | None,
+        typer.Option(help="How a mask's name is made from the scene's, as '{stem}_label.tif' or '_sat:_mask'."),
     ] = None,
     where: Annotated[
         str | None, typer.Option(help="Which polygons are buildings, in SQLite's SQL, as \"kind = 'house'\".")
@@ -74,6 +78,7 @@ def tile(
     building_values: Annotated[
         str | None, typer.Option(help="Values of the masks that mean building, as 1,6; others are background.")
     ] = None,
+    building_colour: BuildingColour = None,
     ignore_values: Annotated[
         str | None, typer.Option(help="Values of the masks that mean unlabelled ground, as 255.")
     ] = None,
@@ -110,30 +115,40 @@ def tile(
       aerialseg tile nir/ --masks masks/ --bands 4,1,2 --scale 0:2047 --gsd 0.5 -o tiles/nir
     """
     from aerialseg.cli.console import console_progress, print_json, say_next
-    from aerialseg.cli.options import band_rule, whole_numbers
-    from aerialseg.errors import SomeScenesFailed, one_line
-    from aerialseg.geo.inspection import Access
-    from aerialseg.geo.labels import MaskRule, find_labels
-    from aerialseg.geo.scenes import find_scenes
+    from aerialseg.cli.options import band_rule, mask_rule
+    from aerialseg.errors import BadDataError, SomeScenesFailed, one_line
+    from aerialseg.geo.inspection import Access, find_faults
+    from aerialseg.geo.labels import find_labels
+    from aerialseg.geo.scenes import case_note, find_scenes
     from aerialseg.geo.tiles.build import tile_scenes
     from aerialseg.geo.tiles.plan import TilingOptions
 
-    pixels, values = band_rule(bands, scale, nodata, alpha), whole_numbers("--building-values", building_values)
-    ignored = whole_numbers("--ignore-values", ignore_values) or ()
-    found, vectors = find_labels(find_scenes(scenes), masks or (), mask_pattern, layer=layer, partly=keep_unlabelled)
+    pixels = band_rule(bands, scale, nodata, alpha)
+    rule = mask_rule(building_values, ignore_values, mask_threshold, building_colour)
+    given, access = find_scenes(scenes), Access(allow_ungeoreferenced, max_pixels)
+    try:
+        found, vectors = find_labels(given, masks or (), mask_pattern, layer=layer, partly=keep_unlabelled)
+    except BadDataError:  # what else is wrong with the scenes is known as soon
+        with console_progress() as progress:
+            for fault in find_faults([scene.image for scene in given], pixels, access):
+                progress.say(f"error: {fault}")
+        raise
     options = TilingOptions(
-        size, overlap, split, val_area, pixels, gsd, MaskRule(values, ignored, mask_threshold), vectors, where,
-        labelled_area, keep_empty, Access(allow_ungeoreferenced, max_pixels), threads, overwrite, fail_fast,
+        size, overlap, split, val_area, pixels, gsd, rule, vectors, where,
+        labelled_area, keep_empty, access, threads, overwrite, fail_fast,
         index_only, keep_unlabelled,
     )  # fmt: skip
     with console_progress() as progress:
+        if (note := case_note(found, mask_pattern)) is not None:
+            progress.say(note)
         report = tile_scenes(found, out or _default_folder(scenes[0]), options, progress)
         progress.say(report.summary())
     if as_json:
         print_json(report.to_json())
     else:
         _print(report)
-        say_next("train", report.folder, "-o", Path("runs", report.folder.name))
+        config = ("-c", "small") if report.tiles["train"] <= FEW_TILES else ()
+        say_next("train", report.folder, *config, "-o", Path("runs", report.folder.name))
     if report.failures:
         raise SomeScenesFailed(
             f"{len(report.failures)} of {len(found)} scenes failed; {one_line(report.folder)} holds the others"

@@ -38,6 +38,9 @@ def train(
             "--teacher", metavar="MODEL", help="Learn this model's probabilities too, also on unlabelled ground."
         ),
     ] = None,
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", metavar="M", help="Fit the schedule to this time.")
+    ] = None,
     device: Device = "auto",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where a run stopped; begin one where there is none.")
@@ -54,6 +57,9 @@ def train(
     SIGTERM saves after the current step; the same command with --resume goes on from there and ends with the same
     weights as if it had not stopped.
 
+    With --minutes the pace of some steps is measured first, and epochs and steps are fixed so that warm-up and decay
+    end in that time; config.toml has them, and a run that goes on keeps them.
+
     On several GPUs, of one machine or many, torchrun starts it; data.batch is then the batch of all GPUs together, and
     a run may go on with another number of them: the same training up to rounding, not bit for bit.
 
@@ -61,6 +67,7 @@ def train(
     Examples:
       aerialseg train tiles/inria -o runs/inria
       aerialseg train tiles/mine -c small -o runs/mine --set schedule.epochs=20 --set data.batch=4
+      aerialseg train tiles/mine -c small -o runs/mine --minutes 90
       aerialseg train tiles/mine -c small -o runs/tuned --from runs/inria/model.safetensors
       aerialseg train tiles/mine -c small -o runs/pupil --teacher runs/inria --set distil.weight=2
       aerialseg train tiles/inria -o runs/inria --resume
@@ -84,7 +91,7 @@ def train(
         from aerialseg.training.loop import train as train_network
         from aerialseg.training.run_folder import TrainOptions
 
-        options = TrainOptions(device, resume, start_from, teacher, overwrite, tuple(sys.argv), Path(named))
+        options = TrainOptions(device, resume, start_from, teacher, overwrite, tuple(sys.argv), Path(named), minutes)
         report = train_network(tiles, chosen, out, options=options, progress=progress, ranks=ranks)
     if not ranks.first:
         return

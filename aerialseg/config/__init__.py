@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +33,8 @@ from aerialseg.files import is_folder, is_regular, open_regular, resolved
 
 LARGEST_FILE = 100_000
 """Bytes; ours have fewer than 2,000, and a tile or a model given by mistake has millions."""
+MOST_SAID = 5
+"""Mistakes of a file that are told at once."""
 
 
 class TrainConfig(Section):
@@ -86,15 +89,27 @@ def shipped_configs() -> dict[str, Path]:
     return {} if folder is None else {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
-def to_toml(config: TrainConfig) -> str:
-    """Return the configuration as TOML that `load_config` reads back to an equal value."""
+def to_toml(config: TrainConfig, *, explained: bool = False) -> str:
+    """Return the configuration as TOML that `load_config` reads back to an equal value.
+
+    When it is `explained`, a comment before each section and key says what it means.
+    """
     lines: list[str] = []
     for name, section in config.model_dump(exclude_none=True).items():
+        kind = type(getattr(config, name)) if explained else None
         tables = {key: value for key, value in section.items() if isinstance(value, dict) and value}
-        lines += [f"[{name}]", *_assignments(section), ""]
+        lines += [*_comment(None if kind is None else kind.__doc__), f"[{name}]", *_assignments(section, kind), ""]
         for key, table in tables.items():
             lines += [f"[{name}.{key}]", *_assignments(table), ""]
     return "\n".join(lines)
+
+
+def shipped_text(name: str) -> str:
+    """Return a shipped configuration as it is, with its comments; raises ConfigError when there is none of the name."""
+    shipped = shipped_configs()
+    if name not in shipped:
+        raise ConfigError(f"{one_line(name)}: no such configuration is shipped; there are {', '.join(shipped)}")
+    return _read(shipped[name])
 
 
 def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
@@ -168,29 +183,32 @@ def _parse_value(text: str) -> Any:
 
 
 def _explain(path: Path, text: str, problems: Sequence[Any], written: dict[str, Any], overridden: Sequence[str]) -> str:
-    """Return one line for the first of the problems, as pydantic names them, of a file with the content `text`.
+    """Return one line for the problems, as pydantic names them, of a file with the content `text`.
 
     What is wrong comes before what is missing: the misspelt key is often the missing one. `overridden` are the keys of
     overrides: they are to blame for what is not wrong in the file alone, whose values are `written`.
     """
-    first = min(problems, key=lambda problem: problem["type"] == "missing")
-    keys = [str(part) for part in first["loc"]]
-    dotted = ".".join(keys[:3] if keys[:2] == ["model", "encoder_arguments"] else keys[:2])
     alone: list[Any] = []
     try:
         TrainConfig.model_validate(written)
     except ValidationError as error:
         alone = [problem["loc"] for problem in error.errors(include_url=False)]
-    inside = () if first["loc"] in alone else tuple(key for key in overridden if key.startswith(f"{dotted}."))
-    if dotted in overridden:
-        place = f"--set {one_line(dotted)}"
-    elif inside:
-        place = f"--set {one_line(inside[-1])}: {one_line(dotted)}"
-    else:
-        line = _line_of(text, dotted)
-        place = f"{one_line(path)}: " + (f"line {line}: {one_line(dotted)}" if line else one_line(dotted or "the file"))
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return f"{place}: {_complaint(first)}{more}"
+    said: list[str] = []
+    for problem in sorted(problems, key=lambda problem: problem["type"] == "missing"):
+        keys = [str(part) for part in problem["loc"]]
+        dotted = ".".join(keys[:3] if keys[:2] == ["model", "encoder_arguments"] else keys[:2])
+        inside = () if problem["loc"] in alone else tuple(key for key in overridden if key.startswith(f"{dotted}."))
+        if dotted in overridden:
+            place = f"--set {one_line(dotted)}"
+        elif inside:
+            place = f"--set {one_line(inside[-1])}: {one_line(dotted)}"
+        else:
+            line = _line_of(text, dotted)
+            where = f"line {line}: {one_line(dotted)}" if line else one_line(dotted or "the file")
+            place = where if any(one_line(path) in other for other in said) else f"{one_line(path)}: {where}"
+        said.append(f"{place}: {_complaint(problem)}")
+    more = f" (and {len(said) - MOST_SAID} more)" if len(said) > MOST_SAID else ""
+    return "; ".join(said[:MOST_SAID]) + more
 
 
 def _complaint(problem: Any) -> str:
@@ -221,10 +239,24 @@ def _line_of(text: str, dotted: str) -> int | None:
     return found
 
 
-def _assignments(table: dict[str, Any]) -> list[str]:
+def _assignments(table: dict[str, Any], kind: type[Section] | None = None) -> list[str]:
+    """Return a line for each plain value of a section or table.
+
+    Of a `kind` that is given, what it says of a key comes before it, and what follows from another key is a comment.
+    """
     bare = re.compile(r"[A-Za-z0-9_-]+")
     scalars = {key: value for key, value in table.items() if not isinstance(value, dict)}
-    return [f"{key if bare.fullmatch(key) else _value(key)} = {_value(value)}" for key, value in scalars.items()]
+    following = STRENGTHS[table["augment"]] if kind is DataSection else {}
+    lines: list[str] = []
+    for key, value in scalars.items():
+        lines += _comment(None if kind is None else kind.model_fields[key].description)
+        mark = "# " if following.get(key) == value else ""
+        lines.append(f"{mark}{key if bare.fullmatch(key) else _value(key)} = {_value(value)}")
+    return lines
+
+
+def _comment(text: str | None) -> list[str]:
+    return [f"# {line}" for line in textwrap.wrap(text or "", 110)]
 
 
 def _value(value: str | int | float | bool) -> str:

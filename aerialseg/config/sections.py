@@ -24,7 +24,9 @@ STRENGTHS: dict[str, dict[str, bool | float]] = {
 class Section(BaseModel):
     """What all sections have in common: frozen, no unknown keys, no quiet conversion of types, no nan."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class ModelSection(Section):

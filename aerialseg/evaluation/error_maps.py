@@ -38,7 +38,7 @@ from aerialseg.geo.opening import open_raster, without_warnings
 from aerialseg.geo.ownership import ERRORS_TAG, check_overwrite
 from aerialseg.geo.styles import MaskClass, write_mask_sidecars
 from aerialseg.geo.tiles.tileset import common_crs
-from aerialseg.geo.writing import BandMeaning, write_cog
+from aerialseg.geo.writing import COG_BYTES, PLAIN_BYTES, BandMeaning, write_cog
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -64,8 +64,8 @@ CLASSES = (
 """In the colours of the report's pictures."""
 LARGEST_DRAWN = 2**26
 """Pixels of the rectangle around an object; a larger one is drawn as that rectangle."""
-BYTES = 0.3
-"""Disk a pixel takes while its file is copied."""
+OUTLINE_BYTES = 0.05
+"""Disk that errors.gpkg takes for a pixel, if a tenth of a map's outlines are wrong."""
 
 
 def error_path(folder: Path, name: str) -> Path:
@@ -87,6 +87,8 @@ def check_error_folder(folder: Path, pairs: Sequence[Pair], *, overwrite: bool) 
         for file in (path, path.with_suffix(".qml"), path.with_name(f"{path.name}.aux.xml")):
             check_overwrite(file, "error map", overwrite=overwrite, marked=path)
     check_overwrite(folder / BUILDINGS, "error buildings", overwrite=overwrite)
+    pixels = [box.height * box.width for box in _boxes(pairs)]
+    require_space(folder, (COG_BYTES + OUTLINE_BYTES) * sum(pixels) + (PLAIN_BYTES + COG_BYTES) * max(pixels))
 
 
 def write_error_maps(folder: Path, pairs: Sequence[Pair], rules: Rules, progress: Progress) -> dict[str, int]:
@@ -103,7 +105,6 @@ def write_error_maps(folder: Path, pairs: Sequence[Pair], rules: Rules, progress
             final = error_path(folder, pair.name)
             with open_pair(pair, rules) as (box, strips):
                 _find_buildings(pair.name, box, strips, crs, found, progress)
-            require_space(final.parent, int(BYTES * box.height * box.width))
             rows = partial(_read_classes, pair, rules, progress)
             write_cog(final, box, rows, BandMeaning(NODATA), tags={ERRORS_TAG: "1"})
             write_mask_sidecars(final, replace=True, classes=CLASSES, meaning="errors")
@@ -118,12 +119,17 @@ def write_error_maps(folder: Path, pairs: Sequence[Pair], rules: Rules, progress
     return {kind: len(buildings) for kind, buildings in found.items()}
 
 
-def _crs_of(pairs: Sequence[Pair]) -> CRS | None:
-    """Return the CRS that all scenes share, longitude and latitude when they differ, None when one has none."""
+def _boxes(pairs: Sequence[Pair]) -> list[GeoBox]:
     boxes = []
     for pair in pairs:
         with open_raster(pair.prediction) as dataset:
             boxes.append(GeoBox.of(dataset))
+    return boxes
+
+
+def _crs_of(pairs: Sequence[Pair]) -> CRS | None:
+    """Return the CRS that all scenes share, longitude and latitude when they differ, None when one has none."""
+    boxes = _boxes(pairs)
     shared = common_crs(boxes)
     if shared is None or not all(box.georeferenced and box.crs for box in boxes):
         return None

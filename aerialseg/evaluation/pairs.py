@@ -19,17 +19,19 @@ import numpy as np
 from rasterio.windows import Window
 
 from aerialseg.counts import UNLABELLED, Confusion, ScoreHistogram
-from aerialseg.errors import AerialsegError, BadDataError, NoInputError, UsageError, one_line
+from aerialseg.errors import AerialsegError, BadDataError, NoInputError, UsageError, folded, one_line
 from aerialseg.evaluation.boundary import DISTANCES, BoundaryCounter
 from aerialseg.evaluation.objects import ObjectCounter
 from aerialseg.evaluation.results import SceneScore
 from aerialseg.files import is_folder, is_regular, resolved
-from aerialseg.geo.geobox import GeoBox
-from aerialseg.geo.labels import find_labels, mask_box, open_labels, read_mask
+from aerialseg.geo.geobox import GeoBox, check_same_grid
+from aerialseg.geo.labels import find_labels, open_labels
+from aerialseg.geo.masks import mask_box, read_mask
 from aerialseg.geo.opening import open_raster, raster_errors
 from aerialseg.geo.outputs import MEASURE_FOLDERS, PROBABILITY, is_of_another_run, left_out_note
-from aerialseg.geo.scenes import Scene, check_same_grid, find_scenes, pair_masks
+from aerialseg.geo.scenes import Scene, case_note, find_scenes, pair_masks
 from aerialseg.geo.vector_files import is_vector, split_layer
+from aerialseg.geo.vectors import require_place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -39,7 +41,8 @@ if TYPE_CHECKING:
     from rasterio.io import DatasetReader
 
     from aerialseg.geo.inspection import Access
-    from aerialseg.geo.labels import Labels, ResolvedRule
+    from aerialseg.geo.labels import Labels
+    from aerialseg.geo.masks import ResolvedRule
 
     Flags = NDArray[np.bool_]
     Both = tuple[Flags, Flags]
@@ -85,6 +88,8 @@ class Pairing:
     pairs: tuple[Pair, ...]
     unused: tuple[str, ...] = ()
     """Names of masks without a prediction; they are left out of the score."""
+    note: str | None = None
+    """What is odd about the names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +134,7 @@ def pair_predictions(
     pattern: str | None = None,
     layer: str | None = None,
 ) -> Pairing:
-    """Pair predicted masks with true ones by relative stem, or by `pattern` ('{stem}_label.tif').
+    """Pair predicted masks with true ones by relative stem, or by `pattern` ('{stem}_label.tif', '_sat:_mask').
 
     Both are files, folders or globs; masks may be an Inria root, which stands for its true masks, or vector files,
     whose polygons, in `layer` where there are several, are the truth of every prediction they lie on. One file on each
@@ -149,9 +154,10 @@ def pair_predictions(
     for scene in predicted:
         if resolved(scene.image) in known:
             raise UsageError(f"{one_line(scene.image)}: is among --masks too; a mask cannot be judged by itself")
-    pairs = tuple(_pair(scene, scene.image) for scene in pair_masks(predicted, masks, pattern))
+    found = pair_masks(predicted, masks, pattern)
+    pairs = tuple(_pair(scene, scene.image) for scene in found)
     used = {resolved(pair.truth) for pair in pairs}
-    return Pairing(pairs, tuple(name for path, name in known.items() if path not in used))
+    return Pairing(pairs, tuple(name for path, name in known.items() if path not in used), case_note(found, pattern))
 
 
 def is_measure(name: str) -> bool:
@@ -190,7 +196,9 @@ def check_pairs(pairs: Sequence[Pair], access: Access) -> tuple[list[str], list[
     for pair in pairs:
         try:
             truth = None if pair.vectors else mask_box(pair.truth, access)
-            box = mask_box(pair.prediction, access)
+            # Polygons need a place whatever is allowed.
+            box = mask_box(pair.prediction, replace(access, allow_ungeoreferenced=True) if pair.vectors else access)
+            require_place(one_line(pair.prediction), box, pair.vectors)
             warning = None if truth is None else check_same_grid(truth, box, (pair.truth, pair.prediction))
             for other in filter(None, (pair.probability, pair.rival)):
                 check_same_grid(box, mask_box(other, access), (pair.prediction, other))
@@ -198,7 +206,7 @@ def check_pairs(pairs: Sequence[Pair], access: Access) -> tuple[list[str], list[
             faults.append(fault)
         else:
             warnings += [] if warning is None else [warning]
-    return warnings, faults
+    return folded(warnings), faults
 
 
 def _may_be_vectors(given: str | Path) -> bool:

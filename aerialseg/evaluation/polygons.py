@@ -32,7 +32,7 @@ from pyproj.exceptions import ProjError
 
 from aerialseg.errors import BadDataError, one_line
 from aerialseg.geo.geobox import GeoBox
-from aerialseg.geo.labels import decide_rule, read_mask
+from aerialseg.geo.masks import decide_rule, read_mask
 from aerialseg.geo.opening import open_raster, without_warnings
 from aerialseg.geo.raster import block_windows
 from aerialseg.values import to_values
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from aerialseg.geo.labels import ResolvedRule
+    from aerialseg.geo.masks import ResolvedRule
     from aerialseg.geo.vectors import VectorLayer
 
     Shapes = NDArray[np.object_]
@@ -206,7 +206,8 @@ def _vertices(shape: shapely.Polygon) -> Points:
 def _moved(layers: Sequence[VectorLayer], crs: CRS) -> Shapes:
     """Return the polygons of all layers in one CRS."""
     together: Shapes = np.concatenate([moved(layer.shapes, layer.path, layer.crs, crs) for layer in layers])
-    return together
+    polygons: Shapes = together[shapely.get_dimensions(together) == 2]
+    return polygons
 
 
 def _on_ground(shapes: Shapes, ground: shapely.Geometry) -> tuple[Shapes, NDArray[np.bool_]]:

@@ -23,11 +23,11 @@ from aerialseg.errors import AerialsegError, one_line
 from aerialseg.evaluation.pairs import open_pair
 from aerialseg.evaluation.results import FEW, calibration_error, reliability, threshold_curve
 from aerialseg.evaluation.scores import EvaluateOptions, decide_rules
-from aerialseg.files import is_regular, prepare_output_folder, refuse_input_as_output, sha256_of
-from aerialseg.geo.geobox import GeoBox
+from aerialseg.files import is_regular, prepare_output_folder, refuse_input_as_output, require_space, sha256_of
+from aerialseg.geo.geobox import GeoBox, check_same_grid
 from aerialseg.geo.opening import open_raster
 from aerialseg.geo.ownership import PAGE_COMMENT, check_overwrite
-from aerialseg.geo.scenes import check_same_grid, find_scenes
+from aerialseg.geo.scenes import find_scenes
 from aerialseg.models.package import ModelCard, read_card
 from aerialseg.progress import Silent
 from aerialseg.values import read_json
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
 WORST, BEST = 3, 2
 """Scenes that are shown as pictures."""
+PAGE_BYTES, SCENE_BYTES = 2_000_000, 2000
+"""Disk that a page with its pictures takes at most, and a scene's lines in it."""
 SHA_SHOWN = 16
 MOST_TEXT = 200
 """Characters that are shown of a checksum, and of a fact of the training."""
@@ -105,6 +107,7 @@ def check_report_path(path: Path, pairs: Sequence[Pair], *, overwrite: bool) -> 
     refuse_input_as_output([file for pair in pairs for file in pair.files], [path])
     prepare_output_folder(path.parent)
     check_overwrite(path, "page", overwrite=overwrite)
+    require_space(path.parent, PAGE_BYTES + SCENE_BYTES * len(pairs))
 
 
 def make_report(

@@ -17,10 +17,11 @@ from aerialseg.evaluation.results import EvaluationReport, SceneScore
 from aerialseg.files import usable_processors
 from aerialseg.geo.digest import seen, what_changed
 from aerialseg.geo.inspection import Access
-from aerialseg.geo.labels import Labels, LabelSource, MaskRule, ResolvedRule, decide_rule, mask_box
+from aerialseg.geo.labels import Labels, LabelSource
+from aerialseg.geo.masks import MaskRule, ResolvedRule, decide_rule, mask_box
 from aerialseg.geo.scenes import Scene
 from aerialseg.geo.vector_files import split_layer
-from aerialseg.geo.vectors import datum_notes, read_layer, read_layers
+from aerialseg.geo.vectors import datum_notes, read_layer, read_layers, require_place
 from aerialseg.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -152,7 +153,10 @@ def read_truth(
     """Return the rule of true masks or None, labels by name where the truth is more than a mask, and warnings."""
     layers = read_layers(pairs[0].vectors, where=options.where)
     if layers and options.rule != MaskRule():
-        raise UsageError("--building-values, --ignore-values and --mask-threshold are for masks; polygons take --where")
+        raise UsageError(
+            "--building-values, --building-colour, --ignore-values and --mask-threshold are for masks; polygons take"
+            " --where"
+        )
     if options.where is not None and not layers:
         raise UsageError("--where chooses polygons, and the true masks are rasters; leave it out")
     truth = None if layers else decide_rule([pair.truth for pair in pairs], options.rule)
@@ -162,10 +166,14 @@ def read_truth(
     if layers or area is not None:
         source = LabelSource(layers, options.where, truth, area)
         boxes = {pair.name: mask_box(pair.prediction, options.access) for pair in pairs}
+        every = (*layers, *((area,) if area else ()))
+        for pair in pairs:
+            require_place(
+                one_line(pair.prediction), boxes[pair.name], [path for layer in every for path in layer.paths]
+            )
         labels = {
             pair.name: source.of(Scene(pair.name, pair.prediction, pair.truth), boxes[pair.name]) for pair in pairs
         }
-        every = (*layers, *((area,) if area else ()))
         warnings += [line for layer in every for line in layer.warnings] + datum_notes(every, boxes.values())
         warnings += source.coverage_notes(labels, boxes)
     return truth, labels, warnings

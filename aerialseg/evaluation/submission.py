@@ -7,6 +7,7 @@ elsewhere, so both count as right here. Equal masks give equal bytes.
 
 from __future__ import annotations
 
+import errno
 import lzma
 import os
 import struct
@@ -17,17 +18,17 @@ from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from aerialseg.errors import BadDataError, NoInputError, ReadError, StorageError, first_line, one_line
 from aerialseg.evaluation.pairs import is_measure
-from aerialseg.files import is_folder, is_regular, staged, working_folder
+from aerialseg.files import is_folder, is_regular, require_space, staged, working_folder
 from aerialseg.geo.digest import seen, what_changed
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.inspection import require_rows
-from aerialseg.geo.labels import ResolvedRule, decide_rule, read_mask
+from aerialseg.geo.masks import ResolvedRule, decide_rule, read_mask
 from aerialseg.geo.opening import create_raster, open_raster, raster_errors, refuse_remote, writing_errors
 from aerialseg.geo.raster import block_windows
 from aerialseg.geo.scenes import find_scenes, natural_key
@@ -47,6 +48,9 @@ DATE = (1980, 1, 1, 0, 0, 0)
 """The oldest a zip knows: equal masks give equal zips."""
 LARGEST_MEMBER = 400_000_000
 """Bytes that a mask in someone else's zip may unpack to; 5000 x 5000 px of 8 bits take 25 million."""
+PACKED_BYTES: Mapping[Form, float] = {"1-bit": 0.02, "8-bit": 0.05}
+UNPACKED_BYTES: Mapping[Form, float] = {"1-bit": 0.02, "8-bit": 1.0}
+"""Disk that a pixel of a mask takes in the zip, and outside it; towns take less than half of it in the zip."""
 NAMED = 5
 CHUNK = 1 << 20
 DAMAGE = (
@@ -105,6 +109,7 @@ def write_submission(
     warnings = [f"{len(left_out)} masks are of no test scene and are left out: {_listed(left_out)}"] if left_out else []
     looks = seen(found.values())
     rule = decide_rule(list(found.values()))
+    require_space(out.parent, _disk_bytes(expected, form))
     progress.start("submit", 2 * len(found), "mask")
     with working_folder(out.parent) as folder, staged(out, apart=True) as temporary:
         with zipfile.ZipFile(temporary, "w") as archive:
@@ -124,6 +129,12 @@ def write_submission(
         checked = check_submission(temporary, expected, progress, called=out)
     progress.finish()
     return Submission(out, checked.files, form, checked.size, checked.building, tuple(warnings))
+
+
+def _disk_bytes(expected: Expected, form: Form) -> int:
+    """Return about how much disk the zip takes, and the largest mask before it is in there."""
+    pixels = [height * width for height, width in expected.sizes.values()]
+    return int(PACKED_BYTES[form] * sum(pixels) + UNPACKED_BYTES[form] * max(pixels, default=0))
 
 
 def check_submission(path: Path, expected: Expected, progress: Progress, called: Path | None = None) -> Submission:
@@ -200,8 +211,8 @@ def _check_member(
         raise BadDataError(f"{name}: unpacks to {entry.file_size:,} bytes; a mask takes 25 million at most")
     mask = folder / name
     try:
-        with archive.open(entry) as packed, mask.open("wb") as target:
-            while chunk := _unpacked(packed, name):
+        with mask.open("wb") as target:
+            for chunk in _unpack(archive, entry, name):
                 target.write(chunk)
         with open_raster(mask) as dataset:
             return _check_mask(dataset, name, size)
@@ -217,12 +228,14 @@ def _check_member(
         mask.unlink(missing_ok=True)
 
 
-def _unpacked(packed: IO[bytes], name: str) -> bytes:
-    """Return the next bytes of a member; raises BadDataError when they are damaged, and what a failing disk raises."""
+def _unpack(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> Iterator[bytes]:
+    """Yield a member's bytes; raises BadDataError when they are damaged, and ReadError when the disk fails."""
     try:
-        return packed.read(CHUNK)
-    except (*DAMAGE, OSError) as error:  # bzip2 calls a damaged stream an OSError, without a number
-        if isinstance(error, OSError) and error.errno is not None:
+        with archive.open(entry) as packed:
+            while chunk := packed.read(CHUNK):
+                yield chunk
+    except (*DAMAGE, OSError) as error:  # places that cannot be are EINVAL, and damage in bzip2 has no number at all
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise ReadError(f"{name}: cannot be read: {error.strerror}; check the zip's disk") from error
         raise BadDataError(f"{name}: is damaged in the zip: {first_line(error)}; make it again") from error
 

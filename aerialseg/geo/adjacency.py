@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from affine import Affine
 
-from aerialseg.geo.geobox import GeoBox
+from aerialseg.geo.geobox import GeoBox, by_horizontal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
-
-    from rasterio.crs import CRS
 
     from aerialseg.geo.inspection import Source
 
@@ -94,23 +92,19 @@ class Group:
 def find_groups(sources: Sequence[Source]) -> list[Group]:
     """Return every scene in exactly one group, those that touch each other in one.
 
-    Linked are scenes of one CRS that are read alike (bands, type, scale) and share an edge or a corner on one pixel
-    grid: the corners of one lie on whole pixels of the other, to a hundredth. So map tiles in degrees are linked,
-    though each row of them has pixels of its own height. Where scenes overlap, those of one folder are taken to belong
-    together (folders are often years), and one that overlaps another there stays alone, for nobody can say whose
+    Linked are scenes of one CRS, heights aside, that are read alike (bands, type, scale) and share an edge or a corner
+    on one pixel grid: the corners of one lie on whole pixels of the other, to a hundredth. So map tiles in degrees are
+    linked, though each row of them has pixels of its own height. Where scenes overlap, those of one folder are taken to
+    belong together (folders are often years), and one that overlaps another there stays alone, for nobody can say whose
     pixels are meant; so does a scene without a place on the ground.
     """
     alike: dict[object, list[Source]] = defaultdict(list)
-    numbers: dict[str, int] = {}
-    known: list[CRS] = []
+    placed = [index for index, source in enumerate(sources) if source.box.georeferenced and source.box.usable]
+    systems = by_horizontal(sources[index].box.crs for index in placed)
+    numbers = {placed[place]: number for number, places in enumerate(systems) for place in places}
     for index, source in enumerate(sources):
-        box = source.box
-        wkt = box.crs.to_wkt() if box.crs is not None else ""
-        if wkt not in numbers:  # one CRS in other words is the same
-            numbers[wkt] = next((number for number, crs in enumerate(known) if crs == box.crs), len(known))
-            known.append(box.crs)
-        kind = numbers[wkt], source.bands, source.dtype, source.scale
-        alike[kind if box.georeferenced and box.usable else index].append(source)
+        kind = numbers.get(index), source.bands, source.dtype, source.scale
+        alike[kind if index in numbers else index].append(source)
     return [group for members in alike.values() for group in _group_alike(members)]
 
 

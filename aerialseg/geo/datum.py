@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from aerialseg.geo.geobox import GeoBox
 
 
+SAME_DEGREES = 1e-9
+"""A tenth of a millimetre."""
+
+
 @lru_cache(maxsize=64)
 def transformer_between(source: str, target: str) -> Transformer:
     """Return the way from one CRS to another, both as WKT; raises ProjError where there is none."""
@@ -54,13 +58,26 @@ def datum_note(name: str, box: GeoBox, other: CRS, *, towards: bool = False) -> 
     if accuracy <= box.gsd_m or not better:
         return None
     metres, grid = min(better)
-    good = (
+    exact = (
         f"good to {accuracy:g} m = {accuracy / box.gsd_m:.3g} px" if math.isfinite(accuracy) else "of unknown accuracy"
     )
+    if taken := _taken_for(source, target, (lon, lat)):
+        return f"{name}: {taken}, {exact} ({metres:g} m with the grid that pyproj sync --file {grid} fetches)"
     return (
-        f"{name}: moved by '{one_line(used.description)}', {good}; with the grid {grid}, which is not installed, it"
+        f"{name}: moved by '{one_line(used.description)}', {exact}; with the grid {grid}, which is not installed, it"
         f" would be good to {metres:g} m: pyproj sync --file {grid}, or bring both into one CRS where it is installed"
     )
+
+
+def _taken_for(source: str, target: str, place: tuple[float, float]) -> str | None:
+    """Say that degrees of one datum are taken for those of the other, if they are at a place (longitude, latitude)."""
+    systems = [CRS.from_wkt(wkt).geodetic_crs for wkt in (source, target)]
+    if systems[0] is None or systems[1] is None:
+        return None
+    way = transformer_between(systems[0].to_wkt(), systems[1].to_wkt())
+    if max(abs(a - b) for a, b in zip(way.transform(*place), place, strict=True)) > SAME_DEGREES:
+        return None
+    return f"{one_line(systems[0].name)} is taken for {one_line(systems[1].name)}"
 
 
 @lru_cache(maxsize=64)

@@ -36,6 +36,8 @@ REPLACED = {
     ".shp": (".shx", ".dbf", ".prj", ".cpg"),
 }
 """Side files with the same stem: world files, MapInfo's and ArcGIS's ways of placing a raster, a Shapefile's parts."""
+JOURNALS, INDEXES = ("-journal", "-shm"), (".qix", ".sbn", ".sbx", ".idm", ".ind")
+"""Side files that say nothing of a database's or a Shapefile's content but are opened with it."""
 LARGEST = 1 << 24
 """Bytes; GDAL's own files have a few thousand, and no larger one is parsed."""
 DEEPEST = 64
@@ -90,9 +92,10 @@ def side_files(path: Path) -> list[Path]:
 
 def irregular_beside(path: Path) -> Path | None:
     """Return what GDAL would read with a raster or vector file but is a pipe or a device, where it would hang."""
-    return next(
-        (file for file in _side_names(path) if exists(file) and not is_regular(file) and not is_folder(file)), None
-    )
+    indexes = [path.with_name(path.name + suffix) for suffix in JOURNALS]
+    indexes += [path.with_suffix(suffix) for suffix in INDEXES] if path.suffix.lower() == ".shp" else []
+    there = (file for file in (*_side_names(path), *indexes) if exists(file))
+    return next((file for file in there if not is_regular(file) and not is_folder(file)), None)
 
 
 def _side_names(path: Path) -> list[Path]:

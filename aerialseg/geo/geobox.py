@@ -1,4 +1,4 @@
-"""Where a raster's pixels lie on the ground: its size, transform and CRS, as one value.
+"""Where a raster's pixels lie on the ground: its size, transform and CRS, as one value; whether two agree.
 
 Nothing here opens a file. Coordinates are the CRS's own; pixel offsets are (rows, cols).
 """
@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
+import pyproj
 from affine import Affine
 from rasterio._err import CPLE_BaseError
 from rasterio.coords import BoundingBox
@@ -16,9 +18,11 @@ from rasterio.crs import CRS
 from rasterio.errors import CRSError
 from rasterio.warp import transform as reproject_points
 
-from aerialseg.errors import BadDataError
+from aerialseg.errors import BadDataError, folded, one_line
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from rasterio.io import DatasetReader
     from rasterio.windows import Window
 
@@ -30,6 +34,9 @@ EARTH_ECCENTRICITY2 = 0.00669437999014
 """WGS 84; other ellipsoids differ by less than 0.02 %."""
 TRUE_SCALE_TOLERANCE = 0.01
 """A projection whose metres are off by more (Web Mercator away from the equator) is measured on the ellipsoid."""
+EXACT_SHIFT = 0.01
+TOLERATED_SHIFT = 0.5
+"""In pixels, at the worst corner; half a pixel is the difference between pixel-is-area and pixel-is-point."""
 GSD_TOLERANCE = 0.1
 """The share by which a ground sample distance may differ from what a network has learned on."""
 
@@ -136,6 +143,100 @@ class GeoBox:
         rows = lons[2] - lons[0], lats[2] - lats[0]
         local = Affine(columns[0], rows[0], 0, columns[1], rows[1], 0)
         return _ellipsoidal_gsd_m(local, math.pi / 180, lats[0])
+
+
+def same_horizontal(one: CRS | None, other: CRS | None) -> bool:
+    """Return whether two CRSs, in whatever words, give a place on the ground the same coordinates; heights aside."""
+    if one is None or other is None or one == other:
+        return one == other
+    return _same_horizontal(one.to_wkt(), other.to_wkt())
+
+
+def by_horizontal(systems: Iterable[CRS]) -> list[list[int]]:
+    """Return the places of CRSs in groups that are one, heights aside, in the order of their first members."""
+    groups: list[list[int]] = []
+    known: dict[str, list[int]] = {}
+    firsts: list[CRS] = []
+    for index, crs in enumerate(systems):
+        wkt = crs.to_wkt()
+        if wkt not in known:
+            number = next((number for number, first in enumerate(firsts) if same_horizontal(first, crs)), len(groups))
+            if number == len(groups):
+                firsts.append(crs)
+                groups.append([])
+            known[wkt] = groups[number]
+        known[wkt].append(index)
+    return groups
+
+
+def heights_note(name: str, one: CRS, other: CRS) -> str | None:
+    """Say that the raster `name`, in one CRS, is laid on ground in the other, which tells other heights or none."""
+    if one == other:
+        return None
+    told, taken = (pyproj.CRS.from_wkt(crs.to_wkt()).name for crs in (one, other))
+    return f"{name}: its CRS, {one_line(told)}, differs from {one_line(taken)} in heights only; taken as one"
+
+
+def check_same_grid(one: GeoBox, other: GeoBox, names: tuple[object, object]) -> str | None:
+    """Return None when two rasters share a grid, or a warning when they miss by up to half a pixel.
+
+    CRSs that differ in heights only are one, with a warning. A raster without georeferencing is taken to lie on the
+    other's pixels when the sizes agree; with a warning when only one has none. Raises BadDataError with both grids and
+    the offset in pixels.
+    """
+    here, there = (one_line(str(name)) for name in names)
+    for name, box in ((here, one), (there, other)):
+        box.require_usable(name)
+    grids = f"{here} is {one.describe()}; {there} is {other.describe()}"
+    same_size = (one.height, one.width) == (other.height, other.width)
+    if not (one.georeferenced and other.georeferenced):
+        if not same_size:
+            raise BadDataError(f"{there}: does not fit {here}: {grids}; cut both to one grid")
+        return _said_of_bare((here, one), (there, other))
+    row, col = one.offset_to(other)
+    shift = one.largest_shift(other)
+    same_pixels = same_size and shift <= TOLERATED_SHIFT
+    if not same_horizontal(one.crs, other.crs):
+        way = f"if only its label is wrong, {_relabel(one, there)}" if same_pixels else "gdalwarp it to the same grid"
+        raise BadDataError(f"{there}: is in another CRS than {here}: {grids}; {way}")
+    offset = f"offset {row:+.2f} rows, {col:+.2f} columns"
+    if not same_pixels:
+        raise BadDataError(f"{there}: does not lie on the grid of {here}: {grids}; {offset}; cut both to one grid")
+    if shift > EXACT_SHIFT:
+        return f"{there}: lies {shift:.2f} px off {here} ({offset}); taken pixel by pixel"
+    return None if one.crs is None or other.crs is None else heights_note(there, other.crs, one.crs)
+
+
+def _said_of_bare(first: tuple[str, GeoBox], second: tuple[str, GeoBox]) -> str | None:
+    """Return a warning when of two rasters of one size just one has a place."""
+    if first[1].georeferenced == second[1].georeferenced:
+        return None
+    (name, bare), (_, placed) = (second, first) if first[1].georeferenced else (first, second)
+    if bare.crs is None and bare.largest_shift(placed) <= TOLERATED_SHIFT:
+        return f"{name}: has no CRS; taken pixel by pixel; {_relabel(placed, name)} says where it lies"
+    return f"{name}: has no georeferencing; taken pixel by pixel"
+
+
+def _relabel(box: GeoBox, name: str) -> str:
+    """Return the command that gives a file the CRS of `box`."""
+    code = "" if box.crs is None else box.crs.to_string()
+    return f"gdal_edit.py -a_srs {code if code.startswith('EPSG:') else 'EPSG:...'} {name}"
+
+
+def heights_notes(rasters: Sequence[tuple[str, CRS]]) -> list[str]:
+    """Say of rasters, by name and CRS, which are taken for one CRS with others that tell other heights or none."""
+    groups = by_horizontal(crs for _, crs in rasters)
+    notes = (heights_note(*rasters[index], rasters[members[0]][1]) for members in groups for index in members)
+    return folded(note for note in notes if note is not None)
+
+
+@lru_cache(maxsize=256)
+def _same_horizontal(one: str, other: str) -> bool:
+    try:
+        flat = [CRS.from_wkt(pyproj.CRS.from_wkt(wkt).to_2d().to_wkt()) for wkt in (one, other)]
+    except (CRSError, pyproj.exceptions.CRSError):
+        return False
+    return bool(flat[0] == flat[1])
 
 
 def gsd_differs(gsd_m: float | None, expected_m: float | None) -> bool:

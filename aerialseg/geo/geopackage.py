@@ -12,6 +12,7 @@ import os
 import sqlite3
 import warnings
 from contextlib import closing, contextmanager
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from rasterio.crs import CRS
@@ -19,6 +20,7 @@ from rasterio.errors import CRSError
 
 from aerialseg.errors import BadDataError, one_line
 from aerialseg.files import exists, is_regular, open_regular
+from aerialseg.geo.digest import irregular_beside
 from aerialseg.geo.opening import write_error
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ FLATGEOBUF = b"fgb\x03fgb"
 PENDING = ("-wal", "-shm", "-journal")
 """What SQLite keeps beside a database while it is open."""
 HOUSEKEEPING = ("sqlite_", "rtree_")
+STEP, MOST_STEPS = 100_000, 5_000
+"""Of SQLite's virtual machine; so many take some seconds, enough for a view of ten million features."""
 REGISTERS = frozenset(
     f"gpkg_{name}" for name in ("contents", "ogr_contents", "extensions", "geometry_columns", "spatial_ref_sys")
 )
@@ -186,8 +190,9 @@ def reading(path: Path, *tables: str, immutable: bool = False) -> Iterator[sqlit
 
     Raises sqlite3.Error unless `tables` are tables: a view of that name could be endless.
     """
-    if not is_regular(path):
-        raise sqlite3.OperationalError("not a regular file")
+    for file in (path, irregular_beside(path)):
+        if file is not None and not is_regular(file):
+            raise sqlite3.OperationalError(f"{one_line(file.name)} is not a regular file")
     options = "mode=ro&immutable=1" if immutable else "mode=ro"
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?{options}", uri=True)) as database:
         made = dict(database.execute("SELECT name, type FROM sqlite_master").fetchall()) if tables else {}
@@ -195,6 +200,35 @@ def reading(path: Path, *tables: str, immutable: bool = False) -> Iterator[sqlit
             if made.get(table) != "table":
                 raise sqlite3.DatabaseError(f"{table} is {'a view' if made.get(table) == 'view' else 'missing'}")
         yield database
+
+
+def require_tables(path: Path) -> None:
+    """Raise BadDataError for a GeoPackage whose schema is broken, or with a view that takes too long: GDAL would hang.
+
+    What the format itself keeps are tables; layers may be views, which may be endless.
+    """
+    name = ""
+    try:
+        with reading(
+            path, immutable=not exists(path.with_name(f"{path.name}-wal"))
+        ) as database:  # also where nothing may be written
+            made = dict(database.execute("SELECT name, type FROM sqlite_master").fetchall())
+            views = {name for name, kind in made.items() if kind == "view"}
+            for register in sorted(view for view in views if view.lower() in REGISTERS):
+                raise sqlite3.DatabaseError(f"{register} is a view, expected a table")
+            if "gpkg_contents" not in made:
+                return
+            steps = count(1)
+            database.set_progress_handler(lambda: next(steps) > MOST_STEPS, STEP)
+            for (name,) in database.execute("SELECT table_name FROM gpkg_contents").fetchall():
+                if name in views:
+                    database.execute(f"SELECT count(*) FROM {_quoted(name)}").fetchone()
+    except (OSError, sqlite3.Error) as error:
+        late = f"its layer {one_line(name)} is a view that takes too long, or has no end"
+        reason = late if str(error) == "interrupted" else one_line(str(error))
+        raise BadDataError(
+            f"{one_line(path)}: is not a GeoPackage that can be read: {reason}; make it again"
+        ) from error
 
 
 def _flatgeobuf_crs(path: Path) -> CRS | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,13 +16,15 @@ import numpy as np
 from affine import Affine
 from rasterio.enums import ColorInterp
 
-from aerialseg.errors import BadDataError, UsageError, one_line
+from aerialseg.errors import AerialsegError, BadDataError, UsageError, one_line
 from aerialseg.files import available_memory, exists
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.opening import is_tiff, open_raster
 from aerialseg.geo.validity import ValidityRule, decide_alpha, decide_validity, find_collar, tagged_alpha
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from rasterio.io import DatasetReader
 
 MAX_BLOCK_BYTES = 1 << 30
@@ -114,7 +117,7 @@ class Access:
 def require_rows(height: int, width: int, name: str) -> None:
     """Raise BadDataError when a raster is so wide that the rows that are read at once do not fit into memory."""
     needed, free = min(height, ROWS) * width * ROW_BYTES, available_memory()
-    if free is not None and needed > free:
+    if needed > free:
         raise BadDataError(
             f"{name}: is {width:,} px wide: its rows need about {needed / 1e9:,.1f} GB of memory, {free / 1e9:,.1f} GB"
             " are free; cut it into less wide ones: gdal_translate -srcwin"
@@ -146,23 +149,52 @@ def inspect_scene(
     """Open a scene, check all that can be checked without reading it, and return what is to be read of it.
 
     `expected_bands` is what a model wants; None takes what the rule gives. Raises UsageError, NoInputError and
-    BadDataError, each saying what to do.
+    BadDataError, each saying what to do; what is wrong with colours, bands and place is told at once.
     """
     rule, access = rule or BandRule(), access or Access()
     with open_raster(path) as dataset:
         name = one_line(path)
         _refuse_complex(dataset, name)
         _check_size(dataset, name, access)
-        _check_colours(dataset, name, rule)
         alpha = tagged_alpha(dataset) if rule.alpha == "auto" else rule.alpha
         bands = rule.bands or tuple(band for band in dataset.indexes if band != alpha)
-        dtype = _check_bands(dataset, name, bands, rule, expected_bands)
         box = GeoBox.of(dataset)
+        _, dtype, place = _all_at_once(
+            name,
+            partial(_check_colours, dataset, name, rule),
+            partial(_check_bands, dataset, name, bands, rule, expected_bands),
+            partial(_check_place, box, name, access),
+        )
         alpha, note = decide_alpha(dataset, path, rule.alpha, rule.bands)
-        place = _check_place(box, name, access)
         validity = decide_validity(dataset, path, alpha, bands, rule.nodata)
         notes = (*_suspicions(dataset, path), *([note] if note else []), *_collar_note(dataset, path, bands, validity))
         return Source(path, box, bands, dtype, rule.scale, validity, (*place, *notes))
+
+
+def find_faults(paths: Sequence[Path], rule: BandRule, access: Access) -> list[AerialsegError]:
+    """Return what is wrong with scenes, by their headers; see `inspect_scene`."""
+    faults: list[AerialsegError] = []
+    for path in paths:
+        try:
+            inspect_scene(path, rule, access)
+        except AerialsegError as fault:
+            faults.append(fault)
+    return faults
+
+
+def _all_at_once(name: str, *checks: Callable[[], Any]) -> list[Any]:
+    """Return what the checks return; raise BadDataError with all that they say is wrong with the file `name`."""
+    results, problems = [], []
+    for check in checks:
+        try:
+            results.append(check())
+        except BadDataError as error:
+            problems.append(error)
+    if len(problems) > 1:
+        raise BadDataError(f"{name}: {'; '.join(str(error).removeprefix(f'{name}: ') for error in problems)}")
+    if problems:
+        raise problems[0]
+    return results
 
 
 def _refuse_complex(dataset: DatasetReader, name: str) -> None:

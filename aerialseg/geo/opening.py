@@ -9,14 +9,14 @@ threads that open files meanwhile rely on them, so all such calls take turns.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import logging
 import os
 import re
-import shutil
 import threading
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,17 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader, DatasetWriter
 
 from aerialseg.errors import BadDataError, NoInputError, ReadError, StorageError, UsageError, one_line
-from aerialseg.files import exists, is_folder, is_regular, lasting, open_regular, output_error
+from aerialseg.files import (
+    TEMPORARY,
+    exists,
+    is_folder,
+    is_full,
+    is_regular,
+    lasting,
+    no_space,
+    open_regular,
+    output_error,
+)
 from aerialseg.geo.digest import irregular_beside
 
 if TYPE_CHECKING:
@@ -34,10 +44,10 @@ if TYPE_CHECKING:
 
 DRIVERS = ("GTiff", "JP2OpenJPEG", "PNG", "JPEG")
 """What scenes and masks may be; a COG is a GTiff when read."""
-ALMOST_FULL = 1 << 20
-"""A disk with fewer bytes free than this is full, whatever GDAL says."""
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PREFIX = re.compile(r"[A-Za-z][A-Za-z0-9_+.-]+:")
+_TEMPORARY = re.compile(rf"{re.escape(TEMPORARY)}[\w.-]+")
+_STATEMENT = re.compile(r"sqlite3?_\w+\(.*\) failed: ", re.DOTALL)
 _BLOCK = re.compile(r"band (\d+): IReadBlock failed at X offset (\d+), Y offset (\d+)")
 _CONTENT = (
     (re.compile(rb"<VRT(Dataset|RasterBand)"), "is a GDAL virtual raster: gdal_translate it to a GeoTIFF"),
@@ -47,6 +57,17 @@ _CONTENT = (
     (re.compile(rb"^PK\x03\x04"), "is a zip archive: unpack it first"),
 )
 _lock = threading.Lock()
+
+
+def _hush_libtiff() -> None:
+    """Let the libtiff of rasterio's wheel print nothing: what it says of a full disk, rasterio raises too."""
+    places = Path(rasterio.__file__).parent
+    for library in (*places.parent.glob("rasterio.libs/*tiff*"), *places.glob(".dylibs/*tiff*")):
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(str(library)).TIFFSetErrorHandler(None)
+
+
+_hush_libtiff()
 
 
 @contextmanager
@@ -136,6 +157,8 @@ def raster_errors(path: Path, place: str = "") -> Iterator[None]:
     except PermissionError as error:
         raise NoInputError(f"{one_line(path)}: may not be read; check its permissions") from error
     except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR):
+            raise NoInputError(f"{one_line(path)}: {error.strerror}; give another path") from error
         reason = error.strerror or error
         raise ReadError(f"{one_line(path)}: cannot be read: {reason}; check its disk and run again") from error
 
@@ -155,13 +178,11 @@ def writing_errors(path: Path, needed: int = 0) -> Iterator[None]:
 
 
 def write_error(path: Path, reason: str, needed: int = 0) -> StorageError:
-    """Return the error for a raster that could not be written; GDAL hides that a disk is full, so look at it."""
-    shown = one_line(lasting(path))
-    free = shutil.disk_usage(path.parent).free
-    if free < max(needed, ALMOST_FULL):
-        room = f"needs about {max(needed / 1e6, 0.1):,.1f} MB, {free / 1e6:,.1f} MB free"
-        return StorageError(f"{shown}: no space on {one_line(lasting(path.parent))}: {room}; free some and run again")
-    return StorageError(f"{shown}: writing failed: {one_line(reason)}; check the disk and run again")
+    """Return the error for a file that could not be written; GDAL hides that a disk is full, so look at it."""
+    if is_full(path.parent, needed):
+        return no_space(path, needed)
+    reason = _STATEMENT.sub("SQLite: ", _TEMPORARY.sub(path.name, reason))
+    return StorageError(f"{one_line(lasting(path))}: writing failed: {one_line(reason)}; check the disk and run again")
 
 
 def is_tiff(path: Path) -> bool:

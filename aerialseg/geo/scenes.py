@@ -21,16 +21,15 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from aerialseg.errors import BadDataError, NoInputError, UsageError, one_line
+from aerialseg.errors import BadDataError, NoInputError, UsageError, counted, one_line
 from aerialseg.files import is_folder, resolved
-from aerialseg.geo.geobox import GeoBox
+from aerialseg.geo.geobox import GeoBox, same_horizontal
 from aerialseg.geo.opening import open_raster, refuse_remote
 from aerialseg.geo.vrt import mosaic_sources
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from aerialseg.geo.inspection import Source
 
 Split = Literal["train", "val"]
 SUFFIXES = frozenset((".tif", ".tiff", ".jp2", ".j2k", ".png", ".jpg", ".jpeg"))
@@ -39,9 +38,6 @@ ROOTS = ("", "AerialImageDataset", "data", "raw")
 """Where Inria's `train/images` stands below what users point at."""
 MASK_FOLDERS = ("gt", "masks", "labels")
 NAMED_MISSING = 5
-EXACT_SHIFT = 0.01
-TOLERATED_SHIFT = 0.5
-"""In pixels, at the worst corner; half a pixel is the difference between pixel-is-area and pixel-is-point."""
 INRIA_CITIES = frozenset(
     ("austin", "chicago", "kitsap", "tyrol-w", "vienna", "bellingham", "bloomington", "innsbruck", "sfo", "tyrol-e")
 )
@@ -103,8 +99,7 @@ def find_scenes(inputs: Sequence[str | Path], ours: Callable[[Path], bool] | Non
     once = {(scene.name, resolved(scene.image)): scene for scene in reversed(scenes.values())}
     taken: dict[str, Scene] = {}
     for scene in once.values():
-        # As a file system sees it that ignores case or normalises Unicode.
-        other = taken.setdefault(unicodedata.normalize("NFC", scene.name).casefold(), scene)
+        other = taken.setdefault(_folded(scene.name), scene)
         if other is not scene:
             raise UsageError(
                 f"{one_line(other.image)} and {one_line(scene.image)}: both would be called {one_line(scene.name)};"
@@ -240,24 +235,67 @@ def _scene(path: Path, base: Path) -> Scene:
 def pair_by_name(scenes: Sequence[Scene], masks: Sequence[Scene], pattern: str | None) -> dict[str, Path]:
     """Return scene name -> mask file, by relative stem, else by the bare stem where it is unique on both sides.
 
-    `pattern`, such as "{stem}_label", says how the mask's stem is made from the scene's; a suffix in it must agree.
+    `pattern` says how the mask's stem is made from the scene's: "{stem}_label", or "_sat:_mask", which puts another
+    part in the last place of one; a suffix in it must agree. Where no name is the very one, its case does not matter.
     """
-    if pattern is not None and "{stem}" not in pattern:
-        raise UsageError(f"--mask-pattern {pattern}: must hold {{stem}}, for example '{{stem}}_label.tif'")
-    suffix = "" if pattern is None else Path(pattern.replace("{stem}", "stem")).suffix
+    rename, suffix = _renaming(pattern)
+    masks = [mask for mask in masks if suffix in ("", mask.image.suffix.lower())]
     by_name = {mask.name: mask.image for mask in masks}
-    by_stem = _unique_stems(masks)
-    own_stems = _unique_stems(scenes)
+    by_stem, own_stems = _unique_stems(masks), _unique_stems(scenes)
+    by_folded_name, by_folded_stem = _unique_folded(by_name), _unique_folded(by_stem)
     found = {}
     for scene in scenes:
         folder, _, stem = scene.name.rpartition("/")
-        wanted = stem if pattern is None else pattern.replace("{stem}", stem).removesuffix(suffix)
-        mask = by_name.get(f"{folder}/{wanted}" if folder else wanted)
+        wanted = rename(stem)
+        whole = f"{folder}/{wanted}" if folder else wanted
+        mask = by_name.get(whole) or (by_stem.get(wanted) if stem in own_stems else None)
+        if mask is None:
+            mask = by_folded_name.get(_folded(whole))
         if mask is None and stem in own_stems:
-            mask = by_stem.get(wanted)
-        if mask is not None and suffix in ("", mask.suffix):
+            mask = by_folded_stem.get(_folded(wanted))
+        if mask is not None and wanted:
             found[scene.name] = mask
     return found
+
+
+def case_note(scenes: Sequence[Scene], pattern: str | None = None) -> str | None:
+    """Say how many scenes have masks by names, as `pattern` makes them, that differ in case only; None when none."""
+    rename, _ = _renaming(pattern)
+    both = [(rename(scene.name.rpartition("/")[2]), scene.mask, scene.image) for scene in scenes if scene.mask]
+    odd = [names for names in both if names[0] != names[1].stem and _folded(names[0]) == _folded(names[1].stem)]
+    if not odd:
+        return None
+    pair = f"{one_line(odd[0][1])} for {one_line(odd[0][2])}"
+    return f"{counted(len(odd), 'mask')} by names that differ in case only, such as {pair}; paired all the same"
+
+
+def _renaming(pattern: str | None) -> tuple[Callable[[str], str], str]:
+    """Return what makes a mask's stem of a scene's, nothing where it cannot, and the suffix that the mask must have."""
+    if pattern is None:
+        return lambda stem: stem, ""
+    old, colon, new = pattern.partition(":")
+    if "{stem}" not in pattern and not (old and colon):
+        raise UsageError(
+            f"--mask-pattern {one_line(pattern)}: must hold {{stem}}, for example '{{stem}}_label.tif', or be OLD:NEW,"
+            " for example '_sat:_mask'"
+        )
+    if "{stem}" in pattern:
+        suffix = Path(pattern.replace("{stem}", "stem")).suffix
+        return lambda stem: pattern.replace("{stem}", stem).removesuffix(suffix), suffix.lower()
+    suffix = Path(f"stem{new}").suffix
+    old, new = old.removesuffix(Path(f"stem{old}").suffix if suffix else ""), new.removesuffix(suffix)
+    return lambda stem: new.join(stem.rsplit(old, 1)) if old in stem else "", suffix.lower()
+
+
+def _unique_folded(known: Mapping[str, Path]) -> dict[str, Path]:
+    """Return folded name -> file, of the names that no other is like but for its case."""
+    counts = Counter(map(_folded, known))
+    return {_folded(name): path for name, path in known.items() if counts[_folded(name)] == 1}
+
+
+def _folded(name: str) -> str:
+    """Return a name as a file system sees it that ignores case or normalises Unicode."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def pair_by_ground(scenes: Sequence[Scene], mask: Path) -> dict[str, Path]:
@@ -270,7 +308,7 @@ def pair_by_ground(scenes: Sequence[Scene], mask: Path) -> dict[str, Path]:
     for scene in scenes:
         with open_raster(scene.image) as dataset:
             other = GeoBox.of(dataset)
-        if not (box.georeferenced and other.georeferenced) or box.crs != other.crs:
+        if not (box.georeferenced and other.georeferenced) or not same_horizontal(box.crs, other.crs):
             continue
         a, b = other.bounds, box.bounds
         if a.left < b.right and b.left < a.right and a.bottom < b.top and b.bottom < a.top:
@@ -293,39 +331,9 @@ def with_masks(scenes: Sequence[Scene], found: dict[str, Path], *, partly: bool 
         more = f" and {len(missing) - NAMED_MISSING} more" if len(missing) > NAMED_MISSING else ""
         raise BadDataError(
             f"{', '.join(missing[:NAMED_MISSING])}{more}: no mask found; masks pair by the same stem, or use"
-            " --mask-pattern '{stem}_label.tif'"
+            " --mask-pattern '{stem}_label.tif', or '_sat:_mask'"
         )
     return tuple(replace(scene, mask=found.get(scene.name)) for scene in kept)
-
-
-def check_same_grid(first: Source | GeoBox, second: Source | GeoBox, names: tuple[object, object]) -> str | None:
-    """Return None when two rasters share a grid, or a warning when they miss by up to half a pixel.
-
-    A raster without georeferencing is taken to lie on the other's pixels when the sizes agree; with a warning when only
-    one has none. Raises BadDataError with both grids and the offset in pixels.
-    """
-    one = first if isinstance(first, GeoBox) else first.box
-    other = second if isinstance(second, GeoBox) else second.box
-    here, there = (one_line(str(name)) for name in names)
-    for name, box in ((here, one), (there, other)):
-        box.require_usable(name)
-    grids = f"{here} is {one.describe()}; {there} is {other.describe()}"
-    same_size = (one.height, one.width) == (other.height, other.width)
-    if not (one.georeferenced and other.georeferenced):
-        if not same_size:
-            raise BadDataError(f"{there}: does not fit {here}: {grids}; cut both to one grid")
-        bare = there if one.georeferenced else here
-        return (
-            None if one.georeferenced == other.georeferenced else f"{bare}: has no georeferencing; taken pixel by pixel"
-        )
-    if one.crs != other.crs:
-        raise BadDataError(f"{there}: is in another CRS than {here}: {grids}; gdalwarp it to the same grid")
-    row, col = one.offset_to(other)
-    shift = one.largest_shift(other)
-    offset = f"offset {row:+.2f} rows, {col:+.2f} columns"
-    if not same_size or shift > TOLERATED_SHIFT:
-        raise BadDataError(f"{there}: does not lie on the grid of {here}: {grids}; {offset}; cut both to one grid")
-    return None if shift <= EXACT_SHIFT else f"{there}: lies {shift:.2f} px off {here} ({offset}); taken pixel by pixel"
 
 
 def _unique_stems(scenes: Sequence[Scene]) -> dict[str, Path]:

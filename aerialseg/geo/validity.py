@@ -49,6 +49,8 @@ COLLAR_PIXELS = 16
 COLLAR_SHARE = 0.02
 COLLAR_READ = 1 << 25
 """Pixels of blocks that may be decoded for it."""
+COLLAR_WHOLE = 1 << 20
+"""Pixels of a PNG or JPEG that is decoded wholly for it; of a larger one the top alone is looked at for a start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +133,7 @@ def decide_validity(
             f"--nodata {given}: {one_line(path)} is read in {len(bands)} bands; give one value, or as many"
         )
     told = tuple(map(float, nodata)) * (len(bands) // max(1, len(nodata)))
-    fills = [(told, float(NEAR if _is_lossy(dataset) else 0))] if nodata else []
+    fills = [(told, float(NEAR if is_lossy(dataset) else 0))] if nodata else []
     flags = [flag for band in bands for flag in dataset.mask_flag_enums[band - 1]]
     has_tag = MaskFlags.nodata in flags
     by_file = not all(MaskFlags.all_valid in kinds for kinds in dataset.mask_flag_enums)
@@ -162,12 +164,13 @@ def find_collar(dataset: DatasetReader, path: Path, bands: tuple[int, ...], rule
     most = COLLAR_READ // max(block_rows * block_cols, COLLAR_PIXELS * width if block_cols == width else 1)
     if rule.by_file or rule.alpha is not None or min(height, width) < 4 * COLLAR_PIXELS or most < 9:
         return None
-    rows = (0.0, 0.5, 1.0) if is_tiff(path) or dataset.driver.startswith("JP2") else (0.0,)  # others read from the top
+    from_top = not (is_tiff(path) or dataset.driver.startswith("JP2")) and height * width > COLLAR_WHOLE
+    rows = (0.0,) if from_top else (0.0, 0.5, 1.0)
     try:
         with raster_errors(path, "its border"):
             spots = [(down, across) for down in rows for across in (0.0, 0.5, 1.0) if (down, across) != (0.5, 0.5)]
             corners = [_look(dataset, bands, *spot, COLLAR_PIXELS) for spot in spots]
-            flat = _is_lossy(dataset)  # calm water comes out of such a codec in one colour, but not in black or white
+            flat = is_lossy(dataset)  # calm water comes out of such a codec in one colour, but not in black or white
             for colour in dict.fromkeys(map(_one_colour, corners)):
                 if colour is None or any(_is_near(colour, *fill) for fill in rule.fills):
                     continue
@@ -196,7 +199,7 @@ def _is_colour(values: NDArray[Any], colour: Colour, tolerance: float) -> NDArra
     return found
 
 
-def _is_lossy(dataset: DatasetReader) -> bool:
+def is_lossy(dataset: DatasetReader) -> bool:
     """Return whether the codec changes values, as far as the file says."""
     structure = dataset.tags(ns="IMAGE_STRUCTURE")
     if dataset.driver.startswith("JP2"):
@@ -229,7 +232,7 @@ def _looks_like_data(dataset: DatasetReader, path: Path, band: int) -> bool:
     A feathered or lossy one is alpha all the same: much of it is opaque, and where it is 0 there is one colour.
     """
     alpha = _sampled(dataset, path, [band])[0]
-    lossy, opaque = _is_lossy(dataset), _opaque(alpha)
+    lossy, opaque = is_lossy(dataset), _opaque(alpha)
     slack = ALPHA_RINGING if lossy else 0
     if np.count_nonzero((alpha > slack) & (alpha < opaque - slack)) <= ALPHA_DATA_SHARE * alpha.size:
         return False
@@ -246,7 +249,7 @@ def _opaque_from(dataset: DatasetReader, path: Path, band: int) -> float:
     """Return the least value of an alpha band that means data: 1, or more where a codec has blurred it."""
     alpha = _sampled(dataset, path, [band])[0]
     opaque = float(alpha.max())  # masks of 0 and 1 are made, too
-    between, lossy = alpha[(alpha > 0) & (alpha < opaque)], _is_lossy(dataset)
+    between, lossy = alpha[(alpha > 0) & (alpha < opaque)], is_lossy(dataset)
     if between.size <= (0 if lossy else ALPHA_DATA_SHARE * alpha.size):
         return 1
     end = math.ceil(2 * ALPHA_RINGING / 255 * opaque)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import struct
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +20,11 @@ import shapely
 from pyproj import CRS
 from pyproj.exceptions import CRSError
 
-from aerialseg.errors import BadDataError, NoInputError, one_line
+from aerialseg.errors import BadDataError, one_line
 from aerialseg.files import is_regular, open_regular
 from aerialseg.geo.digest import LAYER_NAME as LAYER
 from aerialseg.geo.digest import content_digest
+from aerialseg.geo.geopackage import require_tables
 from aerialseg.geo.opening import raster_errors, refuse_irregular_beside, refuse_remote
 
 if TYPE_CHECKING:
@@ -72,11 +73,11 @@ class Polygons:
 
     crs: CRS
     shapes: Shapes
-    """Single polygons, all valid, in the file's order."""
+    """Single polygons, all valid, lines and points, in the file's order."""
     features: int
     """As many as the condition holds for."""
     strange: int
-    """Features without a polygon that has a place."""
+    """Features without a geometry that has a place."""
     repaired: int
     columns: tuple[str, ...]
     digest: str
@@ -106,7 +107,8 @@ def read_polygons(path: Path, where: str | None = None, column: str | None = Non
 
     `column` is one whose values are wanted.
 
-    Invalid polygons are repaired, those in collections are taken out; other geometries are left out and counted. Raises
+    Invalid polygons are repaired; collections are taken apart; lines and points are kept, too, since gdal_rasterize
+    burns them; features without a geometry are counted. Raises
     UsageError when the path is not local, NoInputError when nothing is there or may be read, ReadError when the disk
     fails, and BadDataError when the content is of another format, has no CRS, or `where` is no condition on it.
     """
@@ -132,7 +134,7 @@ def read_polygons(path: Path, where: str | None = None, column: str | None = Non
                 f"{name}: --where {one_line(where)}: {one_line(str(error))}; its columns are {named_columns(names)}"
             ) from error
     plain = np.array([*map(_without_patches, geometry), None], dtype=object)[:-1]
-    shapes, owner, repaired = _only_polygons(shapely.from_wkb(plain, on_invalid="fix"))
+    shapes, owner, repaired = _single(shapely.from_wkb(plain, on_invalid="fix"))
     strange, told = len(geometry) - len(np.unique(owner)), None if values is None else values[owner]
     return Polygons(crs, shapes, len(geometry), strange, repaired, tuple(names), digest, told)
 
@@ -150,9 +152,8 @@ def _check_format(path: Path) -> str:
     name = one_line(path)
     with raster_errors(path):
         if not is_regular(path):
-            with suppress(FileNotFoundError):
-                path.stat()  # says so where a folder may not be entered
-            raise NoInputError(f"{name}: no such file")
+            path.stat()  # says what is wrong with the path
+            raise BadDataError(f"{name}: is not a regular file")
         refuse_irregular_beside(path)
         driver = DRIVERS.get(path.suffix.lower())
         if driver is None:
@@ -163,6 +164,8 @@ def _check_format(path: Path) -> str:
         head = head.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")
     if not head.startswith(MAGIC[driver]) or any(word in head for word in REFUSED.get(driver, ())):
         raise BadDataError(f"{name}: the content is not {driver}, which the name promises; expected polygons")
+    if driver == "GPKG":
+        require_tables(path)
     return driver
 
 
@@ -291,20 +294,24 @@ def _without_patches(wkb: bytes | None) -> bytes | None:
     return bytes(plain)
 
 
-def _only_polygons(shapes: Shapes) -> tuple[Shapes, NDArray[np.intp], int]:
-    """Return single polygons, all valid, in the file's order; which feature each is of, how many were repaired."""
+def _single(shapes: Shapes) -> tuple[Shapes, NDArray[np.intp], int]:
+    """Return single polygons, all valid, lines and points, in the file's order.
+
+    And which feature each is of, and how many were repaired.
+    """
     owner = np.arange(len(shapes))
     while (nested := shapely.get_type_id(shapes) == COLLECTION).any():
         parts, index = shapely.get_parts(shapes[nested], return_index=True)
         owner = np.concatenate([owner[~nested], owner[nested][index]])
         order = np.argsort(owner, kind="stable")
         shapes, owner = np.concatenate([shapes[~nested], parts])[order], owner[order]
-    polygonal = np.isin(shapely.get_type_id(shapes), (POLYGON, POLYGON + 3)) & ~shapely.is_empty(shapes)
-    polygonal &= np.isfinite(shapely.bounds(shapes)).all(axis=-1)
-    kept, owner = shapes[polygonal], owner[polygonal]
-    broken = ~shapely.is_valid(kept)
+    usable = ~shapely.is_empty(shapes) & np.isfinite(shapely.bounds(shapes)).all(axis=-1)
+    kept, owner = shapes[usable], owner[usable]
+    polygonal = shapely.get_dimensions(kept) == 2
+    broken = polygonal & ~shapely.is_valid(kept)
     kept[broken] = shapely.make_valid(kept[broken])
     kept, index = shapely.get_parts(kept, return_index=True)
     parts, again = shapely.get_parts(kept, return_index=True)  # a repaired polygon may be a collection of collections
-    single = shapely.get_type_id(parts) == POLYGON
-    return parts[single], owner[index[again]][single], int(np.count_nonzero(broken))
+    index = index[again]
+    single = ~polygonal[index] | (shapely.get_dimensions(parts) == 2)
+    return parts[single], owner[index][single], int(np.count_nonzero(broken))

@@ -16,7 +16,7 @@ from pyproj import CRS
 from pyproj.exceptions import ProjError
 from rasterio.features import rasterize
 
-from aerialseg.errors import BadDataError, one_line
+from aerialseg.errors import BadDataError, counted, folded, one_line
 from aerialseg.geo.datum import datum_note, transformer_between
 from aerialseg.geo.opening import without_warnings
 from aerialseg.geo.vector_files import named_columns, read_polygons, split_layer
@@ -38,6 +38,8 @@ MARGIN = 0.05
 """The share of a raster's extent by which the ground around it is larger, in the CRS of a layer."""
 REACH = 1.0
 """Polygons that reach farther than this many extents are cut there before they are moved."""
+THIN = {1: "line", 0: "point"}
+"""What is burned beside polygons, by dimension."""
 POINTS = 21
 """A side of the raster is followed into another CRS by so many points."""
 
@@ -73,7 +75,7 @@ class VectorLayer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Overlay:
-    """Polygons in the pixel coordinates of one raster."""
+    """Polygons, perhaps lines and points among them, in the pixel coordinates of one raster."""
 
     shapes: Shapes
     tree: shapely.STRtree
@@ -83,7 +85,10 @@ class Overlay:
     """Those whose hulls come near the raster: no other can change what is burned."""
 
     def burn(self, window: Window) -> NDArray[np.bool_]:
-        """Return (rows, cols): True where a pixel's centre lies in a polygon; the window may run over the raster."""
+        """Return (rows, cols): True where a pixel's centre lies in a polygon, or on the way of a line or point.
+
+        The window may run over the raster.
+        """
         (top, bottom), (left, right) = window.toranges()
         found = self.shapes[np.sort(self.tree.query(shapely.box(left, top, right, bottom)))]
         if not len(found):
@@ -128,7 +133,8 @@ def read_layers(
     found = [read_polygons(path, where, column) for path in paths]
     empty = [path for path, content in zip(paths, found, strict=True) if not len(content.shapes)]
     condition = f" where {one_line(where)}" if where else ""
-    if paths and len(empty) == len(paths) and not empty_ok:
+    dimensions = [shapely.get_dimensions(content.shapes) for content in found]
+    if paths and not any((kind == 2).any() for kind in dimensions) and not empty_ok:
         columns = "" if where is None else f"; its columns are {named_columns(found[0].columns)}"
         what = f"{named(paths)}: holds no polygon{condition}; at least one was expected{columns}"
         raise BadDataError(what if len(paths) == 1 else what.replace("holds", "hold").replace("its", "the first's"))
@@ -160,11 +166,16 @@ def read_layers(
 
 
 def _what_is_odd(paths: Sequence[Path], found: Sequence[Polygons]) -> list[str]:
-    """Return a line on what was left out and one on what was repaired, over all files."""
+    """Return lines on what was left out, what was repaired and what are no polygons, over all files."""
     strange, repaired = sum(content.strange for content in found), sum(content.repaired for content in found)
     features = sum(content.features for content in found)
-    lines = [f"{named(paths)}: {strange} of {features} features are no polygons; left out"] if strange else []
-    return lines + ([f"{named(paths)}: {repaired} invalid polygons were repaired"] if repaired else [])
+    kinds = [shapely.get_dimensions(content.shapes) for content in found]
+    counts = [(noun, sum(int(np.count_nonzero(kind == number)) for kind in kinds)) for number, noun in THIN.items()]
+    thin = " and ".join(counted(count, noun) for noun, count in counts if count)
+    lines = [f"{named(paths)}: {strange} of {features} features have no geometry; left out"] if strange else []
+    lines += [f"{named(paths)}: {repaired} invalid polygons were repaired"] if repaired else []
+    burned = f"{thin} among the polygons; the pixels they lie in are taken, as gdal_rasterize takes them"
+    return lines + ([f"{named(paths)}: {burned}"] if thin else [])
 
 
 def overlay(layers: Iterable[VectorLayer], box: GeoBox) -> Overlay:
@@ -199,6 +210,15 @@ def overlay(layers: Iterable[VectorLayer], box: GeoBox) -> Overlay:
     return Overlay(found, shapely.STRtree(found), covered, frozenset(files))
 
 
+def require_place(name: str, box: GeoBox, files: Sequence[Path]) -> None:
+    """Raise BadDataError, about the raster `name`, when vector files are to be laid on it and it has no place."""
+    if not files or box.georeferenced:
+        return
+    lacks = "transform" if box.crs is not None else "CRS" if box.transform != Affine.identity() else "CRS and transform"
+    way = "gdal_edit.py -a_srs EPSG:..." if lacks == "CRS" else "add its world file, or gdal_translate -a_srs -a_ullr"
+    raise BadDataError(f"{name}: has no {lacks}, so {named(files)} cannot be laid on it: {way}")
+
+
 def overlay_by_value(layer: VectorLayer, values: NDArray[Any], box: GeoBox) -> dict[Any, shapely.Geometry]:
     """Return the ground of each value of a layer's shapes that meets the raster, in pixel coordinates.
 
@@ -209,7 +229,7 @@ def overlay_by_value(layer: VectorLayer, values: NDArray[Any], box: GeoBox) -> d
     if not len(near.shapes):
         return found
     for value in np.unique(values[~np.isnat(values)]):
-        shapes = layer.shapes[values == value]
+        shapes = layer.shapes[(values == value) & (shapely.get_dimensions(layer.shapes) == 2)]
         placed = overlay([replace(layer, shapes=shapes, tree=shapely.STRtree(shapes))], box).shapes
         if len(placed):
             found[value] = shapely.union_all(placed)
@@ -220,7 +240,7 @@ def datum_notes(layers: Iterable[VectorLayer], boxes: Iterable[GeoBox]) -> list[
     """Say of each layer whose way to some raster is worse than a pixel for want of a grid; the first such raster's."""
     rasters = list(boxes)
     notes = ((datum_note(layer.name, box, layer.crs) for box in rasters) for layer in layers)
-    return [line for line in (next(filter(None, found), None) for found in notes) if line is not None]
+    return folded(line for line in (next(filter(None, found), None) for found in notes) if line is not None)
 
 
 def places(layers: Iterable[VectorLayer], boxes: Iterable[GeoBox]) -> str:
@@ -286,15 +306,21 @@ def _placed(shapes: Shapes, around: shapely.MultiPolygon, to_crs: Transformer, g
     far = ~shapely.within(shapes, wide)
     if far.any():
         with np.errstate(all="ignore"):  # corners out of all bounds
-            cut = shapely.get_parts(shapely.intersection(shapes[far], wide))
-        shapes = np.concatenate([shapes[~far], cut[shapely.get_dimensions(cut) == 2]])
+            cut = _cut(shapes[far], wide)
+        shapes = np.concatenate([shapes[~far], cut])
     moved = _moved(shapes, to_crs, grid)
     lost = ~np.isfinite(shapely.bounds(moved)).all(axis=-1)
     if lost.any():
-        cut = shapely.get_parts(shapely.intersection(shapes[lost], around))
-        again = _moved(cut[shapely.get_dimensions(cut) == 2], to_crs, grid)
+        again = _moved(_cut(shapes[lost], around), to_crs, grid)
         moved = np.concatenate([moved[~lost], again[np.isfinite(shapely.bounds(again)).all(axis=-1)]])
     return moved
+
+
+def _cut(shapes: Shapes, around: shapely.Geometry) -> Shapes:
+    """Return the parts of shapes that lie in an area, polygons of polygons and lines of lines."""
+    parts, index = shapely.get_parts(shapely.intersection(shapes, around), return_index=True)
+    same: Shapes = parts[shapely.get_dimensions(parts) == shapely.get_dimensions(shapes)[index]]
+    return same
 
 
 def _grown(bounds: tuple[float, float, float, float], by: float) -> tuple[float, float, float, float]:

@@ -25,7 +25,7 @@ from xml.sax.saxutils import escape
 from aerialseg.counts import NODATA
 from aerialseg.errors import AerialsegError, BadDataError, NoInputError, UsageError, one_line
 from aerialseg.files import PLACEHOLDER, is_regular, open_regular, resolved
-from aerialseg.geo.geobox import GeoBox
+from aerialseg.geo.geobox import GeoBox, by_horizontal, heights_notes
 from aerialseg.geo.opening import open_raster, refuse_remote
 from aerialseg.geo.project import crs_code
 from aerialseg.geo.styles import MASK_CLASSES
@@ -352,7 +352,7 @@ def _content_of(root: Element) -> str:
 
 def _groups(parts: Sequence[MosaicPart], say: Callable[[str], None]) -> list[list[MosaicPart]]:
     """Return the parts by CRS, without those that do not fit the most common pixel of their CRS."""
-    by_crs: list[list[MosaicPart]] = []
+    placed: list[MosaicPart] = []
     for part in parts:
         box = part.box
         if not box.georeferenced or not box.usable or box.crs is None:
@@ -360,12 +360,12 @@ def _groups(parts: Sequence[MosaicPart], say: Callable[[str], None]) -> list[lis
         elif box.transform.b or box.transform.d:
             say(f"{one_line(part.path)}: is rotated and is not in the mosaic")
         else:
-            members = next((group for group in by_crs if group[0].box.crs == box.crs), None)
-            if members is None:
-                by_crs.append(members := [])
-            members.append(part)
+            placed.append(part)
     groups = []
-    for members in by_crs:
+    for places in by_horizontal(part.box.crs for part in placed):
+        members = [placed[place] for place in places]
+        for note in heights_notes([(one_line(part.path), part.box.crs) for part in members]):
+            say(note)
         pixels: dict[tuple[float, float, float], int] = {}
         for part in members:
             pixels[part.pixel] = pixels.get(part.pixel, 0) + part.box.height * part.box.width

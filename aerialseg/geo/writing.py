@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 COG_BLOCK = 512
 PLAIN_ROWS = 16
 """Rows that lie together in the temporary file; GDAL holds some 64 MB of them while it copies blocks."""
+COG_BYTES, PLAIN_BYTES = 0.1, 4 / 3
+"""Disk that a pixel of a mask takes, compressed and with overviews, and before that in the plain file."""
 ROWS = 512
 """An even number of rows that are looked at together, and a whole number of blocks of overviews."""
 SHARE_BLOCK = 8

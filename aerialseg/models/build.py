@@ -143,6 +143,11 @@ def count_network(network: nn.Module, bands: int, size: int) -> tuple[int, int]:
     return sum(parameter.numel() for parameter in parameters), int(counter.get_total_flops()) // 2
 
 
+def tensor_bytes(module: nn.Module) -> int:
+    """Return how many bytes a module's tensors take, in memory and in a file."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
+
+
 def outline(spec: ModelSpec, device: str = "meta") -> nn.Module:
     """Build the network without pretrained weights; on torch's meta device it has shapes only: no memory, no time."""
     _check_spec(spec)

@@ -29,7 +29,13 @@ OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
 CPU_BF16 = frozenset({"avx512_bf16", "amx_bf16"})
 BF16_CAPABILITY = (8, 0)
 CPU_INSTEAD = "or say --device cpu"
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "_STATUS_ALLOC_FAILED")
+OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "_STATUS_ALLOC_FAILED",
+    "create a primitive",
+)
 COMPILER_NEEDS = {
     "No working C++ compiler": "there is no C++ compiler; torch looks for g++ or $CXX",
     "Python.h": "Python's header files are missing (Debian: python3-dev)",
@@ -316,14 +322,14 @@ def find_card(root: Path = Path("/"), smi: str = "nvidia-smi") -> Gpu | None:
 
 def read_cpu_flags(cpuinfo: Path) -> frozenset[str]:
     """Return the feature flags of the first processor that `cpuinfo` lists."""
-    text = cpuinfo.read_text(errors="replace") if cpuinfo.is_file() else ""
+    text = cpuinfo.read_text(errors="replace") if is_regular(cpuinfo) else ""
     found = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
     return frozenset(found.group(1).split()) if found else frozenset()
 
 
 def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """Return the processor's name as the system gives it."""
-    text = cpuinfo.read_text(errors="replace") if cpuinfo.is_file() else ""
+    text = cpuinfo.read_text(errors="replace") if is_regular(cpuinfo) else ""
     found = re.search(r"^model name\s*:\s*(.*)$", text, re.MULTILINE)
     return found.group(1).strip() if found else platform.processor() or platform.machine()
 

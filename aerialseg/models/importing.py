@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from aerialseg.counts import GSD_RANGE
 from aerialseg.errors import ModelError, NoInputError, OutputError, UsageError, first_line, one_line
-from aerialseg.files import exists, is_folder, is_regular, refuse_input_as_output, sha256_of
+from aerialseg.files import exists, is_folder, is_regular, refuse_input_as_output, require_space, sha256_of
 from aerialseg.models.package import MAX_OVERLAP, MAX_TILE_SIZE, ModelCard, save_model
 from aerialseg.models.presets import NVIDIA
 
@@ -96,7 +96,7 @@ def import_model(
     weights, ModelError when tensors are missing, left over, of another shape or not finite, OutputError when `out`
     exists.
     """
-    from aerialseg.models.build import Segmenter, build_network, check_network
+    from aerialseg.models.build import Segmenter, build_network, check_network, tensor_bytes
     from aerialseg.models.presets import licence_of
     from aerialseg.models.weights import read_tensors
 
@@ -110,6 +110,7 @@ def import_model(
         raise OutputError(f"{one_line(out)}: exists; give another file with -o, or --overwrite")
     check_network(spec, habits.tile_size)
     network = build_network(spec)
+    require_space(out.parent, tensor_bytes(network))
     notes = _fill(network, read_tensors(weights), weights, spec)
     card = ModelCard(
         preset=spec.preset,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from aerialseg.counts import GSD_RANGE
 from aerialseg.errors import ConfigError, Diverged, ModelError, NoInputError, one_line
 from aerialseg.files import is_folder, is_regular, write_bytes
-from aerialseg.models.presets import NVIDIA, ModelSpec
+from aerialseg.models.presets import NVIDIA, SIZE_MULTIPLE, ModelSpec
 from aerialseg.values import from_values, parse_json, to_values
 
 if TYPE_CHECKING:
@@ -34,6 +33,8 @@ MAX_OVERLAP = 0.75
 """As for windows of predict: above, the work grows without end."""
 LEAST, MOST = 1e-6, 1e6
 """How small and how large a standard deviation or a temperature is in any use; the network counts in float32."""
+MOST_SCALE = 1e30
+"""Beyond any value of a pixel, and well within float32."""
 MAX_HEADER_BYTES = 100_000_000  # the safetensors specification's own limit
 AGAIN = "copy it again, or train the model again"
 PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"(dp", b"}q", b"cos\n")
@@ -95,8 +96,8 @@ class ModelCard:
                 f"band_indexes are {self.band_indexes}, expected {self.bands} from 1 on",
             ),
             (
-                self.scale is None or (all(map(math.isfinite, self.scale)) and self.scale[0] < self.scale[1]),
-                f"scale is {self.scale}, expected two numbers of which the first is lower",
+                self.scale is None or -MOST_SCALE <= self.scale[0] < self.scale[1] <= MOST_SCALE,
+                f"scale is {self.scale}, expected two numbers of pixels of which the first is lower",
             ),
             (
                 self.gsd_m is None or GSD_RANGE[0] <= self.gsd_m <= GSD_RANGE[1],
@@ -160,7 +161,7 @@ class ModelFile:
         from safetensors import SafetensorError
         from safetensors.torch import load
 
-        from aerialseg.models.build import Segmenter, build_network, no_larger_than, outline
+        from aerialseg.models.build import Segmenter, build_network, check_network, no_larger_than, outline
 
         name, card, spec = one_line(self.path), self.card, spec_of(self.card)
         try:
@@ -168,6 +169,8 @@ class ModelFile:
             with no_larger_than(tensors.values()):  # shapes only: what is larger than its tensors is never built
                 outlined = outline(spec)
             _check_tensors(self.path, Segmenter(outlined, card.mean, card.std).state_dict(), tensors, card)
+            if card.tile_size % SIZE_MULTIPLE:
+                check_network(spec, card.tile_size)
             segmenter = Segmenter(build_network(spec), card.mean, card.std)
         except SafetensorError as error:
             raise ModelError(f"{name}: its tensors are damaged: {one_line(str(error))}; {AGAIN}") from error

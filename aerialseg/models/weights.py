@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 HUB_TIMEOUT_S = 10.0
+KNOCK = "/timm/resnet18.a1_in1k/resolve/main/config.json"
+"""A place like those that weights come from: some networks let pass the hub's first page alone."""
 PERMISSIVE = frozenset({"apache-2.0", "mit", "bsd-3-clause", "bsd-2-clause", "cc-by-4.0", "isc"})
 NESTED = ("state_dict", "model_state_dict", "model", "model_state")
 """Where programs keep the weights inside a checkpoint."""
@@ -55,13 +57,13 @@ def check_licence(encoder: str) -> None:
 def downloading(encoder: str) -> Iterator[None]:
     """Turn what smp, timm and the hub raise while weights are fetched into our errors.
 
-    The hub's client repeats a failing request for 46 s (measured); so the hub is knocked at first, and when it does not
-    answer only what was downloaded before is used.
+    The hub's client repeats a failing request for 23 s, and for minutes where nothing comes (measured); so the hub is
+    knocked at first, and when it does not answer only what was downloaded before is used.
     """
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or not hub_answers(constants.ENDPOINT, HUB_TIMEOUT_S)
+    constants.HF_HUB_OFFLINE = before or not hub_answers(constants.ENDPOINT + KNOCK, HUB_TIMEOUT_S)
     try:
         yield
     except AerialsegError:
@@ -71,14 +73,19 @@ def downloading(encoder: str) -> Iterator[None]:
             raise ConfigError(
                 f"encoder {encoder}: there are no usable imagenet weights ({first_line(error)}); {INSTEAD}"
             ) from error
-        reach = f"{constants.ENDPOINT} cannot be reached" if constants.HF_HUB_OFFLINE else first_line(error)
-        raise NoInputError(f"encoder {encoder}: imagenet weights cannot be downloaded: {reach}; {INSTEAD}") from error
+        why = f"cannot be downloaded: {first_line(error)}"
+        if constants.HF_HUB_OFFLINE:
+            reason = "HF_HUB_OFFLINE is set" if before else f"{constants.ENDPOINT} cannot be reached"
+            why = (
+                f"are not in HF_HOME, {one_line(constants.HF_HOME)}, and {reason}; copy it from a machine that has them"
+            )
+        raise NoInputError(f"encoder {encoder}: imagenet weights {why}; or {INSTEAD}") from error
     finally:
         constants.HF_HUB_OFFLINE = before
 
 
 def hub_answers(address: str, timeout_s: float) -> bool:
-    """Return whether anything at `address` answers in time; any answer counts, also a refusal."""
+    """Return whether anything at `address` answers in time; a refusal counts, a proxy that reaches nothing does not."""
     answered: list[bool] = []
     knock = threading.Thread(target=lambda: answered.append(_knock(address, timeout_s)), daemon=True)
     knock.start()
@@ -177,8 +184,8 @@ def _knock(address: str, timeout_s: float) -> bool:
     try:
         with urllib.request.urlopen(address, timeout=timeout_s):
             return True
-    except urllib.error.HTTPError:
-        return True
+    except urllib.error.HTTPError as error:
+        return error.code < 500
     except urllib.error.URLError as error:
         return isinstance(error.reason, ssl.SSLError)  # the client may know certificates that Python does not
     except (OSError, ValueError):

@@ -11,13 +11,15 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from aerialseg.errors import AerialsegError, BadDataError, OutputError, Stopped, UsageError, one_line
-from aerialseg.files import output_error, resolved, sha256_of
+from aerialseg.files import exists, output_error, resolved, sha256_of
 from aerialseg.geo.digest import content_digest, seen, what_changed
 from aerialseg.geo.geobox import gsd_differs
 from aerialseg.geo.inspection import BandRule, inspect_scene
 from aerialseg.geo.outputs import FORMER_FOLDERS, MASK, Output
 from aerialseg.geo.ownership import check_overwrite, mark_of, owner_of, read_tags
+from aerialseg.geo.polygons.formats import polygon_bytes
 from aerialseg.geo.styles import write_mask_sidecars
+from aerialseg.geo.writing import COG_BYTES, PLAIN_BYTES
 from aerialseg.prediction.lattice import place_scenes
 from aerialseg.prediction.outputs import COUNTS, SceneFiles, counts_in, done_key, state_of, with_side_files
 from aerialseg.prediction.report import SceneResult
@@ -36,10 +38,8 @@ if TYPE_CHECKING:
     from aerialseg.prediction.options import PredictOptions, Shard
     from aerialseg.progress import Progress
 
-MASK_BYTES, MEASURE_BYTES = 0.1, 1.2
-"""Disk a pixel takes, compressed and with overviews; the pixels of buildings rarely need half of it."""
-PLAIN_BYTES = 4 / 3
-"""The same uncompressed, before it becomes a COG."""
+MEASURE_BYTES = 1.2
+"""Disk that a pixel of a probability takes, compressed and with overviews."""
 FINISHERS = 4
 """Scenes whose files are finished side by side beside a GPU, which runs one in less time than its COG takes."""
 REPORT = "report.json"
@@ -246,9 +246,12 @@ def disk_bytes(options: PredictOptions, pixels: Sequence[int], device: str) -> i
 
     That is their outputs and, of the largest scene, the strips of those in the works and their plain copies.
     """
-    finished = (MASK_BYTES + MEASURE_BYTES * (len(options.outputs) - 1)) * sum(pixels)
+    finished = (COG_BYTES + MEASURE_BYTES * (len(options.outputs) - 1)) * sum(pixels)
+    polygons = polygon_bytes(".gpkg", sum(pixels)) if options.polygons else 0
     finishing = min(finishers(device), max(1, len(pixels) - 1))
-    return int(finished + (options.planes + finishing * (options.planes + PLAIN_BYTES)) * max(pixels, default=0))
+    return int(
+        finished + polygons + (options.planes + finishing * (options.planes + PLAIN_BYTES)) * max(pixels, default=0)
+    )
 
 
 def done_before(run: Run, job: SceneJob) -> SceneResult | None:
@@ -293,10 +296,10 @@ def refuse_edited(edited: Sequence[Path], *, overwrite: bool) -> None:
 
 def _find_output(out: Path, output: Output, path: Path) -> Path:
     """Return the path, or that which an earlier version gave the same raster when only that one is there."""
-    if output.folder not in FORMER_FOLDERS or path.exists():
+    if output.folder not in FORMER_FOLDERS or exists(path):
         return path
     former = out / FORMER_FOLDERS[output.folder] / path.relative_to(out / output.folder)
-    return former if former.exists() else path
+    return former if exists(former) else path
 
 
 def every_output(files: Mapping[str, SceneFiles], out: Path) -> list[Path]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aerialseg.errors import NoInputError, one_line
-from aerialseg.files import is_folder
+from aerialseg.files import free_space, size_line
 from aerialseg.models.package import read_model
 from aerialseg.prediction.bands import share_out
 from aerialseg.prediction.checks import Run, check_scenes, disk_bytes
@@ -70,7 +69,7 @@ class Estimate:
             ["network", f"{self.device}, {self.precision}, {self.seconds_per_window * 1000:,.1f} ms a window"],
             ["time", f"{hours}:{rest // 60:02}:{rest % 60:02}, when nothing was done before"],
             ["memory", f"{self.memory_bytes / 1e6:,.0f} MB beside the network"],
-            ["disk", f"{self.disk_bytes / 1e6:,.0f} MB at most, {self.free_bytes / 1e6:,.0f} MB free"],
+            ["disk", f"{size_line(self.disk_bytes)} at most, {size_line(self.free_bytes)} free"],
         ]
 
     def to_json(self) -> dict[str, Any]:
@@ -99,6 +98,9 @@ def estimate(
     check_window(run.card, run.window)
     found, failures = check_scenes(run, scenes)
     if not found:
+        for failure in failures.values():
+            progress.say(f"error: {failure}")
+        progress.finish()
         raise NoInputError(f"no scene can be predicted; first: {next(iter(failures.values()))}")
     share = share_out(found, run.window, run.overlap, options.shard)
     placements = [found[path] for path in share.bands]
@@ -110,7 +112,6 @@ def estimate(
     )
     each = time_windows(forward, bands, progress)
     pixels = [placement.source.box.height * placement.source.box.width for placement in placements]
-    disk = next(place for place in (out, *out.absolute().parents) if is_folder(place))
     return Estimate(
         scenes=len(placements),
         mpx=sum(pixels) / 1e6,
@@ -124,7 +125,7 @@ def estimate(
         seconds=windows * each,
         memory_bytes=max((peak_bytes(placement, settings, bands) for placement in placements), default=0),
         disk_bytes=disk_bytes(options, pixels, settings.device.type),
-        free_bytes=shutil.disk_usage(disk).free,
+        free_bytes=free_space(out),
         failures=tuple(one_line(str(error)) for error in failures.values()),
     )
 

@@ -6,6 +6,7 @@ may have been moved. A scene that is gone or cannot be read is drawn grey. Equal
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -14,11 +15,12 @@ from urllib.parse import unquote
 
 from aerialseg.drawing import frame, read_small, save_png, sheet, thumbnail
 from aerialseg.errors import BadDataError, NoInputError, UsageError, one_line
-from aerialseg.files import is_regular, locked, prepare_output_folder, refuse_input_as_output, sweep
+from aerialseg.files import is_regular, locked, prepare_output_folder, refuse_input_as_output, require_space, sweep
 from aerialseg.geo.digest import seen, what_changed
 from aerialseg.geo.opening import open_raster
 from aerialseg.geo.outputs import is_of_another_run, item_path, left_out_note
 from aerialseg.geo.ownership import check_overwrite
+from aerialseg.geo.resampling import small_shape
 from aerialseg.prediction.checks import REPORT
 from aerialseg.progress import Silent
 from aerialseg.values import read_json
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from aerialseg.progress import Progress
 
 SHEET = "contact-sheet.png"
+PIXEL_BYTES, THUMBNAIL_BYTES = 3, 1_000_000
+"""Disk that a pixel of a picture takes at most, and a scene on the contact sheet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,10 @@ def write_previews(
         sweep(folder)
         for path in (*targets.values(), contact):
             check_overwrite(path, "preview", overwrite=overwrite)
-        progress.start("preview", sum(map(_mpx, found)), "Mpx")
+        grids = [_shape(item) for item in found]
+        pixels = sum(math.prod(small_shape(rows, cols, size)) * panels for rows, cols, panels in grids)
+        require_space(folder, PIXEL_BYTES * pixels + THUMBNAIL_BYTES * len(found))
+        progress.start("preview", sum(map(math.prod, grids)) / 1e6, "Mpx")
         thumbnails = []
         for item in found:
             name, looks = one_line(item.name), seen(item.files)
@@ -131,7 +138,7 @@ def _scene_of(out: Path, name: str, entry: dict[str, Any]) -> Path:
     return image
 
 
-def _mpx(item: Predicted) -> float:
+def _shape(item: Predicted) -> tuple[int, int, int]:
+    """Return a mask's height and width, and how many panels its picture has."""
     with open_raster(item.mask) as mask:
-        pixels: float = mask.height * mask.width / 1e6
-    return pixels * (3 if item.probability is not None else 2)
+        return mask.height, mask.width, 3 if item.probability is not None else 2

@@ -13,7 +13,7 @@ from affine import Affine
 from rasterio.crs import CRS
 
 from aerialseg.errors import OutputError, UsageError, one_line
-from aerialseg.files import prepare_output_folder
+from aerialseg.files import prepare_output_folder, require_space
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.ownership import SAMPLE_TAG, check_overwrite, mark_of
 from aerialseg.geo.writing import write_geotiff
@@ -38,6 +38,8 @@ SPACING_M = 1800.0
 ORDER = (6, 1, 7, 8, 2, 9, 10, 3, 11, 12, 4, 13, 14, 5, *range(15, 37))
 """Scene numbers in the order of drawing: Inria's rule validates 1 to 5 and trains on the rest."""
 MOST = 2 * len(ORDER)
+SCENE_BYTES = 3.1
+"""Disk that a pixel of a scene and its mask takes at most."""
 VERSION = 1
 """The TIFF tag that says what a file was drawn as, and the version of the drawing, which changes with its pixels."""
 
@@ -161,6 +163,7 @@ def write_sample(
                 )
         if found != [mark, mark]:
             todo.append((city, number, mark))
+    require_space(out, SCENE_BYTES * size * size * len(todo))
     progress.start("draw", len(todo), "scene")
     for city, number, mark in todo:
         picture, building = draw_scene(seed, city, size, number)

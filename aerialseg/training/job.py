@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,9 +16,9 @@ from lightning.fabric.strategies import DDPStrategy
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 
-from aerialseg.errors import ConfigError
+from aerialseg.errors import ConfigError, ResourceError, one_line
 from aerialseg.files import usable_processors
-from aerialseg.models.device import pick_precision
+from aerialseg.models.device import is_out_of_memory, pick_precision
 from aerialseg.models.presets import SIZE_MULTIPLE
 from aerialseg.progress import Progress, Silent
 from aerialseg.training.batches import BatchLayout, stream_batches
@@ -27,10 +28,11 @@ from aerialseg.training.optimizer import build_optimizer
 from aerialseg.training.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from aerialseg.config import TrainConfig
+    from aerialseg.config.sections import ScheduleSection
     from aerialseg.geo.tiles.tileset import TileRecord, TileSet
     from aerialseg.models.build import Segmenter
     from aerialseg.models.package import ModelCard
@@ -96,11 +98,28 @@ class TrainJob:
 
         Every process gets as many batches; the last one may be empty.
         """
-        side, section, ranks = self.reader.validation_side, self.config.data, self.ranks
-        size = min(len(self.validation), max(1, section.batch // ranks.world * section.crop**2 // side**2))
+        size, ranks = self._validation_size, self.ranks
         starts = range(ranks.rank * size, len(self.validation) + ranks.rank * size, ranks.world * size)
         groups = [self.validation[first : first + size] for first in starts]
-        return self._stream(groups, self.reader.whole, self._layout(size, side))
+        return self._stream(groups, self.reader.whole, self._layout(size, self.reader.validation_side))
+
+    @property
+    def count_of_validation_batches(self) -> int:
+        """How many batches each process validates."""
+        return math.ceil(len(self.validation) / (self._validation_size * self.ranks.world)) if self.validation else 0
+
+    @property
+    def _validation_size(self) -> int:
+        """How many validation tiles a process scores at once."""
+        side, section = self.reader.validation_side, self.config.data
+        return min(len(self.validation), max(1, section.batch // self.ranks.world * section.crop**2 // side**2))
+
+    def with_schedule(self, schedule: ScheduleSection) -> TrainJob:
+        """Return the job with another schedule of a known length, also in the card of the model to come."""
+        config = self.config.model_copy(update={"schedule": schedule})
+        steps = schedule.steps_per_epoch * config.optimizer.accumulate
+        card = replace(self.card, training={**self.card.training, "config": config.model_dump()})
+        return replace(self, config=config, sampler=replace(self.sampler, steps_per_epoch=steps), card=card)
 
     def _stream(
         self, groups: Iterable[Sequence[Item]], read: Callable[[Item], Arrays], layout: BatchLayout
@@ -207,3 +226,21 @@ def enable_gradient_checkpointing(model: Segmenter) -> None:
             " data.batch with a larger optimizer.accumulate, or a transformer"
         )
     able[0].set_grad_checkpointing(True)
+
+
+@contextmanager
+def advice_on_memory(job: TrainJob) -> Iterator[None]:
+    """Turn memory that does not suffice into advice, for a smaller batch is another training."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        section, world, parts = job.config.data, job.ranks.world, job.config.optimizer.accumulate
+        share, smaller = section.batch // world, "a smaller data.crop"
+        if share > 1:
+            smaller = f"--set data.batch={share // 2 * world} --set optimizer.accumulate={2 * parts}"
+        raise ResourceError(
+            f"{one_line(job.run)}: {job.fabric.device} has too little memory for {share} crops of {section.crop} px"
+            f" with {job.card.preset}; start again with {smaller}, or a smaller network"
+        ) from error

@@ -11,32 +11,42 @@ one division at the end.
 
 from __future__ import annotations
 
+import copy
 import math
 import time
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from aerialseg.counts import QUANTA, ScoreHistogram
-from aerialseg.errors import Diverged, ResourceError, Stopped, one_line
+from aerialseg.errors import Diverged, Stopped, counted, one_line
+from aerialseg.files import require_space
 from aerialseg.geo.tiles.tileset import load_tileset
-from aerialseg.models.device import is_out_of_memory, pick_device
+from aerialseg.models.device import pick_device
 from aerialseg.models.package import FILE_NAME, save_model
 from aerialseg.progress import Progress, Silent
 from aerialseg.training.batches import open_readers
 from aerialseg.training.history import SCORES, EpochRecord, draw_curves, write_metrics
-from aerialseg.training.job import build_job, reading_threads
+from aerialseg.training.job import advice_on_memory, build_job, reading_threads
 from aerialseg.training.logs import check_loggers, open_loggers
 from aerialseg.training.losses import IGNORE, building_loss, distillation_loss
-from aerialseg.training.optimizer import average_decay, learning_rate, set_learning_rate, update_average
+from aerialseg.training.optimizer import (
+    MOST_EPOCHS,
+    average_decay,
+    fit_schedule,
+    learning_rate,
+    set_learning_rate,
+    update_average,
+)
 from aerialseg.training.ranks import ALONE, Ranks
 from aerialseg.training.report import announce, epoch_line, length_line, report
 from aerialseg.training.run_folder import TrainOptions, begin_run, claimed, open_run, write_start
 from aerialseg.training.start import start_again, start_fresh, start_from_model, with_teacher
-from aerialseg.training.state import TrainState, load_state_dict, save_checkpoint, state_dict
+from aerialseg.training.state import TrainState, disk_bytes, load_state_dict, save_checkpoint, state_dict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -60,6 +70,9 @@ MOST_SKIPPED = 24
 """Steps in a row that float16's loss scaling may leave out; from its first scale of 2^16 that ends at 2^-8."""
 SETTLED_STEPS, TOLD_AFTER_STEPS = 5, 20
 """The first steps are slower than any after them; by those between them the whole training's time is told."""
+MOST_MEASURING = 0.05
+"""Of the time that a training is given, for measuring its pace."""
+MEASURED_BATCHES = 4
 LEAST_SHARE = 1e-12
 """Of labelled pixels, below that of any batch that has one."""
 HIGHEST_THRESHOLD = (QUANTA - 1) / QUANTA
@@ -115,21 +128,25 @@ def train(
             start = _start(checkpoint, tiles, ranks.broadcast(config), options, progress)
             ranks.local_batch(start.config.data.batch)
         with ranks.fail_together():
+            if ranks.first and not (checkpoint and checkpoint["standing"]["finished"]):
+                require_space(run, disk_bytes(run, start.segmenter, averaged=start.config.run.ema > 0))
             ranks.check_alike({"set of tiles": tiles.digest[:12], "kind of device": device.type})
         readers = held.enter_context(open_readers(reading_threads(config.data.threads, ranks.local_world)))
         job = build_job(run, start, device=device, readers=readers, progress=progress, ranks=ranks)
         if checkpoint is not None:
             state = load_state_dict(job, checkpoint)
         else:
+            if options.minutes is not None:
+                job = fit_into(job, 60 * options.minutes, began, progress)
             state = TrainState(threshold=job.config.run.threshold)
             if ranks.first:
                 begin_run(job.run, job.config)
         complete = state.finished
         if not complete:
             if ranks.first:
-                write_start(job, state.taken, options.command)
+                write_start(job, state.taken, options)
             announce(job, state, progress.say)
-            with _advice_on_memory(job):
+            with advice_on_memory(job):
                 fit(job, state, ranks.patient(progress))
     return report(job, state, seconds=time.monotonic() - began, complete=complete)
 
@@ -179,6 +196,48 @@ def fit(job: TrainJob, state: TrainState, progress: Progress) -> None:
             save(job, state)
             advice = f"saved after step {state.taken:,}: the same command with --resume goes on from there"
             raise Stopped(stop.signum, advice) from stop
+
+
+def fit_into(job: TrainJob, seconds: float, began: float, progress: Progress) -> TrainJob:
+    """Return the job with a schedule that ends `seconds` after `began`, by a pace that is measured.
+
+    Some steps are taken without learning, and a few batches validated; then everything is as it was, and the training
+    is the one that a configuration with this schedule gives. All processes take the first one's schedule.
+    """
+    before, ranks = copy.deepcopy(state_dict(job, TrainState())), job.ranks
+    shown = ranks.patient(progress)
+    shown.start("measuring the pace", TOLD_AFTER_STEPS, "step")
+    endless = job.config.schedule.model_copy(update={"epochs": MOST_EPOCHS, "steps_per_epoch": job.steps_per_epoch})
+    with advice_on_memory(job), closing(job.with_schedule(endless).training_batches(0, 0)) as batches:
+        trial, times = TrainState(), [time.monotonic()]
+        job.model.train()
+        while len(times) <= TOLD_AFTER_STEPS:
+            train_step(job, trial, batches, lr=0.0)
+            times.append(time.monotonic())
+            shown.advance()
+            if ranks.broadcast(len(times) > 2 and times[-1] - times[0] > MOST_MEASURING * seconds):
+                break
+    settled = min(SETTLED_STEPS, len(times) // 2)
+    step_s = (times[-1] - times[settled]) / (len(times) - 1 - settled)
+    validation_s = 0.0
+    for batches_taken in (1, MEASURED_BATCHES):  # the first one is slower than any after it
+        started = time.monotonic()
+        with advice_on_memory(job):
+            validate(job, Silent(), batches_taken)
+        most = max(1, job.count_of_validation_batches)
+        validation_s = (time.monotonic() - started) * most / min(most, batches_taken)
+    shown.finish()
+    load_state_dict(job, before)
+
+    with ranks.fail_together():
+        left_s, steps = seconds - (time.monotonic() - began), job.steps_per_epoch
+        schedule = fit_schedule(job.config.schedule, steps, left_s, step_s=step_s, validation_s=validation_s)
+    schedule = ranks.broadcast(schedule)
+    progress.say(
+        f"--minutes {seconds / 60:g}: a step takes {step_s:.2g} s and a validation {validation_s:.2g} s, so"
+        f" {counted(schedule.epochs, 'epoch')} of {counted(schedule.steps_per_epoch, 'step')}"
+    )
+    return job.with_schedule(schedule)
 
 
 def train_step(  # noqa: C901  (all of a step on one screen)
@@ -251,8 +310,8 @@ def save(job: TrainJob, state: TrainState) -> None:
         save_checkpoint(job.run, state_dict(job, state))
 
 
-def validate(job: TrainJob, progress: Progress) -> ScoreHistogram | None:
-    """Score the averaged weights on the cores of the validation tiles; None when there are none."""
+def validate(job: TrainJob, progress: Progress, most: int | None = None) -> ScoreHistogram | None:
+    """Score the averaged weights on the cores of the validation tiles, of `most` batches; None when there are none."""
     if not job.validation:
         return None
     network = job.eval_model.eval()
@@ -265,7 +324,8 @@ def validate(job: TrainJob, progress: Progress) -> ScoreHistogram | None:
 
     progress.start("validation", len(job.validation), "tile")
     with closing(job.validation_batches()) as batches:
-        histogram = score_tiles(predict, batches, device=job.fabric.device, progress=progress, ranks=job.ranks)
+        taken = islice(batches, most)
+        histogram = score_tiles(predict, taken, device=job.fabric.device, progress=progress, ranks=job.ranks)
     progress.finish()
     return histogram
 
@@ -387,21 +447,3 @@ def _start(
     else:
         start = start_fresh(tiles, config, use_unlabelled=use_unlabelled)
     return with_teacher(start, options.teacher, resumed=checkpoint is not None)
-
-
-@contextmanager
-def _advice_on_memory(job: TrainJob) -> Iterator[None]:
-    """Turn memory that does not suffice into advice, for a smaller batch is another training."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        section, world, parts = job.config.data, job.ranks.world, job.config.optimizer.accumulate
-        share, smaller = section.batch // world, "a smaller data.crop"
-        if share > 1:
-            smaller = f"--set data.batch={share // 2 * world} --set optimizer.accumulate={2 * parts}"
-        raise ResourceError(
-            f"{one_line(job.run)}: {job.fabric.device} has too little memory for {share} crops of {section.crop} px"
-            f" with {job.card.preset}; start again with {smaller}, or a smaller network"
-        ) from error

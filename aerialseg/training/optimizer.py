@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from aerialseg.errors import UsageError
+
 if TYPE_CHECKING:
     from aerialseg.config.sections import OptimizerSection, ScheduleSection
 
@@ -17,6 +19,13 @@ WARMUP_SHARE = 0.1
 ONE_CYCLE_SHARE, ONE_CYCLE_START = 0.3, 1 / 25
 POWER = 0.9
 """Of the polynomial: nearly a line, as DeepLab has it (Chen et al., arXiv:1606.00915)."""
+SPARE = 0.05
+"""Of a training's time that no schedule is made for: paces vary."""
+WRITING_S = 1.0
+"""What the checkpoint, the model and the logs of an epoch take, about."""
+LEAST_EPOCHS, BESIDE_SHARE = 10, 0.1
+"""So many validations choose the best epoch, if they take no more than this share of the time."""
+MOST_EPOCHS, MOST_STEPS = 100_000, 10_000_000
 
 
 def build_optimizer(network: nn.Module, section: OptimizerSection) -> torch.optim.AdamW:
@@ -53,6 +62,26 @@ def learning_rate(step: int, total: int, peak: float, schedule: ScheduleSection)
         return peak * (1.0 - low) if one_cycle else peak * (step + 1) / warmup
     done = min(1.0, (step - warmup) / max(1, total - warmup))
     return peak * ((1.0 - done) ** POWER if schedule.shape == "polynomial" else _half_cosine(done))
+
+
+def fit_schedule(
+    schedule: ScheduleSection, steps: int, seconds: float, *, step_s: float, validation_s: float
+) -> ScheduleSection:
+    """Return the schedule with as many epochs of about `steps` steps, each with a validation, as `seconds` allow.
+
+    Where that is a few, epochs are shorter and up to LEAST_EPOCHS, if their validations take little of the time. Raises
+    UsageError when there is none for a step.
+    """
+    seconds, beside_s = seconds * (1.0 - SPARE), validation_s + WRITING_S
+    few = min(schedule.epochs, LEAST_EPOCHS, int(BESIDE_SHARE * seconds / beside_s))
+    epochs = max(1, few, min(int(seconds / (steps * step_s + beside_s)), MOST_EPOCHS))
+    steps = min(int((seconds / epochs - beside_s) / step_s), MOST_STEPS)
+    if steps < 1:
+        raise UsageError(
+            f"--minutes is too short: {max(0.0, seconds):,.0f} s are left for steps of {step_s:.2g} s and a validation"
+            f" of {beside_s:,.0f} s; give more, or take fewer tiles or a smaller data.batch"
+        )
+    return schedule.model_copy(update={"epochs": epochs, "steps_per_epoch": steps})
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -60,9 +60,10 @@ def announce(job: TrainJob, state: TrainState, say: Callable[[str], None]) -> No
     weights = config.model.weights if job.card.training["started_from"] is None else "a model file"
     crops = config.data.batch * config.optimizer.accumulate
     say(
-        f"training {job.card.preset} (weights: {weights}) on {device}, {job.precision}: {config.schedule.epochs} epochs"
-        f" of {job.steps_per_epoch} steps of {crops} crops of {config.data.crop} px from"
-        f" {len(job.sampler.tiles)} tiles, {len(job.validation)} tiles to validate"
+        f"training {job.card.preset} (weights: {weights}) on {device}, {job.precision}:"
+        f" {counted(config.schedule.epochs, 'epoch')} of {counted(job.steps_per_epoch, 'step')} of"
+        f" {counted(crops, 'crop')} of {config.data.crop} px from {counted(len(job.sampler.tiles), 'tile')},"
+        f" {counted(len(job.validation), 'tile')} to validate"
     )
     if job.validation and job.ranks.first and (leak := find_leak(job.tiles.folder / INDEX)) is not None:
         say(leak)

@@ -9,6 +9,7 @@ Places and times stand in run.json and not in the model file, so that equal trai
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from aerialseg.config import TrainConfig, differences, to_toml
-from aerialseg.errors import BadDataError, ConfigError, OutputError, one_line
+from aerialseg.errors import BadDataError, ConfigError, OutputError, UsageError, one_line
 from aerialseg.files import (
     locked,
     prepare_output_folder,
@@ -39,7 +40,7 @@ from aerialseg.training.state import LAST, PREVIOUS, load_checkpoint
 from aerialseg.values import from_values, read_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from aerialseg.geo.tiles.tileset import TileSet
     from aerialseg.training.job import TrainJob
@@ -74,6 +75,8 @@ class TrainOptions:
     """As it was typed, for run.json."""
     config: Path | None = None
     """The file that the configuration was read from, which stays as it is unless the run wrote it itself."""
+    minutes: float | None = None
+    """Wall time that the schedule is fitted to, when the run begins; a resumed run keeps its own."""
 
 
 @contextmanager
@@ -91,15 +94,21 @@ def open_run(
     """Return the state to go on from, or None when a new training may begin in `run`; changes nothing.
 
     Raises OutputError when the folder holds a run and neither resume nor overwrite was asked for, or files of others;
-    UsageError when an output would be an input; ConfigError and BadDataError when a resumed run was begun with another
-    configuration or other tiles; ModelError when its checkpoints are damaged.
+    UsageError when an output would be an input, or for no minutes; ConfigError and BadDataError when a resumed run was
+    begun with another configuration or other tiles; ModelError when its checkpoints are damaged.
     """
+    if options.minutes is not None and not 0 < options.minutes < math.inf:
+        raise UsageError(f"--minutes is {options.minutes:g}, expected minutes above 0")
     refuse_input_as_output([tiles.folder], [run])
     checkpoint = load_checkpoint(run, say) if options.resume and not options.overwrite else None
     if checkpoint is not None:
         begun = TrainConfig.model_validate(checkpoint["config"])
         if options.start_from is not None:  # the model file named the network, not the configuration
             config = config.model_copy(update={"model": begun.model})
+        if options.minutes is not None:
+            say(f"{one_line(run)}: keeps the schedule that it was begun with; --minutes is for a run that begins")
+            fitted = {"epochs": begun.schedule.epochs, "steps_per_epoch": begun.schedule.steps_per_epoch}
+            config = config.model_copy(update={"schedule": config.schedule.model_copy(update=fitted)})
         changed = [line for line in differences(begun, config) if not line.startswith(FREE)]
         if changed and checkpoint["standing"]["finished"]:
             raise ConfigError(
@@ -136,14 +145,17 @@ def begin_run(run: Path, config: TrainConfig) -> None:
     write_text(run / CONFIG, RUN_COMMENT + to_toml(config))
 
 
-def write_start(job: TrainJob, step: int, command: Sequence[str]) -> str:
+def write_start(job: TrainJob, step: int, options: TrainOptions) -> str:
     """Add a start, after `step` steps of the run, to run.json, which is begun anew at step 0; return the run's id."""
     path, device = job.run / RUN, job.fabric.device
     known = read_run(job.run) if step else {}
     start = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "step": step,
-        "command": list(command),
+        "command": list(options.command),
+        "minutes": options.minutes,
+        "epochs": job.config.schedule.epochs,
+        "steps_per_epoch": job.steps_per_epoch,
         "folder": str(Path.cwd()),
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),

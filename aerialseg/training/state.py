@@ -16,13 +16,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from aerialseg.errors import ModelError, first_line, one_line
-from aerialseg.files import exists, open_regular, staged
+from aerialseg.files import exists, is_regular, open_regular, staged
+from aerialseg.models.build import tensor_bytes
 from aerialseg.training.history import EpochRecord
 from aerialseg.values import from_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from torch import nn
 
     from aerialseg.training.job import TrainJob
 
@@ -100,6 +103,13 @@ def load_state_dict(job: TrainJob, checkpoint: Checkpoint) -> TrainState:
     if job.fabric.device.type == "cuda" and checkpoint["device_rng"] is not None:
         torch.cuda.set_rng_state(checkpoint["device_rng"], job.fabric.device)
     return counters
+
+
+def disk_bytes(run: Path, segmenter: nn.Module, *, averaged: bool) -> int:
+    """Return about how much more disk a run takes: its model, and three checkpoints while the last one is written."""
+    kept = sum(path.stat().st_size for path in (run / LAST, run / PREVIOUS) if is_regular(path))
+    checkpoint = (4 if averaged else 3) * tensor_bytes(segmenter)  # the optimizer keeps two numbers for each weight
+    return max(checkpoint, tensor_bytes(segmenter) + 3 * checkpoint - kept)
 
 
 def save_checkpoint(run: Path, state: Checkpoint) -> None:

@@ -8,6 +8,7 @@ not decide between networks. All start from random weights, and train by one con
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -257,7 +258,7 @@ class Budget:
     config: TrainConfig
 
     def __post_init__(self) -> None:
-        if not self.minutes > 0:
+        if not 0 < self.minutes < math.inf:
             raise UsageError(f"--minutes is {self.minutes:g}, expected minutes above 0")
         if not load_tileset(self.tiles).of_split("val"):
             raise BadDataError(

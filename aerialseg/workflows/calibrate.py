@@ -7,6 +7,7 @@ worth and gives the threshold. Nothing else of the model changes, and the old fi
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +16,12 @@ from aerialseg.errors import BadDataError, one_line
 from aerialseg.evaluation.pairs import pair_scenes
 from aerialseg.evaluation.results import at_limit, calibration_error, fit_temperature, log_loss
 from aerialseg.evaluation.scores import EvaluateOptions, check_truth, count_probabilities
-from aerialseg.files import prepare_output_folder, refuse_input_as_output, sha256_of, working_folder
+from aerialseg.files import prepare_output_folder, refuse_input_as_output, require_space, sha256_of, working_folder
+from aerialseg.geo.opening import open_raster
 from aerialseg.geo.ownership import check_overwrite
 from aerialseg.geo.vector_files import split_layer
 from aerialseg.models.package import find_model, load_model, read_card, save_model
+from aerialseg.prediction.checks import disk_bytes
 from aerialseg.prediction.options import PredictOptions
 from aerialseg.prediction.run import predict_scenes
 from aerialseg.progress import Silent
@@ -106,6 +109,7 @@ def calibrate_model(
     prepare_output_folder(out.parent)
     check_overwrite(out, overwrite=options.overwrite)
     card = read_card(model)
+    require_space(out.parent, _disk_bytes(scenes, model, options))
     check_truth(pair_scenes(scenes, vectors=options.vectors), options.truth, progress)
     warnings: tuple[str, ...] = ()
     with working_folder(out.parent) as work:
@@ -129,6 +133,15 @@ def calibrate_model(
     return CalibrateReport(model, out, len(scenes), before, after, warnings)
 
 
+def _disk_bytes(scenes: Sequence[Scene], model: Path, options: CalibrateOptions) -> int:
+    """Return about how much disk the scenes' probabilities take while they are judged, and two models."""
+    pixels = []
+    for scene in scenes:
+        with open_raster(scene.image) as dataset:
+            pixels.append(dataset.height * dataset.width)
+    return disk_bytes(replace(options.predict, probability=True), pixels, "cpu") + 2 * model.stat().st_size
+
+
 def _histogram(
     scenes: Sequence[Scene], model: Path, folder: Path, options: CalibrateOptions, progress: Progress
 ) -> ScoreHistogram:
@@ -136,6 +149,7 @@ def _histogram(
     chosen = replace(options.predict, probability=True)
     predict_scenes(scenes, model, folder, chosen, progress).raise_failures()
     histogram = count_probabilities(pair_scenes(scenes, folder, options.vectors), options.truth, progress)
+    shutil.rmtree(folder, ignore_errors=True)
     background, building = (int(count) for count in histogram.counts.sum(axis=1))
     if not background or not building:
         missing = "building" if not building else "background"

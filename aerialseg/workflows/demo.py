@@ -26,9 +26,9 @@ from aerialseg.counts import Confusion
 from aerialseg.drawing import FLAT_FOUND, INVENTED, MISSED, as_rgb, encode_png, flat_errors, flat_mask
 from aerialseg.errors import BadDataError, ConfigError, ModelError
 from aerialseg.evaluation.scores import evaluate_scenes
-from aerialseg.files import prepare_output_folder, write_bytes, write_json
+from aerialseg.files import exists, is_regular, prepare_output_folder, require_space, write_bytes, write_json
 from aerialseg.geo.inspection import inspect_scene
-from aerialseg.geo.labels import decide_rule, read_mask
+from aerialseg.geo.masks import decide_rule, read_mask
 from aerialseg.geo.opening import open_raster
 from aerialseg.geo.ownership import check_overwrite
 from aerialseg.geo.raster import read_window
@@ -57,6 +57,8 @@ CITY: Style = "vienna"
 NUMBERS, HELD_OUT = (1, *range(6, 14)), 2
 """By Inria's rule scene 1 validates and the others train; scene 2 decides nothing."""
 SIZE = TILE = 1000
+DISK_BYTES = 400_000_000
+"""Disk that all of it takes, most of it the checkpoints of the training."""
 MINUTES = 3.5
 LEAST_SHARE = 0.5
 """Of the configured steps; with fewer there would be nothing to look at."""
@@ -129,6 +131,8 @@ def run_demo(
     prepare_output_folder(out)
     for name in ("report.json", "picture.png"):
         check_overwrite(out / name, "demo report", overwrite=False, marked=out / "report.json")
+    if not exists(out / "report.json"):
+        require_space(out, DISK_BYTES - sum(path.stat().st_size for path in out.rglob("*") if is_regular(path)))
     with _timed(seconds, "draw"):
         wanted = [(CITY, number) for number in (*NUMBERS, HELD_OUT)]
         paths = write_sample(out / "scenes", wanted, SIZE, progress=progress)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 
 from aerialseg.environment import PROJ, TAKEN_OUT
 from aerialseg.errors import AerialsegError, DeviceError, first_line, one_line
-from aerialseg.files import available_memory, is_folder, resolved, usable_processors
+from aerialseg.files import available_memory, free_space, is_folder, resolved, usable_processors
 
 if TYPE_CHECKING:
     from aerialseg.models.device import Machine
@@ -44,6 +44,8 @@ RASTER_DRIVERS = {"GTiff": True, "COG": True, "PNG": True, "JPEG": True, "JP2Ope
 VECTOR_DRIVERS = {"GPKG": True, "GeoJSON": False, "FlatGeobuf": False}
 """Driver -> whether the program cannot do without it."""
 LOW_MEMORY, LOW_SHM, LOW_DISK = 4 * 2**30, 512 * 2**20, 5 * 2**30
+SHOWN = 8
+"""Names of a list that are shown."""
 REINSTALL = "install aerialseg again in an environment of its own"
 
 
@@ -62,9 +64,11 @@ def examine(folder: Path, *, system: Machine | None = None) -> tuple[Finding, ..
     """Look at packages, GDAL, devices, memory, and the disk under `folder`; never raises for what it finds."""
     looks: tuple[tuple[str, Callable[[], Iterator[Finding]]], ...] = (
         ("packages", _packages),
+        ("extras", _extras),
         ("gdal", _gdal),
         ("devices", lambda: _devices(system)),
         ("memory", _memory),
+        ("weights", _weights),
         ("disk", lambda: _disk(folder)),
     )
     findings: list[Finding] = []
@@ -94,9 +98,8 @@ def _packages() -> Iterator[Finding]:
 
 
 def _package(name: str) -> Finding:
-    try:
-        version = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
+    version = _version(name)
+    if version is None:
         return Finding("packages", name, "not installed", "missing", REINSTALL)
     if name in BINARY:
         try:
@@ -105,6 +108,27 @@ def _package(name: str) -> Finding:
             advice = "torch and torchvision must come from one index" if name == "torchvision" else REINSTALL
             return Finding("packages", name, f"{version} does not import: {first_line(error)}", "missing", advice)
     return Finding("packages", name, version)
+
+
+def _extras() -> Iterator[Finding]:
+    """Which extras are installed; none of them is missed, for whoever wants one asks for it."""
+    wanted: dict[str, list[str]] = {}
+    for line in importlib.metadata.requires("aerialseg") or []:
+        extra = re.search(r"extra == ['\"](\w+)", line)
+        if extra and extra[1] != "dev":
+            wanted.setdefault(extra[1], []).append(re.split(r"[^\w.-]", line, maxsplit=1)[0])
+    for name, packages in wanted.items():
+        here = [f"{package} {version}" for package in packages if (version := _version(package))]
+        whole = len(here) == len(packages)
+        found = f"installed: {', '.join(here)}" if whole else f"not installed: pip install 'aerialseg[{name}]'"
+        yield Finding("extras", name, found)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _gdal() -> Iterator[Finding]:
@@ -165,8 +189,37 @@ def _memory() -> Iterator[Finding]:
         yield Finding("memory", "/dev/shm", _size(total), *_judged(total >= LOW_SHM, "warning", advice))
 
 
+def _weights() -> Iterator[Finding]:
+    """Where pretrained weights are kept, and which are there: what a machine without a network can train from."""
+    import torch
+    from huggingface_hub import constants
+
+    hub, old = Path(constants.HF_HUB_CACHE), Path(torch.hub.get_dir()) / "checkpoints"
+    kept = {path.name.removeprefix("models--").replace("--", "/"): path for path in sorted(hub.glob("models--*"))}
+    if constants.HF_HUB_OFFLINE:
+        yield Finding("weights", "HF_HUB_OFFLINE", "set: nothing is downloaded, what is here is used")
+    yield Finding("weights", f"hub cache {one_line(hub)}", _listed(kept))
+    if files := {path.name: path for path in sorted(old.glob("*.pt*"))}:
+        yield Finding("weights", f"torch hub {one_line(old)}", _listed(files))
+
+
+def _listed(kept: dict[str, Path]) -> str:
+    """Return names and sizes of files or folders, of many only the first, and all together."""
+    sizes = {name: sum(map(_bytes, (path, *path.rglob("*")))) for name, path in kept.items()}
+    shown = [f"{one_line(name)} {size / 2**20:,.0f} MiB" for name, size in [*sizes.items()][:SHOWN]]
+    shown += [f"and {len(sizes) - SHOWN} more"] if len(sizes) > SHOWN else []
+    return (
+        f"{_size(sum(sizes.values()))}: {', '.join(shown)}" if shown else "empty: weights are downloaded once, to here"
+    )
+
+
+def _bytes(path: Path) -> int:
+    """Return the size of a file; links count nothing, for what they lead to is counted where it is."""
+    return path.stat().st_size if path.is_file() and not path.is_symlink() else 0
+
+
 def _disk(folder: Path) -> Iterator[Finding]:
-    free = shutil.disk_usage(folder).free
+    free = free_space(folder)
     name = one_line(resolved(folder))
     yield Finding(
         "disk", name, f"{_size(free)} free", *_judged(free >= LOW_DISK, "warning", "free some, or work elsewhere")
@@ -174,9 +227,8 @@ def _disk(folder: Path) -> Iterator[Finding]:
     try:
         _write_and_read(folder)
     except (AerialsegError, OSError) as error:
-        yield Finding(
-            "disk", f"writing in {name}", first_line(error), "missing", "work in a folder that can be written"
-        )
+        reason = first_line(error) if isinstance(error, AerialsegError) else error.strerror or str(error)
+        yield Finding("disk", f"writing in {name}", reason, "missing", "work in a folder that can be written")
     else:
         yield Finding("disk", f"writing in {name}", "a GeoTIFF was written and read back")
 

@@ -70,7 +70,7 @@ def look_at(path: Path) -> Summary:
         return describe_model(path)
     if exists(path / MANIFEST) or exists(path / INDEX):
         return describe_tiles(path)
-    if (path / REPORT).exists():
+    if exists(path / REPORT):
         return describe_predictions(path)
     try:
         return describe_scenes(path)

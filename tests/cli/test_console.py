@@ -79,7 +79,7 @@ def test_help_lists_every_command_in_a_panel_with_its_whole_sentence(run: Any, m
         "Look:",
     ]
     lines = [line for line in out.partition("Prepare:")[2].splitlines() if line.startswith("  ")]
-    assert len(lines) == 18 and all(len(line.split(None, 1)[1]) < 60 for line in lines)
+    assert len(lines) == 19 and all(len(line.split(None, 1)[1]) < 60 for line in lines)
 
 
 @pytest.mark.parametrize("command", ["predict", "plan"])
@@ -110,3 +110,34 @@ def test_a_line_said_above_a_progress_bar_is_shown_as_it_is(monkeypatch: pytest.
     progress.say(f"said {name}")
     progress.finish()
     assert f"said {name}" in terminal.getvalue()
+
+
+def test_errors_that_say_the_same_of_many_files_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = ConsoleProgress()
+    progress.start("checking", 200, "scene")
+    for number in range(100):
+        progress.say(f"error: a/s{number}.tif: scene has 4 bands uint16, uint8 is wanted: use --scale LO:HI")
+    for number in range(5):
+        progress.say(f"error: s{number}.tif: does not lie on the grid of m{number}.tif: offset {number}.5 rows; cut it")
+        progress.say(f"s{number}: 128x128, 5.0% building, 0.1 s")
+    progress.say("error: s7.tif: is not a GeoTIFF")
+    progress.finish()
+    progress.finish()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:3] == [
+        f"error: a/s{n}.tif: scene has 4 bands uint16, uint8 is wanted: use --scale LO:HI" for n in range(3)
+    ]
+    assert sum("grid of m" in line for line in lines) == 3 and sum("% building" in line for line in lines) == 5
+    assert lines[-3:] == [
+        "error: s7.tif: is not a GeoTIFF",
+        "error: and 97 more: scene has 4 bands uint16, uint8 is wanted",
+        "error: and 2 more: does not lie on the grid of ...",
+    ]
+
+
+def test_a_quiet_progress_counts_nothing_aloud(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = ConsoleProgress(quiet=True)
+    for number in range(9):
+        progress.say(f"error: s{number}.tif: is not a GeoTIFF")
+    progress.finish()
+    assert capsys.readouterr().err == ""

@@ -137,6 +137,12 @@ def test_every_command_takes_json_and_shows_examples(called: str, command: Any) 
     assert f"\n\b\nExamples:\n  {called}" in command.help
 
 
+@pytest.mark.parametrize(("called", "command"), list(commands(build_app())))
+def test_the_first_sentence_of_every_help_fits_beside_the_command(called: str, command: Any) -> None:
+    first = command.help.partition("\n\n")[0]
+    assert first.endswith(".") and "\n" not in first and len(first) < 60, first
+
+
 def test_preview_names_its_pictures_as_json(run: Run, tmp_path: Path) -> None:
     scenes = {entry.name: {"image": str(entry.scene), "status": "done"} for entry in write_run(tmp_path, ["a", "b"])}
     (tmp_path / "out/report.json").write_text(json.dumps({"aerialseg": "0", "command": "predict", "scenes": scenes}))

@@ -20,7 +20,7 @@ from aerialseg.evaluation import pairs, scores
 from aerialseg.evaluation.pairs import Pair, Rules, count_pair
 from aerialseg.evaluation.results import EvaluationReport, SceneScore
 from aerialseg.evaluation.scores import evaluate_pairs, evaluate_scenes
-from aerialseg.geo.labels import decide_rule
+from aerialseg.geo.masks import decide_rule
 from aerialseg.geo.scenes import find_scenes
 
 if TYPE_CHECKING:

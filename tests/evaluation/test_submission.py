@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import time
 import zipfile
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from PIL import Image
 from aerialseg.errors import BadDataError, NoInputError
 from aerialseg.evaluation import submission
 from aerialseg.evaluation.submission import Expected, check_submission, write_submission
+from aerialseg.geo import inspection
 from aerialseg.progress import Silent
 
 if TYPE_CHECKING:
@@ -159,6 +162,63 @@ def test_no_zip_a_bomb_and_a_path_out_of_the_folder(tmp_path: Path, monkeypatch:
     with pytest.raises(BadDataError, match="folders are not allowed"):
         check_submission(outside, wanted, Silent())
     assert {path.suffix for path in tmp_path.rglob("*")} == {".zip"}
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize("damage", ["flipped", "cut"])
+def test_members_that_are_damaged_in_any_packing_are_bad_data(tmp_path: Path, method: int, damage: str) -> None:
+    mask = tiff(np.random.default_rng(0).integers(0, 2, (200, 300)).astype(np.uint8) * 255)
+    path, wanted = tmp_path / "x.zip", Expected({"a.tif": (200, 300)})
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("a.tif", mask)
+        entry = archive.infolist()[0]
+    content = bytearray(path.read_bytes())
+    start = 30 + len(entry.filename)
+    middle = slice(start + 15, start + entry.compress_size // 2)
+    content[middle] = bytes(len(content[middle])) if damage == "cut" else bytes(~byte & 255 for byte in content[middle])
+    path.write_bytes(content)
+    with pytest.raises(BadDataError, match=r"a\.tif: is damaged in the zip: .*; make it again|cannot be read as a zip"):
+        check_submission(path, wanted, Silent())
+
+
+def test_a_name_that_is_not_in_its_encoding_is_bad_data(tmp_path: Path) -> None:
+    path = pack(tmp_path / "x.zip", {"ä.tif": tiff(GOOD * 255)})
+    path.write_bytes(path.read_bytes().replace("ä".encode(), b"\xff\xfe"))
+    with pytest.raises(BadDataError, match="cannot be read as a zip"):
+        check_submission(path, Expected({"a.tif": (20, 30)}), Silent())
+
+
+def test_a_zip_that_cannot_be_read_to_its_end_is_no_zip(tmp_path: Path) -> None:
+    good = pack(tmp_path / "good.zip", {f"{n}.tif": tiff(GOOD * 255) for n in range(3)}).read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(200):  # names and directories
+        content = bytearray(good)
+        for place in rng.integers(good.index(b"PK\x01\x02"), len(good), 3):
+            content[place] = rng.integers(256)
+        (tmp_path / "bad.zip").write_bytes(content)
+        with suppress(BadDataError):
+            check_submission(tmp_path / "bad.zip", Expected({f"{n}.tif": (20, 30) for n in range(3)}), Silent())
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.timeout(60)
+def test_a_zip_of_sixty_thousand_members_is_checked_in_linear_time(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for number in range(60_000):
+            archive.writestr(f"{number // 2}.tif", b"")
+    began = time.process_time()
+    with pytest.raises(BadDataError, match="not among the 1 expected files"):
+        check_submission(tmp_path / "x.zip", Expected({"a.tif": (20, 30)}), Silent())
+    assert time.process_time() - began < 20
+
+
+def test_rows_that_do_not_fit_into_memory_are_refused_before_they_are_read(
+    tmp_path: Path, scene_file: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene_file(tmp_path / "wide.tif", size=(1, 5000))
+    monkeypatch.setattr(inspection, "available_memory", lambda: 50_000)
+    with pytest.raises(BadDataError, match=r"wide\.tif: is 5,000 px wide: .* gdal_translate -srcwin"):
+        Expected.of_folder(tmp_path)
 
 
 def test_nothing_is_replaced_and_options_that_do_nothing_are_refused(scenes: Path, run: Run) -> None:

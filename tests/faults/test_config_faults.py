@@ -38,7 +38,9 @@ CASES = {
     "yaml": ("model:\n  preset: unet-r18\n", "not valid TOML: "),
     "nested too deeply": ("a = " + "[" * 20_000 + "]" * 20_000, "not valid TOML"),
     "nothing": ("", "model: missing"),
-    "several at once": (GOOD + "a = 1\nb = 2\n", "(and 1 more)"),
+    "several at once": (GOOD + "a = 1\nb = 2\n", "line 6: optimizer.a: unknown key; known here: "),
+    "each with its line": (GOOD + "a = 1\nb = 2\n", "; line 7: optimizer.b: unknown key; known here: "),
+    "very many": (GOOD + "".join(f"a{n} = 1\n" for n in range(7)), "(and 2 more)"),
 }  # fmt: skip
 
 

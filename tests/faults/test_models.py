@@ -162,6 +162,7 @@ CARDS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a negative pixel": (lambda card: card.update(gsd_m=-0.3), "gsd_m is -0.3"),
     "a scale of one value": (lambda card: card.update(scale=[5.0]), "scale"),
     "a scale of no width": (lambda card: card.update(scale=[5.0, 5.0]), "scale is (5.0, 5.0), expected two numbers"),
+    "a scale beyond any value": (lambda card: card.update(scale=[0.0, 1e300]), "scale is (0.0, 1e+300), expected two"),
     "windows without end": (lambda card: card.update(overlap=0.9999), "overlap is 0.9999, expected 0 to 0.75"),
     "a band that does not count": (lambda card: card.update(band_indexes=[0, 1, 2]), "expected 3 from 1 on"),
     "a hair of a deviation": (lambda card: card.update(std=[1e-300] * 3), "std is [1e-300, 1e-300, 1e-300]"),
@@ -179,6 +180,18 @@ def test_a_card_that_means_something_else_is_refused(
     good: bytes, change: Callable[[dict[str, Any]], Any], said: str, tmp_path: Path
 ) -> None:
     assert said in refusal(tmp_path / "m", rewritten(good, lambda card, table: change(card)))
+
+
+def test_a_card_of_tiles_that_the_network_does_not_take_is_refused(tmp_path: Path) -> None:
+    spec = resolve(architecture="linknet", encoder="tu-test_resnet", weights="none")
+    card = ModelCard(
+        preset=spec.preset, architecture=spec.architecture, encoder=spec.encoder,
+        encoder_arguments=dict(spec.encoder_arguments), bands=3, mean=(100.0,) * 3, std=(50.0,) * 3, tile_size=7,
+    )  # fmt: skip
+    save_model(tmp_path / "m", Segmenter(build_network(spec), card.mean, card.std), card)
+    assert read_card(tmp_path / "m").tile_size == 7
+    with pytest.raises(ModelError, match="does not take tiles of 7x7"):
+        load_model(tmp_path / "m")
 
 
 NETWORKS: dict[str, tuple[dict[str, Any], str]] = {

@@ -11,15 +11,18 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import rasterio
+import rasterio.warp
+
+from aerialseg.errors import AerialsegError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     Write = Callable[..., Path]
     Run = Callable[..., tuple[int, str, str]]
@@ -217,6 +220,20 @@ def test_a_full_disk_ends_with_74_and_leaves_nothing(
     assert {entry.name for entry in cramped.iterdir()} <= {".aerialseg-lock"}
 
 
+def test_a_failed_write_leaves_no_file_open(tmp_path: Path, scene_file: Write) -> None:
+    """Windows removes no open file, and a disk with one is not unmounted; pyarrow 26 leaves its own open."""
+    from aerialseg.geo.polygons.polygonize import MaskLayer, write_buildings
+
+    path, before = scene_file(tmp_path / "m.tif", noise(400)), resource.getrlimit(resource.RLIMIT_FSIZE)
+    for suffix in FORMATS:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, before[1]))
+        with pytest.raises(AerialsegError) as caught:
+            write_buildings([MaskLayer("m", path)], tmp_path / "out" / f"b{suffix}")
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        opened = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]
+        assert not [name for name in opened if name.startswith(str(tmp_path / "out"))], caught.value
+
+
 # --- rows 15, 16, 30: killed, stopped, or beside another run ---
 
 
@@ -325,3 +342,58 @@ def test_row_41_a_mask_that_changes_while_it_is_traced_leaves_the_older_file(
     assert err.splitlines()[-1] == f"error: {tmp_path / 'masks/b.tif'}: changed while it was traced; run again"
     assert (tmp_path / "b.gpkg").read_bytes() == before
     assert run(*command)[0] == 0
+
+
+@pytest.mark.parametrize("crs", [(), ("--crs", "EPSG:4326")])
+def test_buildings_of_masks_that_overlap_off_one_grid_are_said(
+    tmp_path: Path, mask_file: Write, run: Run, crs: tuple[str, ...]
+) -> None:
+    """Three buildings, two of them in both masks; the same masks on one grid, or side by side, need no word."""
+    ground = np.zeros((300, 600), np.uint8)
+    ground[100:150, 100:180] = ground[100:150, 250:300] = ground[200:260, 320:350] = 1
+    mask_file(tmp_path / "m/a.tif", ground[:, :400])
+    for shift, first, lines in ((200.4, 200, 1), (200, 200, 0), (400, 400, 0), (400.4, 400, 0)):
+        mask_file(
+            tmp_path / "m/b.tif",
+            ground[:, first:],
+            transform=(0.3, 0.0, 616000.0 + 0.3 * shift, 0.0, -0.3, 3347000.0 - 0.3 * (shift % 1)),
+        )
+        code, _, err = run("polygonize", tmp_path / "m", "-o", tmp_path / "b.gpkg", *crs)
+        said = [line for line in err.splitlines() if "lie on others" in line]
+        assert code == 0 and len(said) == lines, err
+        if lines:
+            names = f"{tmp_path / 'm/a.tif'} and {tmp_path / 'm/b.tif'} overlap"
+            assert "2 buildings lie on others and are there twice" in said[0] and names in said[0]
+
+
+@pytest.mark.parametrize(("first", "said"), [(390, "1 building lies on others and is there twice"), (399, None)])
+def test_halves_of_a_building_that_share_a_sliver_are_not_said_to_be_one_twice(
+    tmp_path: Path, mask_file: Write, run: Run, first: int, said: str | None
+) -> None:
+    ground = np.zeros((300, 600), np.uint8)
+    ground[200:260, 380:430] = 1
+    mask_file(tmp_path / "m/a.tif", ground[:, :400])
+    place = (0.3, 0.0, 616000.0 + 0.3 * (first + 0.4), 0.0, -0.3, 3347000.0)
+    mask_file(tmp_path / "m/b.tif", ground[:, first:], transform=place)
+    code, _, err = run("polygonize", tmp_path / "m", "-o", tmp_path / "b.gpkg")
+    assert code == 0 and (said in err if said else "on others" not in err), err
+
+
+def test_buildings_of_masks_of_two_zones_that_overlap_are_said_where_they_share_a_table(
+    tmp_path: Path, mask_file: Write, run: Run
+) -> None:
+    """The same ground once more in the next zone; a mask of that zone that only touches it, turned, needs no word."""
+    ground = np.zeros((200, 200), np.uint8)
+    ground[60:120, 60:120] = 1
+    own, other = "EPSG:26914", "EPSG:26915"
+    mask_file(tmp_path / "m/a.tif", ground, crs=own)
+    corner = rasterio.warp.transform_bounds(own, other, 616000, 3346940, 616060, 3347000)
+    for east, lines in ((0, 1), (66, 0)):
+        place = (0.3, 0.0, corner[0] + east, 0.0, -0.3, corner[3])
+        mask_file(tmp_path / "m/b.tif", ground, crs=other, transform=place)
+        code, _, err = run("polygonize", tmp_path / "m", "-o", tmp_path / "b.geojson", "-f")
+        said = [line for line in err.splitlines() if "there twice" in line]
+        assert code == 0 and len(said) == lines, err
+        if lines:
+            names = f"{tmp_path / 'm/a.tif'} and {tmp_path / 'm/b.tif'} overlap and share no pixel grid"
+            assert "1 building lies on others and is there twice" in said[0] and names in said[0]

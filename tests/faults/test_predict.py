@@ -600,7 +600,7 @@ import aerialseg.prediction.engine, torch
 from aerialseg.cli import main
 torch.set_num_threads(1)
 used = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) << 10
-resource.setrlimit(resource.RLIMIT_AS, (used + (900 << 20),) * 2)
+resource.setrlimit(resource.RLIMIT_AS, (used + (600 << 20),) * 2)
 sys.exit(main(sys.argv[1:]))
 """
 

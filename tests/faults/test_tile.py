@@ -117,6 +117,18 @@ def test_row_1_a_truncated_mask_fails_its_scene_alone(
     assert code == 65 and "gt/austin1.tif: " in one_error(err) and err.count("error: ") == 1
 
 
+def test_scenes_without_masks_do_not_hide_what_else_is_wrong(
+    run: Run, inputs: Path, tmp_path: Path, scene_file: Write
+) -> None:
+    scene_file(inputs / "images" / "alone.tif")
+    (inputs / "images" / "austin2.tif").write_bytes(b"no raster")
+    code, _, err = run("tile", inputs / "images", "--masks", inputs / "gt", "-o", tmp_path / "set", *SIZE)
+    lines = err.splitlines()
+    assert code == 65 and len(lines) == 2, err
+    assert lines[0] == f"error: {inputs / 'images/austin2.tif'}: is not a GeoTIFF, JPEG 2000, PNG or JPEG"
+    assert lines[1].startswith(f"error: {inputs / 'images/alone.tif'}: no mask found; ")
+
+
 def test_row_1_when_no_scene_is_left_each_is_named_and_then_the_first(run: Run, inputs: Path, tmp_path: Path) -> None:
     for kind in ("images", "gt"):
         broken = shutil.copytree(inputs, tmp_path / f"broken {kind}")
@@ -481,6 +493,27 @@ def test_row_45_a_colour_that_is_no_data_is_unlabelled_and_part_of_what_the_set_
     for words, line in ((("--nodata", "white"), "--nodata white: give numbers"), (("--alpha", "4th"), "--alpha 4th")):
         code, _, err = run(*arguments, *words)
         assert code == 2 and line in one_error(err)
+
+
+def test_a_gap_that_takes_more_than_it_leaves_is_said_with_a_way_out(
+    run: Run, tmp_path: Path, scene_file: Write, mask_file: Write
+) -> None:
+    """Blocks lie within a scene: of touching scenes that are a tile each, most are the gap of some other."""
+    for row, col in np.ndindex(5, 5):
+        place = Affine(0.3, 0, 616000 + 19.2 * col, 0, -0.3, 3347000 - 19.2 * row)
+        for write, folder in ((scene_file, "images"), (mask_file, "gt")):
+            write(tmp_path / "in" / folder / f"town{5 * row + col}.tif", size=(64, 64), transform=place)
+    arguments = ("tile", tmp_path / "in/images", "-o", tmp_path / "set")
+    code, out, err = run(*arguments, "--split", "blocks=4", "--json")
+    tiles, gap = json.loads(out)["tiles"], json.loads(out)["left_out"]["gap"]
+    assert code == 0 and gap == 25 - sum(tiles.values()) > tiles["train"]
+    assert f"{gap} tiles are left out as a gap around those that validate, more than the {tiles['train']} that" in err
+    assert "--split auto or a smaller --size keeps more" in err and "25 scenes cut" in err
+    code, _, err = run(*arguments, "--split", "blocks=4")
+    assert code == 0 and "nothing had changed" in err
+    code, _, err = run(*arguments, "-f")
+    assert code == 0 and "left out" not in err
+    assert err.endswith(f"next: aerialseg train {tmp_path / 'set'} -c small -o {Path('runs/set')}\n")
 
 
 def test_row_45_labels_hidden_by_a_nodata_tag_are_said_or_taken(

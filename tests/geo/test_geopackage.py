@@ -19,6 +19,7 @@ from aerialseg.errors import BadDataError, OutputError
 from aerialseg.geo import geopackage
 from aerialseg.geo.ownership import owner_of
 from aerialseg.geo.polygons.polygonize import MaskLayer, write_buildings
+from aerialseg.geo.vectors import read_layer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -256,3 +257,49 @@ def test_a_damaged_file_has_no_count_of_rows(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-8192])
     with pytest.raises(sqlite3.Error):
         geopackage.count_rows(path)
+
+
+LONG = "AS WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r LIMIT 20000) SELECT n FROM r"
+
+
+@pytest.mark.parametrize(
+    ("statement", "expected"),
+    [
+        (f"DROP TABLE gpkg_contents; CREATE VIEW gpkg_contents {LONG}", "gpkg_contents is a view, expected a table"),
+        (f"DROP TABLE buildings; CREATE VIEW buildings {LONG}", "its layer buildings is a view that takes too long"),
+        (
+            "PRAGMA writable_schema = ON; UPDATE sqlite_master SET sql = 'CREATE TABLE x (\n' WHERE name = 'buildings'",
+            "malformed database schema",
+        ),
+    ],
+)
+def test_views_that_take_too_long_and_broken_schemas_are_refused(
+    write: Callable[..., BuildingsReport],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    statement: str,
+    expected: str,
+) -> None:
+    monkeypatch.setattr(geopackage, "STEP", 1000)
+    monkeypatch.setattr(geopackage, "MOST_STEPS", 20)
+    write(2)
+    read_layer(tmp_path / "b.gpkg")
+    with closing(sqlite3.connect(tmp_path / "b.gpkg")) as database:
+        for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            database.execute(f'DROP TRIGGER "{name}"')
+        database.executescript(statement)
+    with pytest.raises(BadDataError, match=expected) as caught:
+        read_layer(tmp_path / "b.gpkg")
+    assert "\n" not in str(caught.value)
+    assert owner_of(tmp_path / "b.gpkg", "buildings") in ("edited", "foreign")
+
+
+def test_a_view_with_an_end_is_a_layer(write: Callable[..., BuildingsReport], tmp_path: Path) -> None:
+    write(2)
+    with closing(sqlite3.connect(tmp_path / "b.gpkg")) as database:
+        database.execute("CREATE VIEW some AS SELECT * FROM buildings")
+        database.execute(
+            "INSERT INTO gpkg_contents (table_name, data_type, identifier) VALUES ('some', 'features', 's')"
+        )
+        database.commit()
+    geopackage.require_tables(tmp_path / "b.gpkg")

@@ -16,7 +16,7 @@ from rasterio.enums import ColorInterp
 from rasterio.windows import Window
 
 from aerialseg.errors import BadDataError, NoInputError, UsageError
-from aerialseg.geo.inspection import Access, BandRule, inspect_scene
+from aerialseg.geo.inspection import Access, BandRule, find_faults, inspect_scene
 from aerialseg.geo.opening import open_raster
 from aerialseg.geo.raster import read_window
 
@@ -145,6 +145,22 @@ def test_near_infrared_tagged_alpha_is_not_taken_for_alpha(tmp_path: Path, scene
         three = inspect_scene(path, BandRule((1, 2, 3), scale))
         assert not three.has_mask, "near infrared must not decide what is valid"
         assert inspect_scene(path, BandRule((1, 2, 3, 4), scale), expected_bands=4).bands == (1, 2, 3, 4)
+
+
+@BARE
+def test_all_that_is_wrong_with_a_scene_is_told_at_once(tmp_path: Path, scene_file: Callable[..., Path]) -> None:
+    path = recoloured(
+        scene_file(tmp_path / "s.tif", bands=4, dtype="uint16", crs=None, transform=None),
+        ColorInterp.blue, ColorInterp.green, ColorInterp.red, ColorInterp.undefined,
+    )  # fmt: skip
+    with pytest.raises(BadDataError) as caught:
+        inspect_scene(path, expected_bands=3)
+    said = str(caught.value)
+    assert said.count(str(path)) == 1 and said.startswith(f"{path}: its bands are in the order blue, green, red")
+    assert "; scene has 4 bands uint16, model wants 3 x uint8: use --bands and --scale" in said
+    assert "; has no georeferencing" in said
+    (fault,) = find_faults([path, scene_file(tmp_path / "good.tif")], BandRule(), Access())
+    assert fault.args[0].startswith(f"{path}: its bands") and "has no georeferencing" in str(fault)
 
 
 def gcp_scene(path: Path, scene_file: Callable[..., Path]) -> Path:

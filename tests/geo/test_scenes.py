@@ -13,11 +13,11 @@ from affine import Affine
 from rasterio.crs import CRS
 
 from aerialseg.errors import BadDataError, NoInputError, UsageError
-from aerialseg.geo.geobox import GeoBox
+from aerialseg.geo.geobox import GeoBox, check_same_grid
 from aerialseg.geo.opening import open_raster
 from aerialseg.geo.scenes import (
     Scene,
-    check_same_grid,
+    case_note,
     find_scenes,
     natural_key,
     pair_masks,
@@ -225,6 +225,48 @@ def test_a_pattern_finds_masks_beside_the_scenes(tmp_path: Path) -> None:
     ]  # fmt: skip
     with pytest.raises(UsageError, match="stem"):
         pair_masks(find_scenes([tmp_path]), [tmp_path], "label.tif")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "mask"),
+    [
+        ("_sat:_mask", "1_sat_mask.png"),
+        ("_sat:_mask.png", "1_sat_mask.png"),
+        ("_sat.jpg:_mask.png", "1_sat_mask.png"),
+        ("_sat:", "1_sat.png"),
+        ("1_sat_sat:mask", "mask.png"),
+    ],
+)
+def test_a_pattern_replaces_the_last_place_of_a_part(tmp_path: Path, pattern: str, mask: str) -> None:
+    touch(tmp_path, "im/1_sat_sat.jpg", f"gt/{mask}", "gt/other.png")
+    (paired,) = pair_masks(find_scenes([tmp_path / "im"]), [tmp_path / "gt"], pattern)
+    assert paired.mask == tmp_path / "gt" / mask
+
+
+def test_a_pattern_pairs_pictures_and_masks_of_one_folder(tmp_path: Path) -> None:
+    touch(tmp_path, "a/7_sat.jpg", "a/7_mask.png", "b/8_sat.jpg", "b/8_mask.png")
+    paired = pair_masks(find_scenes([tmp_path]), [tmp_path], "_sat:_mask")
+    assert {scene.name: scene.mask for scene in paired} == {
+        "a/7_sat": tmp_path / "a/7_mask.png", "b/8_sat": tmp_path / "b/8_mask.png",
+    }  # fmt: skip
+    for pattern in (":x", "_sat:_mask.tif", "sut:_mask"):
+        with pytest.raises((UsageError, BadDataError), match=r"OLD:NEW|no mask found"):
+            pair_masks(find_scenes([tmp_path]), [tmp_path], pattern)
+
+
+@pytest.mark.parametrize(("pattern", "ending"), [(None, ""), ("{stem}_l", "_L"), ("{stem}_l.tif", "_L")])
+def test_names_that_differ_in_case_pair_with_a_note(tmp_path: Path, pattern: str | None, ending: str) -> None:
+    same = ending.lower()
+    touch(tmp_path, "im/x/a1.tif", "im/a2.tif", "im/A3.tif", f"gt/X/A1{ending}.TIF", f"gt/A2{ending}.tif")
+    touch(tmp_path, f"gt/A3{same}.tif", f"gt/a3{same}.tif")
+    scenes = find_scenes([tmp_path / "im"])
+    paired = pair_masks(scenes, [tmp_path / "gt"], pattern)
+    found = [scene.mask and scene.mask.name for scene in paired]
+    assert found == [f"A2{ending}.tif", f"A3{same}.tif", f"A1{ending}.TIF"]
+    assert (case_note(paired, pattern) or "").startswith("2 masks by names that differ in case only, such as ")
+    touch(tmp_path, "im/Ab.tif", f"gt/ab{ending}.tif", f"gt/aB{ending}.tif")
+    with pytest.raises(BadDataError, match=r"Ab\.tif: no mask found"):  # nobody can say which of the two is meant
+        pair_masks(find_scenes([tmp_path / "im"]), [tmp_path / "gt"], pattern)
 
 
 def test_missing_masks_are_named(tmp_path: Path) -> None:

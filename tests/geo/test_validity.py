@@ -144,6 +144,17 @@ def test_a_collar_that_nothing_marks_is_mentioned(tmp_path: Path, scene_file: Wr
     assert not collar_notes(path, nodata=(255, 254, 0))
 
 
+@pytest.mark.parametrize("driver", ["JPEG", "PNG"])
+def test_a_collar_at_the_bottom_of_a_tile_of_a_map_service_is_mentioned(
+    tmp_path: Path, scene_file: Write, driver: str
+) -> None:
+    rows, cols = np.mgrid[:512, :512]
+    pixels = noise(3, 512, 512)
+    pixels[:, rows - cols > 200] = 255
+    (note,) = collar_notes(scene_file(tmp_path / "a.jpg", pixels, driver=driver))
+    assert "--nodata 255,255,255" in note
+
+
 def test_nothing_is_said_of_noise_a_small_corner_or_what_the_file_marks(tmp_path: Path, scene_file: Write) -> None:
     pixels = noise(3, 512, 512)
     pixels[:, 300:] = np.random.default_rng(1).integers(20, 23, (3, 212, 512))  # asphalt, deep water

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,20 +148,59 @@ def test_where_chooses_features(tmp_path: Path) -> None:
         read_layer(path, where="nonsense >")
 
 
-def test_invalid_polygons_are_repaired_and_other_geometries_left_out(tmp_path: Path) -> None:
+def test_invalid_polygons_are_repaired_and_lines_and_points_burned(tmp_path: Path) -> None:
     grid = box(Affine(1, 0, 0, 0, -1, 40), 40, 40)
     bow_tie = shapely.Polygon([(5, 5.2), (25, 25.2), (25, 5.2), (5, 25.2)])
     house = shapely.box(30, 30, 35, 35)
-    path = write(
-        tmp_path / "labels.gpkg", [bow_tie, house, shapely.Point(1, 1), shapely.LineString([(0, 0), (40, 40)]), None]
-    )
+    point, line = shapely.Point(1.5, 1.5), shapely.LineString([(0.5, 0.5), (39.5, 39.5)])
+    path = write(tmp_path / "labels.gpkg", [bow_tie, house, point, line, None])
     layer = read_layer(path)
     assert [line.split(": ")[1] for line in layer.warnings] == [
-        "3 of 5 features are no polygons; left out",
+        "1 of 5 features have no geometry; left out",
         "1 invalid polygons were repaired",
+        "1 line and 1 point among the polygons; the pixels they lie in are taken, as gdal_rasterize takes them",
     ]
     burned = overlay([layer], grid).burn(Window(0, 0, 40, 40))
-    assert np.array_equal(burned, centres_inside([shapely.make_valid(bow_tie), house], grid))
+    known = centres_inside([shapely.make_valid(bow_tie), house], grid)
+    known[np.arange(40), np.arange(39, -1, -1)] = True
+    assert np.array_equal(burned, known)
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_lines_and_points_are_burned_as_gdal_burns_them(tmp_path: Path, name: str) -> None:
+    """Piece by piece as all at once; some run far over the raster, some lie beyond it."""
+    grid, draw = box(GRIDS[name]), np.random.default_rng(3)
+    places = draw.uniform(-0.3, 1.3, (60, 2)) * (grid.width, grid.height)
+    ground = [grid.transform @ tuple(place) for place in places]
+    shapes = [
+        shapely.box(616003, 3346990, 616006, 3346993),
+        *map(shapely.LineString, (ground[:2], ground[2:5], ground[5:15])),
+        shapely.MultiLineString([ground[15:17], ground[17:20]]),
+        shapely.MultiPoint(ground[20:40]),
+        *map(shapely.Point, ground[40:]),
+        shapely.LineString([ground[0], ground[0]]),
+    ]
+    laid = overlay([read_layer(write(tmp_path / "labels.gpkg", shapes))], grid)
+    oracle = rasterize(shapes, out_shape=(grid.height, grid.width), transform=grid.transform) == 1
+    assert np.array_equal(laid.burn(WHOLE), oracle)
+    for row, col in np.ndindex(8, 10):
+        part = laid.burn(Window(col * 10, row * 10, 10, 10))
+        assert np.array_equal(part, oracle[row * 10 : row * 10 + 10, col * 10 : col * 10 + 10])
+
+
+def test_a_line_that_leads_far_away_is_burned_as_far_as_the_raster_goes(tmp_path: Path) -> None:
+    grid = box()
+    line = shapely.LineString([grid.transform @ (20.5, 10.5), grid.transform @ (2020.5, 10.5)])
+    burned = overlay([read_layer(write(tmp_path / "a.gpkg", [line, shapely.box(0, 0, 1, 1)]))], grid).burn(WHOLE)
+    assert np.argwhere(burned).tolist() == [[10, col] for col in range(20, grid.width)]
+
+
+def test_lines_and_points_alone_are_no_labels(tmp_path: Path) -> None:
+    path = write(tmp_path / "labels.gpkg", [shapely.Point(616001, 3346999)])
+    with pytest.raises(BadDataError, match=r"labels\.gpkg.* holds no polygon|layers that can hold polygons: none"):
+        read_layer(path)
+    with pytest.raises(BadDataError, match="holds no polygon"):
+        read_layer(geojson(tmp_path / "labels.geojson", [shapely.Point(1, 2), shapely.LineString([(1, 2), (2, 3)])]))
 
 
 def test_covered_is_the_share_of_the_scene_within_the_labels_hull(tmp_path: Path) -> None:
@@ -339,9 +379,12 @@ def test_polygons_in_collections_are_burned_as_gdal_burns_them(tmp_path: Path) -
         tmp_path / "labels.gpkg", [outer, None, both, shapely.GeometryCollection(), shapely.box(11, 30, 15, 39)]
     )
     layer = read_layer(path)
-    assert [line.split(": ")[1] for line in layer.warnings] == ["2 of 5 features are no polygons; left out"]
-    polygons = [shapely.box(20, 20, 30, 30), shapely.box(2, 2, 9, 9), both, shapely.box(11, 30, 15, 39)]
-    oracle = rasterize(polygons, out_shape=(40, 40), transform=grid.transform)
+    assert [line.split(": ")[1] for line in layer.warnings] == [
+        "2 of 5 features have no geometry; left out",
+        "1 line and 1 point among the polygons; the pixels they lie in are taken, as gdal_rasterize takes them",
+    ]
+    burned = [outer, both, shapely.box(11, 30, 15, 39)]
+    oracle = rasterize(burned, out_shape=(40, 40), transform=grid.transform)
     assert np.array_equal(overlay([layer], grid).burn(Window(0, 0, 40, 40)), oracle == 1)
 
 
@@ -435,6 +478,18 @@ def test_a_datum_shift_without_its_grid_is_said_where_it_costs_a_pixel(tmp_path:
     assert not datum_notes([layer], [coarse]) and not datum_notes(
         [read_layer(write(tmp_path / "a.gpkg", [shapely.box(616000, 3346990, 616001, 3346991)]))], [box()]
     )
+
+
+def test_degrees_of_one_datum_taken_for_those_of_another_are_said_in_short(tmp_path: Path) -> None:
+    layer = read_layer(geojson(tmp_path / "osm.geojson", [shapely.box(-97.8, 30.2, -97.7, 30.3)]))
+    grids = [box(Affine(0.3, 0, 616000 + x, 0, -0.3, 3347000)) for x in range(3)]
+    (line,) = datum_notes([layer, replace(layer, paths=(tmp_path / "area.geojson",))], grids)
+    short = (
+        r"osm\.geojson: WGS 84 is taken for NAD83, good to 4 m = 13.3 px \(2 m with the grid that pyproj sync --file"
+    )
+    assert re.search(short, line) and line.endswith("fetches) (and 1 more like it)")
+    assert not datum_notes([layer], [box(Affine(10, 0, 616000, 0, -10, 3347000))])
+    assert not datum_notes([layer], [box(Affine(0.3, 0, 500000, 0, -0.3, 5300000), crs="EPSG:25832")])
 
 
 @pytest.mark.parametrize("word", ["<!DOCTYPE kml [", "<NetworkLink>"])

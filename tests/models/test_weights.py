@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -203,10 +203,59 @@ def silent_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 @pytest.mark.parametrize("name", ["unet-r18", "segformer-pvt2-b0"])
 def test_a_hub_that_does_not_answer_is_said_within_seconds(silent_hub: None, name: str) -> None:
     began = time.monotonic()
-    with pytest.raises(NoInputError, match=r'http://127.*cannot be reached; set weights = "none"'):
+    with pytest.raises(
+        NoInputError, match=r'HF_HOME, .*http://127.*cannot be reached; copy it.* or set weights = "none"'
+    ):
         build_network(resolve(name, weights="imagenet"))
     assert time.monotonic() - began < 10
     assert constants.HF_HUB_OFFLINE is False
+
+
+class Page(BaseHTTPRequestHandler):
+    """A hub whose first page alone is let through; what is behind it ends in a proxy, or nowhere."""
+
+    status: int | None = 503
+
+    def do_GET(self) -> None:
+        if self.path == "/":
+            self.send_response(200)
+            self.end_headers()
+        elif self.status is not None:
+            self.send_error(self.status)
+        else:
+            time.sleep(5)
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("status", [502, 503, 504, None])
+def test_a_hub_that_is_there_and_gives_no_files_is_said_at_once(
+    silent_hub: None, status: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(Page, "status", status)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        began = time.monotonic()
+        with pytest.raises(NoInputError, match="cannot be reached"):
+            build_network(resolve("unet-r18", weights="imagenet"))
+        waited = time.monotonic() - began
+        server.shutdown()
+    assert waited < 4
+
+
+def test_that_nothing_is_to_be_downloaded_is_said_and_no_hub_is_asked(
+    silent_hub: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(weights, "hub_answers", None)
+    with pytest.raises(NoInputError, match=r"are not in HF_HOME, .*, and HF_HUB_OFFLINE is set; copy it"):
+        build_network(resolve("unet-r18", weights="imagenet"))
 
 
 @pytest.mark.parametrize("name", ["unet-r18", "segformer-pvt2-b0"])

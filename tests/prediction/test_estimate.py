@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from told import Told
 
 from aerialseg.errors import NoInputError, UsageError
 from aerialseg.geo.scenes import find_scenes
@@ -69,6 +70,15 @@ def test_more_work_takes_more_windows_and_more_disk(tmp_path: Path, scenes: Path
     assert sum(part.windows for part in shards) == plain.windows
 
 
+def test_when_none_can_be_predicted_all_are_named(tmp_path: Path, model: Path) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.tif").write_bytes(b"no raster")
+    told = Told()
+    with pytest.raises(NoInputError, match=r"no scene can be predicted; first: .*a.tif"):
+        estimate(find_scenes([tmp_path]), model, tmp_path / "out", progress=told)
+    assert [line.partition(": is ")[0] for line in told.lines] == [f"error: {tmp_path / name}.tif" for name in "ab"]
+
+
 def test_what_predict_would_refuse_is_refused(tmp_path: Path, scenes: Path, model: Path) -> None:
     with pytest.raises(NoInputError, match=r"no scene can be predicted; first: .*broken.tif"):
         estimate(find_scenes([scenes / "broken.tif"]), model, tmp_path)
@@ -82,7 +92,7 @@ def test_the_command_prints_a_table_or_json(
     options = ("plan", scenes, "-m", model, "-o", tmp_path, "--device", "cpu")
     code, out, err = run(*options)
     assert code == 0
-    assert "windows" in out and "MB free" in out
+    assert "windows" in out and " MB at most, " in out
     assert "error: " in err and "broken.tif" in err
     more = ("--tta", "flips", "--polygons", "--neighbours", "off", "--allow-ungeoreferenced", "--max-pixels", "1e9")
     code, out, _ = run(*options, "--json", *more)

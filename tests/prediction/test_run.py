@@ -455,7 +455,7 @@ def test_too_little_room_is_said_before_the_model_loads(
 ) -> None:
     no_torch_work()
     monkeypatch.setattr("aerialseg.files.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
-    with pytest.raises(StorageError, match=r"needs about .* free"):
+    with pytest.raises(StorageError, match=r"about .* are needed, .* free"):
         town.predict()
 
 

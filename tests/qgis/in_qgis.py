@@ -24,3 +24,13 @@ def look(*paths: Path, options: tuple[str, ...] = ()) -> list[dict[str, Any]]:
         pytest.skip("needs Debian's python3-qgis")
     assert result.returncode == 0, result.stderr
     return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def pixels_of(colour: str, seen: dict[str, Any]) -> int:
+    """Return how many rendered pixels have a blended colour (#rrggbb), give or take one grey level in each channel.
+
+    A blend is rounded as the version likes: red at half opacity over grey 220 is #e08a90 in QGIS 3.22, #e18a91 in 3.40.
+    """
+    wanted = bytes.fromhex(colour[1:])
+    levels = ((bytes.fromhex(other[1:]), count) for other, count in seen["colours"].items())
+    return sum(count for other, count in levels if max(abs(a - b) for a, b in zip(other, wanted, strict=True)) <= 1)

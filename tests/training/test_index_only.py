@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 from small_tiles import settings
-from test_cache import Lines, opened
+from test_cache import opened
+from told import Told
 
 from aerialseg.errors import BadDataError, ConfigError, NoInputError, OutputError
 from aerialseg.geo.tiles.tileset import TileSet, load_tileset
@@ -205,7 +206,7 @@ def test_without_a_cache_there_is_nothing_to_read(moved: TileSet) -> None:
         opened(moved.folder, SECTION.model_copy(update={"cache": "off"}))
     (moved.folder / "training-cache").write_text("a stranger's")
     with pytest.raises(OutputError, match="training-cache"):
-        opened(moved.folder, progress=Lines())
+        opened(moved.folder, progress=Told())
 
 
 def test_a_manifest_that_does_not_say_where_its_scenes_are_is_refused(moved: TileSet) -> None:

@@ -134,6 +134,16 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
     assert any(line.startswith("going on after step") for line in said.lines) == (stop_at > 1)
 
 
+def test_a_run_that_is_resumed_at_an_epochs_end_prints_no_nan(tiles_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        train(tiles_folder, dropping(), tmp_path, options=CPU, progress=Told(3, "epoch", idle=False))
+    said = Told()
+    train(tiles_folder, dropping(), tmp_path, options=replace(CPU, resume=True), progress=said)
+    first, second = (line for line in said.lines if line.startswith("epoch "))
+    assert "nan" not in first and "crops/s" not in first
+    assert "crops/s" in second
+
+
 def test_how_tiles_are_read_may_change_at_a_resume_and_changes_no_weight(
     tiles_folder: Path, finished: Path, tmp_path: Path
 ) -> None:
@@ -323,7 +333,7 @@ def test_the_split_edited_in_the_index_is_obeyed(tmp_path: Path) -> None:
     write_splits(folder, {name: "train" if name.startswith("city1_") else "val" for name in splits})
     said = Told()
     train(folder, config("schedule.epochs=1"), tmp_path / "run", options=CPU, progress=said)
-    assert any("from 1 tiles, 7 tiles to validate" in line for line in said.lines)
+    assert any("from 1 tile, 7 tiles to validate" in line for line in said.lines)
 
 
 def test_validation_on_training_ground_is_said(tmp_path: Path) -> None:

@@ -149,6 +149,18 @@ def rates_of(run: Path) -> torch.Tensor:
     return torch.cat([kept["exp_avg"].flatten() for kept in state_of(run)["optimizer"]["state"].values()])
 
 
+def test_all_processes_take_the_first_one_s_schedule_for_minutes(
+    train: Any, words: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fitted(schedule: Any, *_: Any, **__: Any) -> Any:
+        return schedule.model_copy(update={"epochs": 3 - int(os.environ["RANK"]), "steps_per_epoch": 2})
+
+    monkeypatch.setattr(loop, "fit_schedule", fitted)
+    ended = train(words("run", flags=("--minutes", "5")))
+    assert ended.codes == [0, 0] and ended.err.count("so 3 epochs of 2 steps") == 1, ended.err
+    assert state_of(tmp_path / "run")["config"]["schedule"]["epochs"] == 3
+
+
 @pytest.mark.parametrize(("loss", "crops"), [("loss.dice=0", 2), ("optimizer.accumulate=2", 4)])
 def test_two_processes_end_with_the_weights_of_one(
     train: Any, words: Any, group_norm: None, tmp_path: Path, loss: str, crops: int

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
+from contextlib import contextmanager, suppress
 from datetime import date
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,6 +26,7 @@ from aerialseg.geo.polygons.shape import join_footprints
 from aerialseg.geo.styles import write_building_style
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from pyproj import CRS
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
     from aerialseg.geo.polygons.shape import Footprints
 
 SUFFIXES = (".gpkg", ".fgb", ".geojson", ".parquet")
+PIXEL_BYTES = {".gpkg": 0.5, ".fgb": 0.8, ".geojson": 0.5, ".parquet": 0.1}
+"""Disk that a pixel of a dense town's mask takes as part of outlines; of a FlatGeobuf with what lies beside it."""
+LEAST_BYTES = 200_000
+"""Disk that a GeoPackage of nothing takes."""
 GEOJSON_DECIMALS = 9
 """A tenth of a millimetre."""
 
@@ -47,6 +53,11 @@ class BuildingFile(Protocol):
 
     def finish(self) -> None:
         """Write the rest and close the file."""
+
+
+def polygon_bytes(suffix: str, pixels: int) -> int:
+    """Return about how much disk the outlines of masks of so many pixels take; stairs of single pixels take more."""
+    return int(LEAST_BYTES + PIXEL_BYTES[suffix] * pixels)
 
 
 def create_buildings(temporary: Path, final: Path, digest: str) -> BuildingFile:
@@ -108,6 +119,7 @@ class GeoParquet:
 
     def __init__(self, temporary: Path, mark: str) -> None:
         self._path, self._mark = temporary, mark
+        self._sink: Any = None
         self._writer: Any = None
 
     def begin_layer(self, name: str, crs: CRS) -> None:
@@ -121,7 +133,9 @@ class GeoParquet:
                   ("geometry", pyarrow.binary())]  # fmt: skip
         metadata = {"geo": json.dumps(about), "made_by": self._mark}
         self._schema = pyarrow.schema(fields, metadata=metadata)
-        self._writer = parquet.ParquetWriter(self._path, self._schema, compression="zstd")
+        self._sink = pyarrow.OSFile(str(self._path), "wb")
+        with self._closed_on_error():
+            self._writer = parquet.ParquetWriter(self._sink, self._schema, compression="zstd")
 
     def add(self, footprints: Footprints) -> None:
         """Write a row group."""
@@ -131,11 +145,24 @@ class GeoParquet:
             pyarrow.array(column, type=self._schema.field(name).type, from_pandas=True)
             for name, column in columns.items()
         ]
-        self._writer.write_table(pyarrow.Table.from_arrays(arrays, schema=self._schema))
+        with self._closed_on_error():
+            self._writer.write_table(pyarrow.Table.from_arrays(arrays, schema=self._schema))
 
     def finish(self) -> None:
         """Write the footer."""
-        self._writer.close()
+        with self._closed_on_error():
+            self._writer.close()
+            self._sink.close()
+
+    @contextmanager
+    def _closed_on_error(self) -> Iterator[None]:
+        """Close the file when a write fails: pyarrow's writer keeps it open, and nobody could remove it on Windows."""
+        try:
+            yield
+        except BaseException:
+            with suppress(OSError):
+                self._sink.close()
+            raise
 
 
 def _in_json(value: Any) -> Any:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -19,22 +18,30 @@ from typing import TYPE_CHECKING, Any
 from pyproj import CRS
 from pyproj.exceptions import CRSError
 
-from aerialseg.errors import BadDataError, NoInputError, OutputError, UsageError, counted, one_line
-from aerialseg.files import TEMPORARY, locked, prepare_output_folder, refuse_input_as_output, resolved, staged
+from aerialseg.errors import BadDataError, NoInputError, OutputError, UsageError, counted, folded, one_line
+from aerialseg.files import (
+    TEMPORARY,
+    locked,
+    prepare_output_folder,
+    refuse_input_as_output,
+    require_space,
+    resolved,
+    staged,
+)
 from aerialseg.geo.adjacency import connect_grids
 from aerialseg.geo.dates import NO_DATES, DateOptions, note_of_tiff, read_dates, when_taken
 from aerialseg.geo.datum import datum_note
 from aerialseg.geo.digest import content_digest, seen, what_changed
-from aerialseg.geo.geobox import GeoBox
+from aerialseg.geo.geobox import GeoBox, by_horizontal, check_same_grid, heights_notes
 from aerialseg.geo.geopackage import is_open_elsewhere
-from aerialseg.geo.labels import decide_rule
+from aerialseg.geo.masks import decide_rule
 from aerialseg.geo.opening import open_raster
 from aerialseg.geo.outputs import is_of_another_run, kind_of, left_out_note
 from aerialseg.geo.ownership import check_overwrite, embed_digest_in, mark_of, owner_of
-from aerialseg.geo.polygons.formats import SUFFIXES, create_buildings, require_writer
-from aerialseg.geo.polygons.shape import MetricFrame, ShapeCounts, Shaping, footprints, gather
+from aerialseg.geo.polygons.formats import SUFFIXES, create_buildings, polygon_bytes, require_writer
+from aerialseg.geo.polygons.shape import MetricFrame, Overlaps, ShapeCounts, Shaping, footprints, gather
 from aerialseg.geo.polygons.trace import PlacedMask, Tracer, read_corners
-from aerialseg.geo.scenes import check_same_grid, find_scenes, pair_by_name
+from aerialseg.geo.scenes import find_scenes, pair_by_name
 from aerialseg.progress import Silent
 
 if TYPE_CHECKING:
@@ -42,7 +49,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from aerialseg.geo.dates import DatePolygons, Taken
-    from aerialseg.geo.labels import ResolvedRule
+    from aerialseg.geo.masks import ResolvedRule
     from aerialseg.geo.polygons.formats import BuildingFile
     from aerialseg.geo.polygons.shape import Footprints
     from aerialseg.progress import Progress
@@ -231,10 +238,14 @@ def write_buildings(
         return BuildingsReport(target, done_before=True)
     if not overwrite and (reason := _reason_to_stay(target, overwrite=overwrite)) is not None:
         return BuildingsReport(target, stays=reason)
+    pixels = sum(mask.box.height * mask.box.width for mosaic in mosaics for mask in mosaic)
+    require_space(target.parent, polygon_bytes(target.suffix.lower(), pixels))
     with _own_advice():
         rule = decide_rule([layer.mask for layer in layers])
     dated = note_of_tiff(mask.taken for mosaic in mosaics for mask in mosaic)
-    for warning in (*rule.warnings, *_datum_notes(mosaics, crs), *([dated] if dated else [])):
+    heights = heights_notes([(one_line(mask.mask), mask.crs) for mosaic in mosaics for mask in mosaic])
+    notes = (*heights, *_datum_notes(mosaics, crs), *([dated] if dated else []))
+    for warning in (*rule.warnings, *notes):
         progress.say(warning)
     shaping = Shaping(options.min_area_m2, options.simplify_m, options.regularise, crs, dates)
     counts = ShapeCounts()
@@ -282,11 +293,8 @@ def check_mask(layer: MaskLayer, max_pixels: float = MAX_PIXELS, dates: DateOpti
 
 def group_masks(masks: Sequence[PlacedMask]) -> list[Mosaic]:
     """Return the masks in mosaics that overlap or share a side (a corner is not enough), by their first members."""
-    systems: dict[str, list[int]] = defaultdict(list)
-    for index, placed in enumerate(masks):
-        systems[placed.crs.to_wkt()].append(index)
     mosaics: dict[int, Mosaic] = {}
-    for members in systems.values():
+    for members in by_horizontal(placed.crs for placed in masks):
         boxes = [masks[index].box for index in members]
         for places in connect_grids(boxes, GRID_TOLERANCE, corners=False, overlaps=True)[0]:
             own = sorted((members[index], place) for index, place in places.items())
@@ -321,21 +329,30 @@ def _write(
     progress.start("polygons", pixels / 1e6, "Mpx")
     for name, mosaics in tables.items():
         file.begin_layer(name, shaping.crs or CRS.from_wkt(mosaics[0][0].crs.to_wkt()))
-        for chunk in gather(_trace(mosaics, rule, shaping, counts, progress)):
+        overlaps = Overlaps(mosaics, shaping.crs)
+        for chunk in gather(_trace(mosaics, rule, shaping, counts, overlaps, progress)):
             file.add(chunk)
+        if (note := overlaps.note()) is not None:
+            progress.say(f"warning: {note}")
     file.finish()
     progress.finish()
 
 
 def _trace(
-    mosaics: Sequence[Mosaic], rule: ResolvedRule, shaping: Shaping, counts: ShapeCounts, progress: Progress
+    mosaics: Sequence[Mosaic],
+    rule: ResolvedRule,
+    shaping: Shaping,
+    counts: ShapeCounts,
+    overlaps: Overlaps,
+    progress: Progress,
 ) -> Iterator[Footprints]:
-    for mosaic in mosaics:
+    for number, mosaic in enumerate(mosaics):
         frames = {mask.name: MetricFrame.of(mask.box) for mask in mosaic}
         tracer = Tracer()
         with _own_advice():
             for corners, read in read_corners(mosaic, rule):
                 for part in footprints(tracer.add(corners), mosaic, frames, shaping, counts):
+                    overlaps.add(number, part.shapes)
                     yield part
                     progress.advance(0)
                 progress.advance(read / 1e6, one_line(mosaic[0].name))
@@ -362,14 +379,12 @@ def _datum_notes(mosaics: Sequence[Mosaic], crs: CRS | None) -> list[str]:
         mask.crs.to_wkt(): (one_line(mask.mask), mask.box) for mosaic in reversed(mosaics) for mask in mosaic[::-1]
     }
     notes = [datum_note(name, box, crs, towards=True) for name, box in boxes.values()] if crs is not None else []
-    return [note for note in notes if note is not None]
+    return folded(note for note in notes if note is not None)
 
 
 def _by_layer(mosaics: Sequence[Mosaic], target: Path, crs: CRS | None) -> dict[str, list[Mosaic]]:
     """Return table -> mosaics: one for all, or one for each CRS, named after it."""
-    systems: dict[str, list[Mosaic]] = {}
-    for mosaic in mosaics:
-        systems.setdefault(mosaic[0].crs.to_wkt(), []).append(mosaic)
+    systems = by_horizontal(mosaic[0].crs for mosaic in mosaics)
     if crs is not None or len(systems) == 1:
         return {LAYER: list(mosaics)}
     if target.suffix.lower() != ".gpkg":
@@ -378,10 +393,10 @@ def _by_layer(mosaics: Sequence[Mosaic], target: Path, crs: CRS | None) -> dict[
             " EPSG:..., or write .gpkg, which gets a layer for each"
         )
     tables: dict[str, list[Mosaic]] = {}
-    for number, (wkt, members) in enumerate(systems.items(), 1):
-        authority = CRS.from_wkt(wkt).to_authority()
+    for number, members in enumerate(systems, 1):
+        authority = CRS.from_wkt(mosaics[members[0]][0].crs.to_wkt()).to_authority()
         name = f"{LAYER}_{number}" if authority is None else f"{LAYER}_{'_'.join(authority).lower()}"
-        tables[name if name not in tables else f"{name}_{number}"] = members
+        tables[name if name not in tables else f"{name}_{number}"] = [mosaics[member] for member in members]
     return tables
 
 

@@ -13,6 +13,7 @@ ellipsoid; lengths there are those of a transverse Mercator projection around th
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +25,9 @@ from pyproj.crs.coordinate_operation import TransverseMercatorConversion
 from pyproj.exceptions import ProjError
 
 from aerialseg.counts import QUANTA
-from aerialseg.errors import BadDataError, one_line
+from aerialseg.errors import BadDataError, counted, one_line
 from aerialseg.geo.dates import days_of_buildings
+from aerialseg.geo.datum import transformer_between
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -54,6 +56,10 @@ LEAST_IOU = 0.7
 """What has less in common with the raster's outline is no version of it: a square pixel cut to a triangle has 0.5."""
 LEAST_M2, LEAST_PX = 4.0, 9
 """A network's specks are smaller, and no house is: the larger of both."""
+LEAST_SHARED = 0.1
+"""The share of the smaller of two buildings that lie on each other; masks that miss each other's grid share slivers."""
+FRAME_PARTS = 20
+"""A side of a mask is followed into another CRS in so many parts."""
 TOGETHER = 256
 TRUE_AREA = 0.005
 """A projection whose areas are off by more is not measured in its plane; UTM and national grids stay below 0.002."""
@@ -122,6 +128,67 @@ def join_footprints(parts: Sequence[Footprints]) -> Footprints:
     return Footprints(
         *(np.concatenate([empty.get(name, nothing), *(getattr(part, name) for part in parts)]) for name in names)
     )
+
+
+class Overlaps:
+    """Buildings of masks that lie on each other off one grid, where nothing says which of them is meant; all state."""
+
+    def __init__(self, mosaics: Sequence[Sequence[PlacedMask]], crs: CRS | None) -> None:
+        """Find where the masks of one table, written in `crs` if not their own, lie on each other."""
+        masks = [(number, mask) for number, mosaic in enumerate(mosaics) for mask in mosaic]
+        frames = np.array([_frame(mask, crs) for _, mask in masks], dtype=object)
+        self.pairs: list[tuple[str, str]] = []
+        areas: dict[int, list[shapely.Geometry]] = defaultdict(list)
+        for one, other in shapely.STRtree(frames).query(frames, predicate="intersects").T.tolist():
+            (first, mask), (second, rival) = masks[one], masks[other]
+            common = shapely.intersection(frames[one], frames[other]) if first < second else shapely.Polygon()
+            if common.area * mask.box.height * mask.box.width > frames[one].area:  # more than a pixel
+                self.pairs.append((one_line(mask.mask), one_line(rival.mask)))
+                for number in (first, second):
+                    areas[number].append(common)
+        self._areas = {number: shapely.union_all(found) for number, found in areas.items()}
+        self._held: dict[int, list[Any]] = defaultdict(list)
+
+    def add(self, number: int, shapes: Shapes) -> None:
+        """Take buildings of a mosaic as they are written."""
+        if number in self._areas:
+            self._held[number].extend(shapes[shapely.intersects(shapes, self._areas[number])])
+
+    def note(self) -> str | None:
+        """Return a line that says how many lie on each other, and on which masks; None when none does."""
+        numbers = np.repeat(list(self._held), list(map(len, self._held.values()))).astype(np.int64)
+        shapes = np.array([shape for held in self._held.values() for shape in held], dtype=object)
+        one, other = shapely.STRtree(shapes).query(shapes, predicate="intersects")
+        apart = numbers[one] < numbers[other]
+        one, other = shapes[one[apart]], other[apart]
+        shared, least = (
+            shapely.area(shapely.intersection(one, shapes[other])),
+            shapely.area([one, shapes[other]]).min(0),
+        )
+        double = len(np.unique(other[shared >= LEAST_SHARED * least]))
+        if not double:
+            return None
+        more = f" and {counted(len(self.pairs) - 1, 'more pair')}" if len(self.pairs) > 1 else ""
+        lie, are = ("lies", "is") if double == 1 else ("lie", "are")
+        return (
+            f"{counted(double, 'building')} {lie} on others and {are} there twice: {' and '.join(self.pairs[0])}{more}"
+            " overlap and share no pixel grid; gdalwarp them to one grid, or give masks that do not overlap"
+        )
+
+
+def _frame(mask: PlacedMask, crs: CRS | None) -> shapely.Geometry:
+    """Return the ground of a mask in a CRS, or its own; nothing where it has no place there."""
+    box = mask.box
+    around = shapely.segmentize(shapely.box(0, 0, box.width, box.height), max(box.width, box.height) / FRAME_PARTS)
+    t, way = box.transform, None if crs is None else transformer_between(mask.crs.to_wkt(), crs.to_wkt())
+
+    def move(points: NDArray[np.float64]) -> NDArray[np.float64]:
+        cols, rows = points.T
+        places = t.a * cols + t.b * rows + t.c, t.d * cols + t.e * rows + t.f
+        return np.stack(places if way is None else way.transform(*places), axis=1)
+
+    moved = shapely.transform(around, move)
+    return shapely.make_valid(moved) if np.isfinite(shapely.bounds(moved)).all() else shapely.Polygon()
 
 
 def gather(parts: Iterable[Footprints]) -> Iterator[Footprints]:

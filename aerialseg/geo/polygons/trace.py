@@ -25,7 +25,7 @@ import numpy as np
 from rasterio.windows import Window
 
 from aerialseg.geo.dates import NOT_KNOWN, Taken
-from aerialseg.geo.labels import ResolvedRule, read_mask
+from aerialseg.geo.masks import ResolvedRule, read_mask
 from aerialseg.geo.opening import open_raster, raster_errors
 
 if TYPE_CHECKING:

@@ -25,6 +25,7 @@ from aerialseg.files import (
     prepare_output_folder,
     refuse_input_as_output,
     remove,
+    require_space,
     resolved,
     sweep,
     usable_processors,
@@ -38,6 +39,7 @@ from aerialseg.geo.tiles.cut import (
     SceneRecord,
     cut_tiles,
     describe_sources,
+    disk_bytes,
     drop_records,
     load_record,
     rows_of,
@@ -123,6 +125,13 @@ class TilingReport:
         if shares and not any(shares):
             name = one_line(self.folder)
             found.append(f"{name}: no labelled pixel is building; check the masks' values, or the polygons")
+        gap, train = self.left_out.get("gap", 0), self.tiles["train"]
+        if gap > train:
+            other = "--split auto or " if max(self.scenes.values()) > 1 else ""
+            found.append(
+                f"{gap} tiles are left out as a gap around those that validate, more than the {train} that train;"
+                f" {other}a smaller --size keeps more"
+            )
         return found
 
     def summary(self) -> str:
@@ -167,6 +176,8 @@ def tile_scenes(
         sources = describe_sources(plan.jobs, options, out) if options.index_only else None
         if not todo and is_finished(out, before, list(records.values()), failures, sources):
             return _report(out, list(records.values()), [], failures, began)
+        if not options.index_only:
+            require_space(out, sum(map(disk_bytes, todo)))
         (out / FOLDER).mkdir(parents=True, exist_ok=True)
         if edits:
             write_json(out / FOLDER / EDITS, edits)

@@ -29,7 +29,8 @@ from aerialseg.counts import BUILDING, UNLABELLED
 from aerialseg.errors import BadDataError, NoInputError, UsageError, one_line
 from aerialseg.files import is_regular, remove, resolved, write_text
 from aerialseg.geo.inspection import Access, BandRule
-from aerialseg.geo.labels import MaskRule, open_labels
+from aerialseg.geo.labels import open_labels
+from aerialseg.geo.masks import MaskRule
 from aerialseg.geo.opening import is_tiff, open_raster
 from aerialseg.geo.ownership import TILE_TAG
 from aerialseg.geo.raster import read_window
@@ -38,7 +39,7 @@ from aerialseg.geo.scenes import Scene
 from aerialseg.geo.tiles.plan import TilingOptions, plan_tiles
 from aerialseg.geo.tiles.tileset import TileRecord, check_tiles, image_path, mask_path
 from aerialseg.geo.vector_files import split_layer
-from aerialseg.geo.writing import write_geotiff
+from aerialseg.geo.writing import COG_BYTES, write_geotiff
 from aerialseg.progress import Silent
 from aerialseg.values import from_values, read_json, to_values
 
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
     """The pixels (bands, rows, cols), valid (rows, cols) and labels (rows, cols) of one window."""
 
 BLOCK = 256
+TILE_BYTES = 2000
+"""Disk that the two files of a tile take beside its pixels."""
 NO_FILES = (-1, -1)
 """The sizes of a tile that was only counted."""
 PIECE_BYTES = 1 << 25
@@ -141,6 +144,8 @@ class Sources:
     nodata: tuple[float, ...] = ()
     """Values of no data and, below, the alpha band; they are left out where nothing was said of them."""
     alpha: int | Literal["auto", "data"] = "auto"
+    building_colour: tuple[int, int, int] | None = None
+    """Left out, too, where no colour means building."""
 
 
 def rows_of(job: TileJob) -> list[list[PlannedTile]]:
@@ -150,7 +155,14 @@ def rows_of(job: TileJob) -> list[list[PlannedTile]]:
     """
     if not is_tiff(job.source.path):
         return [list(job.tiles)]
-    return [list(row) for _, row in groupby(job.tiles, key=lambda planned: planned.tile.window.row_off)]
+    rows = groupby(job.tiles, key=lambda planned: planned.tile.window.row_off)
+    return [list(row) for _, row in rows] or [[]]  # a scene without a tile to cut is one of the set, too
+
+
+def disk_bytes(job: TileJob) -> int:
+    """Return how much disk the tiles of a scene take at most: pixels that no compression makes smaller, and a mask."""
+    pixels = sum(planned.tile.window.height * planned.tile.window.width for planned in job.tiles)
+    return int((len(job.source.bands) + COG_BYTES) * pixels) + TILE_BYTES * len(job.tiles)
 
 
 def cut_tiles(job: TileJob, tiles: Sequence[PlannedTile], folder: Path | None) -> list[CutTile]:
@@ -332,7 +344,9 @@ def describe_sources(jobs: Sequence[TileJob], options: TilingOptions, folder: Pa
         access=(access.allow_ungeoreferenced, access.max_pixels),
     )  # fmt: skip
     values: dict[str, Any] = to_values(sources)
-    return {name: value for name, value in values.items() if name not in ("nodata", "alpha")} | options.bands.marks
+    kept = {name: value for name, value in values.items() if name not in ("nodata", "alpha", "building_colour")}
+    colour = {} if rule.building_colour is None else {"building_colour": list(rule.building_colour)}
+    return kept | options.bands.marks | colour
 
 
 def source_files(tiles: TileSet) -> dict[str, tuple[Path, ...]]:
@@ -387,7 +401,8 @@ def _planned_from(tiles: TileSet) -> tuple[list[Scene], TilingOptions]:
         known = from_values(Sources, tiles.sources)
         options = TilingOptions(
             tiles.size, tiles.overlap, known.split, maybe(known.val_area),
-            BandRule(tiles.bands, tiles.scale, known.nodata, known.alpha), known.gsd_m, MaskRule(*known.masks),
+            BandRule(tiles.bands, tiles.scale, known.nodata, known.alpha), known.gsd_m,
+            MaskRule(*known.masks, known.building_colour),
             tuple(map(place, known.vectors)), known.where,
             maybe(known.labelled_area), known.keep_empty, Access(*known.access), index_only=True,
             keep_unlabelled=known.keep_unlabelled,

@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -23,16 +23,17 @@ import numpy as np
 import shapely
 from rasterio.warp import transform as reproject_points
 
-from aerialseg.errors import AerialsegError, BadDataError, NoInputError, UsageError, one_line
+from aerialseg.errors import AerialsegError, BadDataError, NoInputError, UsageError, folded, one_line
 from aerialseg.geo.digest import content_digest, seen, what_changed
-from aerialseg.geo.geobox import GeoBox
+from aerialseg.geo.geobox import GeoBox, check_same_grid
 from aerialseg.geo.inspection import Access, BandRule, Source, inspect_scene
-from aerialseg.geo.labels import Labels, LabelSource, MaskRule, decide_rule
+from aerialseg.geo.labels import Labels, LabelSource
+from aerialseg.geo.masks import MaskRule, decide_rule
 from aerialseg.geo.opening import open_raster
 from aerialseg.geo.resampling import at_gsd
-from aerialseg.geo.scenes import Scene, check_same_grid, require_masks, split_scenes
+from aerialseg.geo.scenes import Scene, require_masks, split_scenes
 from aerialseg.geo.vector_files import split_layer
-from aerialseg.geo.vectors import datum_notes, overlay, read_layer, read_layers
+from aerialseg.geo.vectors import datum_notes, overlay, read_layer, read_layers, require_place
 from aerialseg.geo.windows import Tile, TileGrid
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rasterio.crs import CRS
 
-    from aerialseg.geo.labels import ResolvedRule
+    from aerialseg.geo.masks import ResolvedRule
     from aerialseg.geo.vectors import VectorLayer
     from aerialseg.progress import Progress
 
@@ -221,7 +222,7 @@ def plan_tiles(scenes: Sequence[Scene], options: TilingOptions, progress: Progre
     notes += datum_notes([layer for layer in (*layers, labelled, validation) if layer is not None], boxes.values())
     notes += [] if rule is None else rule.warnings
     notes += label_source.coverage_notes({job.scene.name: job.labels for job in jobs}, boxes)
-    return TilingPlan(len(scenes), size, tuple(jobs), failures, tuple(_collapsed([*notes, *_set_notes(jobs)])))
+    return TilingPlan(len(scenes), size, tuple(jobs), failures, tuple(folded([*notes, *_set_notes(jobs)])))
 
 
 def _inspect(
@@ -231,11 +232,15 @@ def _inspect(
     sources: dict[str, Source] = {}
     failures: dict[str, AerialsegError] = {}
     notes: list[str] = []
+    files = [*options.vectors, *(path for path in (options.labelled_area, options.val_area) if path is not None)]
+    # Vector files need a place whatever is allowed.
+    access = replace(options.access, allow_ungeoreferenced=True) if files else options.access
     progress.start("checking", len(scenes), "scene")
     for scene in scenes:
         name = one_line(scene.image)
         try:
-            source = inspect_scene(scene.image, options.bands, options.access)
+            source = inspect_scene(scene.image, options.bands, access)
+            require_place(name, source.box, files)
             bands = len(next(iter(sources.values()), source).bands)
             if len(source.bands) != bands:
                 raise BadDataError(f"{name}: has {len(source.bands)} bands, the scenes before it {bands}: use --bands")
@@ -245,7 +250,7 @@ def _inspect(
                 )
             if scene.mask is not None and not options.vectors:
                 with open_raster(scene.mask) as mask:
-                    warning = check_same_grid(source, GeoBox.of(mask), (scene.image, scene.mask))
+                    warning = check_same_grid(source.box, GeoBox.of(mask), (scene.image, scene.mask))
                 notes += [] if warning is None else [warning]
             notes += source.warnings
             sources[scene.name] = source
@@ -367,14 +372,6 @@ def _set_notes(jobs: Sequence[TileJob]) -> list[str]:
             f" {known[coarse]:.3g} m; --gsd resamples all to one"
         )
     return notes
-
-
-def _collapsed(notes: Iterable[str]) -> list[str]:
-    """Return the notes with those that say the same of many files told once."""
-    said: dict[str, list[str]] = {}
-    for note in notes:
-        said.setdefault(note.partition(": ")[2], []).append(note)
-    return [f"{same[0]} (and {len(same) - 1} more like it)" if len(same) > 1 else same[0] for same in said.values()]
 
 
 def assign_splits(

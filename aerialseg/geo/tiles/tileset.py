@@ -27,11 +27,11 @@ from rasterio.windows import Window
 from aerialseg.counts import GSD_RANGE
 from aerialseg.errors import BadDataError, NoInputError, OutputError, one_line
 from aerialseg.files import is_folder, is_regular, staged, write_text
-from aerialseg.geo.geobox import GeoBox
-from aerialseg.geo.geopackage import is_open_elsewhere, reading, write_table, writing_vectors
+from aerialseg.geo.geobox import GeoBox, same_horizontal
+from aerialseg.geo.geopackage import is_open_elsewhere, reading, require_tables, write_table, writing_vectors
 from aerialseg.geo.opening import open_raster, write_error
 from aerialseg.geo.scenes import Split
-from aerialseg.geo.vectors import overlay, read_layer
+from aerialseg.geo.vectors import overlay, read_layer, require_place
 from aerialseg.values import from_values, read_json, to_values
 
 if TYPE_CHECKING:
@@ -273,8 +273,10 @@ def read_splits(path: Path) -> dict[str, str]:
         raise BadDataError(f"{name}: missing, and the split is kept in it; run the same aerialseg tile command again")
     splits: dict[str, str] = {}
     for tile, text in _read_rows(path):
+        if not isinstance(tile, str):
+            raise BadDataError(f"{name}: name of a tile is {one_line(repr(tile))[:60]}, expected text")
         split = "" if text is None else text.strip().lower() if isinstance(text, str) else None
-        if split not in ("train", "val", *LEFT_OUT) or split is None or not isinstance(tile, str):
+        if split is None or split not in ("train", "val", *LEFT_OUT):
             shown = one_line(repr(text))[:60]
             raise BadDataError(f"{name}: split of tile {one_line(str(tile))} is {shown}; expected train, val or empty")
         if split not in LEFT_OUT and splits.setdefault(tile, split) != split:
@@ -307,13 +309,13 @@ def write_index(path: Path, tiles: Sequence[TileRecord], boxes: dict[str, GeoBox
 
 
 def common_crs(boxes: Sequence[GeoBox]) -> CRS | None:
-    """Return the CRS that georeferenced grids share, longitude and latitude when they differ, None for no grid."""
+    """Return the CRS that georeferenced grids share, heights aside, or longitude and latitude; None for no grid."""
     from rasterio.crs import CRS
 
     found = [box.crs for box in boxes if box.georeferenced and box.crs is not None]
     if not found:
         return None
-    return found[0] if all(crs == found[0] for crs in found) else CRS.from_epsg(4326)
+    return found[0] if all(same_horizontal(crs, found[0]) for crs in found) else CRS.from_epsg(4326)
 
 
 def _read_rows(path: Path) -> list[tuple[Any, Any]]:
@@ -374,6 +376,7 @@ def find_leaks(tiles: Path, scenes: Iterable[tuple[str, Path]]) -> list[str]:
     for name, raster in scenes:
         with open_raster(raster) as dataset:
             box = GeoBox.of(dataset)
+        require_place(one_line(raster), box, [index])
         covered = overlay([train], box).share_of(Window(0, 0, box.width, box.height))
         if covered > LEAST_COVERED:
             found.append(
@@ -413,6 +416,7 @@ def _read_outlines(index: Path) -> tuple[list[str], list[str], NDArray[np.object
     """Return every row's tile, scene and outline; nothing when the file has no outlines."""
     from pyogrio.raw import read
 
+    require_tables(index)
     try:
         with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # about a database that has none
             meta, _, outlines, columns = read(index, layer=LAYER, columns=["name", "scene"])

@@ -6,6 +6,7 @@ import json
 import sqlite3
 import subprocess
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,10 @@ def test_an_unfinished_or_damaged_set_is_refused(tmp_path: Path) -> None:
         ({"std": [1.0, 0.0, 2.0]}, "std"),
         ({"gsd_m": "fine"}, "gsd_m"),
         ({"gsd_m": -1}, "gsd_m"),
+        ({"gsd_m": 1e300}, "gsd_m"),
+        ({"scale": [5, 5]}, "scale"),
+        ({"bands": [0, 1, 2]}, "bands"),
+        ({"building_fraction": 7.0}, "building_fraction"),
         ({"scenes": 5}, ""),
         ({"scenes": [{"name": "austin1"}]}, "digest"),
         ({"scenes": ["austin1"]}, ""),
@@ -180,6 +185,9 @@ def test_a_manifest_of_right_digest_and_wrong_values_is_refused_by_every_reader(
         {"window": (0, 0, 2**40, 2**40)},
         {"valid": "much"},
         {"split": None},
+        {"split": "test"},
+        {"valid": 1e300},
+        {"name": "a\0b"},
     ],
 )
 def test_a_tile_of_wrong_values_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
@@ -266,6 +274,47 @@ def test_scenes_in_different_crs_share_longitude_and_latitude(tmp_path: Path) ->
 def test_a_set_without_georeferencing_has_an_index_too(tmp_path: Path) -> None:
     records = [replace(tile, scene="town") for tile in tiles()]
     assert len(load_tileset(write_set(tmp_path, records, town=NOWHERE)).tiles) == 4
+
+
+UNTYPED = "DROP TABLE tiles; CREATE TABLE tiles (name, split)"
+
+
+@pytest.mark.parametrize(
+    ("statement", "expected"),
+    [
+        ("UPDATE tiles SET split = '7'", "split of tile a is '7'; expected train, val or empty"),
+        (
+            f"{UNTYPED}; INSERT INTO tiles VALUES ('a', 7)",
+            "of tile a is 7; expected",
+        ),
+        ("UPDATE tiles SET split = x'ff'", r"is b'\\xff'; expected"),
+        (
+            f"{UNTYPED}; INSERT INTO tiles VALUES (1, 'val')",
+            "name of a tile is 1",
+        ),
+        ("UPDATE tiles SET split = CAST(x'ff' AS TEXT)", "cannot be read: Could not decode to UTF-8"),
+        ("ALTER TABLE tiles RENAME COLUMN split TO side", "cannot be read: no such column: split"),
+        ("DROP TABLE tiles", "cannot be read: tiles is missing"),
+        (
+            "DROP TABLE tiles; CREATE VIEW tiles AS SELECT 'a' AS name, 'train' AS split",
+            "cannot be read: tiles is a view",
+        ),
+        (
+            "PRAGMA writable_schema = ON; UPDATE sqlite_master SET sql = 'CREATE TABLE tiles (\n' WHERE name = 'tiles'",
+            "cannot be read: malformed database schema",
+        ),
+    ],
+)
+def test_an_index_of_wrong_types_or_a_broken_schema_is_refused_in_a_line(
+    tmp_path: Path, statement: str, expected: str
+) -> None:
+    folder = write_tileset(tmp_path / "set", train=1, val=1)
+    write_splits(folder, {"a": "train"})
+    with closing(sqlite3.connect(folder / INDEX)) as database:
+        database.executescript(statement)
+    with pytest.raises(BadDataError, match=expected) as caught:
+        load_tileset(folder)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.gdal

@@ -22,7 +22,8 @@ from told import Told
 from aerialseg.errors import BadDataError, UsageError
 from aerialseg.geo import vector_files
 from aerialseg.geo.inspection import Access, BandRule
-from aerialseg.geo.labels import MaskRule, find_labels
+from aerialseg.geo.labels import find_labels
+from aerialseg.geo.masks import MaskRule
 from aerialseg.geo.scenes import Scene, find_scenes
 from aerialseg.geo.tiles.build import TilingReport, tile_scenes
 from aerialseg.geo.tiles.cut import check_unchanged, plan_again, source_files

@@ -14,7 +14,7 @@ from rasterio.enums import ColorInterp
 from rasterio.windows import Window
 
 from aerialseg.errors import BadDataError, UsageError
-from aerialseg.geo.labels import MaskRule, ResolvedRule, _spread, decide_rule, read_mask
+from aerialseg.geo.masks import MaskRule, ResolvedRule, _spread, decide_rule, read_mask
 from aerialseg.geo.opening import open_raster
 from aerialseg.geo.raster import block_windows
 
