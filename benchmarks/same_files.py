@@ -154,7 +154,7 @@ def same_bytes(base: Path, tree: Path) -> bool:
     return base.read_bytes() == tree.read_bytes()
 
 
-CHANGED = (*DURATIONS, "probability", "disagreement", "mask", "floors_m2")
+CHANGED = (*DURATIONS, "probability", "disagreement", "mask", "floors_m2", "in part")
 """Keys of a report whose values follow from other bytes of a raster, or that are new."""
 
 

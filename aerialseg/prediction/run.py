@@ -354,7 +354,8 @@ def _predict_scene(log: RunLog, job: SceneJob, forward: Forward, finisher: _Fini
             log.record(job.result.failed(run.changed(job.placement) or error))
             return
         break
-    if run.options.shard is None or rows.there().all():
+    there = rows.there()
+    if run.options.shard is None or there.all() or not there.any():  # none: another process has finished it
         finisher.begin(partial(_finish, run, job, result, rows, began))
     else:
         log.record(replace(result, status="in part", seconds=time.monotonic() - began))
@@ -399,9 +400,15 @@ def _finish(run: Run, job: SceneJob, result: SceneResult, rows: StoredRows, bega
     """
     try:
         with finishing(run.out, job.scene.name) as ours:
-            if ours and (run.options.shard is None or rows.there().all()):
+            if run.options.shard is None:
                 return _write_rasters(run, job, result, rows, began)
-            done = done_before(run, job) if ours else None
+            complete = ours and bool(rows.there().all())
+            overwriting = complete and run.options.overwrite
+            done = done_before(run, job) if ours and not overwriting else None
+            if done is not None:
+                rows.remove()
+            elif complete:
+                return _write_rasters(run, job, result, rows, began)
             return done or replace(result, status="in part", seconds=time.monotonic() - began)
     except AerialsegError as error:
         return result.failed(error)

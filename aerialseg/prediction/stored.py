@@ -137,7 +137,7 @@ class StoredRows:
         """
         told = False
         try:
-            with open_regular(path, "r+b") as stream:
+            with open_regular(path, "ab") as stream:
                 if not stream.seek(0, os.SEEK_END):
                     stream.write(self._head(UNKNOWN))
                     if settings is not None:
@@ -155,9 +155,9 @@ class StoredRows:
             raise output_error(path, error) from error
 
     def tell(self, path: Path, key: bytes) -> None:
-        """Write the exact key into a task's file, which counts from then on."""
+        """Write the exact key into a task's file, which counts from then on, unless the scene was finished without."""
         try:
-            with open_regular(path, "r+b") as stream:
+            with suppress(FileNotFoundError), open_regular(path, "r+b") as stream:
                 stream.write(self._head(key))
         except OSError as error:
             raise output_error(path, error) from error

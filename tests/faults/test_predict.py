@@ -532,7 +532,8 @@ def test_row_30_one_scene_claimed_twice(tmp_path: Path, scene_file: Write, model
     """Two processes share the folder and both take every scene."""
     work = Killable(tmp_path, scene_file, model)
     both = [subprocess.Popen([*work.command(work.out), "--shard", "1/1"], stderr=subprocess.PIPE) for _ in range(2)]
-    assert [(process.communicate(timeout=200), process.returncode)[1] for process in both] == [0, 0]
+    ended = [(process.communicate(timeout=200)[1], process.returncode) for process in both]
+    assert [code for _, code in ended] == [0, 0], ended
     for out in (work.out, tmp_path / "alone"):
         code, err = in_process(*work.command(out)[3:])
         assert code == 0, err

@@ -171,6 +171,18 @@ def test_pixels_that_changed_on_the_disk_are_noticed_when_asked_for(tmp_path: Pa
     np.testing.assert_array_equal(read(rows), pixels()[0])
 
 
+def test_a_task_whose_file_went_with_the_finished_scene_does_not_fail(tmp_path: Path) -> None:
+    rows = stored(tmp_path)
+    path = rows.begin()
+    sink = rows.write(path, known(KEY))
+    next(sink)
+    path.unlink()  # by a process that had the same rows
+    sink.send(FakeStrip(0, pixels()))
+    sink.close()
+    rows.tell(path, KEY)
+    assert not rows.there().any()
+
+
 def test_one_process_at_a_time_finishes_a_scene_and_its_files_are_found(tmp_path: Path) -> None:
     with finishing(tmp_path, "x") as ours, finishing(tmp_path, "x") as theirs, finishing(tmp_path, "y") as other:
         assert (ours, theirs, other) == (True, False, True)
