@@ -155,7 +155,7 @@ def test_a_broken_file_is_refused(name: str, content: bytes, tmp_path: Path) -> 
 
 
 def test_no_file_is_said_with_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(NoInputError, match=r'w\.pth: no such file.*weights = "none"'):
+    with pytest.raises(NoInputError, match=r'w\.pth: no such file.*model\.weights=none'):
         encoder("resnet18", tmp_path / "w.pth")
 
 
