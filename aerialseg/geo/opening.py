@@ -49,6 +49,8 @@ _PREFIX = re.compile(r"[A-Za-z][A-Za-z0-9_+.-]+:")
 _TEMPORARY = re.compile(rf"{re.escape(TEMPORARY)}[\w.-]+")
 _STATEMENT = re.compile(r"sqlite3?_\w+\(.*\) failed: ", re.DOTALL)
 _BLOCK = re.compile(r"band (\d+): IReadBlock failed at X offset (\d+), Y offset (\d+)")
+_LACKING = re.compile(r"missing codec|not configured|Unsupported JPEG data precision|BitsPerSample \d+ not allowed")
+"""What libtiff and libjpeg say of a file that is sound and beyond them, such as a JPEG of 12 bits."""
 _CONTENT = (
     (re.compile(rb"<VRT(Dataset|RasterBand)"), "is a GDAL virtual raster: gdal_translate it to a GeoTIFF"),
     (re.compile(rb"(?i)^\s*(<!doctype html|<html)"), "is a web page, not a raster: the download went wrong"),
@@ -224,7 +226,7 @@ def _what_it_is(path: Path, error: Exception) -> str:
     codec = _causes(error)[-1]
     if "not recognized as being in a supported file format" in codec:
         return "is not a GeoTIFF, JPEG 2000, PNG or JPEG"
-    return f"cannot be opened: {one_line(codec)}; the file is damaged, copy it again"
+    return f"cannot be opened: {one_line(codec)}; {_remedy(codec)}"
 
 
 def _reason(error: BaseException, place: str) -> str:
@@ -235,8 +237,15 @@ def _reason(error: BaseException, place: str) -> str:
     if block is not None:
         where = f"block row {block[3]}, column {block[2]} of band {block[1]}"
         within = f" ({place})" if place else ""
-        return f"{where} cannot be read{within}: {codec}; the file is damaged, copy it again"
-    return f"{place or 'it'} cannot be read: {codec}; the file is damaged, copy it again"
+        return f"{where} cannot be read{within}: {codec}; {_remedy(codec)}"
+    return f"{place or 'it'} cannot be read: {codec}; {_remedy(codec)}"
+
+
+def _remedy(codec: str) -> str:
+    """Say what helps against what a codec complains of: a file is damaged more often than a build lacks the codec."""
+    if _LACKING.search(codec):
+        return "this build of GDAL cannot decode it: where another one can, gdal_translate -co COMPRESS=DEFLATE"
+    return "the file is damaged, copy it again"
 
 
 def _causes(error: BaseException) -> list[str]:

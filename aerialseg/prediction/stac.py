@@ -1,6 +1,6 @@
 """The STAC catalogue of a run: an item for each scene, one for the model, and the collection that lists them.
 
-STAC 1.1 with the extensions projection, classification and MLM, whose fields are written as their specifications have
+STAC 1.1 with the extensions projection, classification, raster and MLM, whose fields stand as their specifications have
 them: pystac's own classes follow the version that is installed, and take one scaling for all of a model's bands. All
 links are relative and percent-encoded. Equal runs give equal bytes: an item's time is when its scene was taken, UTC; a
 day, or a range of days, is an interval without a datetime, and a scene of which nothing is known has `UNKNOWN`.
@@ -53,7 +53,9 @@ MEDIA = {
 }
 GRID = {"nodata": 255, "data_type": "uint8"}
 EXTENSION = "https://stac-extensions.github.io/{}/schema.json"
-PROJECTION, CLASSIFICATION, MLM = map(EXTENSION.format, ("projection/v2.0.0", "classification/v2.0.0", "mlm/v1.4.0"))
+PROJECTION, CLASSIFICATION, RASTER, MLM = map(
+    EXTENSION.format, ("projection/v2.0.0", "classification/v2.0.0", "raster/v2.0.0", "mlm/v1.4.0")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ def _item(folder: Path, sheet: Sheet) -> dict[str, Any]:
         {"title": one_line(sheet.name), **told, **_projection(sheet.box)},
         start_datetime=None if moment else interval[0],
         end_datetime=None if moment else interval[1],
-        stac_extensions=[PROJECTION, CLASSIFICATION],
+        stac_extensions=[PROJECTION, CLASSIFICATION, *([] if sheet.probability is None else [RASTER])],
         collection=COLLECTION,
     )
     item.add_asset(
@@ -115,7 +117,7 @@ def _item(folder: Path, sheet: Sheet) -> dict[str, Any]:
     if sheet.probability is not None:
         what = "Probability of building; stored as 0 to 254, 255 nodata"
         item.add_asset("probability", _asset(folder, sheet.probability.path, "Probability", what, COG))
-        item.assets["probability"].extra_fields |= GRID
+        item.assets["probability"].extra_fields |= {**GRID, "raster:scale": sheet.probability.scale, "raster:offset": 0}
     source = MEDIA.get(sheet.scene.suffix.lower(), "image/tiff")
     item.add_asset("scene", _asset(folder, sheet.scene, "Scene", "What the mask was made from", source, "source"))
     _link_collection(item, "../collection.json")

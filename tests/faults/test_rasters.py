@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import resource
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -25,7 +27,7 @@ from rasterio.windows import Window
 import aerialseg.geo
 from aerialseg.errors import AerialsegError, BadDataError, NoInputError, UsageError
 from aerialseg.geo.inspection import Access, inspect_scene
-from aerialseg.geo.opening import open_raster
+from aerialseg.geo.opening import open_raster, raster_errors
 from aerialseg.geo.raster import read_window
 
 if TYPE_CHECKING:
@@ -472,3 +474,30 @@ def test_reading_a_window_of_a_large_scene_costs_the_window(tmp_path: Path) -> N
             read_window(dataset, source, Window(place_, place_, 512, 512))
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < 160_000, f"{grown} kB: the block cache is 64 MB"
+
+
+def with_shorts(path: Path, tags: dict[int, int]) -> None:
+    """Set every value of these tags of a little-endian TIFF, which are of 16 bits."""
+    content = bytearray(path.read_bytes())
+    first = struct.unpack_from("<I", content, 4)[0]
+    for entry in range(first + 2, first + 2 + 12 * struct.unpack_from("<H", content, first)[0], 12):
+        tag, _, count = struct.unpack_from("<HHI", content, entry)
+        if tag in tags:
+            place = entry + 8 if count <= 2 else struct.unpack_from("<I", content, entry + 8)[0]
+            struct.pack_into(f"<{count}H", content, place, *[tags[tag]] * count)
+    path.write_bytes(content)
+
+
+def test_a_codec_that_the_build_lacks_is_no_damage(tmp_path: Path, scene_file: Callable[..., Path]) -> None:
+    """A JPEG of 12 bits, which rasterio 1.4's libtiff cannot decode, and a compression that nobody knows."""
+    twelve = scene_file(tmp_path / "twelve.tif", size=(64, 64), compress="jpeg")
+    with_shorts(twelve, {258: 12})
+    content = twelve.read_bytes()
+    twelve.write_bytes(re.sub(rb"(\xff\xc0..)\x08", lambda found: found[1] + b"\x0c", content, flags=re.DOTALL))
+    unknown = scene_file(tmp_path / "unknown.tif", size=(64, 64), compress="deflate")
+    with_shorts(unknown, {259: 44924})
+    for path, words in ((twelve, "Unsupported JPEG data precision 12"), (unknown, "missing codec of code 44924")):
+        said = pytest.raises(BadDataError, match=f"{words}.*this build of GDAL cannot decode it")
+        with said as caught, open_raster(path) as dataset, raster_errors(path):
+            dataset.read(1)
+        assert "damaged" not in str(caught.value)

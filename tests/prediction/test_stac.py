@@ -227,3 +227,13 @@ def test_items_of_masks_that_are_gone_go_but_not_a_users(tmp_path: Path) -> None
     entries[1].mask.unlink()
     found = stac_of(tmp_path, entries[:1])
     assert set(found) == {"collection.json", "model.json", "items/a.json", "items/c.json", "items/mine.json"}
+
+
+def test_the_probability_says_by_which_scale_its_numbers_are_probabilities(tmp_path: Path) -> None:
+    entries = [write_entry(tmp_path, "a", 0), write_entry(tmp_path, "b", 1, probability=False)]
+    found = stac_of(tmp_path, entries)
+    asset = found["items/a.json"]["assets"]["probability"]
+    with rasterio.open(entries[0].probability) as dataset:
+        assert [asset["raster:scale"], asset["raster:offset"]] == [dataset.scales[0], dataset.offsets[0]]
+    assert any("/raster/" in uri for uri in found["items/a.json"]["stac_extensions"])
+    assert not any("/raster/" in uri for uri in found["items/b.json"]["stac_extensions"])
