@@ -93,6 +93,12 @@ def test_the_geo_modules_do_not_load_torch() -> None:
     assert not loaded & {"torch", "albumentations"}
 
 
+@pytest.mark.parametrize("name", ["prediction.run", "workflows.info", "evaluation.run", "prediction.preview", "sample"])
+def test_what_runs_no_network_loads_no_torch(name: str) -> None:
+    """Also a run of predict in which all is done, and a typo in one that is not."""
+    assert not loaded_by(f"import aerialseg.{name}") & {"torch", "lightning", "timm", "matplotlib"}
+
+
 @pytest.mark.parametrize("command", [(), ("tile",), ("train",), ("predict",)])
 def test_help_loads_nothing_heavy(command: tuple[str, ...]) -> None:
     heavy = {"torch", "rasterio", "numpy", "geopandas", "matplotlib", "pydantic", "rich"}

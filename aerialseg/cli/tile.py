@@ -128,9 +128,12 @@ def tile(
     given, access = find_scenes(scenes), Access(allow_ungeoreferenced, max_pixels)
     try:
         found, vectors = find_labels(given, masks or (), mask_pattern, layer=layer, partly=keep_unlabelled)
-    except BadDataError:  # what else is wrong with the scenes is known as soon
+    except BadDataError:  # what else is wrong with the scenes is known as soon, and may be all that is wrong
+        faults = find_faults([scene.image for scene in given], pixels, access)
+        if len(faults) == len(given) == 1:
+            raise faults[0] from None
         with console_progress() as progress:
-            for fault in find_faults([scene.image for scene in given], pixels, access):
+            for fault in faults:
                 progress.say(f"error: {fault}")
         raise
     options = TilingOptions(

@@ -25,7 +25,7 @@ from rasterio._err import CPLE_BaseError
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader, DatasetWriter
 
-from aerialseg.errors import BadDataError, NoInputError, ReadError, StorageError, UsageError, one_line
+from aerialseg.errors import AerialsegError, BadDataError, NoInputError, ReadError, StorageError, UsageError, one_line
 from aerialseg.files import (
     TEMPORARY,
     exists,
@@ -243,7 +243,7 @@ def _causes(error: BaseException) -> list[str]:
     """Return the messages of an error and its causes, outermost first; GDAL's first complaint is the last."""
     messages: list[str] = []
     link: BaseException | None = error
-    while link is not None:
+    while link is not None and not isinstance(link, AerialsegError):  # what was being handled already is no cause
         text = str(getattr(link, "errmsg", "") or link).strip()
         if text and not text.startswith("Read failed. See previous"):
             messages.append(text)

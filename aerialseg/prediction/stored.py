@@ -42,9 +42,14 @@ UNKNOWN = bytes(32)
 HEAD = struct.Struct("<17s32sII")
 """Magic, key, width of the scene, planes."""
 RECORD = struct.Struct("<III")
-"""First row, rows, CRC-32 of the pixels that follow: uint8 [planes, rows, width]."""
+"""First row, rows, CRC-32 of these two and of the pixels that follow: uint8 [planes, rows, width]."""
+PLACE = struct.Struct("<II")
 NOTE = 0xFFFFFFFF
-"""In place of a first row: what follows is not pixels but so many bytes of JSON, the settings."""
+"""In place of a first row: what follows is not pixels but so many bytes of JSON, the settings.
+
+A file begins with it; earlier versions wrote none, and took their checksums over pixels alone.
+"""
+LONGEST_NOTE = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +84,12 @@ class Record:
     row: int
     rows: int
     checksum: int
+    begun: int
+    """The checksum of what stands before the pixels."""
+
+    def is_sound(self, pixels: bytes) -> bool:
+        """Return whether the pixels are those that were written, and for this place."""
+        return zlib.crc32(pixels, self.begun) == self.checksum
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +126,7 @@ class StoredRows:
             read = _reader(stack)
             for record in self._records():
                 checked = record.row < stop and record.row + record.rows > first
-                if not checked or zlib.crc32(read(record, self._size(record.rows))) == record.checksum:
+                if not checked or record.is_sound(read(record, self._size(record.rows))):
                     there[record.row : record.row + record.rows] = True
         return there
 
@@ -140,12 +151,12 @@ class StoredRows:
             with open_regular(path, "ab") as stream:
                 if not stream.seek(0, os.SEEK_END):
                     stream.write(self._head(UNKNOWN))
-                    if settings is not None:
-                        note = json.dumps(dataclasses.asdict(settings)).encode()
-                        stream.write(RECORD.pack(NOTE, len(note), zlib.crc32(note)) + note)
+                    note = json.dumps(settings and dataclasses.asdict(settings)).encode()
+                    stream.write(RECORD.pack(NOTE, len(note), zlib.crc32(note)) + note)
                 while (strip := (yield)) is not None:
                     planes = np.ascontiguousarray(strip.planes())
-                    stream.write(RECORD.pack(strip.row, planes.shape[1], zlib.crc32(planes.data)))
+                    begun = zlib.crc32(PLACE.pack(strip.row, planes.shape[1]))
+                    stream.write(RECORD.pack(strip.row, planes.shape[1], zlib.crc32(planes.data, begun)))
                     stream.write(planes.data)
                     stream.flush()
                     if not told and key.done() and key.exception() is None:
@@ -167,27 +178,25 @@ class StoredRows:
 
         With `checked`, strips whose checksum is wrong count as missing; of one that is there twice, always.
         """
-        expected = 0
+        row = 0
+        at = {row: list(records) for row, records in groupby(self._records(), attrgetter("row"))}
         try:
             with ExitStack() as stack:
                 read = _reader(stack)
-                for row, same in groupby(self._records(), attrgetter("row")):
-                    records = list(same)
-                    sound = None
-                    for record in records:
-                        pixels = read(record, self._size(record.rows))
-                        if (len(records) == 1 and not checked) or zlib.crc32(pixels) == record.checksum:
-                            sound = pixels
-                            break
-                    if sound is None or row != expected:
+                while row < self.height:
+                    records = at.get(row, [])
+                    every = ((record, read(record, self._size(record.rows))) for record in records)
+                    trusted = len(records) == 1 and not checked
+                    sound = next((pixels for record, pixels in every if trusted or record.is_sound(pixels)), None)
+                    if sound is None:
                         break
                     rows = np.frombuffer(sound, np.uint8).reshape(self.planes, -1, self.width)
-                    expected = row + rows.shape[1]
                     yield row, rows[plane]
+                    row += rows.shape[1]
         except OSError as error:
             name = one_line(error.filename or self.name)
             raise StorageError(f"{name}: cannot be read: {error.strerror}; run again") from error
-        if expected != self.height:
+        if row < self.height:
             raise StorageError(
                 f"{one_line(self.name)}: its rows in {one_line(self.out)} do not read back as written;"
                 " check the disk and run again"
@@ -210,16 +219,22 @@ class StoredRows:
         return sorted(found, key=attrgetter("row"))
 
     def _records_in(self, path: Path, stream: IO[bytes]) -> Iterator[Record]:
-        place, end = HEAD.size, os.fstat(stream.fileno()).st_size
+        """Yield the records up to the first whose head makes no sense: what follows it cannot be found."""
+        place, end, noted = HEAD.size, os.fstat(stream.fileno()).st_size, False
         while place + RECORD.size <= end:
             stream.seek(place)
             row, rows, checksum = RECORD.unpack(stream.read(RECORD.size))
             place += RECORD.size
-            size = rows if row == NOTE else self._size(rows)
-            if place + size > end or (row != NOTE and not 0 < rows <= self.height - row):
+            if row == NOTE and not noted:
+                noted = zlib.crc32(stream.read(min(rows, LONGEST_NOTE))) == checksum
+                if not noted:
+                    return
+                place += rows
+                continue
+            size = self._size(rows)
+            if place + size > end or not 0 < rows <= self.height - row:
                 return
-            if row != NOTE:
-                yield Record(path, place, row, rows, checksum)
+            yield Record(path, place, row, rows, checksum, zlib.crc32(PLACE.pack(row, rows)) if noted else 0)
             place += size
 
     def _size(self, rows: int) -> int:
@@ -284,7 +299,7 @@ def _read_note(stream: IO[bytes]) -> ExactSettings | None:
     if len(head) < RECORD.size:
         return None
     row, size, checksum = RECORD.unpack(head)
-    note = stream.read(size) if row == NOTE and size < 1 << 16 else b""
+    note = stream.read(size) if row == NOTE and size < LONGEST_NOTE else b""
     if not note or zlib.crc32(note) != checksum:
         return None
     try:

@@ -1,4 +1,4 @@
-"""What a run leaves for people to look at: metrics.csv, curves.png and TensorBoard events, one row per epoch."""
+"""What a run leaves: the names of its files, and metrics.csv, curves.png and TensorBoard events, one row per epoch."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+CONFIG, RUN = "config.toml", "run.json"
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 METRICS = "metrics.csv"
 CURVES = "curves.png"
 EVENTS = "events.out.tfevents.*"

@@ -34,9 +34,9 @@ from aerialseg.files import (
 from aerialseg.geo.ownership import RUN_COMMENT, check_overwrite, mark_of
 from aerialseg.models.device import cpu_name
 from aerialseg.models.package import FILE_NAME, find_model
-from aerialseg.training.history import CURVES, EVENTS, METRICS
+from aerialseg.training.history import CONFIG, CURVES, EVENTS, LAST, METRICS, PREVIOUS, RUN
 from aerialseg.training.start import git_revision, versions
-from aerialseg.training.state import LAST, PREVIOUS, load_checkpoint
+from aerialseg.training.state import load_checkpoint
 from aerialseg.values import from_values, read_json
 
 if TYPE_CHECKING:
@@ -46,10 +46,8 @@ if TYPE_CHECKING:
     from aerialseg.training.job import TrainJob
     from aerialseg.training.state import Checkpoint
 
-CONFIG = "config.toml"
 FREE = ("data.cache:", "data.threads:", "data.timeout_s:", "run.loggers:")
 """Settings that no weight depends on: they may change when a run is resumed."""
-RUN = "run.json"
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ import torch
 from aerialseg.errors import ModelError, first_line, one_line
 from aerialseg.files import exists, is_regular, open_regular, staged
 from aerialseg.models.build import tensor_bytes
-from aerialseg.training.history import EpochRecord
+from aerialseg.training.history import LAST, PREVIOUS, EpochRecord
 from aerialseg.values import from_values
 
 if TYPE_CHECKING:
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
     from aerialseg.training.job import TrainJob
 
-LAST = "last.ckpt"
-PREVIOUS = "previous.ckpt"
 FORMAT = 1
 PLAIN = (type(None), bool, int, float, str)
 Checkpoint = dict[str, Any]

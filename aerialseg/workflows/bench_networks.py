@@ -286,8 +286,9 @@ def train_in_time(
 
     A run that a bench began is begun anew; raises OutputError for one of another origin, unless `overwrite`.
     """
+    from aerialseg.training.history import RUN
     from aerialseg.training.loop import train
-    from aerialseg.training.run_folder import RUN, TrainOptions
+    from aerialseg.training.run_folder import TrainOptions
     from aerialseg.workflows.bench_train import seconds_per_step
 
     spec = candidate.spec

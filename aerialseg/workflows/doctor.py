@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 
 from aerialseg.environment import PROJ, TAKEN_OUT
 from aerialseg.errors import AerialsegError, DeviceError, first_line, one_line
-from aerialseg.files import available_memory, free_space, is_folder, resolved, usable_processors
+from aerialseg.files import available_memory, free_space, is_folder, is_regular, resolved, usable_processors
 
 if TYPE_CHECKING:
     from aerialseg.models.device import Machine
@@ -215,7 +215,7 @@ def _listed(kept: dict[str, Path]) -> str:
 
 def _bytes(path: Path) -> int:
     """Return the size of a file; links count nothing, for what they lead to is counted where it is."""
-    return path.stat().st_size if path.is_file() and not path.is_symlink() else 0
+    return path.stat().st_size if is_regular(path) and not path.is_symlink() else 0
 
 
 def _disk(folder: Path) -> Iterator[Finding]:

@@ -29,6 +29,7 @@ from aerialseg.geo.tiles.tileset import INDEX, MANIFEST, load_tileset, read_tile
 from aerialseg.geo.validity import tagged_alpha
 from aerialseg.models.package import FILE_NAME, KEY, find_model, read_card
 from aerialseg.prediction.checks import REPORT
+from aerialseg.training.history import CONFIG, LAST, PREVIOUS, RUN
 from aerialseg.values import from_values, parse_json, read_json, to_values
 
 if TYPE_CHECKING:
@@ -61,9 +62,6 @@ def look_at(path: Path) -> Summary:
         if not exists(path):
             raise NoInputError(f"{one_line(path)}: no such file or folder; give a run, a model, tiles, or scenes")
         return describe_scenes(path) if path.suffix.lower() == ".vrt" else describe_model(path)
-    from aerialseg.training.run_folder import CONFIG, RUN
-    from aerialseg.training.state import LAST, PREVIOUS
-
     if any(exists(path / name) for name in (LAST, PREVIOUS, CONFIG, RUN)):
         return describe_run(path)
     if exists(path / FILE_NAME):
@@ -112,7 +110,7 @@ def describe_model(path: Path) -> Summary:
 def describe_run(run: Path) -> Summary:
     """Say what a run trains, on what, how far it is, and what it was made with."""
     from aerialseg.config import load_config
-    from aerialseg.training.run_folder import CONFIG, read_run
+    from aerialseg.training.run_folder import read_run
 
     problems: list[AerialsegError] = []
     known = read_run(run)

@@ -155,7 +155,7 @@ def test_a_broken_file_is_refused(name: str, content: bytes, tmp_path: Path) -> 
 
 
 def test_no_file_is_said_with_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(NoInputError, match=r'w\.pth: no such file.*model\.weights=none'):
+    with pytest.raises(NoInputError, match=r"w\.pth: no such file.*model\.weights=none"):
         encoder("resnet18", tmp_path / "w.pth")
 
 
@@ -204,7 +204,7 @@ def silent_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 def test_a_hub_that_does_not_answer_is_said_within_seconds(silent_hub: None, name: str) -> None:
     began = time.monotonic()
     with pytest.raises(
-        NoInputError, match=r'HF_HOME, .*http://127.*cannot be reached; copy it.* or --set model\.weights=none'
+        NoInputError, match=r"HF_HOME, .*http://127.*cannot be reached; copy it.* or --set model\.weights=none"
     ):
         build_network(resolve(name, weights="imagenet"))
     assert time.monotonic() - began < 10
