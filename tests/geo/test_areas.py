@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import geopandas as gpd
@@ -37,8 +38,10 @@ def squares(*cols: float) -> np.ndarray:
 
 def test_a_point_on_a_shared_border_lies_in_one_of_both(tmp_path: Path) -> None:
     files = write(tmp_path / "west.gpkg", -100, 150), write(tmp_path / "east.gpkg", 150, 400)
-    shapes = squares(100, 150, 152, 200)
-    kept = [read_area(AreaOptions(file, keep="inside")).shares(shapes, BOX)[1] for file in files]
+    halves = replace(BOX, transform=Affine(0.5, 0, LEFT, 0, -0.5, TOP))  # on which 45 m are 90 pixels to the last bit
+    middle = shapely.box(LEFT + 44, TOP - 15, LEFT + 46, TOP - 12)
+    shapes = np.array([*squares(100), middle, *squares(152, 200)])
+    kept = [read_area(AreaOptions(file, keep="inside")).shares(shapes, halves)[1] for file in files]
     assert np.add(*map(np.ndarray.astype, kept, [int, int])).tolist() == [1, 1, 1, 1]
     assert kept[0].tolist()[::3] == [True, False]
 
