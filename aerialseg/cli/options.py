@@ -152,7 +152,7 @@ Area = Annotated[
         "--area",
         "--aoi",
         metavar="FILE|W,S,E,N",
-        help="Only this ground: polygons of a file, in any CRS, or degrees. FILE|layername=NAME names a layer.",
+        help="Only this ground: polygons of a file, or degrees. FILE|layername=NAME names a layer.",
         show_default="all",
     ),
 ]
@@ -167,7 +167,7 @@ AreaKeep = Annotated[
     Literal["touching", "inside", "clip"] | None,
     typer.Option(
         "--area-keep",
-        help="Buildings at the border of --area: whole if they touch it, whole if a point on them lies inside, or cut.",
+        help="Buildings at its border: all whole, those inside, or cut. inside: a point on their surface lies in it.",
         show_default="touching",
     ),
 ]

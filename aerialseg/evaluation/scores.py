@@ -203,6 +203,8 @@ def read_truth(
         warnings += source.coverage_notes(labels, boxes)
     if options.area is not None:
         ground = read_area(options.area)
+        every_box = [mask_box(pair.prediction, options.access) for pair in pairs]
+        warnings += [*ground.layer.warnings, *datum_notes([ground.layer], every_box)]
         warnings.append(f"area: only the ground of {ground.layer.name} is counted")
         for pair in pairs:
             found = labels.get(pair.name) or Labels(pair.truth, truth, None, None)

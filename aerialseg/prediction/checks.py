@@ -28,7 +28,7 @@ from aerialseg.geo.outputs import FORMER_FOLDERS, MASK, Output
 from aerialseg.geo.ownership import check_overwrite, mark_of, owner_of, read_tags
 from aerialseg.geo.polygons.formats import polygon_bytes
 from aerialseg.geo.styles import write_mask_sidecars
-from aerialseg.geo.vectors import places
+from aerialseg.geo.vectors import datum_notes, places
 from aerialseg.geo.writing import COG_BYTES, PLAIN_BYTES
 from aerialseg.prediction.lattice import place_scenes
 from aerialseg.prediction.outputs import COUNTS, SceneFiles, counts_in, done_key, state_of, with_side_files
@@ -245,6 +245,9 @@ def _within_area(
         raise NoInputError(f"--area {area.layer.name}: meets no scene: {where}")
     if outside:
         run.progress.say(f"{counted(outside, 'scene')} left out: outside --area {area.layer.name}")
+    boxes = [placement.source.box for placement in met.values()]
+    for line in (*area.layer.warnings, *datum_notes([area.layer], boxes)):
+        run.progress.say(f"warning: {line}")
     return met
 
 

@@ -44,7 +44,7 @@ from aerialseg.geo.polygons.formats import SUFFIXES, create_buildings, polygon_b
 from aerialseg.geo.polygons.shape import MetricFrame, Overlaps, ShapeCounts, Shaping, footprints, gather
 from aerialseg.geo.polygons.trace import PlacedMask, Tracer, read_corners
 from aerialseg.geo.scenes import find_scenes, pair_by_name
-from aerialseg.geo.vectors import places
+from aerialseg.geo.vectors import datum_notes, places
 from aerialseg.progress import Silent
 
 if TYPE_CHECKING:
@@ -253,7 +253,7 @@ def write_buildings(
         rule = _rule_of(layers)
     dated = note_of_tiff(mask.taken for mosaic in mosaics for mask in mosaic)
     heights = heights_notes([(one_line(mask.mask), mask.crs) for mosaic in mosaics for mask in mosaic])
-    notes = (*heights, *_datum_notes(mosaics, crs), *([dated] if dated else []))
+    notes = (*heights, *_datum_notes(mosaics, crs, area), *([dated] if dated else []))
     for warning in (*rule.warnings, *notes):
         progress.say(warning)
     shaping = Shaping(options.min_area_m2, options.simplify_m, options.regularise, crs, dates, area)
@@ -402,12 +402,14 @@ def _target_crs(target: Path, options: PolygonOptions) -> CRS | None:
     return CRS.from_user_input(WGS84)
 
 
-def _datum_notes(mosaics: Sequence[Mosaic], crs: CRS | None) -> list[str]:
-    """Say of each CRS of the masks whose way to `crs` is worse than a pixel for want of a grid."""
+def _datum_notes(mosaics: Sequence[Mosaic], crs: CRS | None, area: Area | None) -> list[str]:
+    """Say of each CRS of the masks whose way to `crs`, or from the area's, is worse than a pixel for want of a grid."""
     boxes = {
         mask.crs.to_wkt(): (one_line(mask.mask), mask.box) for mosaic in reversed(mosaics) for mask in mosaic[::-1]
     }
     notes = [datum_note(name, box, crs, towards=True) for name, box in boxes.values()] if crs is not None else []
+    if area is not None:
+        notes += [*area.layer.warnings, *datum_notes([area.layer], [box for _, box in boxes.values()])]
     return folded(note for note in notes if note is not None)
 
 
