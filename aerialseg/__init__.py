@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Access": "geo.inspection",
     "AerialsegError": "errors",
+    "AreaOptions": "geo.areas",
     "BandRule": "geo.inspection",
     "DateOptions": "geo.dates",
     "EvaluateOptions": "evaluation.scores",

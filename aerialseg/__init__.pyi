@@ -4,6 +4,7 @@ from aerialseg.config import TrainConfig, load_config
 from aerialseg.errors import AerialsegError
 from aerialseg.evaluation.results import EvaluationReport
 from aerialseg.evaluation.scores import EvaluateOptions, evaluate_scenes
+from aerialseg.geo.areas import AreaOptions
 from aerialseg.geo.dates import DateOptions
 from aerialseg.geo.inspection import Access, BandRule
 from aerialseg.geo.masks import MaskRule
@@ -26,6 +27,7 @@ __version__: str
 __all__ = [
     "Access",
     "AerialsegError",
+    "AreaOptions",
     "BandRule",
     "DateOptions",
     "EvaluateOptions",

@@ -44,6 +44,8 @@ def evaluate(
     where: options.Where = None,
     layer: options.Layer = None,
     labelled_area: options.LabelledArea = None,
+    area: options.Area = None,
+    area_where: options.AreaWhere = None,
     allow_ungeoreferenced: options.AllowUngeoreferenced = False,
     max_pixels: options.MaxPixels = 1e10,
     pixels_only: Annotated[
@@ -116,7 +118,9 @@ def evaluate(
 
     rule = options.mask_rule(building_values, ignore_values, mask_threshold, building_colour)
     access = Access(allow_ungeoreferenced, max_pixels)
-    chosen = EvaluateOptions(rule, access, not pixels_only, where, labelled_area, filtered)
+    chosen = EvaluateOptions(
+        rule, access, not pixels_only, where, labelled_area, filtered, options.area_of(area, area_where)
+    )
     extras = run.Extras(
         polygons,
         min_area_m2,

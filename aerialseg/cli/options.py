@@ -19,6 +19,7 @@ from aerialseg.errors import UsageError, one_line
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from aerialseg.geo.areas import AreaOptions, Keep
     from aerialseg.geo.inspection import BandRule
     from aerialseg.geo.masks import MaskRule
     from aerialseg.prediction.options import Shard
@@ -143,6 +144,46 @@ ShardText = Annotated[
         metavar="I/N|auto/N|auto",
     ),
 ]
+
+
+Area = Annotated[
+    str | None,
+    typer.Option(
+        "--area",
+        "--aoi",
+        metavar="FILE|W,S,E,N",
+        help="Only this ground: polygons of a file, or degrees. FILE|layername=NAME names a layer.",
+        show_default="all",
+    ),
+]
+AreaWhere = Annotated[
+    str | None, typer.Option("--area-where", help="Which polygons of --area, in SQLite's SQL, as \"name = 'Graz'\".")
+]
+AreaMargin = Annotated[
+    float | None,
+    typer.Option("--area-margin", metavar="METRES", help="Look so far beyond --area.", show_default="50"),
+]
+AreaKeep = Annotated[
+    Literal["touching", "inside", "clip"] | None,
+    typer.Option(
+        "--area-keep",
+        help="Buildings at its border: all whole, those inside, or cut. inside: a point on their surface lies in it.",
+        show_default="touching",
+    ),
+]
+
+
+def area_of(
+    text: str | None, where: str | None, margin_m: float | None = None, keep: Keep | None = None
+) -> AreaOptions | None:
+    """Return what --area and its companions ask for; raises UsageError for one of these without it."""
+    from aerialseg.geo.areas import MARGIN_M, AreaOptions
+
+    if text is not None:
+        return AreaOptions(text, where, MARGIN_M if margin_m is None else margin_m, keep or "touching")
+    if where is not None or margin_m is not None or keep is not None:
+        raise UsageError("--area-where, --area-margin and --area-keep say more of --area: give it, too")
+    return None
 
 
 Dates = Annotated[

@@ -37,6 +37,9 @@ def plan(
     alpha: options.Alpha = "auto",
     allow_ungeoreferenced: options.Unplaced = False,
     max_pixels: options.ScenePixels = 1e10,
+    area: options.Area = None,
+    area_where: options.AreaWhere = None,
+    area_margin: options.AreaMargin = None,
     shard: options.ShardText = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the estimate as JSON.")] = False,
 ) -> None:
@@ -66,6 +69,7 @@ def plan(
         batch=options.batch_size(batch), precision=precision, device=device, compiled=compiled, probability=probability,
         disagreement=disagreement or agreement, polygons=polygons, rule=options.band_rule(bands, scale, nodata, alpha),
         access=Access(allow_ungeoreferenced, max_pixels), shard=options.shard_of(shard),
+        area=options.area_of(area, area_where, area_margin),
     )  # fmt: skip
     with console_progress() as progress:
         found = estimate(find_scenes(scenes, ours=partial(is_ours, out=out)), model, out, chosen, progress)

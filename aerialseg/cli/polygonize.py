@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from aerialseg.cli.options import Dates, ReportAsJson
+from aerialseg.cli.options import Area, AreaKeep, AreaWhere, Dates, ReportAsJson, area_of
 
 
 def polygonize(
@@ -34,6 +34,9 @@ def polygonize(
         typer.Option(help="Folder of probabilities, as predict --probability writes it.", show_default="none"),
     ] = None,
     date: Dates = None,
+    area: Area = None,
+    area_where: AreaWhere = None,
+    area_keep: AreaKeep = None,
     overwrite: Annotated[
         bool, typer.Option("-f", "--overwrite", help="Write again what is done; replace a file of other origin.")
     ] = False,
@@ -56,7 +59,8 @@ def polygonize(
     from aerialseg.geo.dates import DateOptions
     from aerialseg.geo.polygons.polygonize import PolygonOptions, polygonize_masks
 
-    options = PolygonOptions(min_area_m2, crs, simplify, regularise, DateOptions.of(date or []))
+    ground = area_of(area, area_where, keep=area_keep)
+    options = PolygonOptions(min_area_m2, crs, simplify, regularise, DateOptions.of(date or []), ground)
     with console_progress() as progress:
         report = polygonize_masks(masks, out, options, progress, probability=probability, overwrite=overwrite)
     print_json(report.to_json()) if as_json else typer.echo(report.line())

@@ -55,6 +55,10 @@ def predict(
     ] = 0.0,
     regularise: Annotated[bool, typer.Option("--regularise", help="Straighten their walls and corners.")] = False,
     date: options.Dates = None,
+    area: options.Area = None,
+    area_where: options.AreaWhere = None,
+    area_margin: options.AreaMargin = None,
+    area_keep: options.AreaKeep = None,
     split: Annotated[
         Literal["train", "val"] | None,
         typer.Option(help="Only the scenes that trained the model, or that validated it (-m RUN).", show_default="all"),
@@ -107,6 +111,7 @@ def predict(
         shaping=PolygonOptions(min_area_m2, crs, simplify, regularise), dates=DateOptions.of(date or []),
         rule=options.band_rule(bands, scale, nodata, alpha), access=Access(allow_ungeoreferenced, max_pixels),
         shard=options.shard_of(shard), overwrite=overwrite, fail_fast=fail_fast,
+        area=options.area_of(area, area_where, area_margin, area_keep),
     )  # fmt: skip
     found = find_scenes(scenes, ours=partial(is_ours, out=out))
     with console_progress() as progress:

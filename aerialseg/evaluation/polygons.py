@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from aerialseg.geo.areas import Area
     from aerialseg.geo.masks import ResolvedRule
     from aerialseg.geo.vectors import VectorLayer
 
@@ -219,8 +220,12 @@ def _on_ground(shapes: Shapes, ground: shapely.Geometry) -> tuple[Shapes, NDArra
     return pieces, whole
 
 
-def area_of_interest(predictions: Sequence[Path], area: VectorLayer | None) -> tuple[CRS, shapely.Geometry]:
-    """Return the valid pixels of all predictions that lie in `area`, in a CRS that counts in metres, and that CRS.
+def area_of_interest(
+    predictions: Sequence[Path], area: VectorLayer | None, ground: Area | None = None
+) -> tuple[CRS, shapely.Geometry]:
+    """Return the valid pixels of all predictions that lie in `area` and on the `ground` asked for.
+
+    In a CRS that counts in metres, and that CRS.
 
     Raises BadDataError when a prediction has no place.
     """
@@ -230,6 +235,8 @@ def area_of_interest(predictions: Sequence[Path], area: VectorLayer | None) -> t
         outline, box = _valid_outline(path, rule)
         if box.crs is None or not box.georeferenced:
             raise BadDataError(f"{one_line(path)}: has no place, so no polygons can be judged there")
+        if ground is not None:
+            outline = shapely.intersection(outline, shapely.union_all(ground.on(one_line(path), box).inner.shapes))
         own, t = CRS.from_wkt(box.crs.to_wkt()), box.transform
         metric = metric or _utm(path, own, t @ (box.width / 2, box.height / 2))
         placed = shapely.affinity.affine_transform(outline, (t.a, t.b, t.d, t.e, t.c, t.f))

@@ -13,8 +13,9 @@ from aerialseg.errors import UsageError, one_line
 from aerialseg.evaluation.error_maps import BUILDINGS, check_error_folder, error_path, write_error_maps
 from aerialseg.evaluation.polygons import area_of_interest, score_polygons
 from aerialseg.evaluation.report import check_claims, check_report_path, make_report
-from aerialseg.evaluation.scores import EvaluateOptions, decide_rules, evaluate_pairs, look_at
+from aerialseg.evaluation.scores import EvaluateOptions, decide_rules, evaluate_pairs, look_at, pairs_within
 from aerialseg.files import refuse_input_as_output, write_text
+from aerialseg.geo.areas import read_area
 from aerialseg.geo.digest import seen, what_changed
 from aerialseg.geo.scenes import find_scenes
 from aerialseg.geo.tiles.tileset import find_leaks
@@ -56,6 +57,7 @@ def evaluate(
 
     Raises UsageError for options that contradict each other, and what the parts of the work raise.
     """
+    pairs = pairs_within(pairs, options, progress)
     _check(pairs, options, extras, read)
     looks = {**look_at(pairs, options), **seen([extras.polygons])}
     scenes = [(pair.name, pair.prediction) for pair in pairs]
@@ -65,7 +67,7 @@ def evaluate(
     if drawn is not None:
         true = read_layers(pairs[0].vectors, where=options.where)
         area = None if options.labelled_area is None else read_layer(options.labelled_area)
-        place = area_of_interest([pair.prediction for pair in pairs], area)
+        place = area_of_interest([p.prediction for p in pairs], area, read_area(options.area) if options.area else None)
         found = replace(found, polygons=score_polygons(drawn, true, *place, extras.min_area_m2))
         found = _with_warnings(found, drawn.warnings, progress)
     found = _with_warnings(found, [*leaks, *check_claims(pairs, found.overall.building_fraction)], progress)
@@ -99,7 +101,14 @@ def _check(pairs: Sequence[Pair], options: EvaluateOptions, extras: Extras, read
     outputs = [] if extras.report is None else [extras.report]
     if extras.errors is not None:
         outputs += [extras.errors / BUILDINGS, *(error_path(extras.errors, pair.name) for pair in pairs)]
-    inputs = [*read, *(path for path in (extras.polygons, options.labelled_area) if path is not None)]
+    inputs = [
+        *read,
+        *(
+            path
+            for path in (extras.polygons, options.labelled_area, options.area.path if options.area else None)
+            if path is not None
+        ),
+    ]
     inputs = [split_layer(path)[0] for path in inputs]
     refuse_input_as_output([*inputs, *(scene.image for scene in find_scenes(extras.scenes))], outputs)
     if extras.report is not None:

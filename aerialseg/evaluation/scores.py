@@ -11,17 +11,18 @@ from threading import Event
 from typing import TYPE_CHECKING
 
 from aerialseg.counts import ScoreHistogram
-from aerialseg.errors import AerialsegError, BadDataError, UsageError, one_line
+from aerialseg.errors import AerialsegError, BadDataError, NoInputError, UsageError, counted, one_line
 from aerialseg.evaluation.pairs import Pair, Rules, check_pairs, count_pair, pair_scenes
 from aerialseg.evaluation.results import EvaluationReport, SceneScore
 from aerialseg.files import usable_processors
+from aerialseg.geo.areas import AreaOptions, read_area
 from aerialseg.geo.digest import seen, what_changed
 from aerialseg.geo.inspection import Access
 from aerialseg.geo.labels import Labels, LabelSource
 from aerialseg.geo.masks import MaskRule, ResolvedRule, decide_rule, mask_box
 from aerialseg.geo.scenes import Scene
 from aerialseg.geo.vector_files import split_layer
-from aerialseg.geo.vectors import datum_notes, read_layer, read_layers, require_place
+from aerialseg.geo.vectors import datum_notes, places, read_layer, read_layers, require_place
 from aerialseg.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -65,6 +66,9 @@ class EvaluateOptions:
     filtered: int | None = None
     """Leave out patches of this many pixels without a true building: flatters, and does not compare."""
 
+    area: AreaOptions | None = None
+    """The only ground that is counted."""
+
     def __post_init__(self) -> None:
         if self.filtered is not None and self.filtered < 1:
             raise UsageError(f"--filtered {self.filtered}: give the side of a patch in pixels, such as 512")
@@ -103,6 +107,7 @@ def evaluate_pairs(
     fault in the pairs' order and says the others.
     """
     options = options or EvaluateOptions()
+    pairs = pairs_within(pairs, options, progress)
     looks = look_at(pairs, options)
     warnings, faults = check_pairs(pairs, options.access)
     _raise_first(faults, progress)
@@ -121,8 +126,28 @@ def evaluate_pairs(
 
 def look_at(pairs: Sequence[Pair], options: EvaluateOptions) -> dict[Path, str]:
     """Return what all files that are read look like from outside; see `what_changed`."""
-    area = () if options.labelled_area is None else split_layer(options.labelled_area)[:1]
-    return seen([*(path for pair in pairs for path in pair.files), *area])
+    given = options.labelled_area, None if options.area is None else options.area.path
+    areas = [split_layer(path)[0] for path in given if path is not None]
+    return seen([*(path for pair in pairs for path in pair.files), *areas])
+
+
+def pairs_within(pairs: Sequence[Pair], options: EvaluateOptions, progress: Progress) -> Sequence[Pair]:
+    """Return the pairs that the area asked for meets; how many others there are is said.
+
+    Raises NoInputError when there is none, and what reading the area and the predictions' headers raises.
+    """
+    if options.area is None:
+        return pairs
+    area = read_area(options.area)
+    boxes = [mask_box(pair.prediction, options.access) for pair in pairs]
+    met = [p for p, box in zip(pairs, boxes, strict=True) if area.on(one_line(p.prediction), box).met]
+    if not met:
+        raise NoInputError(
+            f"--area {area.layer.name}: meets no prediction: {places([area.layer], boxes, 'predictions')}"
+        )
+    if len(met) < len(pairs):
+        progress.say(f"{counted(len(pairs) - len(met), 'scene')} left out: outside --area {area.layer.name}")
+    return met
 
 
 def decide_rules(pairs: Sequence[Pair], options: EvaluateOptions) -> tuple[Rules, tuple[str, ...]]:
@@ -176,6 +201,15 @@ def read_truth(
         }
         warnings += [line for layer in every for line in layer.warnings] + datum_notes(every, boxes.values())
         warnings += source.coverage_notes(labels, boxes)
+    if options.area is not None:
+        ground = read_area(options.area)
+        every_box = [mask_box(pair.prediction, options.access) for pair in pairs]
+        warnings += [*ground.layer.warnings, *datum_notes([ground.layer], every_box)]
+        warnings.append(f"area: only the ground of {ground.layer.name} is counted")
+        for pair in pairs:
+            found = labels.get(pair.name) or Labels(pair.truth, truth, None, None)
+            within = ground.on(one_line(pair.prediction), mask_box(pair.prediction, options.access))
+            labels[pair.name] = replace(found, area=within.shared(found.area))
     return truth, labels, warnings
 
 

@@ -44,7 +44,9 @@ PROBABILITY = Output("probability", "probability", 0, _SHARE, "probability")
 DISAGREEMENT = Output("disagreement", "disagreement", 1, _SHARE, None)
 """0 where the windows over a pixel agree, 1 where half of them say 0 and half 1."""
 MASK = Output("mask", "", 0, BandMeaning(NODATA, "share"), "mask")
-OUTPUTS = (PROBABILITY, DISAGREEMENT, MASK)
+UNCUT = Output("uncut", "uncut", 0, _SHARE, None)
+"""The probability of an area with its margin, from which buildings at the border are drawn whole."""
+OUTPUTS = (PROBABILITY, DISAGREEMENT, UNCUT, MASK)
 """In the order in which they are written: where a mask stands, all of its scene's outputs do."""
 FORMER_FOLDERS = {DISAGREEMENT.folder: "agreement"}
 """Where earlier versions kept an output."""

@@ -243,12 +243,12 @@ def datum_notes(layers: Iterable[VectorLayer], boxes: Iterable[GeoBox]) -> list[
     return folded(line for line in (next(filter(None, found), None) for found in notes) if line is not None)
 
 
-def places(layers: Iterable[VectorLayer], boxes: Iterable[GeoBox]) -> str:
+def places(layers: Iterable[VectorLayer], boxes: Iterable[GeoBox], rasters: str = "scenes") -> str:
     """Say where polygons and rasters lie, in degrees, for an error that says that they lie apart."""
     ground = [(layer.tree.geometries, layer.crs.to_wkt()) for layer in layers]
     theirs = [(shapely.total_bounds(shapes), crs) for shapes, crs in ground if len(shapes)]
     own = [(box.bounds, box.crs.to_wkt()) for box in boxes if box.georeferenced and box.crs is not None]
-    return f"polygons lie at {_degrees(theirs)}, scenes at {_degrees(own)}"
+    return f"polygons lie at {_degrees(theirs)}, {rasters} at {_degrees(own)}"
 
 
 def _degrees(places: Iterable[tuple[Sequence[float], str]]) -> str:

@@ -10,7 +10,16 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from aerialseg.errors import AerialsegError, BadDataError, OutputError, Stopped, UsageError, one_line
+from aerialseg.errors import (
+    AerialsegError,
+    BadDataError,
+    NoInputError,
+    OutputError,
+    Stopped,
+    UsageError,
+    counted,
+    one_line,
+)
 from aerialseg.files import exists, output_error, resolved, sha256_of
 from aerialseg.geo.digest import content_digest, seen, what_changed
 from aerialseg.geo.geobox import gsd_differs
@@ -19,6 +28,7 @@ from aerialseg.geo.outputs import FORMER_FOLDERS, MASK, Output
 from aerialseg.geo.ownership import check_overwrite, mark_of, owner_of, read_tags
 from aerialseg.geo.polygons.formats import polygon_bytes
 from aerialseg.geo.styles import write_mask_sidecars
+from aerialseg.geo.vectors import datum_notes, places
 from aerialseg.geo.writing import COG_BYTES, PLAIN_BYTES
 from aerialseg.prediction.lattice import place_scenes
 from aerialseg.prediction.outputs import COUNTS, SceneFiles, counts_in, done_key, state_of, with_side_files
@@ -29,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from aerialseg.geo.areas import Area
     from aerialseg.geo.geobox import GeoBox
     from aerialseg.geo.inspection import Source
     from aerialseg.geo.scenes import Scene
@@ -63,6 +74,8 @@ class Run:
     """SHA-256 of the scenes looked at so far, by path and stamp; neighbours ask for the same one."""
     seen: dict[Path, str] = field(default_factory=dict)
     """What each scene looked like before its header was read."""
+    area: Area | None = None
+    """The ground that is asked for; None for all."""
 
     @property
     def window(self) -> int:
@@ -100,6 +113,7 @@ class Run:
             "bands": self.rule.bands,
             "scale": self.rule.scale,
             **self.rule.marks,
+            **({} if self.area is None else {"area": self.area.digest}),
         }
 
     def changed(self, placement: ScenePlacement) -> BadDataError | None:
@@ -184,7 +198,11 @@ class SceneJob:
 
 
 def check_scenes(run: Run, scenes: Sequence[Scene]) -> tuple[dict[Path, ScenePlacement], dict[Path, AerialsegError]]:
-    """Return what the network will see of each scene, and why others cannot be used; both by path."""
+    """Return what the network will see of each scene, and why others cannot be used; both by path.
+
+    Scenes that the area asked for does not meet are in neither, and counted in a line. Raises NoInputError when it
+    meets none.
+    """
     sources, failures = [], {}
     run.seen.update(seen(scene.image for scene in scenes))
     for scene in scenes:
@@ -203,7 +221,34 @@ def check_scenes(run: Run, scenes: Sequence[Scene]) -> tuple[dict[Path, ScenePla
         except BadDataError as error:
             failures[source.path] = error
     placements = place_scenes(fitting, neighbours=run.options.neighbours, gsd_m=run.gsd_m, reach=2 * run.window)
-    return placements, failures
+    return (placements if run.area is None else _within_area(run, run.area, placements, failures)), failures
+
+
+def _within_area(
+    run: Run, area: Area, placements: Mapping[Path, ScenePlacement], failures: dict[Path, AerialsegError]
+) -> dict[Path, ScenePlacement]:
+    """Return the placements of the scenes that the area meets; one on which it has no place is a failure."""
+    met: dict[Path, ScenePlacement] = {}
+    some = False
+    for path, placement in placements.items():
+        try:
+            ground = area.on(one_line(path), placement.source.box)
+        except BadDataError as error:
+            failures[path] = error
+            continue
+        some |= ground.met
+        if ground.met or (run.options.polygons and ground.run):  # a building may reach over
+            met[path] = replace(placement, ground=ground)
+    outside = len(placements) - len(met) - len(failures.keys() & placements.keys())
+    if placements and not some and not failures.keys() & placements.keys():
+        where = places([area.layer], [placement.source.box for placement in placements.values()])
+        raise NoInputError(f"--area {area.layer.name}: meets no scene: {where}")
+    if outside:
+        run.progress.say(f"{counted(outside, 'scene')} left out: outside --area {area.layer.name}")
+    boxes = [placement.source.box for placement in met.values()]
+    for line in (*area.layer.warnings, *datum_notes([area.layer], boxes)):
+        run.progress.say(f"warning: {line}")
+    return met
 
 
 def note_views(run: Run) -> None:

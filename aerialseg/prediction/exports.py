@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from aerialseg.counts import QUANTA
+from aerialseg.counts import QUANTA, quantum_of
 from aerialseg.errors import AerialsegError, one_line
 from aerialseg.files import exists, is_regular, refuse_input_as_output, remove, resolved
 from aerialseg.geo.dates import ground_taken, note_of_tiff, read_dates, when_taken
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.geopackage import feature_tables
 from aerialseg.geo.opening import open_raster
-from aerialseg.geo.outputs import ITEMS, MASK, MEASURE_FOLDERS, PROBABILITY, STAC, kind_of
+from aerialseg.geo.outputs import ITEMS, MASK, MEASURE_FOLDERS, PROBABILITY, STAC, UNCUT, kind_of
 from aerialseg.geo.ownership import check_overwrite, owner_of, write_owned
 from aerialseg.geo.polygons.polygonize import MaskLayer, write_buildings
 from aerialseg.geo.project import MapGroup, MapLayer, compose_project
@@ -75,11 +75,11 @@ def make_products(run: Run, results: Sequence[SceneResult]) -> dict[str, Any]:
     placed = [result for result in finished if run.options.polygons and _has_place(run, result)]
     buildings = run.out / BUILDINGS if placed else None
     if buildings is not None:
-        layers = [MaskLayer(r.name, r.outputs[MASK.name], r.outputs.get(PROBABILITY.name), r.image) for r in placed]
+        layers = [_traced(run, result) for result in placed]
         written = write_buildings(
             layers,
             buildings,
-            replace(run.options.shaping, dates=run.options.dates),
+            replace(run.options.shaping, dates=run.options.dates, area=run.options.area),
             run.progress,
             max_pixels=run.options.access.max_pixels,
             overwrite=run.options.overwrite,
@@ -87,6 +87,14 @@ def make_products(run: Run, results: Sequence[SceneResult]) -> dict[str, Any]:
         run.progress.say(written.line())
         made["buildings"] = written.to_json()
     return {**made, "collection": [str(path) for path in write_collection(run, finished, buildings)]}
+
+
+def _traced(run: Run, result: SceneResult) -> MaskLayer:
+    """Return what a scene's buildings are drawn from: its mask, or with an area what was there before the cut."""
+    if UNCUT.name in result.outputs:
+        uncut = result.outputs[UNCUT.name]
+        return MaskLayer(result.name, uncut, uncut, result.image, quantum_of(run.card.threshold))
+    return MaskLayer(result.name, result.outputs[MASK.name], result.outputs.get(PROBABILITY.name), result.image)
 
 
 def _shows(path: Path, images: Collection[Path]) -> bool:

@@ -7,7 +7,7 @@ still to be done when a run goes on at row `skip`. Arithmetic alone: no pixel is
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from aerialseg.geo.areas import Ground
     from aerialseg.geo.geobox import GeoBox
     from aerialseg.geo.inspection import Source
 
@@ -197,6 +198,8 @@ class ScenePlacement:
     """How many of the scene's pixels one of the grid that is run is long."""
     reach: int = REACH
     """Pixels of the grid that is run, beyond the scene, within which neighbours were looked for."""
+    ground: Ground | None = field(default=None, compare=False)
+    """The part of the scene that is asked for; None for all of it."""
 
     @classmethod
     def alone(cls, source: Source, gsd_m: float | None = None) -> ScenePlacement:

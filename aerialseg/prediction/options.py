@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 from aerialseg.errors import UsageError, one_line
+from aerialseg.geo.areas import AreaOptions
 from aerialseg.geo.dates import NO_DATES, DateOptions
 from aerialseg.geo.inspection import Access, BandRule
-from aerialseg.geo.outputs import DISAGREEMENT, MASK, OUTPUTS, PROBABILITY, Output
+from aerialseg.geo.outputs import DISAGREEMENT, MASK, OUTPUTS, PROBABILITY, UNCUT, Output
 from aerialseg.geo.polygons.polygonize import PolygonOptions
 from aerialseg.geo.windows import Blend
 from aerialseg.models.presets import PRESETS, SIZE_MULTIPLE
@@ -86,6 +87,8 @@ class PredictOptions:
     """What becomes of the polygons' outlines; unlike polygonize, predict leaves specks out."""
     dates: DateOptions = NO_DATES
     """What is known of when the scenes were taken: written with their polygons and their STAC items."""
+    area: AreaOptions | None = None
+    """The ground that is asked for: the rest is not run, and nodata in all rasters."""
     rule: BandRule = field(default_factory=BandRule)
     access: Access = field(default_factory=Access)
     shard: Shard | None = None
@@ -94,9 +97,15 @@ class PredictOptions:
     fail_fast: bool = False
 
     @property
+    def uncut(self) -> bool:
+        """Whether what lies around the area is kept, for polygons are traced before the cut."""
+        return self.polygons and self.area is not None
+
+    @property
     def outputs(self) -> tuple[Output, ...]:
         """Which rasters are written of each scene, in their order."""
-        chosen = {PROBABILITY: self.probability or self.polygons, DISAGREEMENT: self.disagreement, MASK: True}
+        measures = {PROBABILITY: self.probability or self.polygons, DISAGREEMENT: self.disagreement}
+        chosen = {**measures, UNCUT: self.uncut, MASK: True}
         return tuple(output for output in OUTPUTS if chosen[output])
 
     @property
@@ -107,6 +116,8 @@ class PredictOptions:
     def __post_init__(self) -> None:
         if self.shaping != WITHOUT_SPECKS and not self.polygons:
             raise UsageError("--min-area-m2, --crs, --simplify and --regularise shape polygons: give --polygons, too")
+        if self.area is not None and self.area.keep != "touching" and not self.polygons:
+            raise UsageError(f"--area-keep {self.area.keep} chooses polygons: give --polygons, too")
         if self.window is not None and self.window < 1:
             raise UsageError(f"--window {self.window}: give 1 or more pixels")
         if self.overlap is not None and not 0 <= self.overlap <= 0.75:

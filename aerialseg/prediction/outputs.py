@@ -25,7 +25,7 @@ from aerialseg.errors import AerialsegError, UsageError, one_line
 from aerialseg.files import sha256_of
 from aerialseg.geo.geobox import GeoBox
 from aerialseg.geo.opening import open_raster, raster_errors
-from aerialseg.geo.outputs import MASK, Output
+from aerialseg.geo.outputs import MASK, UNCUT, Output
 from aerialseg.geo.ownership import PIXELS_TAG, PREDICTION_TAG
 from aerialseg.geo.styles import write_mask_sidecars
 from aerialseg.geo.writing import COG_BLOCK, write_cog
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rasterio.io import DatasetReader
 
+    from aerialseg.geo.areas import Ground
     from aerialseg.geo.scenes import Scene
     from aerialseg.geo.windows import Axis
     from aerialseg.prediction.lattice import ScenePlacement
@@ -135,14 +136,19 @@ def _rows(dataset: DatasetReader) -> Iterator[NDArray[np.uint8]]:
         yield dataset.read(1, window=Window(0, row, dataset.width, min(COG_BLOCK, dataset.height - row)))
 
 
-def count_pixels(rows: StoredRows, threshold: float, seams: SeamCounter) -> tuple[int, int]:
+def count_pixels(
+    rows: StoredRows, threshold: float, seams: SeamCounter, ground: Ground | None = None
+) -> tuple[int, int]:
     """Return how many pixels of a finished scene are valid, and building; lets `seams` see every strip.
+
+    With `ground`, those that lie in the area asked for.
 
     Raises StorageError when its rows do not read back as written; what is read of them later is not checked again.
     """
     valid = building = 0
     for row, quanta in rows.strips(checked=True):
         seams.add(row, quanta)
+        quanta = _shown(row, quanta, ground)
         invalid = int(np.count_nonzero(quanta == NODATA))
         valid += quanta.size - invalid
         building += int(np.count_nonzero(quanta >= quantum_of(threshold))) - invalid
@@ -163,7 +169,7 @@ def output_tags(key: str, model_hash: str, threshold: float, counts: tuple[int, 
 def finish(
     rows: StoredRows,
     files: SceneFiles,
-    box: GeoBox,
+    placement: ScenePlacement,
     tags: Mapping[str, str],
     *,
     threshold: float,
@@ -176,9 +182,9 @@ def finish(
     user's changes, or belong to a foreign raster that is being replaced. Raises what `write_cog` and
     `StoredRows.strips` raise.
     """
-    hashes = {}
+    hashes, box = {}, placement.source.box
     for output, path in files.items():
-        strips = partial(_pixels, rows, output, threshold)
+        strips = partial(_pixels, rows, output, threshold, placement.ground)
         write_cog(path, box, strips, output.layer, tags={**tags, PIXELS_TAG: pixels_digest(strips())})
         hashes[output.name] = sha256_of(path)
     write_mask_sidecars(files[MASK], replace=replace_sides)
@@ -189,9 +195,17 @@ def finish(
     return hashes, (f"{name}: a side file beside it moves it off its scene; remove {name}.*",) if moved else ()
 
 
-def _pixels(rows: StoredRows, output: Output, threshold: float) -> Iterator[NDArray[np.uint8]]:
+def _shown(row: int, quanta: NDArray[np.uint8], ground: Ground | None) -> NDArray[np.uint8]:
+    """Return a strip, NODATA outside the area that is asked for."""
+    if ground is None:
+        return quanta
+    return ground.cut(Window(0, row, quanta.shape[1], quanta.shape[0]), quanta, NODATA)
+
+
+def _pixels(rows: StoredRows, output: Output, threshold: float, ground: Ground | None) -> Iterator[NDArray[np.uint8]]:
     """Yield an output's rows, strip by strip; of the mask, 0, 1 or NODATA for each quantised probability."""
-    for _, quanta in rows.strips(output.plane):
+    for row, stored in rows.strips(output.plane):
+        quanta = stored if output == UNCUT else _shown(row, stored, ground)
         if output != MASK:
             yield quanta
             continue

@@ -52,6 +52,9 @@ FillWindow = Callable[[Window, NDArray[np.uint8], NDArray[np.bool_]], None]
 """Fills pixels (bands, rows, cols) and valid (rows, cols) with a window of the grid that is run."""
 T = TypeVar("T")
 END = object()
+REACH_PX = 2
+"""Pixels of the grid that is run by which windows are wider when it is asked whether they matter for some ground: those
+of the scene's own grid lie between two of them."""
 READ_DEPTH, WRITE_DEPTH = 2, 1
 """How many batches are read ahead, and how many strips wait to be written."""
 
@@ -102,7 +105,8 @@ def read_batches(
     validity: Validity,
     fill: FillWindow | None = None,
 ) -> Generator[WindowBatch]:
-    """Yield the scene's windows in batches, using `buffers` in turn; windows without a valid pixel are left out.
+    """Yield the scene's windows in batches, using `buffers` in turn; windows without a valid pixel are left out, and
+    those that lie off the ground that is asked for.
 
     For every strip of the schedule, in order, `validity` receives which of its pixels are valid, bool [rows, width], or
     None when all are, before any batch that holds a window of a later row. `fill` takes the place of the scene's file.
@@ -118,7 +122,10 @@ def read_batches(
         for band in bands:
             for strip in schedule.strips(band.row):
                 validity.put(_strip(placement, schedule, strip, band, scene))
+            wanted = wanted_windows(placement, lattice, band.row)
             for col, left in enumerate(lattice.starts()):
+                if not wanted[col]:
+                    continue
                 window = np.s_[..., left : left + lattice.size]
                 if not band.whole and not band.valid[window].any():
                     continue
@@ -133,6 +140,18 @@ def read_batches(
                     places, masked, turn = [], [], (turn + 1) % len(buffers)
         if places:
             yield _filled(buffers[turn], places, masked)
+
+
+def wanted_windows(placement: ScenePlacement, lattice: Lattice, row: int) -> NDArray[np.bool_]:
+    """Return which windows of a row touch the ground that is asked for, or its margin."""
+    ground, size, factor = placement.ground, lattice.size, placement.factor
+    if ground is None:
+        return np.ones(len(lattice.across), dtype=np.bool_)
+    left = lattice.first_col + np.array(lattice.starts())
+    top = np.full(len(left), row * lattice.rows.step)
+    sides = np.stack([left - REACH_PX, top - REACH_PX, left + size + REACH_PX, top + size + REACH_PX], axis=1)
+    origin = placement.col, placement.row, placement.col, placement.row
+    return ground.near_windows(sides * factor - origin)
 
 
 def _filled(batch: WindowBatch, places: Sequence[tuple[int, int]], masked: Sequence[bool]) -> WindowBatch:
@@ -153,7 +172,19 @@ def is_read_twice(placement: ScenePlacement) -> bool:
 def _strip(
     placement: ScenePlacement, schedule: Schedule, strip: tuple[int, int], band: _Band, scene: DatasetReader | None
 ) -> NDArray[np.bool_] | None:
-    """Return which pixels of a finished strip are valid, None for all of them."""
+    """Return which pixels of a finished strip are valid, near the ground asked for if any is; None for all of them."""
+    valid = _strip_data(placement, schedule, strip, band, scene)
+    if placement.ground is None:
+        return valid
+    window = Window(0, strip[0], placement.source.box.width, strip[1] - strip[0])
+    near = placement.ground.near.burn(window)
+    return near if valid is None else valid & near
+
+
+def _strip_data(
+    placement: ScenePlacement, schedule: Schedule, strip: tuple[int, int], band: _Band, scene: DatasetReader | None
+) -> NDArray[np.bool_] | None:
+    """Return which pixels of a finished strip have data, None for all of them."""
     if placement.factor == 1:
         start, stop = (row + placement.row - band.top for row in strip)
         left = placement.col - schedule.lattice.first_col

@@ -30,6 +30,7 @@ from aerialseg.files import (
     require_space,
     sweep,
 )
+from aerialseg.geo.areas import read_area
 from aerialseg.geo.ownership import check_overwrite
 from aerialseg.models.package import find_model, read_model
 from aerialseg.prediction.arrays import Model
@@ -105,8 +106,7 @@ def predict_scenes(
     StorageError when the disk is full, and Stopped; the same call then goes on behind the last finished rows.
 
     Example:
-        >>> scenes = aerialseg.find_scenes(["scenes"])
-        >>> report = aerialseg.predict_scenes(scenes, Path("runs/town"), Path("out"))
+        >>> report = aerialseg.predict_scenes(aerialseg.find_scenes(["scenes"]), Path("runs/town"), Path("out"))
         >>> report.raise_failures()
         >>> [str(scene.outputs["mask"]) for scene in report.scenes]
         ['out/austin6.tif', 'out/vienna1.tif']
@@ -122,10 +122,12 @@ def predict_scenes(
     with locked(out, shared=options.shard is not None, on_exclusive=alone, waiting=waiting):
         check_overwrite(out / report_name(options.shard), "predict report", overwrite=options.overwrite)
         read = model if isinstance(model, Model) else read_model(model)
-        run = Run(file, read.digest(), read.card, out, options, progress)
+        area = None if options.area is None else read_area(options.area)
+        run = Run(file, read.digest(), read.card, out, options, progress, area=area)
         check_window(run.card, run.window)
         note_views(run)
         placements, failures = check_scenes(run, scenes)
+        scenes = [scene for scene in scenes if scene.image in placements or scene.image in failures]
         share = share_out(placements, run.window, run.overlap, options.shard)
         mine = _own_scenes(run, scenes, share)
         for scene in mine:
@@ -421,12 +423,12 @@ def _write_rasters(run: Run, job: SceneJob, result: SceneResult, rows: StoredRow
     if (changed := run.changed(job.placement)) is not None:
         rows.remove()
         raise changed
-    counts = count_pixels(rows, threshold, seams)
+    counts = count_pixels(rows, threshold, seams, job.placement.ground)
     tags = output_tags(key, run.model_hash, threshold, counts)
     overwrite = run.options.overwrite
     foreign = check_rasters(job.files, overwrite=overwrite)
     refuse_edited([path for path in job.files.values() if state_of(path) == "edited"], overwrite=overwrite)
-    hashes, warnings = finish(rows, job.files, job.box, tags, threshold=threshold, replace_sides=foreign)
+    hashes, warnings = finish(rows, job.files, job.placement, tags, threshold=threshold, replace_sides=foreign)
     rows.remove()
     if not counts[0]:
         warnings = (*warnings, f"{one_line(image)}: has no valid pixel; its mask is all nodata")

@@ -97,7 +97,7 @@ def predicted(source: Source, given: argparse.Namespace, folder: Path, forward: 
     counts = count_pixels(rows, 0.5, SeamCounter(canvas, given.window, forward.settings.overlap))
     counted = time.perf_counter()
     files = {MASK: folder / "mask.tif"}
-    finish(rows, files, box, output_tags(digest, digest, 0.5, counts), threshold=0.5, replace_sides=False)
+    finish(rows, files, canvas, output_tags(digest, digest, 0.5, counts), threshold=0.5, replace_sides=False)
     rows.remove()
     return {**stages, "counting_s": counted - hashed, "cog_s": time.perf_counter() - counted}
 

@@ -118,6 +118,36 @@ def test_a_labelled_area_goes_with_true_masks_too(
     assert json.loads(out)["overall"]["uncounted_share"] == pytest.approx(68 / 128)
 
 
+def test_an_area_is_all_that_is_counted_and_shares_ground_with_what_was_labelled(
+    tmp_path: Path, houses: gpd.GeoDataFrame, run: Run, mask_file: Write
+) -> None:
+    houses.to_file(tmp_path / "truth.gpkg")
+    mask_file(tmp_path / "gt/x.tif", burn(houses))
+    for name, sides in (("a", (0, 50, 18, 30)), ("labelled", (6, 50, 50, 0)), ("far", (9000, 50, 9010, 0))):
+        west, north, east, south = sides
+        ground = box(EAST + west, NORTH - north, EAST + east, NORTH - south)
+        gpd.GeoDataFrame({"name": [name]}, geometry=[ground], crs="EPSG:26914").to_file(tmp_path / f"{name}.gpkg")
+    with rasterio.open(tmp_path / "out/x.tif") as source:
+        prediction = source.read(1)
+    row, col = np.indices((128, 128))
+    within, labelled = (row >= 100) & (col < 60), col >= 20
+    for truth in ("gt", "truth.gpkg"):
+        command = ("evaluate", tmp_path / "out", "--masks", tmp_path / truth, "--json")
+        for more, known in (((), within), (("--labelled-area", tmp_path / "labelled.gpkg"), within & labelled)):
+            code, out, err = run(*command, "--area", tmp_path / "a.gpkg", "--area-where", "name = 'a'", *more)
+            assert code == 0, err
+            found = json.loads(out)["overall"]
+            assert {name: found[name] for name in ("tp", "fp", "fn", "tn")} == counts(prediction, burn(houses), known)
+            assert "area: only the ground of" in err
+        code, _, err = run(*command, "--aoi", tmp_path / "far.gpkg")
+        assert code == 66
+        assert "meets no prediction: polygons lie at longitude" in err
+    command = ("evaluate", tmp_path / "out", "--masks", tmp_path / "gt")
+    assert run(*command, "--area", "3,2,1")[0] == 66
+    assert run(*command, "--area", "3,2,1,4")[0] == 2
+    assert run(*command, "--area-where", "name = 'a'")[0] == 2
+
+
 def test_what_cannot_be_meant_is_refused(
     tmp_path: Path, houses: gpd.GeoDataFrame, run: Run, mask_file: Write, scene_file: Write
 ) -> None:

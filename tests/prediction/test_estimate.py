@@ -9,6 +9,7 @@ import pytest
 from told import Told
 
 from aerialseg.errors import NoInputError, UsageError
+from aerialseg.geo.areas import AreaOptions
 from aerialseg.geo.scenes import find_scenes
 from aerialseg.prediction.estimate import estimate
 from aerialseg.prediction.options import PredictOptions, Shard
@@ -53,6 +54,25 @@ def test_the_windows_are_those_that_predict_then_looks_at(
     assert written > 0
     assert found.disk_bytes > 0.1 * found.mpx * 1e6
     assert not (tmp_path / "not").exists()
+
+
+def test_an_area_is_counted_by_its_ground(tmp_path: Path, scene_file: Callable[..., Path], model: Path) -> None:
+    scene_file(tmp_path / "scenes" / "a.tif", size=(640, 640))
+    left, top = 616000.0, 3347000.0
+    ring = [(left + 3, top - 3), (left + 33, top - 3), (left + 33, top - 33), (left + 3, top - 33), (left + 3, top - 3)]
+    crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::26914"}}
+    feature = {"type": "Feature", "properties": {}, "geometry": {"type": "Polygon", "coordinates": [ring]}}
+    file = tmp_path / "area.geojson"
+    file.write_text(json.dumps({"type": "FeatureCollection", "crs": crs, "features": [feature]}))
+    chosen = PredictOptions(device="cpu", batch=2, area=AreaOptions(str(file), margin_m=3))
+    found = estimate(find_scenes([tmp_path / "scenes"]), model, tmp_path, chosen)
+    (done,) = predict_scenes(find_scenes([tmp_path / "scenes"]), model, tmp_path / "out", chosen).scenes
+    assert found.windows == done.windows_run < (done.windows or 0)
+    assert found.asked_km2 == pytest.approx(0.0009)
+    assert found.run_km2 is not None and found.skipped_km2 is not None
+    assert found.run_km2 + found.skipped_km2 == pytest.approx((640 * 0.3) ** 2 / 1e6)
+    assert found.asked_km2 < found.run_km2 < found.skipped_km2
+    assert found.rows()[1] == ["area", "0.0009 km2 asked, 0.00196 run, 0.0349 skipped"]
 
 
 def test_more_work_takes_more_windows_and_more_disk(tmp_path: Path, scenes: Path, model: Path) -> None:

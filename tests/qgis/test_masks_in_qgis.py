@@ -58,7 +58,7 @@ def predicted(image: Path, out: Path, name: str) -> Path:
     rows = StoredRows(out, name, source.box.height, source.box.width)
     forward = Forward(Segmenter(Rule(), [0.0] * 3, [1.0] * 3), EngineSettings(64, 0.25, 4, torch.device("cpu")))
     predict_scene(forward, ScenePlacement.alone(source), rows.write(rows.begin(), Future()))
-    finish(rows, files, source.box, {"AERIALSEG_KEY": "x"}, threshold=0.5, replace_sides=False)
+    finish(rows, files, ScenePlacement.alone(source), {"AERIALSEG_KEY": "x"}, threshold=0.5, replace_sides=False)
     return files[MASK]
 
 

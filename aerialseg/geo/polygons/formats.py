@@ -60,22 +60,22 @@ def polygon_bytes(suffix: str, pixels: int) -> int:
     return int(LEAST_BYTES + PIXEL_BYTES[suffix] * pixels)
 
 
-def create_buildings(temporary: Path, final: Path, digest: str) -> BuildingFile:
+def create_buildings(temporary: Path, final: Path, digest: str, *, inside: bool = False) -> BuildingFile:
     """Begin the file that the suffix asks for at `temporary`, which exists and is empty; `final` is for messages.
 
     Its mark holds `digest`, which says what it was made from, and room for the digest of its content, which
-    `ownership.embed_digest_in` puts there at last.
+    `ownership.embed_digest_in` puts there at last. `inside` says whether footprints come with that column.
     """
     mark = f"{BUILDINGS}:{digest} {PLACEHOLDER}"
     match final.suffix.lower():
         case ".gpkg":
-            return GeoPackage(temporary, final, mark)
+            return GeoPackage(temporary, final, mark, inside=inside)
         case ".fgb":
-            return FlatGeobuf(temporary, final, mark)
+            return FlatGeobuf(temporary, final, mark, inside=inside)
         case ".geojson":
             return GeoJson(temporary, mark)
         case ".parquet":
-            return GeoParquet(temporary, mark)
+            return GeoParquet(temporary, mark, inside=inside)
     raise UsageError(f"{one_line(final)}: {final.suffix or 'no suffix'} is not one of {', '.join(SUFFIXES)}")
 
 
@@ -117,8 +117,8 @@ class GeoJson:
 class GeoParquet:
     """Version 1.1 of the format, geometry as WKB."""
 
-    def __init__(self, temporary: Path, mark: str) -> None:
-        self._path, self._mark = temporary, mark
+    def __init__(self, temporary: Path, mark: str, *, inside: bool) -> None:
+        self._path, self._mark, self._inside = temporary, mark, inside
         self._sink: Any = None
         self._writer: Any = None
 
@@ -130,6 +130,7 @@ class GeoParquet:
         about = {"version": "1.1.0", "primary_column": "geometry", "columns": columns}
         fields = [("id", pyarrow.string()), ("scene", pyarrow.string()), ("area_m2", pyarrow.float64()),
                   ("probability", pyarrow.float64()), ("taken", pyarrow.date32()), ("taken_from", pyarrow.string()),
+                  *([("inside", pyarrow.float64())] if self._inside else []),
                   ("geometry", pyarrow.binary())]  # fmt: skip
         metadata = {"geo": json.dumps(about), "made_by": self._mark}
         self._schema = pyarrow.schema(fields, metadata=metadata)
@@ -207,14 +208,14 @@ def _pyarrow() -> tuple[Any, Any]:
 class GeoPackage:
     """One layer after another, with a spatial index."""
 
-    def __init__(self, temporary: Path, final: Path, mark: str) -> None:
-        self._path, self._final, self._mark = temporary, final, mark
+    def __init__(self, temporary: Path, final: Path, mark: str, *, inside: bool) -> None:
+        self._path, self._final, self._mark, self._inside = temporary, final, mark, inside
         self._layer, self._crs, self._rows = "", "", 0
 
     def begin_layer(self, name: str, crs: CRS) -> None:
         """Create a layer with all of its columns."""
         self._layer, self._crs = name, crs.to_wkt()
-        self._write(join_footprints([]), self._mark)
+        self._write(join_footprints([], inside=self._inside), self._mark)
 
     def add(self, footprints: Footprints) -> None:
         """Append rows."""
@@ -240,11 +241,11 @@ class GeoPackage:
 class FlatGeobuf:
     """A GeoPackage beside it first, for the format is written in one go; then copied in a stream."""
 
-    def __init__(self, temporary: Path, final: Path, mark: str) -> None:
+    def __init__(self, temporary: Path, final: Path, mark: str, *, inside: bool) -> None:
         self._path, self._final, self._mark = temporary, final, mark
         self._staging = temporary.with_suffix(".gpkg")
         self._staging.touch()
-        self._package = GeoPackage(self._staging, final, mark)
+        self._package = GeoPackage(self._staging, final, mark, inside=inside)
         self._layer, self._crs = "", ""
 
     def begin_layer(self, name: str, crs: CRS) -> None:

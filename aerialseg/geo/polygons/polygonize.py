@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pyproj import CRS
 from pyproj.exceptions import CRSError
 
+from aerialseg.counts import NODATA
 from aerialseg.errors import BadDataError, NoInputError, OutputError, UsageError, counted, folded, one_line
 from aerialseg.files import (
     TEMPORARY,
@@ -29,12 +30,13 @@ from aerialseg.files import (
     staged,
 )
 from aerialseg.geo.adjacency import connect_grids
+from aerialseg.geo.areas import read_area
 from aerialseg.geo.dates import NO_DATES, DateOptions, note_of_tiff, read_dates, when_taken
 from aerialseg.geo.datum import datum_note
 from aerialseg.geo.digest import content_digest, seen, what_changed
 from aerialseg.geo.geobox import GeoBox, by_horizontal, check_same_grid, heights_notes
 from aerialseg.geo.geopackage import is_open_elsewhere
-from aerialseg.geo.masks import decide_rule
+from aerialseg.geo.masks import ResolvedRule, decide_rule
 from aerialseg.geo.opening import open_raster
 from aerialseg.geo.outputs import is_of_another_run, kind_of, left_out_note
 from aerialseg.geo.ownership import check_overwrite, embed_digest_in, mark_of, owner_of
@@ -42,14 +44,15 @@ from aerialseg.geo.polygons.formats import SUFFIXES, create_buildings, polygon_b
 from aerialseg.geo.polygons.shape import MetricFrame, Overlaps, ShapeCounts, Shaping, footprints, gather
 from aerialseg.geo.polygons.trace import PlacedMask, Tracer, read_corners
 from aerialseg.geo.scenes import find_scenes, pair_by_name
+from aerialseg.geo.vectors import datum_notes, places
 from aerialseg.progress import Silent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from aerialseg.geo.areas import Area, AreaOptions
     from aerialseg.geo.dates import DatePolygons, Taken
-    from aerialseg.geo.masks import ResolvedRule
     from aerialseg.geo.polygons.formats import BuildingFile
     from aerialseg.geo.polygons.shape import Footprints
     from aerialseg.progress import Progress
@@ -76,6 +79,8 @@ class MaskLayer:
     probability: Path | None = None
     image: Path | None = None
     """The scene itself, where it is at hand: its header and its STAC item say when it was taken."""
+    threshold: int | None = None
+    """Where the mask is quantised probabilities: this value and above is building."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +91,7 @@ class PolygonOptions:
 
     Example:
         >>> aerialseg.PolygonOptions(min_area_m2=10, regularise=True)
-        PolygonOptions(min_area_m2=10, crs=None, simplify_m=0.0, regularise=True, dates=DateOptions(...))
+        PolygonOptions(min_area_m2=10, crs=None, simplify_m=0.0, regularise=True, ...)
     """
 
     min_area_m2: float | None = 0.0
@@ -98,6 +103,8 @@ class PolygonOptions:
     regularise: bool = False
     dates: DateOptions = NO_DATES
     """What is known of when the scenes were taken."""
+    area: AreaOptions | None = None
+    """Only buildings of this ground, after they were traced."""
 
     def __post_init__(self) -> None:
         for name, value in (("--min-area-m2", self.min_area_m2), ("--simplify", self.simplify_m)):
@@ -215,7 +222,8 @@ def write_buildings(
     Attributes: `id` (scene:row:column of the first pixel, the same whatever other scenes there are), `scene` (where
     that pixel lies), `area_m2` (of the polygon as written, measured in the scene's CRS before any reprojection to
     --crs; --min-area-m2 looks at the area before simplifying), `probability` (mean over the pixels, 0 to 1, or null),
-    `taken` (the day on which the ground was seen, or null) and `taken_from`.
+    `taken` (the day on which the ground was seen, or null) and `taken_from`; with an area `inside`, the share of the
+    outline that lies in it.
     Order: by mosaics of touching scenes as given, from the top down. A GeoPackage has one layer for each CRS, GeoJSON
     is in WGS 84. A file made from the same contents and options is left alone, and so is one that was edited since or
     that another program has open; `overwrite` replaces it unless it is open. Memory: 500 MB for 20000x20000 pixels with
@@ -233,7 +241,8 @@ def write_buildings(
     dates = read_dates(options.dates)
     mosaics = group_masks([check_mask(layer, max_pixels, options.dates) for layer in layers])
     tables = _by_layer(mosaics, target, crs)
-    digest = _digest(layers, target, options, [mask.taken for mosaic in mosaics for mask in mosaic], dates)
+    area = _area_over(options.area, [mask for mosaic in mosaics for mask in mosaic])
+    digest = _digest(layers, target, options, [mask.taken for mosaic in mosaics for mask in mosaic], dates, area)
     if mark == digest and not overwrite:
         return BuildingsReport(target, done_before=True)
     if not overwrite and (reason := _reason_to_stay(target, overwrite=overwrite)) is not None:
@@ -241,16 +250,16 @@ def write_buildings(
     pixels = sum(mask.box.height * mask.box.width for mosaic in mosaics for mask in mosaic)
     require_space(target.parent, polygon_bytes(target.suffix.lower(), pixels))
     with _own_advice():
-        rule = decide_rule([layer.mask for layer in layers])
+        rule = _rule_of(layers)
     dated = note_of_tiff(mask.taken for mosaic in mosaics for mask in mosaic)
     heights = heights_notes([(one_line(mask.mask), mask.crs) for mosaic in mosaics for mask in mosaic])
-    notes = (*heights, *_datum_notes(mosaics, crs), *([dated] if dated else []))
+    notes = (*heights, *_datum_notes(mosaics, crs, area), *([dated] if dated else []))
     for warning in (*rule.warnings, *notes):
         progress.say(warning)
-    shaping = Shaping(options.min_area_m2, options.simplify_m, options.regularise, crs, dates)
+    shaping = Shaping(options.min_area_m2, options.simplify_m, options.regularise, crs, dates, area)
     counts = ShapeCounts()
     with staged(target) as temporary, _cleared(temporary):
-        file = create_buildings(temporary, target, digest)
+        file = create_buildings(temporary, target, digest, inside=area is not None)
         _write(file, tables, rule, shaping, counts, progress)
         if (changed := what_changed(looks, "traced")) is not None:
             raise changed
@@ -296,8 +305,8 @@ def group_masks(masks: Sequence[PlacedMask]) -> list[Mosaic]:
     mosaics: dict[int, Mosaic] = {}
     for members in by_horizontal(placed.crs for placed in masks):
         boxes = [masks[index].box for index in members]
-        for places in connect_grids(boxes, GRID_TOLERANCE, corners=False, overlaps=True)[0]:
-            own = sorted((members[index], place) for index, place in places.items())
+        for found in connect_grids(boxes, GRID_TOLERANCE, corners=False, overlaps=True)[0]:
+            own = sorted((members[index], place) for index, place in found.items())
             mosaics[own[0][0]] = tuple(replace(masks[index], row=row, col=col) for index, (row, col) in own)
     return [mosaics[first] for first in sorted(mosaics)]
 
@@ -312,6 +321,26 @@ def _mark_of_older(layers: Sequence[MaskLayer], target: Path, *, overwrite: bool
     if overwrite:
         _require_replaceable(target, overwrite=overwrite)
     return mark_of(target, "buildings")
+
+
+def _area_over(options: AreaOptions | None, masks: Sequence[PlacedMask]) -> Area | None:
+    """Return the area that is asked for; raises NoInputError when it meets none of the masks."""
+    if options is None:
+        return None
+    area = read_area(options)
+    if not any(area.on(one_line(mask.mask), mask.box).met for mask in masks):
+        where = places([area.layer], [mask.box for mask in masks], "masks")
+        raise NoInputError(f"--area {area.layer.name}: meets no mask: {where}")
+    return area
+
+
+def _rule_of(layers: Sequence[MaskLayer]) -> ResolvedRule:
+    """Return what the masks' values mean."""
+    thresholds = {layer.threshold for layer in layers}
+    if thresholds == {None}:
+        return decide_rule([layer.mask for layer in layers])
+    (threshold,) = thresholds
+    return ResolvedRule((), (NODATA,), threshold)
 
 
 def _write(
@@ -373,12 +402,14 @@ def _target_crs(target: Path, options: PolygonOptions) -> CRS | None:
     return CRS.from_user_input(WGS84)
 
 
-def _datum_notes(mosaics: Sequence[Mosaic], crs: CRS | None) -> list[str]:
-    """Say of each CRS of the masks whose way to `crs` is worse than a pixel for want of a grid."""
+def _datum_notes(mosaics: Sequence[Mosaic], crs: CRS | None, area: Area | None) -> list[str]:
+    """Say of each CRS of the masks whose way to `crs`, or from the area's, is worse than a pixel for want of a grid."""
     boxes = {
         mask.crs.to_wkt(): (one_line(mask.mask), mask.box) for mosaic in reversed(mosaics) for mask in mosaic[::-1]
     }
     notes = [datum_note(name, box, crs, towards=True) for name, box in boxes.values()] if crs is not None else []
+    if area is not None:
+        notes += [*area.layer.warnings, *datum_notes([area.layer], [box for _, box in boxes.values()])]
     return folded(note for note in notes if note is not None)
 
 
@@ -406,6 +437,7 @@ def _digest(
     options: PolygonOptions,
     taken: Sequence[Taken],
     dates: DatePolygons | None,
+    area: Area | None,
 ) -> str:
     """Return a SHA-256 over all that decides the file's content; of options on dates, what they lead to counts."""
     contents = [
@@ -416,11 +448,13 @@ def _digest(
     described = {
         "format": FORMAT,
         "suffix": target.suffix.lower(),
-        "options": {name: value for name, value in asdict(options).items() if name != "dates"},
+        "options": {name: value for name, value in asdict(options).items() if name not in ("dates", "area")},
         "layers": contents,
     }
     if days is not None or any(each.day is not None for each in taken):
         described["taken"] = [(str(each.day), each.origin) for each in taken], days
+    if area is not None:
+        described["area"] = area.digest, area.keep
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 

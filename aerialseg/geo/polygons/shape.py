@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from aerialseg.geo.areas import Area
     from aerialseg.geo.dates import DatePolygons
     from aerialseg.geo.geobox import GeoBox
     from aerialseg.geo.polygons.trace import Outlines, PlacedMask
@@ -77,6 +78,8 @@ class Shaping:
     """The CRS they are written in; None: their own."""
     dates: DatePolygons | None = None
     """Ground whose day is known better than a scene's."""
+    area: Area | None = None
+    """Only buildings of this ground."""
 
     @property
     def changes(self) -> bool:
@@ -97,6 +100,8 @@ class Footprints:
     """The day, NaT where it is not known."""
     taken_from: NDArray[np.object_]
     shapes: Shapes
+    inside: NDArray[np.float64] | None = None
+    """The share of the outline, as it was traced, that lies in the area asked for; None without one."""
 
     def __len__(self) -> int:
         return len(self.id)
@@ -104,7 +109,8 @@ class Footprints:
     @property
     def columns(self) -> dict[str, NDArray[Any]]:
         """What a file has beside geometry, by column."""
-        return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "shapes"}
+        columns = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "shapes"}
+        return {name: column for name, column in columns.items() if column is not None}
 
 
 @dataclass(slots=True)
@@ -120,14 +126,14 @@ class ShapeCounts:
     """Left along the pixels' edges, because the regulariser made something else of them."""
 
 
-def join_footprints(parts: Sequence[Footprints]) -> Footprints:
-    """Return the footprints of all parts, in their order; of none, empty columns of the right types."""
+def join_footprints(parts: Sequence[Footprints], *, inside: bool = False) -> Footprints:
+    """Return the footprints of all parts, in their order; of none, empty columns of the right types, `inside` too."""
     empty = {"area_m2": np.empty(0), "probability": np.empty(0), "taken": np.empty(0, dtype="datetime64[D]")}
     nothing = np.empty(0, dtype=object)
-    names = [each.name for each in fields(Footprints)]
-    return Footprints(
-        *(np.concatenate([empty.get(name, nothing), *(getattr(part, name) for part in parts)]) for name in names)
-    )
+    names = [each.name for each in fields(Footprints) if each.name != "inside"]
+    shares = [part.inside for part in parts if part.inside is not None]
+    columns = (np.concatenate([empty.get(name, nothing), *(getattr(part, name) for part in parts)]) for name in names)
+    return replace(Footprints(*columns), inside=np.concatenate([np.empty(0), *shares]) if shares or inside else None)
 
 
 class Overlaps:
@@ -224,9 +230,15 @@ def footprints(
     shapes = _polygons(outlines, mosaic, owner)
     known = np.where(outlines.sums[1] > 0, outlines.sums[1], np.nan)
     probability = np.round(outlines.sums[0] / known / QUANTA, 4)
+    share = np.full(len(outlines), np.nan)
     for number in np.unique(owner).tolist():
         placed = mosaic[number]
         frame, own = frames[placed.name], np.flatnonzero(owner == number)
+        if shaping.area is not None:
+            share[own], kept = shaping.area.shares(shapes[own], placed.box)
+            own = own[kept]
+            if not len(own):
+                continue
         areas = frame.area_m2(shapes[own])
         floor = _floor_m2(placed.box, frame) if shaping.min_area_m2 is None else shaping.min_area_m2
         large = areas >= floor
@@ -237,19 +249,35 @@ def footprints(
             closed = _close_holes(shapes, own, frame, floor)
             areas[closed] = frame.area_m2(shapes[own[closed]])
         for changed, failed in _shaped(shapes[own], frame, placed.box.gsd_m, shaping):
-            part = slice(start, start + len(changed))
+            part = np.arange(start, start + len(changed))
             start += len(changed)
             counts.unregularised += failed
             counts.kept += len(changed)
-            first = outlines.first[own[part]] - (placed.row, placed.col)
+            clipped = shaping.area is not None and shaping.area.keep == "clip"
+            if shaping.area is not None and clipped:
+                which, changed = shaping.area.clip(changed, placed.box)
+                part = part[which]
+            which = own[part]
             yield Footprints(
-                np.array([f"{placed.name}:{row}:{col}" for row, col in first.tolist()], dtype=object),
+                _identifiers(placed, outlines.first[which]),
                 np.full(len(changed), placed.name, dtype=object),
-                np.round(frame.area_m2(changed) if shaping.changes else areas[part], 3),
-                probability[own[part]],
-                *days_of_buildings(placed.taken, shaping.dates, shapes[own[part]], placed.box),
+                np.round(frame.area_m2(changed) if shaping.changes or clipped else areas[part], 3),
+                probability[which],
+                *days_of_buildings(placed.taken, shaping.dates, shapes[which], placed.box),
                 _finished(changed, frame, placed, shaping),
+                None if shaping.area is None else np.round(share[which], 4),
             )
+
+
+def _identifiers(placed: PlacedMask, first: NDArray[np.int64]) -> NDArray[np.object_]:
+    """Return scene:row:column of each building's first pixel; pieces of one that was cut are told apart by a number."""
+    seen: dict[str, int] = {}
+    found = []
+    for row, col in (first - (placed.row, placed.col)).tolist():
+        name = f"{placed.name}:{row}:{col}"
+        seen[name] = seen.get(name, 0) + 1
+        found.append(name if seen[name] == 1 else f"{name}:{seen[name]}")
+    return np.array([*found, None], dtype=object)[:-1]
 
 
 def _polygons(outlines: Outlines, mosaic: Sequence[PlacedMask], owner: NDArray[np.int64]) -> Shapes:
